@@ -1,0 +1,37 @@
+"""QTask delivers a request later: a program hands it a dict, it keeps it safe, waits, and delivers it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qtask.client import AsyncClient as AsyncClient
+    from qtask.client import Client as Client
+    from qtask.delivery.rq_function import deliver as deliver
+    from qtask.errors import NotFound as NotFound
+    from qtask.errors import QTaskError as QTaskError
+    from qtask.errors import Refused as Refused
+    from qtask.errors import Unavailable as Unavailable
+    from qtask.task import Task as Task
+
+__version__ = "0.1.0"
+
+# Names are looked up when first used: `qtask --help` must not pay for what it does not run.
+_HOMES = {
+    "AsyncClient": "qtask.client",
+    "Client": "qtask.client",
+    "NotFound": "qtask.errors",
+    "QTaskError": "qtask.errors",
+    "Refused": "qtask.errors",
+    "Task": "qtask.task",
+    "Unavailable": "qtask.errors",
+    "deliver": "qtask.delivery.rq_function",
+}
+__all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "deliver"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qtask' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

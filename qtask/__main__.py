@@ -1,0 +1,5 @@
+"""`python -m qtask` is the same as `qtask`."""
+
+from qtask.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""Every setting of QTask in one table, read from flags, the environment and `qtask.toml`, in that order.
+
+Each setting bears one name in all three: the field `http_port` below is `--http-port`, `QTASK_HTTP_PORT` and
+`http_port = …`. The one short form is `--redis` for `redis_url`. Nothing is read at import time.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from qtask.errors import ConfigError
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+FILE_NAME = "qtask.toml"
+
+
+def _setting(default: Any, about: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"about": about, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one process; each field's `about` says what it is and in which unit."""
+
+    redis_url: str = _setting("", f"address of Redis; empty: `up` starts its own, others use {DEFAULT_REDIS_URL}")
+    host: str = _setting("127.0.0.1", "address on which the gateway listens")
+    port: int = _setting(5123, "port of the gateway's socket; 0 lets the system choose", 0, 65535)
+    http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
+    workers: int = _setting(1, "worker processes that `up` starts", 1, 256)
+    concurrency: int = _setting(1000, "deliveries in flight in one worker process", 1, 50_000)
+    data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
+    pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
+    queue: str = _setting("qtask", "name of the RQ queue")
+    max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
+    max_connections: int = _setting(4_096, "connections that the gateway serves at once", 1, 1_000_000)
+    idle_seconds: float = _setting(300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400)
+    history_keep: int = _setting(10_000, "finished tasks that are kept", 0, 10_000_000)
+    history_seconds: int = _setting(86_400, "seconds for which finished tasks are kept", 1, 31_536_000)
+    stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
+    stats_seconds: int = _setting(604_800, "seconds for which outcomes count in statistics", 1, 31_536_000)
+    log_level: str = _setting("info", "debug, info, warning or error")
+    log_format: str = _setting("auto", "human, json, or auto: human on a terminal, else json")
+
+    @property
+    def redis(self) -> str:
+        """The address of Redis, with the default filled in."""
+        return self.redis_url or DEFAULT_REDIS_URL
+
+    @property
+    def pipes(self) -> Path:
+        """The folder of the pipes, with the default filled in."""
+        return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
+
+
+def environment_name(name: str) -> str:
+    """`http_port` → `QTASK_HTTP_PORT`."""
+    return f"QTASK_{name.upper()}"
+
+
+def flag_name(name: str) -> str:
+    """`http_port` → `--http-port`; `redis_url` → `--redis`."""
+    return "--redis" if name == "redis_url" else "--" + name.replace("_", "-")
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
+) -> Config:
+    """Puts the settings together: flags first, then the environment, then the file, then the defaults.
+
+    Args:
+        flags: settings by field name; None as a value means that the flag was not given.
+        environment: as `os.environ`, which is the default.
+        file: path of a TOML file; None reads `QTASK_CONFIG`, else `qtask.toml` where it exists.
+
+    Raises `ConfigError`, which names the setting, where it came from and what it may be.
+    """
+    environment = os.environ if environment is None else environment
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    path = file or environment.get("QTASK_CONFIG") or (FILE_NAME if Path(FILE_NAME).is_file() else None)
+    stored = _read_file(Path(path)) if path else {}
+    values: dict[str, Any] = {}
+    for setting in fields(Config):
+        name = setting.name
+        if name in given:
+            values[name] = _convert(name, given[name], flag_name(name))
+        elif environment_name(name) in environment:
+            values[name] = _convert(name, environment[environment_name(name)], environment_name(name))
+        elif name in stored:
+            values[name] = _convert(name, stored[name], f"{name} in {path}")
+    return Config(**values)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {path} is not TOML: {error}") from None
+    known = {setting.name for setting in fields(Config)}
+    for name in stored:
+        if name not in known:
+            raise ConfigError(f"{name!r} in {path} is no setting; the settings are: {', '.join(sorted(known))}")
+    return stored
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    setting = next(setting for setting in fields(Config) if setting.name == name)
+    wanted: Any = type(setting.default)
+    if wanted is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{source} must be text, got {value!r}")
+        return value
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        converted = wanted(value)
+        if wanted is int and isinstance(value, float) and value != converted:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ConfigError(f"{source} must be {'a whole number' if wanted is int else 'a number'}, got {value!r}") from None
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    if not low <= converted <= high:
+        raise ConfigError(f"{source} must be from {low:g} to {high:g}, got {value!r}")
+    return converted

@@ -1,0 +1,1 @@
+"""Deliveries, one module a kind of address."""

@@ -1,0 +1,63 @@
+"""Task ids: twelve characters that sort by time and cannot collide.
+
+An id is seven characters of milliseconds, three of the node (a number that Redis hands out once to each
+process that accepts tasks) and two of a sequence within the millisecond. The alphabet is in ASCII order, so
+that ids sort as their instants do, and holds only what RQ allows in a job id.
+"""
+
+from __future__ import annotations
+
+import time
+
+_ALPHABET = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
+_SEQUENCE_LIMIT = 64**2
+NODE_LIMIT = 64**3
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+
+def _encode(number: int, length: int) -> str:
+    letters = []
+    for _ in range(length):
+        number, digit = divmod(number, 64)
+        letters.append(_ALPHABET[digit])
+    return "".join(reversed(letters))
+
+
+class IdSource:
+    """Makes ids for one process.
+
+    Args:
+        node: the number of this process, unique among all that accept tasks on one Redis.
+    """
+
+    def __init__(self, node: int) -> None:
+        self._node = _encode(node % NODE_LIMIT, 3)
+        self._millisecond = 0
+        self._sequence = 0
+        self._prefix = ""
+
+    def next(self) -> str:
+        """Returns a new id; a clock that stands still or steps back borrows from the milliseconds to come."""
+        now = time.time_ns() // 1_000_000
+        if now > self._millisecond:
+            self._start(now)
+        elif self._sequence == _SEQUENCE_LIMIT:
+            self._start(self._millisecond + 1)
+        made = self._prefix + _PAIRS[self._sequence]
+        self._sequence += 1
+        return made
+
+    def _start(self, millisecond: int) -> None:
+        self._millisecond = millisecond
+        self._sequence = 0
+        self._prefix = _encode(millisecond, 7) + self._node
+
+
+def instant_of(task_id: str) -> float | None:
+    """Unix seconds (to the millisecond) at which an id was made, or None for an id that QTask did not make."""
+    if len(task_id) != 12 or any(letter not in _ALPHABET for letter in task_id):
+        return None
+    number = 0
+    for letter in task_id[:7]:
+        number = number * 64 + _ALPHABET.index(letter)
+    return number / 1000

@@ -1,0 +1,99 @@
+"""What `address.link` may be, one reader a kind of link. Pure: nothing is resolved or opened here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from qtask.errors import Refused
+
+FIELD = "address.link"
+MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
+
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[1-9][0-9]{0,4})?([/?][!-~]*)?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+_UNSAFE = re.compile(r"[\x00-\x20\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class SocketLink:
+    """Where a socket delivery goes: `host` and `port`, or the `path` of a unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+
+def check_http(link: str) -> str:
+    """Returns an http or https URL as it came. Raises `Refused` when it is none."""
+    _check_length(link)
+    match = _PLAIN_URL.fullmatch(link)
+    if match is not None:
+        _check_port((match[1] or ":80")[1:], link)
+        return link
+    if not link.startswith(("http://", "https://")):
+        raise Refused("invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}")
+    if _UNSAFE.search(link):
+        raise Refused("invalid_value", FIELD, "a link holds no spaces or control characters; write them as %20 and the like")
+    try:
+        parts = urlsplit(link)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL: {error}") from None
+    if not host:
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
+    if port is not None:
+        _check_port(str(port), link)
+    return link
+
+
+def parse_socket(link: str) -> SocketLink:
+    """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
+    _check_length(link)
+    if link.startswith("unix:"):
+        path = link[5:]
+        if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+            raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}")
+        return SocketLink("", 0, path)
+    host, colon, port = link.rpartition(":")
+    if not colon:
+        raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {_cut(link)}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", host) or ":" not in host:
+            raise Refused("invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {_cut(link)}")
+    elif not _HOST.fullmatch(host):
+        raise Refused(
+            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {_cut(link)}"
+        )
+    return SocketLink(host, _check_port(port, link))
+
+
+def check_pipe(link: str) -> str:
+    """Returns the name of a pipe as it came. Raises `Refused` for what could leave the pipe folder."""
+    if not _PIPE_NAME.fullmatch(link):
+        raise Refused(
+            "invalid_value",
+            FIELD,
+            "the name of a pipe is 1 to 100 letters, digits, '-', '_' or '.', not beginning with '.', "
+            f"got {_cut(link)}",
+        )
+    return link
+
+
+def _check_length(link: str) -> None:
+    if len(link) > MAX_LENGTH:
+        raise Refused("too_large", FIELD, f"a link has at most {MAX_LENGTH} characters, got {len(link)}")
+
+
+def _check_port(port: str, link: str) -> int:
+    if not _PORT.fullmatch(port) or not 0 < int(port) < 65_536:
+        raise Refused("invalid_value", FIELD, f"a port is a number from 1 to 65535, got {_cut(link)}")
+    return int(port)
+
+
+def _cut(link: str) -> str:
+    return repr(link if len(link) <= 80 else link[:77] + "...")

@@ -1,0 +1,95 @@
+"""How a delivery ended. Pure; written by every kind of delivery, read by statistics and by people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+ANSWER_LIMIT_BYTES = 2_048  # of what the receiver answered, this much is kept
+READ_LIMIT_BYTES = 65_536  # of what the receiver answers, this much is read; then the connection is closed
+
+Status = Literal["delivered", "failed"]
+
+ErrorKind = Literal[
+    "dns",  # the host name leads nowhere
+    "connect",  # no connection: refused, unreachable, broken before an answer
+    "timeout",  # the receiver took longer than settings.timeout
+    "tls",  # the certificate or the handshake
+    "protocol",  # what came back is not the protocol
+    "redirect",  # too many redirects, or one that leads to no http(s) URL
+    "status",  # an HTTP status of 400 or more
+    "no_reader",  # a pipe that nobody reads
+    "refused",  # the stored dict is no task
+    "internal",  # a defect of QTask's own
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a receiver answered to a delivery that reached it.
+
+    Attributes:
+        code: the HTTP status; 0 for kinds that have none.
+        text: the beginning of the answer, at most `ANSWER_LIMIT_BYTES` as UTF-8.
+    """
+
+    code: int = 0
+    text: str = ""
+
+
+class Failure(Exception):
+    """A delivery that failed: its kind for programs, its words for people, and the answer if there was one."""
+
+    def __init__(self, kind: ErrorKind, message: str, answer: Answer | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.answer = answer or Answer()
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True):
+    """How one delivery ended.
+
+    Attributes:
+        status: `delivered` or `failed`.
+        started, ended: Unix seconds by Redis's clock.
+        lateness: seconds from due to the start of the first delivery; never negative.
+        duration: seconds from start to end.
+        attempt: 1 for the first delivery of a task.
+        code: HTTP status, 0 where there is none.
+        answer: the beginning of what the receiver answered.
+        error: kind of the failure, empty when delivered.
+        message: the failure in words.
+    """
+
+    status: Status
+    started: float
+    ended: float
+    lateness: float
+    duration: float
+    attempt: int = 1
+    code: int = 0
+    answer: str = ""
+    error: ErrorKind | Literal[""] = ""
+    message: str = ""
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """The outcome as JSON on one line."""
+    return msgspec.json.encode(outcome)
+
+
+_DECODER = msgspec.json.Decoder(Outcome)
+
+
+def decode_outcomes(lines: bytes) -> list[Outcome]:
+    """Outcomes from JSON lines, oldest first, as the `outcomes` field of a job holds them."""
+    return [_DECODER.decode(line) for line in lines.splitlines() if line]
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of an answer as text; what is not UTF-8 is shown as �."""
+    return body[:ANSWER_LIMIT_BYTES].decode("utf-8", "replace")

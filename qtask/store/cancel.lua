@@ -1,0 +1,27 @@
+-- Removes a task that is not being delivered: from the schedule, its queue, the finished or the dead.
+--
+-- KEYS[1]  schedule (sorted set)
+-- ARGV[1]  id
+-- ARGV[2]  prefix of job keys
+-- ARGV[3]  prefix of queue keys
+-- ARGV[4]  prefix of finished registries
+-- ARGV[5]  prefix of failed registries
+--
+-- Returns the status that the task had, 'started' when it is being delivered and so was left alone,
+-- or '' when there is no such task.
+local key = ARGV[2] .. ARGV[1]
+local job = redis.call('HMGET', key, 'status', 'origin', 'data')
+if not job[3] then
+  return ''
+end
+if job[1] == 'started' then
+  return 'started'
+end
+redis.call('ZREM', KEYS[1], ARGV[1])
+if job[1] == 'queued' then
+  redis.call('LREM', ARGV[3] .. job[2], 1, ARGV[1])
+end
+redis.call('ZREM', ARGV[4] .. job[2], ARGV[1])
+redis.call('ZREM', ARGV[5] .. job[2], ARGV[1])
+redis.call('UNLINK', key)
+return job[1]

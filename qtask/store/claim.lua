@@ -1,0 +1,32 @@
+-- Claims tasks from a queue for one worker: each gets a lease in RQ's started registry.
+--
+-- KEYS[1]  queue (list)
+-- KEYS[2]  started registry (sorted set)
+-- ARGV[1]  most tasks to claim
+-- ARGV[2]  prefix of job keys
+-- ARGV[3]  token of the worker, the execution id of its claims
+-- ARGV[4]  seconds of a lease beyond the task's own timeout
+-- ARGV[5]  seconds of timeout where the job names none
+-- ARGV[6]  seconds added to the score of a lease, so that RQ's own clean-up leaves it to us
+--
+-- Returns {now in Unix seconds, id, attempt, data, id, attempt, data, …}; attempt counts claims, from 1.
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local claimed, leases = {string.format('%.6f', now)}, {}
+for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
+  local key = ARGV[2] .. id
+  local job = redis.call('HMGET', key, 'data', 'attempt', 'timeout')
+  if job[1] then
+    local attempt = (tonumber(job[2]) or 0) + 1
+    redis.call('HSET', key, 'status', 'started', 'attempt', attempt)
+    leases[#leases + 1] = string.format('%.3f', now + (tonumber(job[3]) or ARGV[5]) + ARGV[4] + ARGV[6])
+    leases[#leases + 1] = id .. ':' .. ARGV[3]
+    claimed[#claimed + 1] = id
+    claimed[#claimed + 1] = attempt
+    claimed[#claimed + 1] = job[1]
+  end
+end
+if #leases > 0 then
+  redis.call('ZADD', KEYS[2], unpack(leases))
+end
+return claimed

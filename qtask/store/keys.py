@@ -1,0 +1,66 @@
+"""The name of every key that QTask uses in Redis; nothing else spells one out.
+
+RQ's and rq-scheduler's own keys come first: a task is an RQ job, and their tools read these.
+"""
+
+from __future__ import annotations
+
+# RQ and rq-scheduler
+JOB_PREFIX = "rq:job:"  # + id: hash, a job
+QUEUE_PREFIX = "rq:queue:"  # + queue: list of job ids
+QUEUES = "rq:queues"  # set of queue keys, which `rq info` lists
+SCHEDULE = "rq:scheduler:scheduled_jobs"  # sorted set, id by due
+SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqscheduler stays passive
+STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
+FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
+FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
+
+# QTask's own
+INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
+INBOX_GROUP = "qtask"  # its consumer group
+REFUSED = "qtask:refused"  # stream of refused dicts, bounded
+WAKE = "qtask:wake"  # channel: a task earlier than all before it was accepted
+NODES = "qtask:nodes"  # counter: a number for each process that makes ids
+WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
+COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
+STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
+GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
+
+GRAPH_SECONDS = 86_400
+REPLY_SECONDS = 60
+REFUSED_KEEP = 10_000
+
+
+def job(task_id: str) -> str:
+    """Key of a task's job hash."""
+    return JOB_PREFIX + task_id
+
+
+def queue(name: str) -> str:
+    """Key of a queue's list."""
+    return QUEUE_PREFIX + name
+
+
+def started(name: str) -> str:
+    """Key of a queue's started registry."""
+    return STARTED_PREFIX + name
+
+
+def finished(name: str) -> str:
+    """Key of a queue's finished registry."""
+    return FINISHED_PREFIX + name
+
+
+def failed(name: str) -> str:
+    """Key of a queue's failed registry, which holds the dead."""
+    return FAILED_PREFIX + name
+
+
+def stats(kind: str) -> str:
+    """Key of the statistics of one kind of address."""
+    return STATS_PREFIX + kind
+
+
+def graph(task_id: str) -> str:
+    """Key of a picture."""
+    return GRAPH_PREFIX + task_id

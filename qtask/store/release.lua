@@ -1,0 +1,43 @@
+-- Moves what is due from the schedule to its queues. Never early: due is compared with Redis's own clock.
+--
+-- KEYS[1]  schedule (sorted set)
+-- KEYS[2]  set of queue keys
+-- ARGV[1]  most jobs to move
+-- ARGV[2]  prefix of job keys
+-- ARGV[3]  prefix of queue keys
+--
+-- Returns {how many moved, seconds until the next is due ('' when none waits), id of a foreign job, …}.
+-- A foreign job is one that rq-scheduler's own API wrote (such jobs bear created_at, ours do not): it may
+-- repeat or carry a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[1])
+local by_queue, moved, foreign = {}, {}, {}
+for _, id in ipairs(ids) do
+  local key = ARGV[2] .. id
+  local job = redis.call('HMGET', key, 'origin', 'created_at')
+  if job[2] then
+    foreign[#foreign + 1] = id
+  else
+    moved[#moved + 1] = id
+    if job[1] then
+      redis.call('HSET', key, 'status', 'queued')
+      local queue = ARGV[3] .. job[1]
+      by_queue[queue] = by_queue[queue] or {}
+      table.insert(by_queue[queue], id)
+    end
+  end
+end
+for queue, queued in pairs(by_queue) do
+  redis.call('SADD', KEYS[2], queue)
+  redis.call('RPUSH', queue, unpack(queued))
+end
+if #moved > 0 then
+  redis.call('ZREM', KEYS[1], unpack(moved))
+end
+local wait = ''
+local head = redis.call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
+if head[2] then
+  wait = string.format('%.6f', math.max(0, head[2] - now))
+end
+return {#moved, wait, unpack(foreign)}

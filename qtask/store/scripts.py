@@ -1,0 +1,47 @@
+"""The Lua scripts by name. Each stands in a file of its own, which begins with its keys, arguments and reply."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import NoScriptError
+
+Value = str | bytes | int | float
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script: its text, and the SHA-1 under which Redis remembers it."""
+
+    name: str
+    text: bytes
+    sha: str
+
+    def run(self, redis: Redis, keys: list[str], arguments: list[Value]) -> Any:
+        """Runs the script in one round trip (two when Redis has forgotten it) and returns its reply."""
+        try:
+            return redis.evalsha(self.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+
+    async def run_async(self, redis: AsyncRedis, keys: list[str], arguments: list[Value]) -> Any:
+        """As `run`, for redis.asyncio."""
+        try:
+            return await redis.evalsha(self.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in `name.lua` of this folder."""
+    text = (_FOLDER / f"{name}.lua").read_bytes()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())

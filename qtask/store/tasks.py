@@ -1,0 +1,165 @@
+"""Looking at tasks and removing them: one by id, or a page of those in one state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import msgspec
+from redis import Redis
+
+from qtask.errors import NotFound, QTaskError, Refused
+from qtask.ids import instant_of
+from qtask.outcome import Outcome, decode_outcomes
+from qtask.store import keys
+from qtask.store.job import read_data
+from qtask.store.scripts import script
+
+State = Literal["scheduled", "queued", "started", "delivered", "dead"]
+STATES: tuple[State, ...] = get_args(State)
+
+_STATE_OF_STATUS: dict[str, State] = {
+    "scheduled": "scheduled",
+    "queued": "queued",
+    "started": "started",
+    "finished": "delivered",
+    "failed": "dead",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task as it stands in Redis.
+
+    Attributes:
+        id: its id.
+        state: where it is on its way.
+        queue: name of its RQ queue.
+        due: Unix seconds.
+        accepted: Unix seconds, None when the id is not one of QTask's making.
+        attempts: deliveries begun so far.
+        title, kind, link: of the dict.
+        task: the dict as JSON.
+        outcomes: of the deliveries that ended, oldest first.
+    """
+
+    id: str
+    state: State
+    queue: str
+    due: float
+    accepted: float | None
+    attempts: int
+    title: str
+    kind: str
+    link: str
+    task: msgspec.Raw
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def show(redis: Redis, task_id: str) -> TaskRecord:
+    """The task with this id. Raises `NotFound`."""
+    record = _record(task_id, redis.hmget(keys.job(task_id), *_FIELDS))
+    if record is None:
+        raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
+    return record
+
+
+def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50) -> list[TaskRecord]:
+    """Up to `limit` tasks in one state: what is due next comes first, of what has ended the newest."""
+    ids = _IDS[state](redis, queue, limit)
+    with redis.pipeline(transaction=False) as pipeline:
+        for task_id in ids:
+            pipeline.hmget(keys.job(task_id), *_FIELDS)
+        rows = pipeline.execute()
+    records = [_record(task_id, row) for task_id, row in zip(ids, rows, strict=True)]
+    return [record for record in records if record is not None]
+
+
+def count_tasks(redis: Redis, queue: str) -> dict[State, int]:
+    """How many tasks are in each state."""
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.zcard(keys.SCHEDULE)
+        pipeline.llen(keys.queue(queue))
+        pipeline.zcard(keys.started(queue))
+        pipeline.zcard(keys.finished(queue))
+        pipeline.zcard(keys.failed(queue))
+        return dict(zip(STATES, pipeline.execute(), strict=True))
+
+
+def cancel(redis: Redis, task_id: str) -> State:
+    """Removes a task that is not being delivered, and returns the state it was in.
+
+    Raises `NotFound`, or `QTaskError` while the task is being delivered.
+    """
+    arguments = [task_id, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX]
+    status = _text(script("cancel").run(redis, [keys.SCHEDULE], list(arguments)))
+    if not status:
+        raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
+    if status == "started":
+        raise QTaskError(f"task {task_id} is being delivered right now; cancel it when that has ended")
+    return _STATE_OF_STATUS.get(status, "scheduled")
+
+
+_FIELDS = ("data", "status", "origin", "attempt", "outcomes")
+
+
+def _record(task_id: str, row: Sequence[Any]) -> TaskRecord | None:
+    data, status, origin, attempt, outcomes = row
+    if data is None:
+        return None
+    try:
+        task, due = read_data(data)
+        body = msgspec.Raw(msgspec.json.encode(task))
+    except Refused:
+        return None
+    return TaskRecord(
+        id=task_id,
+        state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
+        queue=_text(origin),
+        due=due,
+        accepted=instant_of(task_id),
+        attempts=int(attempt or 0),
+        title=task.title,
+        kind=task.kind,
+        link=task.address.link,
+        task=body,
+        outcomes=decode_outcomes(outcomes or b""),
+    )
+
+
+def _scheduled(redis: Redis, queue: str, limit: int) -> list[str]:
+    return _texts(redis.zrange(keys.SCHEDULE, 0, limit - 1))
+
+
+def _queued(redis: Redis, queue: str, limit: int) -> list[str]:
+    return _texts(redis.lrange(keys.queue(queue), 0, limit - 1))
+
+
+def _started(redis: Redis, queue: str, limit: int) -> list[str]:
+    return [member.partition(":")[0] for member in _texts(redis.zrange(keys.started(queue), 0, limit - 1))]
+
+
+def _delivered(redis: Redis, queue: str, limit: int) -> list[str]:
+    return _texts(redis.zrevrange(keys.finished(queue), 0, limit - 1))
+
+
+def _dead(redis: Redis, queue: str, limit: int) -> list[str]:
+    return _texts(redis.zrevrange(keys.failed(queue), 0, limit - 1))
+
+
+_IDS = {
+    "scheduled": _scheduled,
+    "queued": _queued,
+    "started": _started,
+    "delivered": _delivered,
+    "dead": _dead,
+}
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def _texts(values: object) -> list[str]:
+    return [_text(value) for value in cast("list[bytes | str]", values)]

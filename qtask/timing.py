@@ -1,0 +1,65 @@
+"""Instants and delays: what `settings.time` and `settings.at` may hold, and how instants are written."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from qtask.errors import Refused
+
+MAX_DELAY_SECONDS = 315_576_000.0  # ten years: a larger delay is a mistake in units, not a wish
+
+_ISO_WITH_ZONE = re.compile(r"\d{4}-?\d\d-?\d\d[T ]\d\d:?\d\d.*(Z|[+-]\d\d(:?\d\d)?)", re.ASCII | re.IGNORECASE)
+
+
+def check_delay(seconds: float, field: str = "settings.time") -> float:
+    """Returns a delay in seconds as it came, or raises `Refused` if it is negative or absurd."""
+    if not 0 <= seconds <= MAX_DELAY_SECONDS:
+        raise Refused(
+            "invalid_value",
+            field,
+            f"a delay in seconds from 0 to {MAX_DELAY_SECONDS:.0f} (ten years) is needed, got {seconds:g}",
+        )
+    return float(seconds)
+
+
+def parse_instant(value: float | str, field: str = "settings.at") -> float:
+    """Reads an instant: Unix seconds, or ISO 8601 with a zone (`2026-12-24T18:00:00+01:00`, `…Z`).
+
+    Returns Unix seconds. Raises `Refused` when the text has no zone, is no instant, or lies absurdly far away.
+    """
+    if isinstance(value, str):
+        if not _ISO_WITH_ZONE.fullmatch(value):
+            raise Refused(
+                "invalid_value",
+                field,
+                f"an instant with its zone is needed, such as 2026-12-24T18:00:00+01:00 or …Z, got {value[:40]!r}",
+            )
+        try:
+            seconds = datetime.fromisoformat(value.upper()).timestamp()
+        except (ValueError, OverflowError) as error:
+            raise Refused("invalid_value", field, f"{value[:40]!r} is not an instant: {error}") from None
+    else:
+        seconds = float(value)
+    if not 0 <= seconds <= 32_503_680_000:  # the year 3000; milliseconds given for seconds land far beyond it
+        raise Refused("invalid_value", field, f"Unix time in seconds is needed, got {seconds:g}")
+    return seconds
+
+
+def format_instant(seconds: float) -> str:
+    """Unix seconds as ISO 8601 in UTC with milliseconds: `2026-11-24T15:46:00.250Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def format_duration(seconds: float) -> str:
+    """A span of seconds with a unit that keeps it short: `850 µs`, `4.2 ms`, `1.50 s`, `2 h 05 min`."""
+    size = abs(seconds)
+    if size < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    if size < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    if size < 120:
+        return f"{seconds:.2f} s"
+    minutes, _ = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -1,0 +1,71 @@
+"""A real Redis for tests: a process of its own on a free port, with its data in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """`redis-server` as a process: start, kill, stop and continue it as real failures do."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts (or starts again) on the same port and folder, and waits until it answers."""
+        binary = shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
+        self._process = subprocess.Popen(
+            [binary, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self._options],
+            stdout=subprocess.DEVNULL,
+        )
+        client = self.client()
+        for _ in range(200):
+            try:
+                client.ping()
+                return
+            except RedisConnectionError:
+                time.sleep(0.02)
+        raise RuntimeError("redis-server did not start")
+
+    def client(self) -> Redis:
+        """A new client."""
+        return Redis.from_url(self.url)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, such as SIGSTOP and SIGCONT."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
