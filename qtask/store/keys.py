@@ -26,6 +26,10 @@ COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 
+# Added to the scores of leases and of the dead in RQ's registries: RQ's clean-up fails or forgets whatever has
+# passed its score, and both are QTask's to decide.
+FOREVER_SECONDS = 3_155_760_000  # a hundred years
+
 GRAPH_SECONDS = 86_400
 REPLY_SECONDS = 60
 REFUSED_KEEP = 10_000

@@ -17,8 +17,8 @@
 --   id, 'finished' or 'failed', outcome (JSON), error in words, counter ('kind:status'),
 --   end of the delivery in Unix seconds, member of the statistics
 --
--- Returns how many were settled. A task whose lease was taken back meanwhile is somebody else's by now and
--- is left alone; its figures still count, since the delivery happened.
+-- Returns how many were settled. A task whose lease was taken back meanwhile is somebody else's by now and is
+-- left alone; so a batch may be sent again when its reply was lost.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local settled = 0
@@ -40,13 +40,13 @@ for i = 9, #ARGV, 7 do
       failed[#failed + 1] = forever
       failed[#failed + 1] = id
     end
+    if not figures[counter] then
+      figures[counter], counts[counter] = {}, 0
+    end
+    table.insert(figures[counter], ARGV[i + 5])
+    table.insert(figures[counter], ARGV[i + 6])
+    counts[counter] = counts[counter] + 1
   end
-  if not figures[counter] then
-    figures[counter], counts[counter] = {}, 0
-  end
-  table.insert(figures[counter], ARGV[i + 5])
-  table.insert(figures[counter], ARGV[i + 6])
-  counts[counter] = counts[counter] + 1
 end
 if #failed > 0 then
   redis.call('ZADD', KEYS[3], unpack(failed))

@@ -1,4 +1,6 @@
 -- Puts claimed tasks whose lease ended back into their queue, at its front: they have waited longest.
+-- A lease ends at its instant, or before it when the worker's heartbeat is gone. A stock RQ worker's lease bears
+-- its plain instant as score; when that is past, the task (which bears no created_at) is taken back as well.
 --
 -- KEYS[1]  started registry
 -- KEYS[2]  queue (list)
@@ -16,6 +18,11 @@ for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[3
   dead[token], any = true, true
 end
 local ended = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[2], now + ARGV[2], 'LIMIT', 0, ARGV[4])
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[4])) do
+  if not redis.call('HGET', ARGV[1] .. string.match(member, '^[^:]*'), 'created_at') then
+    ended[#ended + 1] = member
+  end
+end
 if any then
   -- Leases of dead workers lie anywhere in the registry; it holds no more than is in flight.
   for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[4] - 1)) do

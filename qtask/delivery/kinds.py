@@ -1,0 +1,60 @@
+"""What every kind of delivery has in common, and the table of kinds: a new kind is a module and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from qtask.config import Config
+from qtask.delivery.loop import Loop
+from qtask.outcome import Answer, Failure
+from qtask.task import Kind, Task
+
+Done = Callable[[Answer | Failure], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that a worker holds a lease of.
+
+    Attributes:
+        id: of the task.
+        attempt: 1 for the first delivery.
+        task: the dict.
+        due: Unix seconds.
+    """
+
+    id: str
+    attempt: int
+    task: Task
+    due: float
+
+
+class Deliverer(Protocol):
+    """Delivers tasks of one kind without ever blocking the loop."""
+
+    def start(self, claim: Claim, done: Done) -> None:
+        """Begins a delivery; `done` is called once, with an answer or a failure, from the loop."""
+
+    def close(self) -> None:
+        """Lets go of connections that are kept for the next delivery."""
+
+
+def deliverer(kind: Kind, loop: Loop, config: Config) -> Deliverer:
+    """Makes the deliverer of a kind; its module is imported only now."""
+    if kind == "http":
+        from qtask.delivery.http_curl import HttpDeliverer
+
+        return HttpDeliverer(loop, config)
+    if kind == "socket":
+        from qtask.delivery.socket import SocketDeliverer
+
+        return SocketDeliverer(loop, config)
+    if kind == "pipe":
+        from qtask.delivery.pipe import PipeDeliverer
+
+        return PipeDeliverer(loop, config)
+    from qtask.delivery.graph import GraphDeliverer
+
+    return GraphDeliverer(loop, config)

@@ -1,0 +1,16 @@
+"""The job class for RQ's own tools: `rqscheduler -j qtask.store.rq_job.TaskJob`, `rq-dashboard -j …`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+
+class TaskJob(Job):
+    """An RQ job whose data is JSON unless told otherwise; RQ's default is pickle, which QTask never writes."""
+
+    def __init__(self, id: str | None = None, connection: Redis | None = None, serializer: Any = None) -> None:
+        super().__init__(id, connection, serializer or JSONSerializer)

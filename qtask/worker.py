@@ -1,0 +1,354 @@
+"""The worker: claims tasks from its queue, delivers many at once, settles their outcomes.
+
+An RQ worker in what others see of it (registration, heartbeat, `rq info`, suspend and resume, commands); the way
+of a task through it is its own: one thread, one loop, and Redis spoken to by the batch and without waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+from collections import deque
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
+from rq.utils import now as utc_now
+from rq.utils import utcformat
+from rq.worker.base import BaseWorker, WorkerStatus
+
+from qtask import stats
+from qtask.config import Config
+from qtask.delivery.kinds import Claim, Deliverer, deliverer
+from qtask.delivery.loop import READ, Loop
+from qtask.errors import Refused
+from qtask.outcome import Answer, Failure, Outcome, encode_outcome
+from qtask.store import keys
+from qtask.store.channel import Channel
+from qtask.store.connect import connect
+from qtask.store.job import read_data
+from qtask.store.rq_job import TaskJob
+from qtask.store.scripts import Value, script
+from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
+
+CLAIM_BATCH = 250  # tasks a claim
+SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
+SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
+LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
+TICK_SECONDS = 1.0  # between heartbeats
+IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
+GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
+BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
+
+logger = logging.getLogger("qtask.worker")
+
+
+class Worker(BaseWorker):
+    """Delivers the tasks of one queue.
+
+    Args:
+        config: `queue`, `concurrency`, and what the kinds of delivery need.
+        redis: a client of Redis.
+    """
+
+    def __init__(self, config: Config, redis: Redis) -> None:
+        super().__init__(
+            [config.queue], connection=redis, serializer=JSONSerializer, job_class=TaskJob, log_job_description=False
+        )
+        self._config = config
+        self._token = secrets.token_urlsafe(6)
+        self._loop = Loop()
+        self._deliverers: dict[Kind, Deliverer] = {}
+        self._claims = Channel(redis)
+        self._settles = Channel(redis)
+        self._queue_key = keys.queue(config.queue)
+        self._started_key = keys.started(config.queue)
+        self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
+
+        self._backlog: deque[tuple[str, int, bytes]] = deque()  # claimed, not begun
+        self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
+        self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
+        self._settling: list[tuple[Value, ...]] = []  # on their way to Redis
+        self._settle_at = 0.0
+        self._claiming = False
+        self._waiting = False  # for the queue to hold something
+        self._more = True  # the queue may hold something
+        self._suspended = False
+        self._stopping = False
+        self._stop_at = float("inf")
+        self._clock_offset = float("-inf")  # Redis's clock minus ours
+        self._connected = False
+        self._pause = BACKOFF_SECONDS[0]
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        """Delivers until asked to stop; returns whether anything was delivered."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._connect()
+        self._tick()
+        while not self._finished():
+            self._loop.run_once(TICK_SECONDS)
+            self._advance()
+        self._leave()
+        return bool(self.successful_job_count)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._loop.call_from_thread(self._stop)
+
+    def _stop(self) -> None:
+        now = monotonic()
+        if self._stopping:
+            self._stop_at = now
+        else:
+            self._stopping = True
+            self._stop_at = now + GRACE_SECONDS
+            logger.info("stopping", extra={"in_flight": len(self._in_flight), "grace_s": GRACE_SECONDS})
+
+    def _finished(self) -> bool:
+        if not self._stopping:
+            return False
+        if monotonic() >= self._stop_at:
+            return True
+        return not (self._in_flight or self._outcomes or self._settling or self._claiming)
+
+    def _leave(self) -> None:
+        """Puts back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
+        try:
+            self._claims.close()
+            if self._outcomes or self._settling:
+                self._outcomes.extendleft(reversed(self._settling))
+                script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(self._outcomes))
+            back = script("put_back").run(self.connection, *self._put_back(kept=()))
+            self.connection.zrem(keys.WORKERS, self._token)
+            self.register_death()
+            logger.info("stopped", extra={"put_back": back})
+        except (RedisError, OSError) as error:
+            logger.warning("stopped_without_redis", extra={"error": str(error)})
+        for deliver in self._deliverers.values():
+            deliver.close()
+        if self.pubsub_thread is not None:
+            self.pubsub_thread.stop()
+
+    def _connect(self) -> None:
+        try:
+            self._claims.connect()
+            self._settles.connect()
+            if self.pubsub_thread is None:
+                self.register_birth()
+                self.subscribe()
+            script("put_back").run(self.connection, *self._put_back(kept=[*self._in_flight, *self._unsettled()]))
+        except (RedisError, OSError) as error:
+            self._on_redis_error(error)
+            return
+        self._loop.watch(self._claims.descriptor, READ, partial(self._on_readable, self._claims))
+        self._loop.watch(self._settles.descriptor, READ, partial(self._on_readable, self._settles))
+        self._connected = True
+        self._pause = BACKOFF_SECONDS[0]
+        self._backlog.clear()  # just put back
+        logger.info("working", extra={"queue": self._config.queue, "concurrency": self._config.concurrency})
+
+    def _unsettled(self) -> list[str]:
+        return [str(entry[0]) for entry in (*self._settling, *self._outcomes)]
+
+    def _on_redis_error(self, error: Exception) -> None:
+        logger.warning("redis_away", extra={"error": str(error), "retry_in_s": self._pause})
+        for channel in (self._claims, self._settles):
+            if channel.descriptor >= 0:
+                self._loop.unwatch(channel.descriptor)
+            channel.close()
+        self._connected = self._claiming = self._waiting = False
+        self._more = True
+        self._outcomes.extendleft(reversed(self._settling))
+        self._settling = []
+        if not self._stopping:
+            self._loop.call_later(self._pause, self._connect)
+        self._pause = min(self._pause * 2, BACKOFF_SECONDS[1])
+
+    def _on_readable(self, channel: Channel, events: int) -> None:
+        try:
+            channel.read()
+        except (RedisError, OSError) as error:
+            self._on_redis_error(error)
+
+    def _tick(self) -> None:
+        """The heartbeat, and whether `rq suspend` holds us."""
+        self._loop.call_later(TICK_SECONDS, self._tick)
+        if not self._connected:
+            return
+        fields: list[Value] = [
+            *("last_heartbeat", utcformat(utc_now())),
+            *("state", str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value)),
+            *("successful_job_count", self.successful_job_count, "failed_job_count", self.failed_job_count),
+            *("total_working_time", self.total_working_time),
+        ]
+        try:
+            self._settles.run(
+                self._on_clock, script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields]
+            )
+            self._settles.send(self._on_suspended, "EXISTS", WORKERS_SUSPENDED)
+        except (RedisError, OSError) as error:
+            self._on_redis_error(error)
+
+    def _on_suspended(self, reply: Any) -> None:
+        self._suspended = reply == 1
+
+    def _on_clock(self, reply: Any) -> None:
+        if not isinstance(reply, ResponseError):
+            self._set_clock(float(reply))
+
+    def _set_clock(self, redis_now: float) -> None:
+        # The reply is a little older than now, so the true offset is never less than this one; the greatest of
+        # late is the best. A much smaller one means that Redis's clock was set back.
+        offset = redis_now - monotonic()
+        if offset > self._clock_offset or offset < self._clock_offset - 0.1:
+            self._clock_offset = offset
+
+    # --- the way of a task -------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """What is to be done after each turn of the loop: begin, claim, settle."""
+        while self._backlog and len(self._in_flight) < self._config.concurrency and not self._stopping:
+            self._begin(*self._backlog.popleft())
+        if not self._connected:
+            return
+        try:
+            if self._more and not (self._claiming or self._waiting or self._suspended or self._stopping):
+                room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
+                if room > self._prefetch or not self._in_flight:
+                    self._claim(min(room, CLAIM_BATCH))
+            if self._outcomes and not self._settling:
+                now = monotonic()
+                if len(self._outcomes) >= SETTLE_BATCH or now >= self._settle_at or self._stopping:
+                    self._settle()
+        except (RedisError, OSError) as error:
+            self._on_redis_error(error)
+
+    def _claim(self, most: int) -> None:
+        self._claiming = True
+        self._more = False
+        self._claims.run(
+            self._on_claimed,
+            script("claim"),
+            [self._queue_key, self._started_key],
+            [most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS],
+        )
+        # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
+        # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.
+        self._waiting = True
+        self._claims.send(
+            self._on_more, "BLMOVE", self._queue_key, self._queue_key, "LEFT", "LEFT", IDLE_WAIT_SECONDS
+        )
+
+    def _on_claimed(self, reply: Any) -> None:
+        self._claiming = False
+        if isinstance(reply, ResponseError):
+            raise reply
+        self._set_clock(float(reply[0]))
+        for position in range(1, len(reply), 3):
+            self._backlog.append((reply[position].decode(), reply[position + 1], reply[position + 2]))
+
+    def _on_more(self, reply: Any) -> None:
+        self._waiting = False
+        self._more = True
+
+    def _begin(self, task_id: str, attempt: int, data: bytes) -> None:
+        started = self._in_flight[task_id] = monotonic()
+        try:
+            task, due = read_data(data)
+        except Refused as refused:
+            self._end(task_id, attempt, "unknown", started + self._clock_offset, Failure("refused", refused.message))
+            return
+        kind = task.kind
+        deliver = self._deliverers.get(kind)
+        if deliver is None:
+            deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
+        deliver.start(Claim(task_id, attempt, task, due), partial(self._end, task_id, attempt, kind, due))
+
+    def _end(self, task_id: str, attempt: int, kind: str, due: float, result: Answer | Failure) -> None:
+        began, ended = self._in_flight.pop(task_id), monotonic()
+        started = began + self._clock_offset
+        duration = ended - began
+        answer, failure = (result.answer, result) if isinstance(result, Failure) else (result, None)
+        outcome = Outcome(
+            status="failed" if failure else "delivered",
+            started=started,
+            ended=started + duration,
+            lateness=max(0.0, started - due),
+            duration=duration,
+            attempt=attempt,
+            code=answer.code,
+            answer=answer.text,
+            error=failure.kind if failure else "",
+            message=failure.message if failure else "",
+        )
+        if failure:
+            self.failed_job_count += 1
+        else:
+            self.successful_job_count += 1
+        self.total_working_time += duration
+        if not self._outcomes:
+            self._settle_at = ended + SETTLE_WAIT_SECONDS
+            self._loop.call_at(self._settle_at, _nothing)
+        self._outcomes.append(
+            (
+                task_id,
+                "failed" if failure else "finished",
+                encode_outcome(outcome),
+                outcome.message,
+                stats.counter(kind, outcome),
+                f"{outcome.ended:.6f}",
+                stats.member(task_id, outcome),
+            )
+        )
+
+    def _settle(self) -> None:
+        self._settling = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), 4 * SETTLE_BATCH))]
+        self._settles.run(
+            self._on_settled, script("settle"), self._settle_keys(), self._settle_arguments(self._settling)
+        )
+
+    def _on_settled(self, reply: Any) -> None:
+        if isinstance(reply, ResponseError):
+            raise reply
+        if reply < len(self._settling):
+            logger.warning("leases_lost", extra={"tasks": len(self._settling) - reply})
+        self._settling = []
+
+    def _settle_keys(self) -> list[str]:
+        queue = self._config.queue
+        return [self._started_key, keys.finished(queue), keys.failed(queue), keys.COUNTERS]
+
+    def _settle_arguments(self, entries: list[tuple[Value, ...]] | deque[tuple[Value, ...]]) -> list[Value]:
+        config = self._config
+        arguments: list[Value] = [
+            keys.JOB_PREFIX,
+            self._token,
+            keys.STATS_PREFIX,
+            config.history_keep,
+            config.history_seconds,
+            config.stats_keep,
+            config.stats_seconds,
+            keys.FOREVER_SECONDS,
+        ]
+        for entry in entries:
+            arguments += entry
+        return arguments
+
+    def _put_back(self, kept: list[str] | tuple[str, ...]) -> tuple[list[str], list[Value]]:
+        return [self._started_key, self._queue_key], [keys.JOB_PREFIX, self._token, *kept]
+
+
+def _nothing() -> None:
+    """A timer that only ends a turn of the loop."""
+
+
+def run(config: Config) -> None:
+    """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight."""
+    Worker(config, connect(config.redis)).work()
