@@ -6,6 +6,7 @@ stands, and one conformance suite holds for both.
 
 from __future__ import annotations
 
+import select
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,7 @@ from qtask.config import Config
 from qtask.delivery.http_answer import answer_of, judge
 from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow, prepare
 from qtask.delivery.kinds import Claim, Done
-from qtask.delivery.loop import READ, WRITE, Loop, Timer
+from qtask.delivery.loop import READ, WRITE, Loop
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
 
 _BUFFER_BYTES = 16_384  # libcurl's default, four times as much, makes 280 MB of 5,000 transfers in flight
@@ -52,7 +53,10 @@ class HttpDeliverer:
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, config.concurrency)
         self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.concurrency)
-        self._timer: Timer | None = None
+        self._epoll = select.epoll()
+        self._watched: dict[int, bool] = {}
+        self._time_at = self._timer_at = float("inf")
+        loop.watch(self._epoll.fileno(), READ, self._on_ready)
         self._running: dict[Any, _Transfer] = {}
         self._idle: dict[tuple[str, bool], list[_Transfer]] = {}
 
@@ -71,8 +75,6 @@ class HttpDeliverer:
 
     def close(self) -> None:
         """Closes every connection; transfers under way are dropped without a report."""
-        if self._timer is not None:
-            self._timer.cancel()
         for handle in list(self._running):
             self._multi.remove_handle(handle)
             handle.close()
@@ -97,26 +99,45 @@ class HttpDeliverer:
 
     def _on_interest(self, what: int, descriptor: int, multi: Any, data: Any) -> None:
         if what == pycurl.POLL_REMOVE:
-            self._loop.unwatch(descriptor)
+            del self._watched[descriptor]
+            self._epoll.unregister(descriptor)
+        elif descriptor in self._watched:
+            self._epoll.modify(descriptor, _EVENTS_OF[what])
         else:
-            self._loop.watch(descriptor, _EVENTS_OF[what], lambda events: self._on_ready(descriptor, events))
+            self._watched[descriptor] = True
+            self._epoll.register(descriptor, _EVENTS_OF[what])
 
-    def _on_ready(self, descriptor: int, events: int) -> None:
-        mask = pycurl.CSELECT_OUT if events & WRITE else 0
-        if events & ~WRITE:
-            mask |= pycurl.CSELECT_IN
-        self._multi.socket_action(descriptor, mask)
+    def _on_ready(self, events: int) -> None:
+        ready = self._epoll.poll(0, 1024)
+        if len(ready) * _ALL_READY_SHARE > len(self._running):
+            self._multi.socket_all()
+        else:
+            action = self._multi.socket_action
+            for descriptor, happened in ready:
+                mask = pycurl.CSELECT_OUT if happened & WRITE else 0
+                action(descriptor, mask | pycurl.CSELECT_IN if happened & ~WRITE else mask)
         self._collect()
 
     def _on_timer(self, milliseconds: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if milliseconds >= 0:
-            self._timer = self._loop.call_later(milliseconds / 1000, self._on_time)
+        if milliseconds < 0:
+            self._time_at = float("inf")
+            return
+        self._time_at = monotonic() + milliseconds / 1000
+        if self._time_at < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        # libcurl moves its one timer several times a transfer; ours is set anew only when it must ring earlier.
+        self._timer_at = self._time_at
+        self._loop.call_at(self._timer_at, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None
+        self._timer_at = float("inf")
+        if self._time_at > monotonic():
+            if self._time_at < float("inf"):
+                self._set_timer()
+            return
+        self._time_at = float("inf")
         self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._collect()
 
