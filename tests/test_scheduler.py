@@ -1,0 +1,213 @@
+"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and taking back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq.serializers import JSONSerializer
+
+from qtask.errors import Refused
+from qtask.scheduler import Scheduler
+from qtask.store import keys
+from qtask.store.rq_job import TaskJob
+from qtask.store.scripts import script
+from tests.redis_server import RedisServer
+from tests.waiting import until
+
+TASK: dict[str, Any] = {
+    "title": "t",
+    "address": {"type": "http", "link": "http://127.0.0.1:1/"},
+    "settings": {"time": 0},
+}
+
+
+def redis_now(redis: Redis) -> float:
+    seconds, microseconds = redis.time()
+    return float(seconds) + microseconds / 1e6
+
+
+@contextmanager
+def running(*schedulers: Scheduler) -> Iterator[None]:
+    threads = [threading.Thread(target=scheduler.run) for scheduler in schedulers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for scheduler in schedulers:
+            scheduler.stop()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def claim(redis: Redis, token: str = "worker", most: int = 100, margin: float = 15) -> list[str]:
+    arguments = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS]
+    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], list(arguments))
+    return [task_id.decode() for task_id in reply[1::3]]
+
+
+def test_enqueue_at_keeps_fractions_of_a_second(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    due = datetime.now(UTC) + timedelta(seconds=60, microseconds=123_456)
+    task = scheduler.enqueue_at(due, "qtask.deliver", TASK)
+    other = scheduler.enqueue_at(due.replace(tzinfo=None), "os.getpid")
+    assert redis.zscore(keys.SCHEDULE, task.id) == pytest.approx(due.timestamp(), abs=1e-6)
+    assert redis.zscore(keys.SCHEDULE, other.id) == pytest.approx(due.timestamp(), abs=1e-6)
+
+
+def test_enqueue_many_is_one_round_trip_and_refuses_whole(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    now = redis_now(redis)
+    scheduler.enqueue_many([(now + 60, TASK)])
+    redis.config_resetstat()
+    jobs = scheduler.enqueue_many([(now + 60 + i, TASK) for i in range(300)])
+    assert redis.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    assert redis.zcard(keys.SCHEDULE) == 301
+    assert len({job.id for job in jobs}) == 300
+    with pytest.raises(Refused, match="title"):
+        scheduler.enqueue_many([(now, TASK), (now, {**TASK, "title": ""})])
+    assert redis.zcard(keys.SCHEDULE) == 301
+
+
+def test_a_task_is_an_rq_job_in_json(redis: Redis) -> None:
+    job = Scheduler("qtask", redis).enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+    fetched = TaskJob.fetch(job.id, connection=redis)
+    assert fetched.func_name == "qtask.deliver"
+    assert fetched.args[0]["title"] == "t"
+    assert fetched.origin == "qtask"
+    assert fetched.serializer is JSONSerializer
+    assert fetched.get_status() == "scheduled"
+
+
+def test_release_is_never_early_and_prompt(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    now = redis_now(redis)
+    jobs = scheduler.enqueue_many([(now + 0.2 + i * 0.01, TASK) for i in range(50)])
+    assert scheduler.release()[0] == 0
+    with running(scheduler):
+        seen: dict[str, float] = {}
+
+        def all_released() -> bool:
+            at = redis_now(redis)
+            for job_id in redis.lrange(keys.queue("qtask"), 0, -1):
+                seen.setdefault(job_id.decode(), at)
+            return len(seen) == 50
+
+        until(all_released, 5)
+    for position, job in enumerate(jobs):
+        assert seen[job.id] >= now + 0.2 + position * 0.01
+    assert [job.id for job in jobs] == sorted(seen, key=lambda job_id: seen[job_id])
+    assert redis.smembers(keys.QUEUES) == {keys.queue("qtask").encode()}
+
+
+def test_an_earlier_task_wakes_a_sleeping_scheduler(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    with running(scheduler):
+        scheduler.enqueue_at(datetime.now(UTC) + timedelta(hours=1), "qtask.deliver", TASK)
+        until(lambda: redis.pubsub_numsub(keys.WAKE)[0][1] == 1)
+        scheduler.enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+        until(lambda: redis.llen(keys.queue("qtask")) == 1, 0.9, "woken before its next tick")
+    assert redis.zcard(keys.SCHEDULE) == 1
+
+
+def test_three_schedulers_move_each_task_once(redis_server: RedisServer, redis: Redis) -> None:
+    schedulers = [Scheduler("qtask", redis_server.client()) for _ in range(3)]
+    now = redis_now(redis)
+    with running(*schedulers):
+        for start in range(0, 3000, 500):
+            schedulers[0].enqueue_many([(now + (start + i) / 3000, TASK) for i in range(500)])
+        until(lambda: redis.zcard(keys.SCHEDULE) == 0)
+    queued = redis.lrange(keys.queue("qtask"), 0, -1)
+    assert len(queued) == len(set(queued)) == 3000
+
+
+def test_foreign_jobs_are_moved_by_the_rules_of_rq_scheduler(redis: Redis) -> None:
+    import rq_scheduler
+
+    stock = rq_scheduler.Scheduler("other", connection=redis)
+    once = stock.enqueue_in(timedelta(seconds=-1), "os.getpid")
+    repeated = stock.schedule(datetime.now(UTC) - timedelta(seconds=1), "os.getpid", interval=60)
+    scheduler = Scheduler("qtask", redis)
+    mine = scheduler.enqueue_at(datetime.now(UTC) - timedelta(seconds=1), "qtask.deliver", TASK)
+    with running(scheduler):
+        until(lambda: redis.llen(keys.queue("other")) == 2 and redis.llen(keys.queue("qtask")) == 1)
+    assert redis.zrange(keys.SCHEDULE, 0, -1) == [repeated.id.encode()], "the repeated one waits for its next turn"
+    assert {once.id, repeated.id} == {job.decode() for job in redis.lrange(keys.queue("other"), 0, -1)}
+    assert redis.lrange(keys.queue("qtask"), 0, -1) == [mine.id.encode()]
+
+
+def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
+    redis.hset(keys.job("broken"), mapping={"created_at": "2026-01-01T00:00:00.000000Z", "data": "?", "origin": "x"})
+    redis.zadd(keys.SCHEDULE, {"broken": 1})
+    scheduler = Scheduler("qtask", redis)
+    with running(scheduler):
+        scheduler.enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+        until(lambda: redis.llen(keys.queue("qtask")) == 1)
+
+
+def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
+    import rq_scheduler
+
+    with running(Scheduler("qtask", redis)):
+        until(lambda: redis.get(keys.SCHEDULER_LOCK) == b"qtask")
+        assert not rq_scheduler.Scheduler("x", connection=redis).acquire_lock()
+
+
+def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    now = redis_now(redis)
+    first, second = (job.id for job in scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK)]))
+    scheduler.release()
+    assert claim(redis, "dead", 1) == [first]
+    assert claim(redis, "alive", 1) == [second]
+    redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
+    assert scheduler.take_back("qtask") == [first]
+    assert redis.lrange(keys.queue("qtask"), 0, -1) == [first.encode()]
+    assert redis.zrange(keys.started("qtask"), 0, -1) == [f"{second}:alive".encode()]
+    assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
+    assert claim(redis, "next") == [first]
+    assert redis.hget(keys.job(first), "attempt") == b"2"
+
+
+def test_an_ended_lease_is_taken_back_also_from_a_live_worker(redis: Redis) -> None:
+    scheduler = Scheduler("qtask", redis)
+    (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])
+    scheduler.release()
+    redis.zadd(keys.WORKERS, {"alive": redis_now(redis)})
+    assert claim(redis, "alive", margin=-31) == [job.id]
+    assert scheduler.take_back("qtask") == [job.id]
+
+
+def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:
+    from rq import Queue
+    from rq.registry import FailedJobRegistry, StartedJobRegistry, clean_registries
+
+    scheduler = Scheduler("qtask", redis)
+    (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])
+    scheduler.release()
+    assert claim(redis, margin=-31) == [job.id]
+    queue = Queue("qtask", connection=redis, serializer=JSONSerializer)
+    clean_registries(queue)
+    assert StartedJobRegistry(queue=queue).get_job_ids() == [job.id]
+    assert FailedJobRegistry(queue=queue).get_job_ids() == []
+
+
+def test_scheduler_lives_through_a_restart_of_redis(tmp_path: Any) -> None:
+    server = RedisServer(tmp_path, "--appendonly", "yes")
+    try:
+        redis = server.client()
+        scheduler = Scheduler("qtask", server.client())
+        with running(scheduler):
+            scheduler.enqueue_at(datetime.now(UTC) + timedelta(seconds=1.0), "qtask.deliver", TASK)
+            server.kill()
+            server.start()
+            until(lambda: redis.llen(keys.queue("qtask")) == 1)
+    finally:
+        server.kill()

@@ -1,0 +1,19 @@
+"""Waiting for something to become true, with a bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
+
+
+def until(condition: Callable[[], _Value], seconds: float = 10.0, what: str = "") -> _Value:
+    """Asks again and again until the answer is true, and returns it; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what or condition}; last answer {value!r}")
+        time.sleep(0.01)
+    return value
