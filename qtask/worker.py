@@ -31,7 +31,7 @@ from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.channel import Channel
 from qtask.store.connect import connect
-from qtask.store.job import read_data
+from qtask.store.job import due_of, read_data
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import Value, script
 from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
@@ -70,7 +70,7 @@ class Worker(BaseWorker):
         self._started_key = keys.started(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
-        self._backlog: deque[tuple[str, int, bytes]] = deque()  # claimed, not begun
+        self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
         self._settling: list[tuple[Value, ...]] = []  # on their way to Redis
@@ -251,17 +251,19 @@ class Worker(BaseWorker):
         if isinstance(reply, ResponseError):
             raise reply
         self._set_clock(float(reply[0]))
-        for position in range(1, len(reply), 3):
-            self._backlog.append((reply[position].decode(), reply[position + 1], reply[position + 2]))
+        for position in range(1, len(reply), 4):
+            task_id, attempt, due, data = reply[position : position + 4]
+            self._backlog.append((task_id.decode(), attempt, due, data))
 
     def _on_more(self, reply: Any) -> None:
         self._waiting = False
         self._more = True
 
-    def _begin(self, task_id: str, attempt: int, data: bytes) -> None:
+    def _begin(self, task_id: str, attempt: int, written_due: bytes, data: bytes) -> None:
         started = self._in_flight[task_id] = monotonic()
         try:
-            task, due = read_data(data)
+            task = read_data(data)
+            due = due_of(task, task_id, written_due)
         except Refused as refused:
             self._end(task_id, attempt, "unknown", started + self._clock_offset, Failure("refused", refused.message))
             return
@@ -280,7 +282,7 @@ class Worker(BaseWorker):
             status="failed" if failure else "delivered",
             started=started,
             ended=started + duration,
-            lateness=max(0.0, started - due),
+            lateness=max(0.0, started - due) if due else 0.0,
             duration=duration,
             attempt=attempt,
             code=answer.code,

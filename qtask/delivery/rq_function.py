@@ -21,15 +21,15 @@ from qtask.delivery.loop import Loop
 from qtask.errors import DeliveryFailed
 from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
+from qtask.store.job import due_of
 from qtask.task import Task
 
 
-def deliver(task: dict[str, Any], due: float) -> dict[str, Any]:
+def deliver(task: dict[str, Any]) -> dict[str, Any]:
     """Delivers a task now, inside the RQ job that it is.
 
     Args:
         task: the dict.
-        due: Unix seconds.
 
     Returns the outcome as a dict, which RQ keeps as the job's result. Raises `DeliveryFailed`, so that RQ
     counts the job as failed; the outcome stands in the job and in the statistics either way.
@@ -40,7 +40,9 @@ def deliver(task: dict[str, Any], due: float) -> dict[str, Any]:
     redis: Redis = job.connection
     config = load()
     attempt = int(redis.hincrby(keys.job(job.id), "attempt", 1))
-    claim = Claim(job.id, attempt, msgspec.convert(task, Task), due)
+    checked = msgspec.convert(task, Task)
+    due = due_of(checked, job.id, redis.hget(keys.job(job.id), "due"))
+    claim = Claim(job.id, attempt, checked, due)
     outcome = _deliver(claim, config, redis)
     redis.hset(keys.job(job.id), "outcomes", encode_outcome(outcome))
     stats.record(redis, claim.task.kind, claim.id, outcome, config)
@@ -61,7 +63,7 @@ def _deliver(claim: Claim, config: Config, redis: Redis) -> Outcome:
         status="failed" if failure else "delivered",
         started=started,
         ended=started + duration,
-        lateness=max(0.0, started - claim.due),
+        lateness=max(0.0, started - claim.due) if claim.due else 0.0,
         duration=duration,
         attempt=claim.attempt,
         code=answer.code,

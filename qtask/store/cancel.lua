@@ -17,11 +17,13 @@ end
 if job[1] == 'started' then
   return 'started'
 end
-redis.call('ZREM', KEYS[1], ARGV[1])
-if job[1] == 'queued' then
+local status = job[1] or 'scheduled'
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+  status = 'scheduled'
+elseif status == 'queued' then
   redis.call('LREM', ARGV[3] .. job[2], 1, ARGV[1])
 end
 redis.call('ZREM', ARGV[4] .. job[2], ARGV[1])
 redis.call('ZREM', ARGV[5] .. job[2], ARGV[1])
 redis.call('UNLINK', key)
-return job[1]
+return status

@@ -9,13 +9,14 @@
 -- ARGV[5]  seconds of timeout where the job names none
 -- ARGV[6]  seconds added to the score of a lease, so that RQ's own clean-up leaves it to us
 --
--- Returns {now in Unix seconds, id, attempt, data, id, attempt, data, …}; attempt counts claims, from 1.
+-- Returns {now in Unix seconds, id, attempt, due, data, …}, four a task: attempt counts claims, from 1; due is in
+-- Unix seconds, or '' where a stock rqscheduler released the task and did not write it down.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local claimed, leases = {string.format('%.6f', now)}, {}
 for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
   local key = ARGV[2] .. id
-  local job = redis.call('HMGET', key, 'data', 'attempt', 'timeout')
+  local job = redis.call('HMGET', key, 'data', 'attempt', 'timeout', 'due')
   if job[1] then
     local attempt = (tonumber(job[2]) or 0) + 1
     redis.call('HSET', key, 'status', 'started', 'attempt', attempt)
@@ -23,6 +24,7 @@ for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
     leases[#leases + 1] = id .. ':' .. ARGV[3]
     claimed[#claimed + 1] = id
     claimed[#claimed + 1] = attempt
+    claimed[#claimed + 1] = job[4] or ''
     claimed[#claimed + 1] = job[1]
   end
 end

@@ -6,20 +6,22 @@ import zlib
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from qtask.errors import Refused
+from qtask.ids import instant_of
 from qtask.task import Task
+from qtask.timing import parse_instant
 
 FUNCTION = "qtask.deliver"  # what a stock `rq worker` imports and calls
 
-_DECODER = msgspec.json.Decoder(tuple[str, None, tuple[Task, float], dict[str, Any]])
+_DECODER = msgspec.json.Decoder(tuple[str, None, tuple[Task], dict[str, Any]])
 
 
-def read_data(data: bytes) -> tuple[Task, float]:
+def read_data(data: bytes) -> Task:
     """Reads the `data` field of a job hash.
 
-    Returns the task and its due instant in Unix seconds. Raises `Refused` for a job that is no task, such as
-    one that another program put into the same queue.
+    Raises `Refused` for a job that is no task, such as one that another program put into the same queue.
     """
     if data[:1] != b"[":  # RQ compresses what its own tools write back
         try:
@@ -27,9 +29,29 @@ def read_data(data: bytes) -> tuple[Task, float]:
         except zlib.error:
             raise Refused("invalid_value", "data", "this job is no task: its data is not RQ's JSON") from None
     try:
-        function, _, (task, due), _ = _DECODER.decode(data)
+        function, _, (task,), _ = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("invalid_value", "data", f"this job is no task: {error}") from None
     if function != FUNCTION:
         raise Refused("invalid_value", "data", f"this job is no task: it calls {function!r}, a task calls {FUNCTION!r}")
-    return task, due
+    return task
+
+
+def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
+    """The due instant of a task that has left the schedule, in Unix seconds.
+
+    Args:
+        task: the dict.
+        task_id: its id, which holds the instant of acceptance.
+        written: field `due` of the job, which QTask's scheduler writes and a stock rqscheduler does not.
+
+    Returns 0.0 where nothing tells, so that nobody takes it for a measurement.
+    """
+    if written:
+        return float(written)
+    if task.settings.at is not UNSET:
+        return parse_instant(task.settings.at)
+    accepted = instant_of(task_id)
+    if accepted is None:
+        return 0.0
+    return accepted + (0.0 if task.settings.time is UNSET else task.settings.time)

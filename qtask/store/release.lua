@@ -11,9 +11,10 @@
 -- repeat or carry a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[1])
+local head = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
 local by_queue, moved, foreign = {}, {}, {}
-for _, id in ipairs(ids) do
+for i = 1, #head, 2 do
+  local id, due = head[i], head[i + 1]
   local key = ARGV[2] .. id
   local job = redis.call('HMGET', key, 'origin', 'created_at')
   if job[2] then
@@ -21,6 +22,7 @@ for _, id in ipairs(ids) do
   else
     moved[#moved + 1] = id
     if job[1] then
+      redis.call('HSETNX', key, 'due', due) -- the first due instant stays, also when a task is tried again
       redis.call('HSET', key, 'status', 'queued')
       local queue = ARGV[3] .. job[1]
       by_queue[queue] = by_queue[queue] or {}
@@ -36,8 +38,8 @@ if #moved > 0 then
   redis.call('ZREM', KEYS[1], unpack(moved))
 end
 local wait = ''
-local head = redis.call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
-if head[2] then
-  wait = string.format('%.6f', math.max(0, head[2] - now))
+local next = redis.call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
+if next[2] then
+  wait = string.format('%.6f', math.max(0, next[2] - now))
 end
 return {#moved, wait, unpack(foreign)}

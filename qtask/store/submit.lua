@@ -1,4 +1,5 @@
--- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule.
+-- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule. What the schedule says by
+-- itself (the due instant, and that the job is scheduled) is not repeated in the job: a waiting task is to be small.
 --
 -- KEYS[1]  schedule (sorted set)
 -- KEYS[2]  inbox (stream); used only for tasks that came from it
@@ -30,8 +31,7 @@ for i = 5, #ARGV, 6 do
   else
     local text = string.format('%.6f', due)
     local key = ARGV[1] .. id
-    redis.call('HSET', key, 'data', '["qtask.deliver",null,[' .. ARGV[i + 1] .. ',' .. text .. '],{}]',
-      'status', 'scheduled', 'origin', ARGV[2])
+    redis.call('HSET', key, 'data', '["qtask.deliver",null,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
     if ARGV[i + 4] ~= '' then
       redis.call('HSET', key, 'timeout', ARGV[i + 4])
     end

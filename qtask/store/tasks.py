@@ -13,7 +13,7 @@ from qtask.errors import NotFound, QTaskError, Refused
 from qtask.ids import instant_of
 from qtask.outcome import Outcome, decode_outcomes
 from qtask.store import keys
-from qtask.store.job import read_data
+from qtask.store.job import due_of, read_data
 from qtask.store.scripts import script
 
 State = Literal["scheduled", "queued", "started", "delivered", "dead"]
@@ -59,7 +59,7 @@ class TaskRecord:
 
 def show(redis: Redis, task_id: str) -> TaskRecord:
     """The task with this id. Raises `NotFound`."""
-    record = _record(task_id, redis.hmget(keys.job(task_id), *_FIELDS))
+    (record,) = _records(redis, [task_id])
     if record is None:
         raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
     return record
@@ -68,12 +68,7 @@ def show(redis: Redis, task_id: str) -> TaskRecord:
 def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50) -> list[TaskRecord]:
     """Up to `limit` tasks in one state: what is due next comes first, of what has ended the newest."""
     ids = _IDS[state](redis, queue, limit)
-    with redis.pipeline(transaction=False) as pipeline:
-        for task_id in ids:
-            pipeline.hmget(keys.job(task_id), *_FIELDS)
-        rows = pipeline.execute()
-    records = [_record(task_id, row) for task_id, row in zip(ids, rows, strict=True)]
-    return [record for record in records if record is not None]
+    return [record for record in _records(redis, ids) if record is not None]
 
 
 def count_tasks(redis: Redis, queue: str) -> dict[State, int]:
@@ -101,15 +96,28 @@ def cancel(redis: Redis, task_id: str) -> State:
     return _STATE_OF_STATUS.get(status, "scheduled")
 
 
-_FIELDS = ("data", "status", "origin", "attempt", "outcomes")
+_FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes")
 
 
-def _record(task_id: str, row: Sequence[Any]) -> TaskRecord | None:
-    data, status, origin, attempt, outcomes = row
+def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
+    with redis.pipeline() as pipeline:
+        for task_id in ids:
+            pipeline.hmget(keys.job(task_id), *_FIELDS)
+            pipeline.zscore(keys.SCHEDULE, task_id)
+        replies = pipeline.execute()
+    return [
+        _record(task_id, row, score) for task_id, row, score in zip(ids, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> TaskRecord | None:
+    data, status, origin, due, attempt, outcomes = row
     if data is None:
         return None
+    if scheduled_at is not None:
+        status = "scheduled"
     try:
-        task, due = read_data(data)
+        task = read_data(data)
         body = msgspec.Raw(msgspec.json.encode(task))
     except Refused:
         return None
@@ -117,7 +125,7 @@ def _record(task_id: str, row: Sequence[Any]) -> TaskRecord | None:
         id=task_id,
         state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
         queue=_text(origin),
-        due=due,
+        due=due_of(task, task_id, due) if scheduled_at is None else scheduled_at,
         accepted=instant_of(task_id),
         attempts=int(attempt or 0),
         title=task.title,
