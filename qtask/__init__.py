@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qtask.errors import Unavailable as Unavailable
     from qtask.task import Task as Task
 
-__version__ = "0.1.0"
+from qtask.version import VERSION as __version__
 
 # Names are looked up when first used: `qtask --help` must not pay for what it does not run.
 _HOMES = {

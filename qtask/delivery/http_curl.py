@@ -14,7 +14,7 @@ import certifi
 import pycurl
 
 from qtask.config import Config
-from qtask.delivery.http_answer import answer_of, judge
+from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
 from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow, prepare
 from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop
@@ -155,20 +155,22 @@ class HttpDeliverer:
         self._multi.remove_handle(handle)
         request, deadline, redirects, done = transfer.request, transfer.deadline, transfer.redirects, transfer.done
         try:
-            status, answer, target = transfer.result(code, words)
-            following = follow(request, status, target) if target else None
-            if following is not None:
+            status, headers, answer = transfer.result(code, words)
+            target = header(headers, "location") if status in REDIRECTS else ""
+            if target:
                 if redirects == MAX_REDIRECTS:
                     raise Failure("redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer)
-                self._keep(transfer)
-                self._begin(following, deadline, redirects + 1, done)
-                return
-            judge(status, answer)
+                request = follow(request, status, target)
+            else:
+                judge(status, answer)
         except Failure as failure:
             self._keep(transfer)
             done(failure)
+            return
+        self._keep(transfer)
+        if target:
+            self._begin(request, deadline, redirects + 1, done)
         else:
-            self._keep(transfer)
             done(answer)
 
     def _keep(self, transfer: _Transfer) -> None:
@@ -228,17 +230,18 @@ class _Transfer:
         if request.body is not None:
             handle.setopt(pycurl.POSTFIELDS, request.body)
 
-    def result(self, code: int, words: str) -> tuple[int, Answer, str]:
-        """Returns status, answer and the target of a redirect; raises `Failure` when there is no answer."""
-        status = self.handle.getinfo(pycurl.RESPONSE_CODE)
+    def result(self, code: int, words: str) -> tuple[int, list[tuple[str, str]], Answer]:
+        """Returns status, headers and answer; raises `Failure` when there is no answer."""
         cut = code == pycurl.E_WRITE_ERROR and self._size > READ_LIMIT_BYTES
         if code and not cut:
             kind = _ERROR_KINDS.get(code, "protocol")
-            host = self.request.url.split("/", 3)[2].rpartition("@")[2]
+            host = self.request.url.split("/", 3)[2]
             if kind == "timeout":
                 words = f"no complete answer within {self.request.timeout:g} s"
             raise Failure(kind, f"{host}: {words}")
-        return status, answer_of(status, self._final_headers(), b"".join(self._body)), self._location(status)
+        status = self.handle.getinfo(pycurl.RESPONSE_CODE)
+        headers = self._final_headers()
+        return status, headers, answer_of(status, headers, b"".join(self._body))
 
     def _on_body(self, chunk: bytes) -> int | None:
         self._size += len(chunk)
@@ -256,15 +259,10 @@ class _Transfer:
                     found.append((name, value.strip()))
         return found
 
-    def _location(self, status: int) -> str:
-        if status not in (301, 302, 303, 307, 308):
-            return ""
-        return next((value for name, value in self._final_headers() if name.lower() == "location"), "")
-
 
 def _header_lines(request: HttpRequest) -> list[str]:
     lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
     lines.append("Expect:")  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
-    if not any(line[:13].lower() == "content-type:" for line in lines):
-        lines.append("Content-Type:")
+    if request.body is None or not any(name == "Content-Type" or name.lower() == "content-type" for name, _ in request.headers):
+        lines.append("Content-Type:")  # libcurl would say that any body is a form
     return lines

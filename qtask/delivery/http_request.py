@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
+
+import idna
+import msgspec
+from msgspec import UNSET
+
+from qtask.delivery.browsers import random_browser
+from qtask.outcome import Failure
+from qtask.task import HttpData, Task, decode_base64, http_data
+from qtask.timing import format_instant
+from qtask.version import VERSION
+
+MAX_REDIRECTS = 5
+USER_AGENT = f"qtask/{VERSION}"
+
+_Headers = list[tuple[str, str]]
+_Scalar = str | float | bool
+_FormValue = _Scalar | Sequence[_Scalar] | None
+
+_DEFAULT_HEADERS = (("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zstd"))
+# They speak of one connection, not of the message, and the connection is the transport's.
+_CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection", "proxy-authorization"})
+_BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
+_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+_CLEAN_URL = re.compile(r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*", re.ASCII)
+_SAFE_IN_URL = "!#$%&'()*+,/:;=?@[]~"  # as requests has it: what is reserved, and the percent sign itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,10 +40,10 @@ class HttpRequest:
 
     Attributes:
         method: as sent.
-        url: absolute, percent-encoded, ASCII.
+        url: absolute, percent-encoded, ASCII, without fragment or user.
         headers: in the order in which they are sent; Host, Content-Length and Connection are the transport's.
         body: None when there is none.
-        timeout: seconds for all of it.
+        timeout: seconds for all of it, redirects included.
     """
 
     method: str
@@ -22,3 +51,123 @@ class HttpRequest:
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
     timeout: float
+
+
+def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
+    """The request of an `http` task.
+
+    Args:
+        task: the dict.
+        task_id: sent as `QTask-Id`, the same on every attempt, so that a receiver can tell duplicates.
+        attempt: sent as `QTask-Attempt`, from 1.
+        due: Unix seconds, sent as `QTask-Due` in ISO 8601.
+
+    Raises `Refused` when the data is not that of an `http` task.
+    """
+    data = http_data(task)
+    url, authorization = _url(task.address.link)
+    if data.params:
+        url = _with_params(url, data.params)
+    body, content_type = _body(data)
+    headers: _Headers = []
+    given: Mapping[str, str] = {}
+    if isinstance(data.headers, dict):
+        given = data.headers
+        headers = [pair for pair in given.items() if pair[0].lower() not in _CONNECTION_HEADERS]
+    elif data.headers == "auto":
+        headers = random_browser()
+    names = {name.lower() for name, _ in headers}
+    for pair in _DEFAULT_HEADERS:
+        if pair[0].lower() not in names:
+            headers.append(pair)
+    if content_type and "content-type" not in names:
+        headers.append(("Content-Type", content_type))
+    if authorization and "authorization" not in names:
+        headers.append(("Authorization", authorization))
+    headers.append(("QTask-Id", task_id))
+    headers.append(("QTask-Attempt", str(attempt)))
+    headers.append(("QTask-Due", format_instant(due)))
+    return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout)
+
+
+def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
+    """The request that a redirect asks for, by the rules of RFC 9110, section 15.4, and of browsers.
+
+    303 becomes a GET, and so do 301 and 302 after a POST; the body and its headers go with it. 307 and 308 repeat
+    the request. Credentials are not shown to another origin. Raises `Failure` when `location` leads nowhere.
+    """
+    try:
+        target, _ = _url(urljoin(request.url, location))
+        origin = urlsplit(request.url)[:2]
+        other = urlsplit(target)[:2]
+    except (ValueError, UnicodeError) as error:
+        raise Failure("redirect", f"the receiver redirects to {location[:200]!r}, which is no URL: {error}") from None
+    if other[0] not in ("http", "https") or not other[1]:
+        raise Failure("redirect", f"the receiver redirects to {location[:200]!r}, which is no http or https URL")
+    headers = request.headers
+    if other != origin:
+        headers = tuple(pair for pair in headers if pair[0].lower() not in _SECRET_HEADERS | {"host"})
+    to_get = status == 303 and request.method != "HEAD" or status in (301, 302) and request.method == "POST"
+    if not to_get:
+        return replace(request, url=target, headers=headers)
+    headers = tuple(pair for pair in headers if pair[0].lower() not in _BODY_HEADERS)
+    return replace(request, method="GET", url=target, headers=headers, body=None)
+
+
+def _url(link: str) -> tuple[str, str]:
+    """Returns the URL as it goes on the wire, and the Authorization header that its user part stands for."""
+    if _CLEAN_URL.fullmatch(link):
+        return link, ""
+    parts = urlsplit(link)
+    host = parts.hostname or ""
+    if not host.isascii():
+        host = idna.encode(host, uts46=True).decode("ascii")
+    if ":" in host:
+        host = f"[{host}]"
+    authorization = ""
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = "Basic " + base64.b64encode(user.encode()).decode("ascii")
+    place = host if parts.port is None else f"{host}:{parts.port}"
+    path = quote(_requote(parts.path or "/"), safe=_SAFE_IN_URL + "%")
+    query = quote(_requote(parts.query), safe=_SAFE_IN_URL + "%")
+    return urlunsplit((parts.scheme, place, path, query, "")), authorization
+
+
+def _requote(text: str) -> str:
+    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+
+
+def _with_params(url: str, params: Mapping[str, _FormValue]) -> str:
+    query = _form(params)
+    if not query:
+        return url
+    return url + ("&" if "?" in url else "?") + query
+
+
+def _form(fields: Mapping[str, _FormValue]) -> str:
+    pairs = []
+    for name, value in fields.items():
+        if isinstance(value, list):
+            pairs += [(name, _text(one)) for one in value]
+        elif value is not None:
+            pairs.append((name, _text(value)))  # type: ignore[arg-type]
+    return urlencode(pairs)
+
+
+def _text(value: _Scalar) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def _body(data: HttpData) -> tuple[bytes | None, str]:
+    if data.json is not UNSET and data.json is not None:
+        return msgspec.json.encode(data.json), "application/json"
+    if isinstance(data.data, str):
+        return data.data.encode(), "text/plain; charset=utf-8"
+    if isinstance(data.data, dict):
+        return _form(data.data).encode("ascii"), "application/x-www-form-urlencoded"
+    if data.body_base64 is not UNSET:
+        return decode_base64(data.body_base64), "application/octet-stream"
+    return None, ""
