@@ -14,22 +14,36 @@ from qtask.errors import ConfigError, Unavailable
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, timeout: float | None = None) -> Redis:
     """A client of the Redis at `redis://…`, `rediss://…` or `unix://…`; nothing is sent yet.
+
+    Args:
+        url: the address.
+        timeout: seconds to wait for a reply; None waits for as long as it takes.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
     whether running it again is harmless. Raises `ConfigError` for an address of another form.
     """
     try:
-        return Redis.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0))
+        return Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+        )
     except ValueError as error:
         raise ConfigError(f"{_without_password(url)!r} is no address of a Redis: {error}") from None
 
 
-def connect_async(url: str) -> AsyncRedis:
+def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
     """As `connect`, for redis.asyncio."""
     try:
-        return AsyncRedis.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_SECONDS, retry=AsyncRetry(NoBackoff(), 0))
+        return AsyncRedis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_timeout=timeout,
+            retry=AsyncRetry(NoBackoff(), 0),
+        )
     except ValueError as error:
         raise ConfigError(f"{_without_password(url)!r} is no address of a Redis: {error}") from None
 

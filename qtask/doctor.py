@@ -1,0 +1,206 @@
+"""`qtask doctor`: what is wrong with this installation, in words, each with what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from qtask.config import Config
+from qtask.embedded import embedded_url
+from qtask.errors import QTaskError
+from qtask.store import keys
+from qtask.store.connect import connect, require
+from qtask.timing import format_duration
+
+HEARTBEAT_SECONDS = 10.0  # without one for so long, a worker does not count as alive
+OVERDUE_SECONDS = 5.0
+CLOCK_SECONDS = 1.0
+
+Level = Literal["fine", "note", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: how it is, and what to do when it is not fine."""
+
+    level: Level
+    what: str
+    advice: str = ""
+
+    def as_line(self) -> str:
+        """For people."""
+        mark = {"fine": "ok  ", "note": "note", "wrong": "BAD "}[self.level]
+        return f"{mark}  {self.what}" + (f"\n      {self.advice}" if self.advice else "")
+
+    def as_dict(self) -> dict[str, str]:
+        """For programs."""
+        return {"level": self.level, "what": self.what, "advice": self.advice}
+
+
+def examine(config: Config) -> list[Finding]:
+    """Looks at everything that can be looked at from here."""
+    findings = [_python(), *_packages(), _drawing(), _pipes(config), _gateway(config)]
+    url = config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
+    redis = connect(url, timeout=5.0)
+    try:
+        require(redis, url)
+    except QTaskError as error:
+        return [*findings, Finding("wrong", str(error), "qtask up brings a Redis of its own")]
+    for look in (_redis_version, _eviction, _durability, _clock, _workers, _scheduler, _overdue):
+        findings.append(_guarded(look, redis))
+    return findings
+
+
+def health(config: Config, process: str) -> Finding:
+    """Whether one process of this host is well: the gateway answers, a scheduler or worker has lately told so."""
+    if process == "gateway":
+        return _gateway(config, "wrong")
+    redis = connect(config.redis, timeout=5.0)
+    try:
+        require(redis, config.redis)
+    except QTaskError as error:
+        return Finding("wrong", str(error))
+    return _guarded(_workers if process == "worker" else _scheduler, redis)
+
+
+def _guarded(look: Callable[[Redis], Finding], redis: Redis) -> Finding:
+    try:
+        return look(redis)
+    except (RedisError, OSError) as error:
+        return Finding("wrong", f"Redis does not allow a look: {error}")
+
+
+def _python() -> Finding:
+    here = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):
+        return Finding("wrong", f"Python {here} is too old", "use Python 3.11 or newer")
+    return Finding("fine", f"Python {here}")
+
+
+def _packages() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in requires("qtask") or ()]
+    except PackageNotFoundError:
+        yield Finding("note", "qtask runs from its source and is not installed", "pip install . makes it whole")
+        return
+    bad = False
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            bad = True
+            yield Finding("wrong", f"the package {requirement.name} is missing", f"pip install '{requirement}'")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            bad = True
+            yield Finding("wrong", f"{requirement.name} {found} does not fit", f"pip install '{requirement}'")
+    if not bad:
+        yield Finding("fine", f"{len(wanted)} packages in fitting versions")
+
+
+def _drawing() -> Finding:
+    if find_spec("matplotlib") is None:
+        return Finding("wrong", "matplotlib is missing, so no graph can be drawn", "pip install matplotlib")
+    return Finding("fine", "matplotlib is there")
+
+
+def _pipes(config: Config) -> Finding:
+    folder = config.pipes
+    if not folder.is_dir():
+        advice = "make it, or name another with --pipe-dir"
+        return Finding("note", f"the pipe folder {folder} does not exist: no pipe can be delivered to", advice)
+    if not os.access(folder, os.X_OK | os.R_OK):
+        return Finding("wrong", f"the pipe folder {folder} cannot be entered", "mend its permissions")
+    return Finding("fine", f"the pipe folder {folder} can be used")
+
+
+def _gateway(config: Config, otherwise: Level = "note") -> Finding:
+    place = f"{config.host}:{config.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    try:
+        with socket.create_connection((host, config.port), 2.0) as connection:
+            connection.settimeout(2.0)
+            connection.sendall(b"[]\n")
+            answer = connection.recv(100)
+    except OSError as error:
+        return Finding(otherwise, f"no gateway answers on {place}: {error}", "qtask up starts one")
+    if answer != b"[]\n":
+        advice = "give QTask another port with --port"
+        return Finding("wrong", f"something else than a gateway answers on {place}", advice)
+    return Finding("fine", f"a gateway answers on {place}")
+
+
+def _redis_version(redis: Redis) -> Finding:
+    found = str(redis.info("server")["redis_version"])
+    if tuple(map(int, found.split(".")[:2])) < (6, 2):
+        return Finding("wrong", f"Redis {found} is too old", "QTask needs 6.2 or newer, or Valkey")
+    return Finding("fine", f"Redis {found}")
+
+
+def _eviction(redis: Redis) -> Finding:
+    policy = str(redis.info("memory").get("maxmemory_policy", "?"))
+    if policy != "noeviction":
+        advice = "CONFIG SET maxmemory-policy noeviction"
+        return Finding("wrong", f"this Redis may throw tasks away when memory is short (maxmemory-policy {policy})", advice)
+    return Finding("fine", "this Redis throws nothing away (maxmemory-policy noeviction)")
+
+
+def _durability(redis: Redis) -> Finding:
+    persistence = redis.info("persistence")
+    if not persistence.get("aof_enabled"):
+        advice = "CONFIG SET appendonly yes, and write it into redis.conf"
+        return Finding("wrong", "tasks are lost when Redis restarts: it keeps no append-only file", advice)
+    if persistence.get("aof_last_write_status") != "ok":
+        return Finding("wrong", "Redis cannot write its append-only file", "look at its log; the disk may be full")
+    return Finding("fine", "Redis keeps an append-only file")
+
+
+def _clock(redis: Redis) -> Finding:
+    before = time.time()
+    seconds, microseconds = redis.time()
+    difference = seconds + microseconds / 1e6 - (before + time.time()) / 2
+    words = f"the clocks of this host and of Redis differ by {format_duration(abs(difference))}"
+    if abs(difference) > CLOCK_SECONDS:
+        return Finding("note", words, "due instants go by Redis's clock; set both by NTP")
+    return Finding("fine", words)
+
+
+def _workers(redis: Redis) -> Finding:
+    seconds, _ = redis.time()
+    alive = redis.zcount(keys.WORKERS, seconds - HEARTBEAT_SECONDS, "+inf")
+    if not alive:
+        stock = redis.scard("rq:workers")
+        if stock:
+            return Finding("note", f"no worker of QTask's is alive, but {stock} of RQ's are registered")
+        return Finding("wrong", "no worker is alive: nothing is delivered", "start one with `qtask worker`")
+    return Finding("fine", f"{alive} workers are alive")
+
+
+def _scheduler(redis: Redis) -> Finding:
+    holder = redis.get(keys.SCHEDULER_LOCK)
+    if holder is None:
+        return Finding("wrong", "no scheduler is alive: nothing becomes due", "start one with `qtask scheduler`")
+    return Finding("fine", "a scheduler is alive" if holder == b"qtask" else "a stock rqscheduler is at work")
+
+
+def _overdue(redis: Redis) -> Finding:
+    seconds, _ = redis.time()
+    late = redis.zcount(keys.SCHEDULE, "-inf", seconds - OVERDUE_SECONDS)
+    if late:
+        return Finding("wrong", f"{late} tasks are overdue by more than {OVERDUE_SECONDS:g} s", "is a scheduler alive?")
+    return Finding("fine", f"{redis.zcard(keys.SCHEDULE)} tasks wait, none is overdue")
