@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from qtask.errors import Unavailable as Unavailable
     from qtask.task import Task as Task
 
-from qtask.version import VERSION as __version__
+from qtask.version import VERSION
+
+__version__ = VERSION
 
 # Names are looked up when first used: `qtask --help` must not pay for what it does not run.
 _HOMES = {

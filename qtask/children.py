@@ -29,7 +29,7 @@ def start(
         if os.getppid() != parent:  # it died between fork and here
             os._exit(1)
 
-    return subprocess.Popen(  # noqa: S603  # the command is ours
+    return subprocess.Popen(  # the command is ours
         command,
         env=None if environment is None else {**os.environ, **environment},
         stdin=subprocess.DEVNULL,

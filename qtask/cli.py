@@ -137,7 +137,9 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
 
 @cli.command("list")
 @click.option(
-    "--state", type=click.Choice(["scheduled", "queued", "started", "delivered", "dead"]), default="scheduled",
+    "--state",
+    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead"]),
+    default="scheduled",
     show_default=True,
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
@@ -209,7 +211,9 @@ def stats(config: Config, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="a .png or .svg file")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="a .png or .svg file"
+)
 @click.option("--id", "task_id", help="instead of drawing: fetch the picture of a __graph__ task")
 @settings(*_STORE)
 def graph(config: Config, output: Path, task_id: str | None) -> None:
@@ -238,8 +242,14 @@ def graph(config: Config, output: Path, task_id: str | None) -> None:
 
 
 @cli.command()
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("qtask-graph.png"),
-              show_default=True, help="where the graph goes")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("qtask-graph.png"),
+    show_default=True,
+    help="where the graph goes",
+)
 def demo(output: Path) -> None:
     """Show the whole of it: tasks of every kind, delivered to receivers of its own, and a graph."""
     from qtask.demo import run

@@ -38,7 +38,9 @@ class Config:
     queue: str = _setting("qtask", "name of the RQ queue")
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
     max_connections: int = _setting(4_096, "connections that the gateway serves at once", 1, 1_000_000)
-    idle_seconds: float = _setting(300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400)
+    idle_seconds: float = _setting(
+        300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400
+    )
     history_keep: int = _setting(10_000, "finished tasks that are kept", 0, 10_000_000)
     history_seconds: int = _setting(86_400, "seconds for which finished tasks are kept", 1, 31_536_000)
     stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
@@ -125,7 +127,9 @@ def _convert(name: str, value: Any, source: str) -> Any:
         if wanted is int and isinstance(value, float) and value != converted:
             raise ValueError
     except (TypeError, ValueError):
-        raise ConfigError(f"{source} must be {'a whole number' if wanted is int else 'a number'}, got {value!r}") from None
+        raise ConfigError(
+            f"{source} must be {'a whole number' if wanted is int else 'a number'}, got {value!r}"
+        ) from None
     low, high = setting.metadata["low"], setting.metadata["high"]
     if not low <= converted <= high:
         raise ConfigError(f"{source} must be from {low:g} to {high:g}, got {value!r}")

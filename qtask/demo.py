@@ -65,7 +65,9 @@ class _Demo:
             try:
                 up.start()
                 redis = Redis.from_url(up.redis_url)
-                _say(f"The gateway listens on {config.host}:{config.port}; three receivers of this demo wait beside it.")
+                _say(
+                    f"The gateway listens on {config.host}:{config.port}; three receivers of this demo wait beside it."
+                )
                 self._submit(receivers)
                 records = self._watch(redis)
                 self._print(records)
@@ -133,7 +135,9 @@ class _Demo:
         crowd = sorted(r.outcomes[-1].lateness for r in records if self._expected[r.id][0].startswith("a crowd"))
         if crowd:
             middle, worst = format_duration(crowd[len(crowd) // 2]), format_duration(crowd[-1])
-            click.echo(f"  and the crowd of {len(crowd)}: lateness {middle} in the middle, {worst} at worst, none early")
+            click.echo(
+                f"  and the crowd of {len(crowd)}: lateness {middle} in the middle, {worst} at worst, none early"
+            )
 
     def _graph(self, redis: Redis) -> bool:
         _head("A __graph__ task draws how punctual it all was")
@@ -177,7 +181,7 @@ def _tasks(receivers: _Receivers) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     data: Any = {"to": "a socket", "n": [1, 2, 3]}
     yield "JSON to a socket", True, _task("socket", "socket", place, 1.4, data)
     yield "a line to a pipe", True, _task("pipe", "pipe", "orders", 1.8, {"data": {"order": 7}})
-    yield "a pipe that nobody reads", False, _task("pipe", "unread", "nobody", 2.0, {"data": 1})
+    yield "a pipe that nobody reads", False, _task("unread", "pipe", "nobody", 2.0, {"data": 1})
     yield "the last, half a second after the others", True, _http("last", http, _LONGEST_DELAY, {})
 
 
@@ -215,6 +219,7 @@ class _Receivers:
 def _receivers(pipes: Path) -> Iterator[_Receivers]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 65_536  # one packet an answer
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -228,7 +233,7 @@ def _receivers(pipes: Path) -> Iterator[_Receivers]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815  # the name is http.server's
 
         def log_message(self, format: str, *args: Any) -> None:
             """The demo says what is worth saying."""

@@ -57,9 +57,8 @@ def examine(config: Config) -> list[Finding]:
         require(redis, url)
     except QTaskError as error:
         return [*findings, Finding("wrong", str(error), "qtask up brings a Redis of its own")]
-    for look in (_redis_version, _eviction, _durability, _clock, _workers, _scheduler, _overdue):
-        findings.append(_guarded(look, redis))
-    return findings
+    looks = (_redis_version, _eviction, _durability, _clock, _workers, _scheduler, _overdue)
+    return findings + [_guarded(look, redis) for look in looks]
 
 
 def health(config: Config, process: str) -> Finding:
@@ -83,8 +82,6 @@ def _guarded(look: Callable[[Redis], Finding], redis: Redis) -> Finding:
 
 def _python() -> Finding:
     here = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("wrong", f"Python {here} is too old", "use Python 3.11 or newer")
     return Finding("fine", f"Python {here}")
 
 
@@ -156,7 +153,9 @@ def _eviction(redis: Redis) -> Finding:
     policy = str(redis.info("memory").get("maxmemory_policy", "?"))
     if policy != "noeviction":
         advice = "CONFIG SET maxmemory-policy noeviction"
-        return Finding("wrong", f"this Redis may throw tasks away when memory is short (maxmemory-policy {policy})", advice)
+        return Finding(
+            "wrong", f"this Redis may throw tasks away when memory is short (maxmemory-policy {policy})", advice
+        )
     return Finding("fine", "this Redis throws nothing away (maxmemory-policy noeviction)")
 
 

@@ -62,7 +62,9 @@ class EmbeddedRedis:
             self._lock = (self._folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise QTaskError(f"another qtask already uses the folder {self._folder}; choose another with --data-dir") from None
+            raise QTaskError(
+                f"another qtask already uses the folder {self._folder}; choose another with --data-dir"
+            ) from None
         except OSError as error:
             raise QTaskError(f"the folder {self._folder} cannot be used: {error.strerror}") from None
         log = self._folder / "redis.log"

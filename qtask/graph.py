@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from redis import Redis
@@ -59,8 +60,12 @@ def draw(samples: Sequence[Samples], format: Format = "png") -> bytes:
     Returns the picture, 1,300 by 900 pixels as PNG.
     """
     kinds = [kind for kind in samples if len(kind)]
-    figure = Figure(figsize=(13, 9), dpi=100, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.03)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(13, 9),
+        dpi=100,
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.03),
+    )
     if kinds:
         _draw_all(figure, kinds)
     else:
@@ -114,7 +119,9 @@ def _title(ended: Any) -> str:
     first, last = (datetime.fromtimestamp(float(value), UTC) for value in (ended[0], ended[-1]))
     count = f"{len(ended):,} deliveries" if len(ended) != 1 else "1 delivery"
     if last.date() == first.date():
-        when = f"{first:%Y-%m-%d %H:%M:%S} to {last:%H:%M:%S} UTC" if len(ended) > 1 else f"{first:%Y-%m-%d %H:%M:%S} UTC"
+        when = (
+            f"{first:%Y-%m-%d %H:%M:%S} to {last:%H:%M:%S} UTC" if len(ended) > 1 else f"{first:%Y-%m-%d %H:%M:%S} UTC"
+        )
     else:
         when = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     return f"QTask: {count}, {when}"
@@ -178,7 +185,9 @@ def _draw_distribution(axes: Axes, values: Any) -> None:
 
 def _draw_counts(axes: Axes, legend: Axes, kinds: Sequence[Samples]) -> None:
     totals = {kind.kind: Counter(kind.status) for kind in kinds}
-    statuses = sorted({status for counts in totals.values() for status in counts}, key=lambda one: (one != "delivered", one))
+    statuses = sorted(
+        {status for counts in totals.values() for status in counts}, key=lambda one: (one != "delivered", one)
+    )
     names = [_KIND_NAMES.get(kind, kind) for kind in totals]
     left = np.zeros(len(totals))
     failures = iter(_FAILURES * (1 + len(statuses) // len(_FAILURES)))

@@ -35,9 +35,13 @@ def check_http(link: str) -> str:
         _check_port((match[1] or ":80")[1:], link)
         return link
     if not link.startswith(("http://", "https://")):
-        raise Refused("invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}")
+        raise Refused(
+            "invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}"
+        )
     if _UNSAFE.search(link):
-        raise Refused("invalid_value", FIELD, "a link holds no spaces or control characters; write them as %20 and the like")
+        raise Refused(
+            "invalid_value", FIELD, "a link holds no spaces or control characters; write them as %20 and the like"
+        )
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
@@ -56,7 +60,9 @@ def parse_socket(link: str) -> SocketLink:
     if link.startswith("unix:"):
         path = link[5:]
         if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
-            raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}")
+            raise Refused(
+                "invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}"
+            )
         return SocketLink("", 0, path)
     host, colon, port = link.rpartition(":")
     if not colon:

@@ -67,9 +67,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
                 `settings.at` gives way to `scheduled_time`.
         """
         instant = (scheduled_time if scheduled_time.tzinfo else scheduled_time.replace(tzinfo=UTC)).timestamp()
-        if func == FUNCTION or getattr(func, "__name__", "") == "deliver" and func.__module__.startswith("qtask."):
+        if func == FUNCTION or (getattr(func, "__name__", "") == "deliver" and func.__module__.startswith("qtask.")):
             return self.enqueue_many([(instant, args[0])])[0]
-        job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
+        job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
         self.connection.zadd(self.scheduled_jobs_key, {job.id: instant})
         self.connection.publish(keys.WAKE, instant)
         return job

@@ -31,7 +31,9 @@ def from_flags(flags: Mapping[str, object]) -> list[dict[str, object]]:
         if link
     ]
     if len(kinds) != 1:
-        raise QTaskError("say where to: one of --http URL, --socket HOST:PORT, --pipe NAME, --graph, or a FILE of dicts")
+        raise QTaskError(
+            "say where to: one of --http URL, --socket HOST:PORT, --pipe NAME, --graph, or a FILE of dicts"
+        )
     ((kind, link),) = kinds
     settings: dict[str, object] = {}
     if flags["at"] is not None:
@@ -50,8 +52,13 @@ def from_flags(flags: Mapping[str, object]) -> list[dict[str, object]]:
     elif kind == "socket":
         settings["data"] = data
     address = {"type": kind} if kind == "__graph__" else {"type": kind, "link": link}
-    return [{"title": flags["title"] or f"{kind} {link}" if kind != "__graph__" else "graph", "address": address,
-             "settings": settings}]
+    return [
+        {
+            "title": flags["title"] or f"{kind} {link}" if kind != "__graph__" else "graph",
+            "address": address,
+            "settings": settings,
+        }
+    ]
 
 
 def from_file(file: BinaryIO) -> Iterator[Mapping[str, object]]:

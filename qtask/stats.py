@@ -92,7 +92,7 @@ def _members(redis: Redis, key: str, newest: int | None) -> Iterator[tuple[bytes
     total = redis.zcard(key)
     start = 0 if newest is None else max(0, total - newest)
     while start < total:
-        chunk: list[Any] = redis.zrange(key, start, start + _CHUNK - 1, withscores=True)  # type: ignore[assignment]
+        chunk: list[Any] = redis.zrange(key, start, start + _CHUNK - 1, withscores=True)
         if not chunk:
             return
         yield from chunk
@@ -123,7 +123,8 @@ class KindSummary:
 def summary(redis: Redis) -> list[KindSummary]:
     """A summary of each kind that has outcomes."""
     totals: dict[str, dict[str, int]] = {}
-    for raw, count in redis.hgetall(keys.COUNTERS).items():
+    counters: Any = redis.hgetall(keys.COUNTERS)
+    for raw, count in counters.items():
         kind, _, status = raw.decode().rpartition(":")
         totals.setdefault(kind, {})[status] = int(count)
     found = []

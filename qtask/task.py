@@ -233,7 +233,9 @@ def _check(task: Task) -> tuple[float | None, float | None]:
         )
     if settings.at is not UNSET:
         if settings.time is not UNSET:
-            raise Refused("invalid_value", "settings.at", "either time (a delay) or at (an instant) says when, not both")
+            raise Refused(
+                "invalid_value", "settings.at", "either time (a delay) or at (an instant) says when, not both"
+            )
         return None, parse_instant(settings.at)
     if settings.time is not UNSET:
         return check_delay(settings.time), None
@@ -250,7 +252,9 @@ def _check_http(task: Task) -> None:
     data = http_data(task)
     if not _TOKEN.fullmatch(data.method) or len(data.method) > 32 or data.method.upper() == "CONNECT":
         raise Refused(
-            "invalid_value", "settings.data.method", f"an HTTP method such as GET or POST is needed, got {data.method[:40]!r}"
+            "invalid_value",
+            "settings.data.method",
+            f"an HTTP method such as GET or POST is needed, got {data.method[:40]!r}",
         )
     if isinstance(data.headers, dict):
         for name, value in data.headers.items():
@@ -258,7 +262,9 @@ def _check_http(task: Task) -> None:
     bodies = [key for key in ("json", "data", "body_base64") if getattr(data, key) not in (UNSET, None)]
     if len(bodies) > 1:
         raise Refused(
-            "invalid_value", f"settings.data.{bodies[1]}", f"one body is sent, but both {bodies[0]} and {bodies[1]} are given"
+            "invalid_value",
+            f"settings.data.{bodies[1]}",
+            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given",
         )
     if data.body_base64 is not UNSET:
         decode_base64(data.body_base64)
@@ -276,7 +282,9 @@ def _check_header(name: str, value: str) -> None:
     field = f"settings.data.headers.{name[:60]}"
     if not _TOKEN.fullmatch(name):
         raise Refused(
-            "invalid_value", "settings.data.headers", f"{name[:60]!r} is no header name; letters, digits and '-' make one"
+            "invalid_value",
+            "settings.data.headers",
+            f"{name[:60]!r} is no header name; letters, digits and '-' make one",
         )
     if name.lower() in _FRAMING_HEADERS:
         raise Refused("invalid_value", field, "this header frames the message and is set by QTask; leave it out")
@@ -351,7 +359,9 @@ def _convert(data: Any, kind: type[_Data]) -> _Data:
 def _refusal(error: Exception, base: str, keys: tuple[str, ...] = ()) -> Refused:
     words = str(error)
     if isinstance(error, UnicodeDecodeError):
-        return Refused("invalid_json", base, f"the text is not UTF-8: byte {error.object[error.start]:#04x} stands where none may")
+        return Refused(
+            "invalid_json", base, f"the text is not UTF-8: byte {error.object[error.start]:#04x} stands where none may"
+        )
     if isinstance(error, RecursionError):
         return Refused("too_deep", base, f"a dict is nested at most {MAX_DEPTH} levels deep")
     if not isinstance(error, msgspec.ValidationError):

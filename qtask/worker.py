@@ -126,7 +126,7 @@ class Worker(BaseWorker):
                 self._outcomes.extendleft(reversed(self._settling))
                 script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(self._outcomes))
             back = script("put_back").run(self.connection, *self._put_back(kept=()))
-            self.connection.zrem(keys.WORKERS, self._token)
+            self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
             self.register_death()
             logger.info("stopped", extra={"put_back": back})
         except (RedisError, OSError) as error:
@@ -143,6 +143,8 @@ class Worker(BaseWorker):
             if self.pubsub_thread is None:
                 self.register_birth()
                 self.subscribe()
+            for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
+                self.connection.script_load(script(name).text)
             script("put_back").run(self.connection, *self._put_back(kept=[*self._in_flight, *self._unsettled()]))
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
@@ -242,9 +244,7 @@ class Worker(BaseWorker):
         # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
         # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.
         self._waiting = True
-        self._claims.send(
-            self._on_more, "BLMOVE", self._queue_key, self._queue_key, "LEFT", "LEFT", IDLE_WAIT_SECONDS
-        )
+        self._claims.send(self._on_more, "BLMOVE", self._queue_key, self._queue_key, "LEFT", "LEFT", IDLE_WAIT_SECONDS)
 
     def _on_claimed(self, reply: Any) -> None:
         self._claiming = False

@@ -57,4 +57,6 @@ class Process:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"{self.name} did not stop within {seconds} s:\n{self.log.read_text()[-3000:]}") from None
+            raise AssertionError(
+                f"{self.name} did not stop within {seconds} s:\n{self.log.read_text()[-3000:]}"
+            ) from None

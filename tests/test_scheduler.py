@@ -16,7 +16,7 @@ from qtask.errors import Refused
 from qtask.scheduler import Scheduler
 from qtask.store import keys
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import script
+from qtask.store.scripts import Value, script
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -47,9 +47,14 @@ def running(*schedulers: Scheduler) -> Iterator[None]:
             assert not thread.is_alive()
 
 
+def queued(redis: Redis, queue: str) -> list[str]:
+    ids: Any = redis.lrange(keys.queue(queue), 0, -1)
+    return [job_id.decode() for job_id in ids]
+
+
 def claim(redis: Redis, token: str = "worker", most: int = 100, margin: float = 15) -> list[str]:
-    arguments = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS]
-    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], list(arguments))
+    arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS]
+    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
     return [task_id.decode() for task_id in reply[1::4]]
 
 
@@ -95,8 +100,8 @@ def test_release_is_never_early_and_prompt(redis: Redis) -> None:
 
         def all_released() -> bool:
             at = redis_now(redis)
-            for job_id in redis.lrange(keys.queue("qtask"), 0, -1):
-                seen.setdefault(job_id.decode(), at)
+            for job_id in queued(redis, "qtask"):
+                seen.setdefault(job_id, at)
             return len(seen) == 50
 
         until(all_released, 5)
@@ -123,8 +128,8 @@ def test_three_schedulers_move_each_task_once(redis_server: RedisServer, redis: 
         for start in range(0, 3000, 500):
             schedulers[0].enqueue_many([(now + (start + i) / 3000, TASK) for i in range(500)])
         until(lambda: redis.zcard(keys.SCHEDULE) == 0)
-    queued = redis.lrange(keys.queue("qtask"), 0, -1)
-    assert len(queued) == len(set(queued)) == 3000
+    ids = queued(redis, "qtask")
+    assert len(ids) == len(set(ids)) == 3000
 
 
 def test_foreign_jobs_are_moved_by_the_rules_of_rq_scheduler(redis: Redis) -> None:
@@ -138,7 +143,7 @@ def test_foreign_jobs_are_moved_by_the_rules_of_rq_scheduler(redis: Redis) -> No
     with running(scheduler):
         until(lambda: redis.llen(keys.queue("other")) == 2 and redis.llen(keys.queue("qtask")) == 1)
     assert redis.zrange(keys.SCHEDULE, 0, -1) == [repeated.id.encode()], "the repeated one waits for its next turn"
-    assert {once.id, repeated.id} == {job.decode() for job in redis.lrange(keys.queue("other"), 0, -1)}
+    assert {once.id, repeated.id} == set(queued(redis, "other"))
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [mine.id.encode()]
 
 

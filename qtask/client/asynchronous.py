@@ -120,7 +120,8 @@ class AsyncClient:
             dues = iter(await submit_async(self._redis, self._queue, submissions) if submissions else ())
         except (RedisError, OSError) as error:
             raise Unavailable(
-                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted is not known"
+                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
+                "is not known"
             ) from None
         sent = iter(submissions)
         return [answer or Accepted(next(sent).id, next(dues) or 0.0) for answer in answers]
@@ -149,8 +150,8 @@ class AsyncClient:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             await self.close()
             raise Unavailable(
-                f"no answer from the gateway at {host}:{port}: {error or type(error).__name__}; whether the {len(lines)} "
-                "tasks of this batch were accepted is not known, and they were not sent again"
+                f"no answer from the gateway at {host}:{port}: {error or type(error).__name__}; whether the "
+                f"{len(lines)} tasks of this batch were accepted is not known, and they were not sent again"
             ) from None
         except asyncio.CancelledError:
             await self.close()  # answers of an abandoned exchange must not be taken for those of the next

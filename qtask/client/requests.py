@@ -107,7 +107,9 @@ def build(
         raise Refused("invalid_value", "settings.at", "either delay or at says when, not both")
     if isinstance(at, datetime):
         if at.tzinfo is None:
-            raise Refused("invalid_value", "settings.at", "a datetime needs its zone: datetime.now(UTC) + …, for example")
+            raise Refused(
+                "invalid_value", "settings.at", "a datetime needs its zone: datetime.now(UTC) + …, for example"
+            )
         settings["at"] = at.timestamp()
     elif at is not None:
         settings["at"] = at

@@ -122,7 +122,9 @@ class Client:
 
     def _need_redis(self) -> _RedisWay:
         if self._redis is None:
-            raise QTaskError(f"the gateway at {self.url} only accepts tasks; give the client a redis:// address for this")
+            raise QTaskError(
+                f"the gateway at {self.url} only accepts tasks; give the client a redis:// address for this"
+            )
         return self._redis
 
 
@@ -165,7 +167,8 @@ class _RedisWay:
             dues = iter(submit(self.redis, self.queue, submissions) if submissions else ())
         except (RedisError, OSError) as error:
             raise Unavailable(
-                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted is not known"
+                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
+                "is not known"
             ) from None
         sent = iter(submissions)
         return [answer or Accepted(next(sent).id, next(dues) or 0.0) for answer in answers]

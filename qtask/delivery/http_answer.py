@@ -68,7 +68,7 @@ def _deflate(body: bytes) -> bytes:
 
 
 def _brotli(body: bytes) -> bytes:
-    return brotli.Decompressor().process(body, output_buffer_limit=_DECODE_LIMIT_BYTES)
+    return bytes(brotli.Decompressor().process(body, output_buffer_limit=_DECODE_LIMIT_BYTES))
 
 
 def _zstd(body: bytes) -> bytes:

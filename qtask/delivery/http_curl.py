@@ -159,7 +159,9 @@ class HttpDeliverer:
             target = header(headers, "location") if status in REDIRECTS else ""
             if target:
                 if redirects == MAX_REDIRECTS:
-                    raise Failure("redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer)
+                    raise Failure(
+                        "redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer
+                    )
                 request = follow(request, status, target)
             else:
                 judge(status, answer)
@@ -263,6 +265,8 @@ class _Transfer:
 def _header_lines(request: HttpRequest) -> list[str]:
     lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
     lines.append("Expect:")  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
-    if request.body is None or not any(name == "Content-Type" or name.lower() == "content-type" for name, _ in request.headers):
+    if request.body is None or not any(
+        name == "Content-Type" or name.lower() == "content-type" for name, _ in request.headers
+    ):
         lines.append("Content-Type:")  # libcurl would say that any body is a form
     return lines

@@ -30,7 +30,9 @@ _DEFAULT_HEADERS = (("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Enco
 _CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
-_CLEAN_URL = re.compile(r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*", re.ASCII)
+_CLEAN_URL = re.compile(
+    r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*", re.ASCII
+)
 _SAFE_IN_URL = "!#$%&'()*+,/:;=?@[]~"  # as requests has it: what is reserved, and the percent sign itself
 
 
@@ -107,7 +109,7 @@ def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
     headers = request.headers
     if other != origin:
         headers = tuple(pair for pair in headers if pair[0].lower() not in _SECRET_HEADERS | {"host"})
-    to_get = status == 303 and request.method != "HEAD" or status in (301, 302) and request.method == "POST"
+    to_get = (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST")
     if not to_get:
         return replace(request, url=target, headers=headers)
     headers = tuple(pair for pair in headers if pair[0].lower() not in _BODY_HEADERS)

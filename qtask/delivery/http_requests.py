@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import monotonic
 
@@ -15,7 +16,7 @@ from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow
 from qtask.outcome import READ_LIMIT_BYTES, Answer, Failure
 
 _CHUNK_BYTES = 8_192
-_session: requests.Session | None = None
+_kept: list[requests.Session] = []  # the one session, while no thread uses it
 
 
 def deliver(request: HttpRequest) -> Answer:
@@ -24,24 +25,20 @@ def deliver(request: HttpRequest) -> Answer:
     Raises `Failure`, also when `request.timeout` seconds have passed in all: requests bounds single reads only, so
     the exchange runs in a thread of its own, which is left behind when its time is over.
     """
-    global _session
-    session = _session or requests.Session()
-    _session = None
+    session = _kept.pop() if _kept else requests.Session()
     results: SimpleQueue[Answer | Failure] = SimpleQueue()
     threading.Thread(target=_exchange, args=(session, request, results.put), daemon=True).start()
     try:
         result = results.get(timeout=request.timeout)
     except Empty:
         raise _timeout(request) from None  # the session goes with the thread that still uses it
-    _session = session
+    _kept.append(session)
     if isinstance(result, Failure):
         raise result
     return result
 
 
-def _exchange(session: requests.Session, request: HttpRequest, put: object) -> None:
-    report = put
-    assert callable(report)
+def _exchange(session: requests.Session, request: HttpRequest, report: Callable[[Answer | Failure], None]) -> None:
     deadline = monotonic() + request.timeout
     try:
         report(_follow_redirects(session, request, deadline))
@@ -59,14 +56,11 @@ def _follow_redirects(session: requests.Session, request: HttpRequest, deadline:
         if not target:
             judge(status, answer)
             return answer
-        following = follow(request, status, target)
-        request = following
+        request = follow(request, status, target)
     raise Failure("redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer)
 
 
-def _send(
-    session: requests.Session, request: HttpRequest, deadline: float
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _send(session: requests.Session, request: HttpRequest, deadline: float) -> tuple[int, list[tuple[str, str]], bytes]:
     prepared = requests.PreparedRequest()
     prepared.method = request.method
     prepared.url = request.url

@@ -47,9 +47,13 @@ class PipeDeliverer:
             descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                raise Failure("no_reader", f"nobody reads the pipe {name!r}; start its reader, then send again") from None
+                raise Failure(
+                    "no_reader", f"nobody reads the pipe {name!r}; start its reader, then send again"
+                ) from None
             if error.errno == errno.ENOENT:
-                raise Failure("no_reader", f"there is no pipe {name!r}; make it in the pipe folder with mkfifo") from None
+                raise Failure(
+                    "no_reader", f"there is no pipe {name!r}; make it in the pipe folder with mkfifo"
+                ) from None
             raise Failure("connect", f"the pipe {name!r} cannot be opened: {error.strerror}") from None
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             os.close(descriptor)

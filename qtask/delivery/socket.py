@@ -99,6 +99,7 @@ class _Exchange:
         except OSError as error:
             self._on_connect_error(error)
             return
+        assert self._socket is not None
         self._loop.watch(self._socket.fileno(), WRITE, self._on_connected)
 
     def end(self, result: Answer | Failure) -> None:

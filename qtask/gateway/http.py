@@ -53,8 +53,14 @@ class HttpServer:
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app, host=config.host, port=config.http_port, lifespan="off", log_config=None, access_log=False,
-                server_header=False, date_header=False,
+                app,
+                host=config.host,
+                port=config.http_port,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
             )
         )
         self._serving: asyncio.Task[None] | None = None

@@ -1,6 +1,6 @@
 """The inbox: a stream in Redis, for clients that speak Redis and nothing else.
 
-    XADD qtask:inbox * task '{"title": …}'              reply <key>: optional, the answer is pushed there
+XADD qtask:inbox * task '{"title": …}'              reply <key>: optional, the answer is pushed there
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class Inbox:
         reply_key = fields.get(b"reply", b"")
         try:
             if raw is None:
-                raise Refused("missing_field", "task", "an entry of the inbox needs the field task with the JSON of a dict")
+                raise Refused(
+                    "missing_field", "task", "an entry of the inbox needs the field task with the JSON of a dict"
+                )
             checked = parse(raw, self._max_bytes)
         except Refused as refused:
             self._spawn(self._refuse(entry, raw or b"", reply_key, refused))

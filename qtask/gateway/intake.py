@@ -129,7 +129,9 @@ def unavailable(error: Exception) -> Refused:
     """What a client is told while Redis is away: whether it holds the task is not known."""
     reason = str(error) or type(error).__name__
     return Refused(
-        "unavailable", "", f"QTask cannot reach its Redis ({reason}); the task may not have been accepted, send it again"
+        "unavailable",
+        "",
+        f"QTask cannot reach its Redis ({reason}); the task may not have been accepted, send it again",
     )
 
 

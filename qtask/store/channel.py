@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
-from redis.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
 from qtask.store.scripts import Script, Value
@@ -27,7 +26,7 @@ class Channel:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._connection: AbstractConnection | None = None
+        self._connection: Any = None  # redis-py's connections have no types worth the name
         self._waiting: deque[tuple[OnReply, Script | None, tuple[Value, ...]]] = deque()
         self.descriptor = -1
 
@@ -73,15 +72,16 @@ class Channel:
             if not self._waiting or not connection.can_read():  # the parser may hold more than the socket shows
                 return
 
-    def _read_one(self, connection: AbstractConnection) -> None:
+    def _read_one(self, connection: Any) -> None:
         reply: Any
         try:
             reply = connection.read_response(disable_decoding=True)
         except NoScriptError as error:
             reply = error
-            if self._waiting[0][1] is not None:
-                _, script, rest = request = self._waiting.popleft()
-                self._waiting.append((request[0], None, rest))
+            on_reply, script, rest = self._waiting[0]
+            if script is not None:
+                self._waiting.popleft()
+                self._waiting.append((on_reply, None, rest))
                 connection.send_command("EVAL", script.text, *rest, check_health=False)
                 return
         except ResponseError as error:

@@ -105,9 +105,7 @@ def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
             pipeline.hmget(keys.job(task_id), *_FIELDS)
             pipeline.zscore(keys.SCHEDULE, task_id)
         replies = pipeline.execute()
-    return [
-        _record(task_id, row, score) for task_id, row, score in zip(ids, replies[::2], replies[1::2], strict=True)
-    ]
+    return [_record(task_id, row, score) for task_id, row, score in zip(ids, replies[::2], replies[1::2], strict=True)]
 
 
 def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> TaskRecord | None:
