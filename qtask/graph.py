@@ -9,6 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -146,7 +147,7 @@ def _draw_over_time(axes: Axes, ended: Any, values: Any, limits: tuple[float, fl
         edges = np.linspace(limits[0], limits[1], min(_TIME_BINS, max(4, len(values) // 20)) + 1)
         starts = np.searchsorted(ended, edges)
         for name, percent, colour in _LINES:
-            spans = [(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True) if b > a]
+            spans = [(a, b) for a, b in pairwise(starts) if b > a]
             middles = [float(days[a:b].mean()) for a, b in spans]
             heights = [float(np.percentile(values[a:b], percent)) for a, b in spans]
             outline = [withStroke(linewidth=3.2, foreground="white")]

@@ -1,6 +1,7 @@
 """Structured logs: one line an event, for people on a terminal and as JSON elsewhere.
 
-Code logs an event by a short name and gives its particulars as `extra`: `logger.info("listening", extra={"port": 5123})`.
+Code logs an event by a short name and gives its particulars as `extra`:
+`logger.info("listening", extra={"port": 5123})`.
 """
 
 from __future__ import annotations

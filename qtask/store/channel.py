@@ -33,7 +33,7 @@ class Channel:
     def connect(self) -> None:
         """Connects anew; commands that were under way are forgotten. Raises redis-py's errors."""
         self.close()
-        connection = self._redis.connection_pool.make_connection()
+        connection: Any = self._redis.connection_pool.make_connection()
         connection.connect()
         self._connection = connection
         self.descriptor = connection._sock.fileno()  # redis-py has no other way to its socket
