@@ -7,6 +7,7 @@ stands, and one conformance suite holds for both.
 from __future__ import annotations
 
 import select
+import warnings
 from time import monotonic
 from typing import Any
 
@@ -57,6 +58,8 @@ class HttpDeliverer:
         self._watched: dict[int, bool] = {}
         self._time_at = self._timer_at = float("inf")
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
+        # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/architecture.md.
+        warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
         self._running: dict[Any, _Transfer] = {}
         self._idle: dict[tuple[str, bool], list[_Transfer]] = {}
 
@@ -262,11 +265,11 @@ class _Transfer:
         return found
 
 
-def _header_lines(request: HttpRequest) -> list[str]:
+def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
     lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
     lines.append("Expect:")  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
-    if request.body is None or not any(
-        name == "Content-Type" or name.lower() == "content-type" for name, _ in request.headers
-    ):
+    if request.body is None or not any(name.lower() == "content-type" for name, _ in request.headers):
         lines.append("Content-Type:")  # libcurl would say that any body is a form
-    return lines
+    if all(map(str.isascii, lines)):
+        return lines
+    return [line.encode("latin-1") for line in lines]

@@ -31,9 +31,9 @@ _CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection",
 _BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _CLEAN_URL = re.compile(
-    r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*", re.ASCII
+    r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-F]{2})*", re.ASCII
 )
-_SAFE_IN_URL = "!#$%&'()*+,/:;=?@[]~"  # as requests has it: what is reserved, and the percent sign itself
+_SAFE_IN_URL = "!$%&'()*+,/:;=?@~"  # as requests puts it on the wire: RFC 3986's path and query, and the percent sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +131,14 @@ def _url(link: str) -> tuple[str, str]:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = "Basic " + base64.b64encode(user.encode()).decode("ascii")
     place = host if parts.port is None else f"{host}:{parts.port}"
-    path = quote(_requote(parts.path or "/"), safe=_SAFE_IN_URL + "%")
-    query = quote(_requote(parts.query), safe=_SAFE_IN_URL + "%")
+    path = quote(_requote(parts.path or "/"), safe=_SAFE_IN_URL)
+    query = quote(_requote(parts.query), safe=_SAFE_IN_URL)
     return urlunsplit((parts.scheme, place, path, query, "")), authorization
 
 
 def _requote(text: str) -> str:
-    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+    return re.sub(r"%[0-9A-Fa-f]{2}", lambda escape: escape[0].upper(), text)
 
 
 def _with_params(url: str, params: Mapping[str, _FormValue]) -> str:

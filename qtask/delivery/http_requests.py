@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import Any
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
 from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow
@@ -19,13 +23,48 @@ _CHUNK_BYTES = 8_192
 _kept: list[requests.Session] = []  # the one session, while no thread uses it
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """Passes over interim answers (RFC 9110, section 15.2); http.client does so for 100 alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed hides it
+            if not 100 < status < 200 or status == http.client.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
+class _Connection(HTTPConnection):
+    response_class = _FinalResponse
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _FinalResponse
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter, on connections that pass over interim answers."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        return pool
+
+
+def _new_session() -> requests.Session:
+    session = requests.Session()
+    session.mount("http://", _Adapter())
+    session.mount("https://", _Adapter())
+    return session
+
+
 def deliver(request: HttpRequest) -> Answer:
     """Sends a request, follows redirects, and returns the answer of a receiver that took it.
 
     Raises `Failure`, also when `request.timeout` seconds have passed in all: requests bounds single reads only, so
     the exchange runs in a thread of its own, which is left behind when its time is over.
     """
-    session = _kept.pop() if _kept else requests.Session()
+    session = _kept.pop() if _kept else _new_session()
     results: SimpleQueue[Answer | Failure] = SimpleQueue()
     threading.Thread(target=_exchange, args=(session, request, results.put), daemon=True).start()
     try:
@@ -46,6 +85,8 @@ def _exchange(session: requests.Session, request: HttpRequest, report: Callable[
         report(failure)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         report(_failure(request, error))
+    except Exception as error:  # a thread that dies in silence would be taken for a slow receiver
+        report(Failure("internal", f"{type(error).__name__}: {error}"))
 
 
 def _follow_redirects(session: requests.Session, request: HttpRequest, deadline: float) -> Answer:
@@ -68,9 +109,10 @@ def _send(session: requests.Session, request: HttpRequest, deadline: float) -> t
     prepared.body = request.body
     if request.body is not None or request.method not in ("GET", "HEAD"):
         prepared.headers["Content-Length"] = str(len(request.body or b""))
-    settings = session.merge_environment_settings(request.url, {}, True, None, None)
+    settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
     left = max(0.001, deadline - monotonic())
-    with session.send(prepared, timeout=(left, left), allow_redirects=False, **settings) as response:
+    # The adapter and not the session sends: a session would follow redirects, and keep cookies from task to task.
+    with session.get_adapter(request.url).send(prepared, timeout=(left, left), **settings) as response:
         body = b""
         for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
             body += chunk

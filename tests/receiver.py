@@ -1,0 +1,156 @@
+"""A real HTTP receiver for tests: it notes the exact bytes of every request and answers as it is told."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Behaviour = Callable[["Exchange"], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came: nothing folded, nothing decoded.
+
+    Attributes:
+        method, target: of the request line.
+        headers: in order, names and values as sent.
+        body: decoded from chunks where it came in chunks.
+    """
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str:
+        """The value of a header, or nothing."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+
+
+@dataclass
+class Exchange:
+    """One request and the means to answer it."""
+
+    request: Request
+    connection: Any
+    number: int
+    keep: bool = True
+
+    def send(self, data: bytes) -> None:
+        """Sends raw bytes."""
+        self.connection.sendall(data)
+
+    def answer(self, status: int = 200, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        """Sends a whole answer."""
+        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        if status != 204 and status != 304:
+            lines.append(f"Content-Length: {len(body)}")
+        self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if self.request.method == "HEAD" else body))
+
+
+def ok(exchange: Exchange) -> None:
+    """Answers 200 `ok`."""
+    exchange.answer(200, b"ok")
+
+
+@dataclass
+class Receiver:
+    """Listens, notes and answers; a context manager.
+
+    Attributes:
+        behaviour: called for each request; `ok` unless told otherwise.
+        tls: wraps connections when given.
+    """
+
+    behaviour: Behaviour = ok
+    tls: ssl.SSLContext | None = None
+    family: socket.AddressFamily = socket.AF_INET
+    host: str = "127.0.0.1"
+    requests: list[Request] = field(default_factory=list)
+    connections: int = 0
+
+    def __enter__(self) -> Receiver:
+        self._server = socket.socket(self.family)
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._server.bind((self.host, 0))
+        self._server.listen(1024)
+        self.port = int(self._server.getsockname()[1])
+        self._changed = threading.Condition()
+        self._open: set[socket.socket] = set()
+        self.closing = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.close()
+        for connection in list(self._open):
+            connection.close()
+
+    @property
+    def url(self) -> str:
+        """Its address, with a slash at the end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}/"
+
+    def wait_for(self, count: int, seconds: float = 10.0) -> list[Request]:
+        """Waits until so many requests have come, and returns them all."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.requests) >= count, seconds):
+                raise AssertionError(f"{len(self.requests)} requests came within {seconds} s, {count} were to come")
+            return list(self.requests)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            self._open.add(connection)
+            with connection, connection.makefile("rb") as stream:
+                while (request := _read(stream)) is not None:
+                    with self._changed:
+                        self.requests.append(request)
+                        exchange = Exchange(request, connection, len(self.requests))
+                        self._changed.notify_all()
+                    self.behaviour(exchange)
+                    if not exchange.keep:
+                        return
+        except (OSError, ValueError):
+            return  # the delivery hung up, or the test is over
+        finally:
+            self._open.discard(connection)
+
+
+def _read(stream: Any) -> Request | None:
+    first = stream.readline().decode("latin-1").strip()
+    if not first:
+        return None
+    method, target, _ = first.split(" ", 2)
+    headers: list[tuple[str, str]] = []
+    while line := stream.readline().decode("latin-1").rstrip("\r\n"):
+        name, _, value = line.partition(":")
+        headers.append((name, value.removeprefix(" ")))
+    request = Request(method, target, headers, b"")
+    if request.header("Transfer-Encoding").lower() == "chunked":
+        body = b""
+        while size := int(stream.readline(), 16):
+            body += stream.read(size)
+            stream.readline()
+        stream.readline()
+    else:
+        body = stream.read(int(request.header("Content-Length") or 0))
+    return Request(method, target, headers, body)

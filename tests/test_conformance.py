@@ -1,0 +1,413 @@
+"""Both HTTP transports, requests and libcurl, against a real receiver: one behaviour.
+
+What the receiver sees is compared with what `HttpRequest` says, to the byte; so the two agree with each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import socket
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import brotli
+import msgspec
+import pytest
+
+from qtask.config import Config
+from qtask.delivery import http_requests
+from qtask.delivery.http_curl import HttpDeliverer
+from qtask.delivery.http_request import HttpRequest, prepare
+from qtask.delivery.loop import Loop
+from qtask.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
+from qtask.task import Task
+from tests.certificates import self_signed
+from tests.receiver import Exchange, Receiver
+from tests.redis_server import free_port
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Deliver = Callable[[HttpRequest], Answer]
+
+
+class Curl:
+    """The deliverer of the worker, on a loop of its own."""
+
+    def __init__(self) -> None:
+        self._loop = Loop()
+        self._deliverer = HttpDeliverer(self._loop, Config(concurrency=100))
+
+    def __call__(self, request: HttpRequest) -> Answer:
+        results: list[Answer | Failure] = []
+        self._deliverer.send(request, results.append)
+        while not results:
+            self._loop.run_once()
+        if isinstance(results[0], Failure):
+            raise results[0]
+        return results[0]
+
+    def close(self) -> None:
+        self._deliverer.close()
+        self._loop.close()
+
+
+@pytest.fixture(params=["requests", "curl"])
+def deliver(request: pytest.FixtureRequest) -> Iterator[Deliver]:
+    if request.param == "requests":
+        http_requests._kept.clear()
+        yield http_requests.deliver
+    else:
+        curl = Curl()
+        yield curl
+        curl.close()
+
+
+def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0) -> HttpRequest:
+    settings = {"time": 0, "timeout": timeout, "data": data or {}}
+    task = {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
+    return prepare(msgspec.convert(task, Task), "P7DVFCP--0--", 2, 1795539666.25)
+
+
+FRAMING = ("host", "content-length", "connection")
+
+
+def assert_seen(receiver: Receiver, request: HttpRequest) -> None:
+    """What came over the wire is what the request says, header by header in order."""
+    (seen,) = receiver.requests
+    path = request.url.split("/", 3)[3]
+    assert (seen.method, seen.target, seen.body) == (request.method, "/" + path, request.body or b"")
+    got = [pair for pair in seen.headers if pair[0].lower() not in FRAMING]
+    assert got == list(request.headers)
+    assert seen.header("Host") == request.url.split("/", 3)[2]
+    if request.body is not None or request.method not in ("GET", "HEAD"):
+        assert seen.header("Content-Length") == str(len(request.body or b""))
+    else:
+        assert seen.header("Content-Length") == ""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"method": "POST", "json": {"a": [1, 2.5, None, True, "é"]}},
+        {"method": "put", "data": "text é"},
+        {"method": "PATCH", "data": {"a": "b c", "list": ["1", "2"], "none": None, "n": 3}},
+        {"method": "POST", "body_base64": base64.b64encode(bytes(range(256))).decode()},
+        {"method": "POST"},
+        {"method": "DELETE"},
+        {"method": "HEAD"},
+        {"method": "OPTIONS"},
+        {"method": "PROPFIND", "data": "<x/>"},
+        {"method": "GET", "json": {"a": "body"}},
+        {"headers": "auto"},
+        {"headers": {"X-Empty": "", "User-Agent": "mine", "accept": "text/plain", "X-Latin": "café"}},
+        {"method": "POST", "json": 1, "headers": {"content-type": "application/vnd.api+json"}},
+        {"params": {"q": "a b&c", "list": ["1", "2"], "flag": True, "none": None, "n": 7}},
+        {"headers": {"Connection": "close", "Keep-Alive": "5"}},
+    ],
+    ids=lambda data: msgspec.json.encode(data).decode()[:50],
+)
+def test_the_receiver_sees_what_the_request_says(deliver: Deliver, data: dict[str, Any]) -> None:
+    with Receiver() as receiver:
+        request = prepared(receiver.url + "path/%20x?y=1", data)
+        assert deliver(request).code == 200
+        assert_seen(receiver, request)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "a/../b", "ä/ö?ü=ß", "%7Ex?a=%zz", "%c3%a9?%c3=%5b", "a;b=c,d?x[]=1", "?only=query", "//double", "a#fragment"],
+)
+def test_urls_arrive_as_prepared(deliver: Deliver, path: str) -> None:
+    with Receiver() as receiver:
+        request = prepared(receiver.url + path)
+        deliver(request)
+        assert_seen(receiver, request)
+
+
+def test_large_bodies_are_sent_without_asking(deliver: Deliver) -> None:
+    with Receiver() as receiver:
+        request = prepared(receiver.url, {"method": "POST", "data": "x" * 3_000_000})
+        deliver(request)
+        assert_seen(receiver, request)
+
+
+def test_user_in_the_url_becomes_a_header(deliver: Deliver) -> None:
+    with Receiver() as receiver:
+        deliver(prepared(receiver.url.replace("//", "//ada:s%3Acret@")))
+        (seen,) = receiver.requests
+    assert seen.header("Authorization") == "Basic " + base64.b64encode(b"ada:s:cret").decode()
+    assert seen.header("Host") == f"127.0.0.1:{receiver.port}"
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [("gzip", gzip.compress), ("br", brotli.compress), ("zstd", zstd.compress), ("deflate", zlib.compress)],
+)
+def test_compressed_answers_are_read(deliver: Deliver, coding: str, encode: Callable[[bytes], bytes]) -> None:
+    body = encode("späte Antwort".encode())
+    with Receiver(lambda exchange: exchange.answer(200, body, {"Content-Encoding": coding})) as receiver:
+        assert deliver(prepared(receiver.url)) == Answer(200, "späte Antwort")
+
+
+def test_a_bomb_is_unpacked_no_further_than_the_excerpt(deliver: Deliver) -> None:
+    body = gzip.compress(b"0" * 50_000_000)
+    with Receiver(lambda exchange: exchange.answer(200, body, {"Content-Encoding": "gzip"})) as receiver:
+        assert deliver(prepared(receiver.url)).text == "0" * ANSWER_LIMIT_BYTES
+
+
+def test_chunked_answers_are_read(deliver: Deliver) -> None:
+    def chunked(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        exchange.send(b"5\r\nhello\r\n6\r\n later\r\n0\r\n\r\n")
+
+    with Receiver(chunked) as receiver:
+        assert deliver(prepared(receiver.url)).text == "hello later"
+        assert deliver(prepared(receiver.url)).text == "hello later"
+        assert receiver.connections == 1
+
+
+def test_an_endless_answer_is_cut(deliver: Deliver) -> None:
+    def endless(exchange: Exchange) -> None:
+        exchange.keep = False
+        exchange.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            exchange.send(b"more and " * 1000)
+
+    with Receiver(endless) as receiver:
+        assert len(deliver(prepared(receiver.url)).text) == ANSWER_LIMIT_BYTES
+
+
+def test_interim_answers_are_passed_over(deliver: Deliver) -> None:
+    def hints(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Encoding: gzip\r\n\r\n")
+        exchange.answer(200, b"at last")
+
+    with Receiver(hints) as receiver:
+        assert deliver(prepared(receiver.url)) == Answer(200, "at last")
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 304])
+def test_statuses_that_mean_delivered(deliver: Deliver, status: int) -> None:
+    with Receiver(lambda exchange: exchange.answer(status)) as receiver:
+        assert deliver(prepared(receiver.url)).code == status
+        assert deliver(prepared(receiver.url)).code == status
+        assert receiver.connections == 1, "the connection is kept"
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 429, 500, 503])
+def test_statuses_that_mean_failed(deliver: Deliver, status: int) -> None:
+    with Receiver(lambda exchange: exchange.answer(status, b"why")) as receiver, pytest.raises(Failure) as failed:
+        deliver(prepared(receiver.url))
+    assert failed.value.kind == "status"
+    assert failed.value.answer == Answer(status, "why")
+    assert str(status) in failed.value.message
+
+
+def test_a_connection_that_the_receiver_closed_between_requests_costs_nothing(deliver: Deliver) -> None:
+    def close_after(exchange: Exchange) -> None:
+        exchange.answer(200, b"ok")
+        exchange.keep = False
+
+    with Receiver(close_after) as receiver:
+        for _ in range(5):
+            assert deliver(prepared(receiver.url, {"method": "POST", "json": 1})).code == 200
+        assert len(receiver.requests) == 5
+
+
+# --- redirects -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "then"),
+    [
+        (301, "POST", "GET"),
+        (302, "POST", "GET"),
+        (303, "POST", "GET"),
+        (303, "PUT", "GET"),
+        (307, "POST", "POST"),
+        (308, "PUT", "PUT"),
+        (302, "PUT", "PUT"),
+        (301, "GET", "GET"),
+        (303, "HEAD", "HEAD"),
+    ],
+)
+def test_redirects_are_followed_as_browsers_do(deliver: Deliver, status: int, method: str, then: str) -> None:
+    def redirect(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            exchange.answer(status, b"", {"Location": "/there?x=1"})
+        else:
+            exchange.answer(200, b"arrived")
+
+    data = {"method": method, "json": {"a": 1}} if method in ("POST", "PUT") else {"method": method}
+    with Receiver(redirect) as receiver:
+        assert deliver(prepared(receiver.url + "here", data)).code == 200
+        first, second = receiver.requests
+    assert (second.method, second.target) == (then, "/there?x=1")
+    assert second.body == (first.body if then == method else b"")
+    assert second.header("Content-Type") == (first.header("Content-Type") if then == method else "")
+    assert second.header("QTask-Id") == first.header("QTask-Id")
+
+
+def test_credentials_are_not_shown_to_another_origin(deliver: Deliver) -> None:
+    with Receiver() as other:
+        target = other.url
+        with Receiver(lambda exchange: exchange.answer(307, b"", {"Location": target})) as receiver:
+            headers = {"Authorization": "Bearer x", "Cookie": "a=b", "X-Mine": "y"}
+            deliver(prepared(receiver.url, {"headers": headers}))
+            (first,) = receiver.requests
+        (second,) = other.requests
+    assert first.header("Authorization") == "Bearer x"
+    assert (second.header("Authorization"), second.header("Cookie"), second.header("X-Mine")) == ("", "", "y")
+
+
+@pytest.mark.parametrize("target", ["/again", "ftp://example.org/", "http://[bad", "javascript:alert(1)"])
+def test_redirects_that_lead_nowhere_fail(deliver: Deliver, target: str) -> None:
+    with (
+        Receiver(lambda exchange: exchange.answer(302, b"", {"Location": target})) as receiver,
+        pytest.raises(Failure) as failed,
+    ):
+        deliver(prepared(receiver.url))
+    assert failed.value.kind == "redirect"
+    assert len(receiver.requests) <= 6
+
+
+# --- failures --------------------------------------------------------------------------------------------------
+
+
+def hang(exchange: Exchange) -> None:
+    exchange.connection.settimeout(10)
+    exchange.connection.recv(1)
+
+
+def trickle_head(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\n")
+    for number in range(200):
+        exchange.send(b"X-%d: y\r\n" % number)
+        if exchange.connection.fileno() < 0:
+            return
+        threading_wait()
+
+
+def half_a_body(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    hang(exchange)
+
+
+def threading_wait() -> None:
+    import time
+
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("behaviour", [hang, trickle_head, half_a_body])
+def test_slow_receivers_time_out_in_all(deliver: Deliver, behaviour: Callable[[Exchange], None]) -> None:
+    with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
+        deliver(prepared(receiver.url, timeout=0.4))
+    assert failed.value.kind == "timeout"
+    assert "0.4 s" in failed.value.message
+
+
+def test_a_listener_that_never_accepts_times_out(deliver: Deliver) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        with pytest.raises(Failure) as failed:
+            deliver(prepared(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=0.4))
+        for filler in fillers:
+            filler.close()
+    assert failed.value.kind == "timeout"
+
+
+def reset(exchange: Exchange) -> None:
+    exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    exchange.connection.close()
+    exchange.keep = False
+
+
+def hang_up(exchange: Exchange) -> None:
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+    exchange.keep = False
+
+
+def break_off(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+    exchange.keep = False
+
+
+def talk_nonsense(exchange: Exchange) -> None:
+    exchange.send(b"* OK this is a mail server\r\n\r\n")
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+    exchange.keep = False
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [(reset, "connect"), (hang_up, "connect"), (break_off, "connect"), (talk_nonsense, "protocol")],
+)
+def test_broken_receivers_fail(deliver: Deliver, behaviour: Callable[[Exchange], None], kind: str) -> None:
+    with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
+        deliver(prepared(receiver.url))
+    assert failed.value.kind == kind, failed.value.message
+    assert f"127.0.0.1:{receiver.port}" in failed.value.message
+
+
+def test_nobody_there_fails(deliver: Deliver) -> None:
+    with pytest.raises(Failure) as failed:
+        deliver(prepared(f"http://127.0.0.1:{free_port()}/"))
+    assert failed.value.kind == "connect"
+
+
+def test_unknown_hosts_fail(deliver: Deliver) -> None:
+    with pytest.raises(Failure) as failed:
+        deliver(prepared("http://no-such-host.invalid/"))
+    assert failed.value.kind == "dns"
+
+
+def test_a_certificate_that_nobody_signed_fails(deliver: Deliver, tmp_path: Path) -> None:
+    with Receiver(tls=self_signed(tmp_path)) as receiver, pytest.raises(Failure) as failed:
+        deliver(prepared(receiver.url))
+    assert failed.value.kind == "tls"
+    assert receiver.requests == []
+
+
+def test_ipv6(deliver: Deliver) -> None:
+    with Receiver(family=socket.AF_INET6, host="::1") as receiver:
+        request = prepared(receiver.url)
+        assert deliver(request).code == 200
+        assert_seen(receiver, request)
+
+
+def test_a_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver(lambda exchange: exchange.answer(200, b"by proxy")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert deliver(prepared("http://receiver.invalid/x")).text == "by proxy"
+        (seen,) = proxy.requests
+    assert seen.target == "http://receiver.invalid/x"
+    assert seen.header("Host") == "receiver.invalid"
+
+
+def test_connections_are_used_again(deliver: Deliver) -> None:
+    with Receiver() as receiver:
+        for _ in range(10):
+            deliver(prepared(receiver.url, {"method": "POST", "json": 1}))
+        assert len(receiver.requests) == 10
+        assert receiver.connections == 1
