@@ -39,6 +39,8 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 
 compose-test: $(READY) ## run docker-compose.yml for real (needs docker and docker-compose)
+	@docker info >/dev/null 2>&1 || { echo "a running Docker engine is needed (on Debian: apt install docker.io)"; exit 1; }
+	@docker-compose version >/dev/null 2>&1 || { echo "docker-compose is needed (on Debian: apt install docker-compose)"; exit 1; }
 	$(BIN)/python -m pytest tests/compose --timeout 900
 
 clean: ## remove what the other targets made

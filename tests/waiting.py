@@ -9,11 +9,11 @@ from typing import TypeVar
 _Value = TypeVar("_Value")
 
 
-def until(condition: Callable[[], _Value], seconds: float = 10.0, what: str = "") -> _Value:
-    """Asks again and again until the answer is true, and returns it; fails after `seconds`."""
+def until(condition: Callable[[], _Value], seconds: float = 10.0, what: str = "", every: float = 0.01) -> _Value:
+    """Asks every so many seconds until the answer is true, and returns it; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s: {what or condition}; last answer {value!r}")
-        time.sleep(0.01)
+        time.sleep(every)
     return value
