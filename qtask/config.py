@@ -41,8 +41,16 @@ class Config:
     idle_seconds: float = _setting(
         300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400
     )
+    hold_seconds: float = _setting(
+        1.0, "seconds for which the gateway tries again when Redis does not take a task, before it says so", 0, 3_600
+    )
+    wait_replicas: int = _setting(0, "replicas of Redis that must hold a task before it counts as accepted", 0, 100)
     history_keep: int = _setting(10_000, "finished tasks that are kept", 0, 10_000_000)
     history_seconds: int = _setting(86_400, "seconds for which finished tasks are kept", 1, 31_536_000)
+    dead_keep: int = _setting(0, "dead tasks that are kept, the oldest go first; 0 keeps all", 0, 10_000_000)
+    id_seconds: int = _setting(
+        86_400, "seconds for which an id that a client chose is remembered after delivery", 1, 31_536_000
+    )
     stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
     stats_seconds: int = _setting(604_800, "seconds for which outcomes count in statistics", 1, 31_536_000)
     log_level: str = _setting("info", "debug, info, warning or error")

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 ANSWER_LIMIT_BYTES = 2_048  # of what the receiver answered, this much is kept
+OUTCOMES_KEEP = 20  # of a task; the newest
 READ_LIMIT_BYTES = 65_536  # of what the receiver answers, this much is read; then the connection is closed
 
 Status = Literal["delivered", "failed"]
@@ -23,6 +24,8 @@ ErrorKind = Literal[
     "status",  # an HTTP status of 400 or more
     "no_reader",  # a pipe that nobody reads
     "refused",  # the stored dict is no task
+    "expired",  # settings.expires had passed before a delivery could begin
+    "lost",  # the worker died or hung; whether the receiver got it is not known
     "internal",  # a defect of QTask's own
 ]
 
@@ -41,13 +44,21 @@ class Answer:
 
 
 class Failure(Exception):
-    """A delivery that failed: its kind for programs, its words for people, and the answer if there was one."""
+    """A delivery that failed.
 
-    def __init__(self, kind: ErrorKind, message: str, answer: Answer | None = None) -> None:
+    Attributes:
+        kind: for programs.
+        message: for people.
+        answer: what the receiver answered, if it did.
+        retry_after: its header `Retry-After`, empty when there was none.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, answer: Answer | None = None, retry_after: str = "") -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.answer = answer or Answer()
+        self.retry_after = retry_after
 
 
 class Outcome(Struct, frozen=True, omit_defaults=True):
@@ -56,7 +67,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
     Attributes:
         status: `delivered` or `failed`.
         started, ended: Unix seconds by Redis's clock.
-        lateness: seconds from due to the start of the first delivery; never negative.
+        lateness: seconds from due to the start of the first delivery, never negative; None for those after it.
         duration: seconds from start to end.
         attempt: 1 for the first delivery of a task.
         code: HTTP status, 0 where there is none.
@@ -68,7 +79,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
     status: Status
     started: float
     ended: float
-    lateness: float
+    lateness: float | None
     duration: float
     attempt: int = 1
     code: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
 from typing import Any
@@ -21,12 +21,14 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 
 from qtask.config import Config
+from qtask.ids import IdSource
+from qtask.outcome import Outcome, encode_outcome
 from qtask.store import keys
-from qtask.store.connect import connect
+from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import script
-from qtask.store.submit import Submission, id_source, submit
+from qtask.store.submit import Submission, id_of, id_source, submit
 from qtask.task import Checked, check_task
 
 BATCH = 500  # jobs moved by one script; a longer one would make others wait for Redis
@@ -54,7 +56,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
     def __init__(self, queue_name: str, connection: Redis) -> None:
         super().__init__(queue_name, connection=connection, interval=TICK_SECONDS)
         self._stopping = False
-        self._ids: Callable[[], str] | None = None
+        self._ids: IdSource | None = None
 
     # --- submitting, in rq-scheduler's words ---------------------------------------------------------------
 
@@ -87,8 +89,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         Raises `Refused` for the first dict that is not sound; then none of them is submitted.
         """
         if self._ids is None:
-            self._ids = id_source(self.connection).next
-        submissions = [Submission(self._ids(), _due_at(instant, task)) for instant, task in tasks]
+            self._ids = id_source(self.connection)
+        checked = [_due_at(instant, task) for instant, task in tasks]
+        submissions = [Submission(id_of(one, self._ids), one) for one in checked]
         submit(self.connection, self.queue_name, submissions)
         return [TaskJob(submission.id, self.connection) for submission in submissions]
 
@@ -150,7 +153,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         Returns how many it moved, and seconds until the next is due (infinity when none waits).
         """
         moved, wait, *foreign = script("release").run(
-            self.connection, [keys.SCHEDULE, keys.QUEUES], [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX]
+            self.connection, [keys.SCHEDULE, keys.QUEUES], [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX]
         )
         for job_id in foreign:
             self._release_foreign(job_id.decode())
@@ -194,9 +197,28 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         taken: list[bytes] = script("take_back").run(
             self.connection,
             [keys.started(queue), keys.queue(queue), keys.WORKERS],
-            [keys.JOB_PREFIX, keys.FOREVER_SECONDS, DEAD_AFTER_SECONDS, TAKE_BACK_BATCH],
+            [keys.JOB_PREFIX, keys.FOREVER_SECONDS, DEAD_AFTER_SECONDS, TAKE_BACK_BATCH, _LOST],
         )
         return [task_id.decode() for task_id in taken]
+
+
+# The outcome of a delivery whose worker is gone; take_back.lua fills in what it knows.
+_LOST = (
+    encode_outcome(
+        Outcome(
+            status="failed",
+            started=-1.0,
+            ended=-1.0,
+            lateness=None,
+            duration=0.0,
+            attempt=-1,
+            error="lost",
+            message="the worker died or hung; whether the receiver got it is not known",
+        )
+    )
+    .replace(b'"attempt":-1', b'"attempt":%ATTEMPT%')
+    .replace(b"-1.0", b"%NOW%")
+)
 
 
 def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:
@@ -206,7 +228,7 @@ def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:
 
 def run(config: Config) -> None:
     """Runs a scheduler until SIGTERM or SIGINT."""
-    scheduler = Scheduler(config.queue, connect(config.redis))
+    scheduler = Scheduler(config.queue, connect(config.redis, REPLY_TIMEOUT_SECONDS))
     signal.signal(signal.SIGTERM, scheduler.stop)
     signal.signal(signal.SIGINT, scheduler.stop)
     scheduler.run()

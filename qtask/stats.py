@@ -1,7 +1,7 @@
 """Timing statistics in Redis sorted sets: one member an outcome, by the end of its delivery.
 
 A member is `id:attempt:status:lateness:duration` (seconds, six decimals); its status is `delivered`, or the kind of
-the error. Sorted sets are bounded in number and age; exact totals stand in a hash beside them.
+the error; its lateness is empty for the deliveries after a task's first. Sorted sets are bounded in number and age; exact totals stand in a hash beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 
 from qtask.config import Config
 from qtask.outcome import Outcome
@@ -28,7 +29,8 @@ def status_of(outcome: Outcome) -> str:
 
 def member(task_id: str, outcome: Outcome) -> str:
     """The member of the sorted set for an outcome."""
-    return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{outcome.lateness:.6f}:{outcome.duration:.6f}"
+    lateness = "" if outcome.lateness is None else f"{outcome.lateness:.6f}"
+    return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{lateness}:{outcome.duration:.6f}"
 
 
 def counter(kind: str, outcome: Outcome) -> str:
@@ -36,15 +38,13 @@ def counter(kind: str, outcome: Outcome) -> str:
     return f"{kind}:{status_of(outcome)}"
 
 
-def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
+def record(pipeline: Pipeline, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
     """Adds one outcome; for a stock worker. QTask's own worker does the same in `settle.lua`, by the batch."""
     key = keys.stats(kind)
-    with redis.pipeline() as pipeline:
-        pipeline.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
-        pipeline.zadd(key, {member(task_id, outcome): outcome.ended})
-        pipeline.zremrangebyrank(key, 0, -1 - config.stats_keep)
-        pipeline.zremrangebyscore(key, "-inf", outcome.ended - config.stats_seconds)
-        pipeline.execute()
+    pipeline.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
+    pipeline.zadd(key, {member(task_id, outcome): outcome.ended})
+    pipeline.zremrangebyrank(key, 0, -1 - config.stats_keep)
+    pipeline.zremrangebyscore(key, "-inf", outcome.ended - config.stats_seconds)
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Samples:
     Attributes:
         kind: of the address.
         ended: Unix seconds.
-        lateness, duration: seconds.
+        lateness, duration: seconds; lateness is NaN for the deliveries after a task's first.
         status: `delivered` or the kind of the error.
     """
 
@@ -78,7 +78,7 @@ def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
     for raw, ended in _members(redis, keys.stats(kind), newest):
         parts = raw.decode("utf-8", "replace").rsplit(":", 3)
         try:
-            lateness, duration = float(parts[2]), float(parts[3])
+            lateness, duration = float(parts[2] or "nan"), float(parts[3])
         except (IndexError, ValueError):
             continue  # somebody else's member must not hide ours
         samples.ended.append(ended)
@@ -130,7 +130,8 @@ def summary(redis: Redis) -> list[KindSummary]:
     found = []
     for samples in read(redis):
         if samples.kind in totals or samples.ended:
-            lateness, duration = spread(samples.lateness), spread(samples.duration)
+            lateness = spread([late for late in samples.lateness if not math.isnan(late)])
+            duration = spread(samples.duration)
             found.append(KindSummary(samples.kind, totals.get(samples.kind, {}), len(samples), lateness, duration))
     return found
 

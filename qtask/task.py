@@ -18,7 +18,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from qtask import link
 from qtask.errors import Refused
-from qtask.timing import check_delay, parse_instant
+from qtask.retry import Retry, check_retry
+from qtask.timing import MAX_DELAY_SECONDS, check_delay, parse_instant
 
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
@@ -95,12 +96,18 @@ class Settings(_Part, frozen=True):
         at: instant of the delivery instead: ISO 8601 with a zone, or Unix seconds.
         data: what is sent; its form depends on `address.type`.
         timeout: seconds that one delivery may take in all; 30 when left out.
+        retry: how often and when a failed delivery is tried again.
+        expires: seconds after due, or an instant in ISO 8601 with a zone, from which on no delivery begins.
+        id: chosen by the client: a second submission of the same id is answered with the first and does nothing.
     """
 
     time: float | UnsetType = UNSET
     at: float | str | UnsetType = UNSET
     data: Any = UNSET
     timeout: float | UnsetType = UNSET
+    retry: Retry | UnsetType = UNSET
+    expires: float | str | UnsetType = UNSET
+    id: str | UnsetType = UNSET
 
 
 class Task(_Part, frozen=True):
@@ -141,6 +148,7 @@ class Checked(Struct, frozen=True):
 _Data = TypeVar("_Data", HttpData, PipeData)
 _TASK_DECODER = msgspec.json.Decoder(Task)
 _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+_ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # What frames a message on the wire is the transport's to say; a client that could set it could smuggle requests.
@@ -231,6 +239,12 @@ def _check(task: Task) -> tuple[float | None, float | None]:
             "settings.timeout",
             f"seconds from 0.05 to {MAX_TIMEOUT_SECONDS:.0f} are needed, got {settings.timeout:g}",
         )
+    if settings.retry is not UNSET:
+        check_retry(settings.retry)
+    if settings.expires is not UNSET:
+        _check_expires(settings.expires)
+    if settings.id is not UNSET and not _ID.fullmatch(settings.id):
+        raise Refused("invalid_value", "settings.id", "an id is 1 to 100 letters, digits, '-' or '_'")
     if settings.at is not UNSET:
         if settings.time is not UNSET:
             raise Refused(
@@ -244,6 +258,27 @@ def _check(task: Task) -> tuple[float | None, float | None]:
     raise Refused(
         "missing_field", "settings.time", "a delay in seconds is needed (0 for at once), or an instant in settings.at"
     )
+
+
+def _check_expires(expires: float | str) -> None:
+    if isinstance(expires, str):
+        parse_instant(expires, "settings.expires")
+    elif not 0 < expires <= MAX_DELAY_SECONDS:
+        words = f"seconds after due, more than 0 and at most {MAX_DELAY_SECONDS:.0f}, are needed, got {expires:g}"
+        raise Refused("invalid_value", "settings.expires", words)
+
+
+def expiry_of(task: Task, due: float) -> float:
+    """The instant from which on no delivery of a task begins, in Unix seconds; infinity when there is none.
+
+    Args:
+        task: one that was accepted.
+        due: its due instant in Unix seconds.
+    """
+    expires = task.settings.expires
+    if expires is UNSET:
+        return float("inf")
+    return parse_instant(expires) if isinstance(expires, str) else due + expires
 
 
 def _check_http(task: Task) -> None:
@@ -346,6 +381,7 @@ _KEYS_OF = {
     "address": ("type", "link"),
     "settings": Settings.__struct_fields__,
     "settings.data": (),
+    "settings.retry": Retry.__struct_fields__,
 }
 
 

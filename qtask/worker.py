@@ -14,8 +14,10 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
@@ -24,13 +26,14 @@ from rq.worker.base import BaseWorker, WorkerStatus
 
 from qtask import stats
 from qtask.config import Config
+from qtask.delivery.ending import hindrance, outcome_of, retry_delay
 from qtask.delivery.kinds import Claim, Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
-from qtask.outcome import Answer, Failure, Outcome, encode_outcome
+from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.channel import Channel
-from qtask.store.connect import connect
+from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, read_data
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import Value, script
@@ -38,12 +41,15 @@ from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
 
 CLAIM_BATCH = 250  # tasks a claim
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
+SETTLE_MOST = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
 LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
 TICK_SECONDS = 1.0  # between heartbeats
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
 GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
+STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
+OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
 
 logger = logging.getLogger("qtask.worker")
 
@@ -70,6 +76,7 @@ class Worker(BaseWorker):
         self._started_key = keys.started(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
+        self._held: set[Value] = set()  # ids that were claimed and are not settled
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
@@ -122,10 +129,13 @@ class Worker(BaseWorker):
         """Puts back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
         try:
             self._claims.close()
-            if self._outcomes or self._settling:
-                self._outcomes.extendleft(reversed(self._settling))
-                script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(self._outcomes))
-            back = script("put_back").run(self.connection, *self._put_back(kept=()))
+            self._outcomes.extendleft(reversed(self._settling))
+            while self._outcomes:
+                entries = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+                reply = script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(entries))
+                self._report_settled(reply, len(entries))
+            self._held.clear()
+            back = script("put_back").run(self.connection, *self._put_back())
             self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
             self.register_death()
             logger.info("stopped", extra={"put_back": back})
@@ -145,7 +155,9 @@ class Worker(BaseWorker):
                 self.subscribe()
             for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
                 self.connection.script_load(script(name).text)
-            script("put_back").run(self.connection, *self._put_back(kept=[*self._in_flight, *self._unsettled()]))
+            self._held.difference_update(entry[0] for entry in self._backlog)
+            self._backlog.clear()
+            script("put_back").run(self.connection, *self._put_back())
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
             return
@@ -153,11 +165,7 @@ class Worker(BaseWorker):
         self._loop.watch(self._settles.descriptor, READ, partial(self._on_readable, self._settles))
         self._connected = True
         self._pause = BACKOFF_SECONDS[0]
-        self._backlog.clear()  # just put back
         logger.info("working", extra={"queue": self._config.queue, "concurrency": self._config.concurrency})
-
-    def _unsettled(self) -> list[str]:
-        return [str(entry[0]) for entry in (*self._settling, *self._outcomes)]
 
     def _on_redis_error(self, error: Exception) -> None:
         logger.warning("redis_away", extra={"error": str(error), "retry_in_s": self._pause})
@@ -183,6 +191,9 @@ class Worker(BaseWorker):
         """The heartbeat, and whether `rq suspend` holds us."""
         self._loop.call_later(TICK_SECONDS, self._tick)
         if not self._connected:
+            return
+        if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
+            self._on_redis_error(TimeoutError(f"no reply within {STALL_SECONDS:g} s"))
             return
         fields: list[Value] = [
             *("last_heartbeat", utcformat(utc_now())),
@@ -252,66 +263,102 @@ class Worker(BaseWorker):
             raise reply
         self._set_clock(float(reply[0]))
         for position in range(1, len(reply), 4):
-            task_id, attempt, due, data = reply[position : position + 4]
-            self._backlog.append((task_id.decode(), attempt, due, data))
+            raw_id, attempt, due, data = reply[position : position + 4]
+            task_id = raw_id.decode()
+            # One that is still here was taken back while this worker hung, and came to it again; its lease holds anew.
+            if task_id not in self._held:
+                self._held.add(task_id)
+                self._backlog.append((task_id, attempt, due, data))
 
     def _on_more(self, reply: Any) -> None:
         self._waiting = False
+        if isinstance(reply, OutOfMemoryError):
+            # Redis lets nobody wait who might write, but claiming and settling free its memory: look again and again.
+            self._loop.call_later(OUT_OF_MEMORY_PAUSE_SECONDS, self._look_again)
+        elif isinstance(reply, ResponseError):
+            raise reply
+        else:
+            self._more = True
+
+    def _look_again(self) -> None:
         self._more = True
 
     def _begin(self, task_id: str, attempt: int, written_due: bytes, data: bytes) -> None:
-        started = self._in_flight[task_id] = monotonic()
+        began = self._in_flight[task_id] = monotonic()
         try:
             task = read_data(data)
-            due = due_of(task, task_id, written_due)
+            claim = Claim(task_id, attempt, task, due_of(task, task_id, written_due))
         except Refused as refused:
-            self._end(task_id, attempt, "unknown", started + self._clock_offset, Failure("refused", refused.message))
+            self._end_unread(task_id, attempt, Failure("refused", refused.message))
             return
+        if attempt > 1 or task.settings.expires is not UNSET:
+            hindered = hindrance(claim, began + self._clock_offset)
+            if hindered is not None:
+                self._end_undelivered(claim, hindered)
+                return
         kind = task.kind
         deliver = self._deliverers.get(kind)
         if deliver is None:
             deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
-        deliver.start(Claim(task_id, attempt, task, due), partial(self._end, task_id, attempt, kind, due))
+        deliver.start(claim, partial(self._end, claim))
 
-    def _end(self, task_id: str, attempt: int, kind: str, due: float, result: Answer | Failure) -> None:
-        began, ended = self._in_flight.pop(task_id), monotonic()
-        started = began + self._clock_offset
-        duration = ended - began
-        answer, failure = (result.answer, result) if isinstance(result, Failure) else (result, None)
-        outcome = Outcome(
-            status="failed" if failure else "delivered",
-            started=started,
-            ended=started + duration,
-            lateness=max(0.0, started - due) if due else 0.0,
-            duration=duration,
-            attempt=attempt,
-            code=answer.code,
-            answer=answer.text,
-            error=failure.kind if failure else "",
-            message=failure.message if failure else "",
-        )
-        if failure:
+    def _end(self, claim: Claim, result: Answer | Failure) -> None:
+        began, ended = self._in_flight.pop(claim.id), monotonic()
+        outcome = outcome_of(claim, result, began + self._clock_offset, ended - began)
+        self.total_working_time += outcome.duration
+        rare: dict[str, Any] = {}
+        if claim.attempt > 1:
+            rare["again"] = True
+        if isinstance(result, Failure):
             self.failed_job_count += 1
+            delay = retry_delay(claim, result, outcome.ended)
+            fate = "failed" if delay is None else "retry"
+            if delay is not None:
+                rare["delay"] = delay
         else:
             self.successful_job_count += 1
-        self.total_working_time += duration
+            fate = "finished"
+            if claim.task.settings.id is not UNSET:
+                rare["remember"] = self._config.id_seconds
+        self._add_outcome(claim.id, fate, encode_outcome(outcome), outcome, claim.task.kind, rare)
+
+    def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
+        """For a task that was claimed and that no delivery was begun for."""
+        now = self._in_flight.pop(claim.id) + self._clock_offset
+        self.failed_job_count += 1
+        outcome = outcome_of(claim, failure, now, 0.0)
+        # When its workers died, the lost deliveries stand in its history already.
+        line = b"" if failure.kind == "lost" else encode_outcome(outcome)
+        self._add_outcome(claim.id, "failed", line, outcome, claim.task.kind, {"again": True})
+
+    def _end_unread(self, task_id: str, attempt: int, failure: Failure) -> None:
+        """For a job that is no task."""
+        now = self._in_flight.pop(task_id) + self._clock_offset
+        self.failed_job_count += 1
+        outcome = Outcome("failed", now, now, None, 0.0, attempt, error=failure.kind, message=failure.message)
+        self._add_outcome(task_id, "failed", encode_outcome(outcome), outcome, "unknown", {"again": attempt > 1})
+
+    def _add_outcome(
+        self, task_id: str, fate: str, line: bytes, outcome: Outcome, kind: str, rare: dict[str, Any]
+    ) -> None:
         if not self._outcomes:
-            self._settle_at = ended + SETTLE_WAIT_SECONDS
+            self._settle_at = monotonic() + SETTLE_WAIT_SECONDS
             self._loop.call_at(self._settle_at, _nothing)
         self._outcomes.append(
             (
                 task_id,
-                "failed" if failure else "finished",
-                encode_outcome(outcome),
+                fate,
+                line,
                 outcome.message,
                 stats.counter(kind, outcome),
                 f"{outcome.ended:.6f}",
                 stats.member(task_id, outcome),
+                msgspec.json.encode(rare) if rare else b"",
             )
         )
 
     def _settle(self) -> None:
-        self._settling = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), 4 * SETTLE_BATCH))]
+        self._settling = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
         self._settles.run(
             self._on_settled, script("settle"), self._settle_keys(), self._settle_arguments(self._settling)
         )
@@ -319,15 +366,22 @@ class Worker(BaseWorker):
     def _on_settled(self, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             raise reply
-        if reply < len(self._settling):
-            logger.warning("leases_lost", extra={"tasks": len(self._settling) - reply})
+        self._report_settled(reply, len(self._settling))
+        self._held.difference_update(entry[0] for entry in self._settling)
         self._settling = []
+
+    def _report_settled(self, reply: Any, sent: int) -> None:
+        settled, *dropped = reply
+        if settled < sent:
+            logger.warning("leases_lost", extra={"tasks": sent - settled})
+        for task_id in dropped:
+            logger.error("dead_dropped", extra={"task": task_id.decode(), "dead_keep": self._config.dead_keep})
 
     def _settle_keys(self) -> list[str]:
         queue = self._config.queue
-        return [self._started_key, keys.finished(queue), keys.failed(queue), keys.COUNTERS]
+        return [self._started_key, keys.finished(queue), keys.failed(queue), keys.COUNTERS, keys.SCHEDULE]
 
-    def _settle_arguments(self, entries: list[tuple[Value, ...]] | deque[tuple[Value, ...]]) -> list[Value]:
+    def _settle_arguments(self, entries: list[tuple[Value, ...]]) -> list[Value]:
         config = self._config
         arguments: list[Value] = [
             keys.JOB_PREFIX,
@@ -338,13 +392,17 @@ class Worker(BaseWorker):
             config.stats_keep,
             config.stats_seconds,
             keys.FOREVER_SECONDS,
+            config.dead_keep,
+            keys.WAKE,
+            keys.ID_PREFIX,
+            OUTCOMES_KEEP,
         ]
         for entry in entries:
             arguments += entry
         return arguments
 
-    def _put_back(self, kept: list[str] | tuple[str, ...]) -> tuple[list[str], list[Value]]:
-        return [self._started_key, self._queue_key], [keys.JOB_PREFIX, self._token, *kept]
+    def _put_back(self) -> tuple[list[str], list[Value]]:
+        return [self._started_key, self._queue_key], [keys.JOB_PREFIX, self._token, *self._held]
 
 
 def _nothing() -> None:
@@ -353,4 +411,4 @@ def _nothing() -> None:
 
 def run(config: Config) -> None:
     """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight."""
-    Worker(config, connect(config.redis)).work()
+    Worker(config, connect(config.redis, REPLY_TIMEOUT_SECONDS)).work()

@@ -101,7 +101,7 @@ class AsyncClient:
         from redis.exceptions import RedisError
 
         from qtask.store.connect import connect_async
-        from qtask.store.submit import Submission, id_source_async, submit_async
+        from qtask.store.submit import Submission, id_of, id_source_async, submit_async
         from qtask.task import check_task
 
         answers: list[Answer | None] = []
@@ -113,18 +113,19 @@ class AsyncClient:
                 self._ids = await id_source_async(self._redis)
             for task in batch:
                 try:
-                    submissions.append(Submission(self._ids.next(), check_task(task)))
+                    checked = check_task(task)
+                    submissions.append(Submission(id_of(checked, self._ids), checked))
                     answers.append(None)
                 except Refused as refused:
                     answers.append(refused)
-            dues = iter(await submit_async(self._redis, self._queue, submissions) if submissions else ())
+            places = await submit_async(self._redis, self._queue, submissions) if submissions else []
         except (RedisError, OSError) as error:
             raise Unavailable(
                 f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
                 "is not known"
             ) from None
-        sent = iter(submissions)
-        return [answer or Accepted(next(sent).id, next(dues) or 0.0) for answer in answers]
+        accepted = requests.accepted((submission.id for submission in submissions), places)
+        return [answer or next(accepted) for answer in answers]
 
     async def _send_socket(self, batch: list[TaskLike]) -> list[Answer]:
         answers: list[Answer | None] = []

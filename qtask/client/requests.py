@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from qtask.errors import ConfigError, Refused, Unavailable
 from qtask.task import Task, encode
+
+if TYPE_CHECKING:
+    from qtask.store.submit import Place
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"
@@ -26,10 +29,17 @@ Instant = float | datetime
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A task that Redis holds: its id, and its due instant in Unix seconds."""
+    """A task that Redis holds.
+
+    Attributes:
+        id: of the task.
+        due: Unix seconds.
+        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
+    """
 
     id: str
     due: float
+    duplicate: bool = False
 
 
 Answer = Accepted | Refused
@@ -39,6 +49,7 @@ class _Answer(msgspec.Struct):
     ok: bool
     id: str = ""
     due: float = 0.0
+    duplicate: bool = False
     error: dict[str, str] = {}
 
 
@@ -81,9 +92,16 @@ def read_answer(line: bytes) -> Answer:
     except msgspec.DecodeError:
         raise Unavailable(f"the answer is not QTask's: {line[:80]!r}; is another service on this port?") from None
     if answer.ok:
-        return Accepted(answer.id, answer.due)
+        return Accepted(answer.id, answer.due, answer.duplicate)
     error = answer.error
     return Refused(error.get("code", ""), error.get("field", ""), error.get("message", ""))
+
+
+def accepted(ids: Iterable[str], places: Iterable[Place | None]) -> Iterator[Accepted]:
+    """The answers to tasks that went straight into Redis."""
+    for task_id, place in zip(ids, places, strict=True):
+        assert place is not None  # only an entry of the inbox may be somebody else's by now
+        yield Accepted(task_id, place.due, place.duplicate)
 
 
 def batches(tasks: Iterable[TaskLike], size: int) -> Iterable[list[TaskLike]]:

@@ -150,7 +150,7 @@ class _RedisWay:
     def _send_batch(self, batch: list[TaskLike]) -> list[Answer]:
         from redis.exceptions import RedisError
 
-        from qtask.store.submit import Submission, id_source, submit
+        from qtask.store.submit import Submission, id_of, id_source, submit
         from qtask.task import check_task
 
         answers: list[Answer | None] = []
@@ -160,18 +160,19 @@ class _RedisWay:
                 self._ids = id_source(self.redis)
             for task in batch:
                 try:
-                    submissions.append(Submission(self._ids.next(), check_task(task)))
+                    checked = check_task(task)
+                    submissions.append(Submission(id_of(checked, self._ids), checked))
                     answers.append(None)
                 except Refused as refused:
                     answers.append(refused)
-            dues = iter(submit(self.redis, self.queue, submissions) if submissions else ())
+            places = submit(self.redis, self.queue, submissions) if submissions else []
         except (RedisError, OSError) as error:
             raise Unavailable(
                 f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
                 "is not known"
             ) from None
-        sent = iter(submissions)
-        return [answer or Accepted(next(sent).id, next(dues) or 0.0) for answer in answers]
+        accepted = requests.accepted((submission.id for submission in submissions), places)
+        return [answer or next(accepted) for answer in answers]
 
 
 class _SocketWay:

@@ -14,6 +14,7 @@ from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import Loop
 from qtask.outcome import Answer, Failure
 from qtask.store import keys
+from qtask.store.connect import connect
 
 
 def draw_into_redis(redis: Redis, task_id: str) -> Answer:
@@ -62,4 +63,4 @@ class GraphDeliverer:
 
 
 if __name__ == "__main__":
-    print(draw_into_redis(Redis.from_url(sys.stdin.read()), sys.argv[1]).text, end="")
+    print(draw_into_redis(connect(sys.stdin.read()), sys.argv[1]).text, end="")

@@ -47,13 +47,13 @@ def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> A
     return Answer(status, excerpt(body))
 
 
-def judge(status: int, answer: Answer) -> None:
+def judge(status: int, headers: Sequence[tuple[str, str]], answer: Answer) -> None:
     """Raises `Failure` unless a status means that the receiver took the delivery: 2xx, or 304."""
     if 200 <= status < 300 or status == 304:
         return
     if status in REDIRECTS:
         raise Failure("redirect", f"the receiver answered {status}, a redirect without a target", answer)
-    raise Failure("status", f"the receiver answered {status}", answer)
+    raise Failure("status", f"the receiver answered {status}", answer, header(headers, "retry-after"))
 
 
 def _gzip(body: bytes) -> bytes:

@@ -167,7 +167,7 @@ class HttpDeliverer:
                     )
                 request = follow(request, status, target)
             else:
-                judge(status, answer)
+                judge(status, headers, answer)
         except Failure as failure:
             self._keep(transfer)
             done(failure)

@@ -95,7 +95,7 @@ def _follow_redirects(session: requests.Session, request: HttpRequest, deadline:
         answer = answer_of(status, headers, body)
         target = header(headers, "location") if status in REDIRECTS else ""
         if not target:
-            judge(status, answer)
+            judge(status, headers, answer)
             return answer
         request = follow(request, status, target)
     raise Failure("redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer)

@@ -10,19 +10,24 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from redis import Redis
 from rq import get_current_job
 
 from qtask import stats
 from qtask.config import Config, load
+from qtask.delivery.ending import hindrance, outcome_of, retry_delay
 from qtask.delivery.http_request import prepare
 from qtask.delivery.kinds import Claim, deliverer
 from qtask.delivery.loop import Loop
 from qtask.errors import DeliveryFailed
-from qtask.outcome import Answer, Failure, Outcome, encode_outcome
+from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.job import due_of
 from qtask.task import Task
+
+# RQ counts a job as failed after the function has ended, and only then may the scheduler take it for the next attempt.
+LEAST_RETRY_SECONDS = 1.0
 
 
 def deliver(task: dict[str, Any]) -> dict[str, Any]:
@@ -32,52 +37,58 @@ def deliver(task: dict[str, Any]) -> dict[str, Any]:
         task: the dict.
 
     Returns the outcome as a dict, which RQ keeps as the job's result. Raises `DeliveryFailed`, so that RQ
-    counts the job as failed; the outcome stands in the job and in the statistics either way.
+    counts the job as failed; the outcome stands in the job and in the statistics either way. A task that is to be
+    tried again is in the schedule then, and leaves RQ's failed registry when it is due.
     """
     job = get_current_job()
     if job is None:
         raise DeliveryFailed("deliver() runs inside an RQ worker; to deliver later, send the dict to QTask")
     redis: Redis = job.connection
     config = load()
-    attempt = int(redis.hincrby(keys.job(job.id), "attempt", 1))
+    key = keys.job(job.id)
+    attempt = int(redis.hincrby(key, "attempt", 1))
     checked = msgspec.convert(task, Task)
-    due = due_of(checked, job.id, redis.hget(keys.job(job.id), "due"))
-    claim = Claim(job.id, attempt, checked, due)
-    outcome = _deliver(claim, config, redis)
-    redis.hset(keys.job(job.id), "outcomes", encode_outcome(outcome))
-    stats.record(redis, claim.task.kind, claim.id, outcome, config)
+    written: Any = redis.hget(key, "due")
+    claim = Claim(job.id, attempt, checked, due_of(checked, job.id, written))
+    started, began = _now(redis), monotonic()
+    result = hindrance(claim, started) or _attempt(claim, config)
+    outcome = outcome_of(claim, result, started, monotonic() - began)
+    _record(redis, claim, result, outcome, config)
     if outcome.status == "failed":
         raise DeliveryFailed(f"{outcome.error}: {outcome.message}")
     return dict(msgspec.to_builtins(outcome))
 
 
-def _deliver(claim: Claim, config: Config, redis: Redis) -> Outcome:
+def _record(redis: Redis, claim: Claim, result: Answer | Failure, outcome: Outcome, config: Config) -> None:
+    key = keys.job(claim.id)
+    former: Any = redis.hget(key, "outcomes") or b""
+    lines = [*former.split(b"\n"), encode_outcome(outcome)] if former else [encode_outcome(outcome)]
+    with redis.pipeline() as pipeline:
+        pipeline.hset(key, "outcomes", b"\n".join(lines[-OUTCOMES_KEEP:]))
+        stats.record(pipeline, claim.task.kind, claim.id, outcome, config)
+        if not isinstance(result, Failure):
+            if claim.task.settings.id is not UNSET:
+                pipeline.set(keys.ID_PREFIX + claim.id, repr(claim.due), ex=config.id_seconds)
+        elif (delay := retry_delay(claim, result, outcome.ended)) is not None:
+            instant = outcome.ended + max(delay, LEAST_RETRY_SECONDS)
+            pipeline.zadd(keys.SCHEDULE, {claim.id: instant})
+            pipeline.publish(keys.WAKE, instant)
+        pipeline.execute()
+
+
+def _now(redis: Redis) -> float:
     seconds, microseconds = redis.time()
-    started, began = seconds + microseconds / 1e6, monotonic()
-    try:
-        answer, failure = _attempt(claim, config), None
-    except Failure as caught:
-        answer, failure = caught.answer, caught
-    duration = monotonic() - began
-    return Outcome(
-        status="failed" if failure else "delivered",
-        started=started,
-        ended=started + duration,
-        lateness=max(0.0, started - claim.due) if claim.due else 0.0,
-        duration=duration,
-        attempt=claim.attempt,
-        code=answer.code,
-        answer=answer.text,
-        error=failure.kind if failure else "",
-        message=failure.message if failure else "",
-    )
+    return float(seconds + microseconds / 1e6)
 
 
-def _attempt(claim: Claim, config: Config) -> Answer:
+def _attempt(claim: Claim, config: Config) -> Answer | Failure:
     if claim.task.kind == "http":
         from qtask.delivery import http_requests
 
-        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due))
+        try:
+            return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due))
+        except Failure as failure:
+            return failure
     loop = Loop()
     deliver_one = deliverer(claim.task.kind, loop, config)
     results: list[Answer | Failure] = []
@@ -86,7 +97,4 @@ def _attempt(claim: Claim, config: Config) -> Answer:
         loop.run_once()
     deliver_one.close()
     loop.close()
-    result = results[0]
-    if isinstance(result, Failure):
-        raise result
-    return result
+    return results[0]

@@ -15,7 +15,7 @@ from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
 from qtask.gateway.socket import SocketServer
-from qtask.store.connect import connect_async
+from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect_async
 
 GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
 
@@ -32,7 +32,7 @@ async def _serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    redis, waiting = connect_async(config.redis), connect_async(config.redis)
+    redis, waiting = (connect_async(config.redis, REPLY_TIMEOUT_SECONDS) for _ in range(2))
     intake = Intake(redis, config)
     sockets = SocketServer(config, intake)
     http = HttpServer(redis, intake, config)

@@ -7,15 +7,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
-from qtask.errors import Refused
+from qtask.errors import Refused, Unavailable
 from qtask.ids import IdSource
-from qtask.store.submit import Submission, id_source_async, submit_async
+from qtask.store.submit import Submission, id_of, id_source_async, submit_async
 from qtask.task import Checked
 
 BATCH = 500  # tasks a commit
@@ -23,16 +24,23 @@ BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
 MAX_WAITING = 10_000  # tasks that wait for Redis; beyond it nothing more is read
 COMMIT_TIMEOUT_SECONDS = 5.0
+HOLD_PAUSE_SECONDS = 0.02  # before the second try of a commit; doubled for each further one
 
 logger = logging.getLogger("qtask.gateway")
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The answer to a task that Redis holds; `due` in Unix seconds."""
+    """The answer to a task that Redis holds.
+
+    Attributes:
+        id: of the task.
+        due: Unix seconds.
+        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
+    """
 
     id: str
     due: float
-    ok: bool = True
+    duplicate: bool = False
 
 
 Answer = Accepted | Refused | None  # None: another gateway had taken the inbox entry
@@ -57,6 +65,8 @@ class Intake:
     def __init__(self, redis: Redis, config: Config) -> None:
         self._redis = redis
         self._queue = config.queue
+        self._hold_seconds = config.hold_seconds
+        self._replicas = config.wait_replicas
         self._ids: IdSource | None = None
         self._waiting: deque[_Waiting] = deque()
         self._commits: set[asyncio.Task[None]] = set()
@@ -106,38 +116,53 @@ class Intake:
                 callback()
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        answers: list[Answer]
-        try:
-            async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
-                if self._ids is None:
-                    self._ids = await id_source_async(self._redis)
-                submissions = [Submission(self._ids.next(), waiting.checked, waiting.entry) for waiting in batch]
-                dues = await submit_async(self._redis, self._queue, submissions)
-        except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("commit_failed", extra={"tasks": len(batch), "error": str(error) or type(error).__name__})
-            answers = [unavailable(error)] * len(batch)
-        else:
-            answers = [
-                None if due is None else Accepted(submission.id, due)
-                for submission, due in zip(submissions, dues, strict=True)
-            ]
+        answers: list[Answer] = []
+        submissions: list[Submission] = []
+        hold_until = monotonic() + self._hold_seconds
+        pause = HOLD_PAUSE_SECONDS
+        while not answers:
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
+                    if not submissions:
+                        submissions = await self._with_ids(batch)
+                    places = await submit_async(self._redis, self._queue, submissions, self._replicas)
+            except (RedisError, OSError, TimeoutError, Unavailable) as error:
+                reason = str(error) or type(error).__name__
+                if monotonic() + pause < hold_until:  # the same ids again: what had come through is not repeated
+                    await asyncio.sleep(pause)
+                    pause *= 2
+                    continue
+                logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
+                answers = [unavailable(reason)] * len(batch)
+            else:
+                answers = [
+                    None if place is None else Accepted(submission.id, place.due, place.duplicate)
+                    for submission, place in zip(submissions, places, strict=True)
+                ]
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.on_answer(answer)
 
+    async def _with_ids(self, batch: list[_Waiting]) -> list[Submission]:
+        if self._ids is None:
+            self._ids = await id_source_async(self._redis)
+        return [Submission(id_of(waiting.checked, self._ids), waiting.checked, waiting.entry) for waiting in batch]
 
-def unavailable(error: Exception) -> Refused:
-    """What a client is told while Redis is away: whether it holds the task is not known."""
-    reason = str(error) or type(error).__name__
+
+def unavailable(reason: str) -> Refused:
+    """What a client is told while Redis takes no tasks: whether it holds this one is not known."""
     return Refused(
         "unavailable",
         "",
-        f"QTask cannot reach its Redis ({reason}); the task may not have been accepted, send it again",
+        f"QTask's Redis did not take the task ({reason}); send it again, with an id of yours in settings.id if it must "
+        "not be accepted twice",
     )
 
 
 def encode_answer(answer: Answer) -> bytes:
     """An answer as JSON on one line, without the line break."""
     if isinstance(answer, Accepted):
+        if answer.duplicate:
+            return b'{"ok":true,"id":"%b","due":%b,"duplicate":true}' % (answer.id.encode(), repr(answer.due).encode())
         return b'{"ok":true,"id":"%b","due":%b}' % (answer.id.encode(), repr(answer.due).encode())
     if answer is None:
         return b"null"

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from qtask.store.faults import reach
 from qtask.store.scripts import Script, Value
 
 OnReply = Callable[[Any], None]
+
+
+class _Sent(NamedTuple):
+    on_reply: OnReply
+    script: Script | None
+    rest: tuple[Value, ...]
+    since: float  # by monotonic
 
 
 class Channel:
@@ -27,7 +36,7 @@ class Channel:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._connection: Any = None  # redis-py's connections have no types worth the name
-        self._waiting: deque[tuple[OnReply, Script | None, tuple[Value, ...]]] = deque()
+        self._waiting: deque[_Sent] = deque()
         self.descriptor = -1
 
     def connect(self) -> None:
@@ -46,22 +55,22 @@ class Channel:
             self._connection.disconnect()
             self._connection = None
 
-    @property
-    def pending(self) -> int:
-        """How many replies are owed."""
-        return len(self._waiting)
+    def waited(self) -> float:
+        """Seconds for which the oldest reply is owed; 0 when none is."""
+        return monotonic() - self._waiting[0].since if self._waiting else 0.0
 
     def send(self, on_reply: OnReply, *command: Value) -> None:
         """Sends a command; `on_reply` gets its reply, or the `ResponseError` that Redis answered."""
         assert self._connection is not None
-        self._waiting.append((on_reply, None, command))
+        self._waiting.append(_Sent(on_reply, None, command, monotonic()))
         self._connection.send_command(*command, check_health=False)
 
     def run(self, on_reply: OnReply, script: Script, keys: list[str], arguments: list[Value]) -> None:
         """Runs a script; where Redis has forgotten it, its text is sent without the caller noticing."""
         assert self._connection is not None
         rest: tuple[Value, ...] = (len(keys), *keys, *arguments)
-        self._waiting.append((on_reply, script, rest))
+        reach(script.before)
+        self._waiting.append(_Sent(on_reply, script, rest, monotonic()))
         self._connection.send_command("EVALSHA", script.sha, *rest, check_health=False)
 
     def read(self) -> None:
@@ -78,12 +87,15 @@ class Channel:
             reply = connection.read_response(disable_decoding=True)
         except NoScriptError as error:
             reply = error
-            on_reply, script, rest = self._waiting[0]
-            if script is not None:
+            unknown = self._waiting[0]
+            if unknown.script is not None:
                 self._waiting.popleft()
-                self._waiting.append((on_reply, None, rest))
-                connection.send_command("EVAL", script.text, *rest, check_health=False)
+                self._waiting.append(unknown._replace(script=None))
+                connection.send_command("EVAL", unknown.script.text, *unknown.rest, check_health=False)
                 return
         except ResponseError as error:
             reply = error
-        self._waiting.popleft()[0](reply)
+        sent = self._waiting.popleft()
+        if sent.script is not None:
+            reach(sent.script.after)
+        sent.on_reply(reply)

@@ -2,50 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from qtask.errors import ConfigError, Unavailable
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
+SENTINEL_SCHEME = "redis+sentinel://"
+_SENTINEL_PORT = 26_379
 
 
 def connect(url: str, timeout: float | None = None) -> Redis:
-    """A client of the Redis at `redis://…`, `rediss://…` or `unix://…`; nothing is sent yet.
+    """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; nothing is sent yet.
 
     Args:
-        url: the address.
+        url: the address; see `_parse_sentinel` for the last form.
         timeout: seconds to wait for a reply; None waits for as long as it takes.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
     whether running it again is harmless. Raises `ConfigError` for an address of another form.
     """
+    options: dict[str, Any] = {**_timeouts(timeout), "retry": Retry(NoBackoff(), 0)}
     try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
+        if not url.startswith(SENTINEL_SCHEME):
+            return Redis.from_url(url, **options)
+        place = _parse_sentinel(url)
+        sentinel = Sentinel(place.sentinels, sentinel_kwargs={**_timeouts(1.0), **place.sentinel_options}, **options)
+        redis: Redis = sentinel.master_for(place.service, **place.options)
+        return redis
     except ValueError as error:
-        raise ConfigError(f"{_without_password(url)!r} is no address of a Redis: {error}") from None
+        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
 
 
 def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
     """As `connect`, for redis.asyncio."""
+    options: dict[str, Any] = {**_timeouts(timeout), "retry": AsyncRetry(NoBackoff(), 0)}
     try:
-        return AsyncRedis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_timeout=timeout,
-            retry=AsyncRetry(NoBackoff(), 0),
+        if not url.startswith(SENTINEL_SCHEME):
+            return AsyncRedis.from_url(url, **options)
+        place = _parse_sentinel(url)
+        sentinel = AsyncSentinel(
+            place.sentinels, sentinel_kwargs={**_timeouts(1.0), **place.sentinel_options}, **options
         )
+        redis: AsyncRedis = sentinel.master_for(place.service, **place.options)
+        return redis
     except ValueError as error:
-        raise ConfigError(f"{_without_password(url)!r} is no address of a Redis: {error}") from None
+        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
 
 
 def require(redis: Redis, url: str) -> None:
@@ -54,10 +66,50 @@ def require(redis: Redis, url: str) -> None:
         redis.ping()
     except (RedisError, OSError) as error:
         raise Unavailable(
-            f"no Redis answers at {_without_password(url)}: {error}. Start one, or name another with --redis"
+            f"no Redis answers at {without_password(url)}: {error}. Start one, or name another with --redis"
         ) from None
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """An address as it may be shown."""
     scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2] if separator else url
+    return scheme + separator + rest.rpartition("@")[2].partition("?")[0] if separator else url
+
+
+def _timeouts(reply: float | None) -> dict[str, float | None]:
+    return {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_timeout": reply}
+
+
+class _SentinelPlace(NamedTuple):
+    sentinels: list[tuple[str, int]]
+    service: str
+    options: dict[str, Any]
+    sentinel_options: dict[str, Any]
+
+
+def _parse_sentinel(url: str) -> _SentinelPlace:
+    """Reads `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…/SERVICE[/DB][?sentinel_password=…]`.
+
+    User and password are those of Redis; the sentinels' own stand behind the question mark. Raises ValueError.
+    """
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    sentinels = []
+    for host in hosts.split(","):
+        name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
+        sentinels.append((name, int(port.removeprefix(":") or _SENTINEL_PORT)))
+    if not all(name for name, _ in sentinels):
+        raise ValueError("it names no sentinels; redis+sentinel://HOST:26379,HOST:26379/SERVICE/0 does")
+    service, _, database = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("it does not name the service; redis+sentinel://HOST:26379,HOST:26379/SERVICE/0 does")
+    options: dict[str, Any] = {"db": int(database or 0)}
+    if credentials:
+        user, _, password = credentials.partition(":")
+        options |= {"username": unquote(user) or None, "password": unquote(password)}
+    sentinel_options: dict[str, Any] = {}
+    for name, value in parse_qsl(parts.query):
+        if name not in ("sentinel_username", "sentinel_password"):
+            raise ValueError(f"{name!r} is unknown behind the question mark; sentinel_password is known")
+        sentinel_options[name.removeprefix("sentinel_")] = value
+    return _SentinelPlace(sentinels, service, options, sentinel_options)

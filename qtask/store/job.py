@@ -52,6 +52,6 @@ def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
     if task.settings.at is not UNSET:
         return parse_instant(task.settings.at)
     accepted = instant_of(task_id)
-    if accepted is None:
+    if accepted is None or task.settings.id is not UNSET:
         return 0.0
     return accepted + (0.0 if task.settings.time is UNSET else task.settings.time)

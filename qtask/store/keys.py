@@ -24,6 +24,7 @@ NODES = "qtask:nodes"  # counter: a number for each process that makes ids
 WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
 COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
+ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 
 # Added to the scores of leases and of the dead in RQ's registries: RQ's clean-up fails or forgets whatever has

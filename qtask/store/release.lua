@@ -5,37 +5,46 @@
 -- ARGV[1]  most jobs to move
 -- ARGV[2]  prefix of job keys
 -- ARGV[3]  prefix of queue keys
+-- ARGV[4]  prefix of failed registries
 --
 -- Returns {how many moved, seconds until the next is due ('' when none waits), id of a foreign job, …}.
--- A foreign job is one that rq-scheduler's own API wrote (such jobs bear created_at, ours do not): it may
+-- A foreign job is one that rq-scheduler's own API wrote (such jobs bear created_at and no attempt): it may
 -- repeat or carry a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
-local by_queue, moved, foreign = {}, {}, {}
+local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 for i = 1, #head, 2 do
-  local id, due = head[i], head[i + 1]
-  local key = ARGV[2] .. id
-  local job = redis.call('HMGET', key, 'origin', 'created_at')
-  if job[2] then
+  local id = head[i]
+  local job = redis.call('HMGET', ARGV[2] .. id, 'origin', 'created_at', 'attempt', 'status')
+  if job[2] and not job[3] then
     foreign[#foreign + 1] = id
   else
     moved[#moved + 1] = id
-    if job[1] then
-      redis.call('HSETNX', key, 'due', due) -- the first due instant stays, also when a task is tried again
-      redis.call('HSET', key, 'status', 'queued')
-      local queue = ARGV[3] .. job[1]
-      by_queue[queue] = by_queue[queue] or {}
-      table.insert(by_queue[queue], id)
+    jobs[#moved] = {job[1], head[i + 1], job[4] == 'failed'}
+  end
+end
+if #moved > 0 then
+  -- First of all what frees memory: a script that has begun to write is not stopped when Redis has no more of it.
+  redis.call('ZREM', KEYS[1], unpack(moved))
+end
+for i, id in ipairs(moved) do
+  local origin, due, was_failed = unpack(jobs[i])
+  if origin then
+    local key = ARGV[2] .. id
+    redis.call('HSETNX', key, 'due', due) -- the first due instant stays, also when a task is tried again
+    redis.call('HSET', key, 'status', 'queued')
+    if was_failed then
+      redis.call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
     end
+    local queue = ARGV[3] .. origin
+    by_queue[queue] = by_queue[queue] or {}
+    table.insert(by_queue[queue], id)
   end
 end
 for queue, queued in pairs(by_queue) do
   redis.call('SADD', KEYS[2], queue)
   redis.call('RPUSH', queue, unpack(queued))
-end
-if #moved > 0 then
-  redis.call('ZREM', KEYS[1], unpack(moved))
 end
 local wait = ''
 local next = redis.call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')

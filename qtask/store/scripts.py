@@ -12,6 +12,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError
 
+from qtask.store.faults import reach
+
 Value = str | bytes | int | float
 
 _FOLDER = Path(__file__).parent
@@ -25,19 +27,35 @@ class Script:
     text: bytes
     sha: str
 
+    @property
+    def before(self) -> str:
+        """The fault point before it is sent."""
+        return f"{self.name}:before"
+
+    @property
+    def after(self) -> str:
+        """The fault point after its reply."""
+        return f"{self.name}:after"
+
     def run(self, redis: Redis, keys: list[str], arguments: list[Value]) -> Any:
         """Runs the script in one round trip (two when Redis has forgotten it) and returns its reply."""
+        reach(self.before)
         try:
-            return redis.evalsha(self.sha, len(keys), *keys, *arguments)
+            reply = redis.evalsha(self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
-            return redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+            reply = redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+        reach(self.after)
+        return reply
 
     async def run_async(self, redis: AsyncRedis, keys: list[str], arguments: list[Value]) -> Any:
         """As `run`, for redis.asyncio."""
+        reach(self.before)
         try:
-            return await redis.evalsha(self.sha, len(keys), *keys, *arguments)
+            reply = await redis.evalsha(self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
-            return await redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+            reply = await redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+        reach(self.after)
+        return reply
 
 
 @cache

@@ -1,10 +1,11 @@
--- Settles outcomes of one worker: each task leaves the started registry for the finished or the dead,
--- and its figures go into the statistics, all in one step.
+-- Settles outcomes of one worker: each task leaves the started registry for the finished, the dead, or (to be tried
+-- again) the schedule, and its figures go into the statistics, all in one step.
 --
 -- KEYS[1]  started registry
 -- KEYS[2]  finished registry
 -- KEYS[3]  failed registry (the dead)
 -- KEYS[4]  counters (hash)
+-- KEYS[5]  schedule (sorted set)
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  token of the worker
 -- ARGV[3]  prefix of statistics keys
@@ -13,30 +14,66 @@
 -- ARGV[6]  outcomes to keep a kind in the statistics
 -- ARGV[7]  seconds to keep them
 -- ARGV[8]  seconds added to the score of the dead, so that RQ's own clean-up never drops them
--- then seven a task:
---   id, 'finished' or 'failed', outcome (JSON), error in words, counter ('kind:status'),
---   end of the delivery in Unix seconds, member of the statistics
+-- ARGV[9]  dead to keep, 0 for all of them
+-- ARGV[10] channel that wakes schedulers
+-- ARGV[11] prefix of the keys that remember the ids which clients chose
+-- ARGV[12] outcomes to keep a task
+-- then eight a task:
+--   id, 'finished' or 'failed' or 'retry', outcome (JSON on one line; '' when there was no delivery), error in words,
+--   counter ('kind:status'), end of the delivery in Unix seconds, member of the statistics,
+--   what is rare, as JSON, or '': {"again": true after the first delivery, "delay": seconds until a retry,
+--   "remember": seconds for which the id, which the client chose, is remembered}
 --
--- Returns how many were settled. A task whose lease was taken back meanwhile is somebody else's by now and is
--- left alone; so a batch may be sent again when its reply was lost.
+-- Returns {how many were settled, id of a dead task that was dropped for want of room, …}. A task whose lease was
+-- taken back meanwhile is somebody else's by now and is left alone; so a batch may be sent again when its reply was
+-- lost.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local settled = 0
-local finished, failed, figures, counts = {}, {}, {}, {}
+local finished, failed, retried, figures, counts = {}, {}, {}, {}, {}
+local earliest = math.huge
 local expiry = string.format('%.3f', now + ARGV[5])
 local forever = string.format('%.3f', now + ARGV[8])
-for i = 9, #ARGV, 7 do
-  local id, counter = ARGV[i], ARGV[i + 4]
+
+local function all_outcomes(key, newest)
+  local lines = {}
+  for line in string.gmatch(redis.call('HGET', key, 'outcomes') or '', '[^\n]+') do
+    lines[#lines + 1] = line
+  end
+  if newest ~= '' then
+    lines[#lines + 1] = newest
+  else
+    redis.call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery that was never begun
+  end
+  return table.concat(lines, '\n', math.max(1, #lines - ARGV[12] + 1))
+end
+
+for i = 13, #ARGV, 8 do
+  local id, fate, outcomes, counter = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4]
   if redis.call('ZREM', KEYS[1], id .. ':' .. ARGV[2]) == 1 then
     local key = ARGV[1] .. id
+    local rare = ARGV[i + 7] ~= '' and cjson.decode(ARGV[i + 7]) or nil
     settled = settled + 1
-    if ARGV[i + 1] == 'finished' then
-      redis.call('HSET', key, 'status', 'finished', 'outcomes', ARGV[i + 2])
+    if rare and rare.again then
+      outcomes = all_outcomes(key, outcomes)
+    end
+    if fate == 'finished' then
+      redis.call('HSET', key, 'status', 'finished', 'outcomes', outcomes)
       redis.call('EXPIRE', key, ARGV[5])
       finished[#finished + 1] = expiry
       finished[#finished + 1] = id
+      if rare and rare.remember then
+        local due = redis.call('HGET', key, 'due') or string.format('%.6f', now)
+        redis.call('SET', ARGV[11] .. id, due, 'EX', rare.remember)
+      end
+    elseif fate == 'retry' then
+      local instant = now + rare.delay
+      redis.call('HSET', key, 'status', 'scheduled', 'outcomes', outcomes)
+      retried[#retried + 1] = string.format('%.6f', instant)
+      retried[#retried + 1] = id
+      earliest = math.min(earliest, instant)
     else
-      redis.call('HSET', key, 'status', 'failed', 'outcomes', ARGV[i + 2], 'exc_info', ARGV[i + 3])
+      redis.call('HSET', key, 'status', 'failed', 'outcomes', outcomes, 'exc_info', ARGV[i + 3])
       failed[#failed + 1] = forever
       failed[#failed + 1] = id
     end
@@ -48,19 +85,37 @@ for i = 9, #ARGV, 7 do
     counts[counter] = counts[counter] + 1
   end
 end
+
+local function drop_beyond(registry, most)
+  local over = redis.call('ZCARD', registry) - most
+  if over <= 0 then
+    return {}
+  end
+  local dropped = redis.call('ZRANGE', registry, 0, over - 1)
+  for _, id in ipairs(dropped) do
+    redis.call('UNLINK', ARGV[1] .. id)
+  end
+  redis.call('ZREMRANGEBYRANK', registry, 0, over - 1)
+  return dropped
+end
+
+local lost = {}
 if #failed > 0 then
   redis.call('ZADD', KEYS[3], unpack(failed))
+  if ARGV[9] ~= '0' then
+    lost = drop_beyond(KEYS[3], ARGV[9])
+  end
 end
 if #finished > 0 then
   redis.call('ZADD', KEYS[2], unpack(finished))
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-  local over = redis.call('ZCARD', KEYS[2]) - ARGV[4]
-  if over > 0 then
-    local dropped = redis.call('ZRANGE', KEYS[2], 0, over - 1)
-    for _, id in ipairs(dropped) do
-      redis.call('UNLINK', ARGV[1] .. id)
-    end
-    redis.call('ZREMRANGEBYRANK', KEYS[2], 0, over - 1)
+  drop_beyond(KEYS[2], ARGV[4])
+end
+if #retried > 0 then
+  local head = redis.call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
+  redis.call('ZADD', KEYS[5], unpack(retried))
+  if earliest < (tonumber(head[2]) or math.huge) then
+    redis.call('PUBLISH', ARGV[10], string.format('%.6f', earliest))
   end
 end
 for counter, members in pairs(figures) do
@@ -70,4 +125,4 @@ for counter, members in pairs(figures) do
   redis.call('ZREMRANGEBYRANK', key, 0, -1 - ARGV[6])
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now - ARGV[7])
 end
-return settled
+return {settled, unpack(lost, 1, 5000)}

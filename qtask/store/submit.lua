@@ -7,43 +7,68 @@
 -- ARGV[2]  queue name
 -- ARGV[3]  channel that wakes schedulers
 -- ARGV[4]  consumer group of the inbox
+-- ARGV[5]  prefix of the keys that remember the ids which clients chose
 -- then six a task:
---   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds), seconds,
---   RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way)
+--   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds; 'IN' and 'AT' where the client chose the id),
+--   seconds, RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way)
 --
--- Returns one string a task: its due instant in Unix seconds, or '' when its inbox entry was already taken.
+-- Returns one string a task: its due instant in Unix seconds, '=' and that of the first task where the client's id
+-- is known already, or '' when its inbox entry was already taken. A batch may be sent again when its reply was lost:
+-- what it left behind is found and answered as before.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
 local dues, entries = {}, {}
-for i = 5, #ARGV, 6 do
-  local id, due = ARGV[i], tonumber(ARGV[i + 3])
-  if ARGV[i + 2] == 'in' then
+
+local function due_of_known(id, key)
+  return redis.call('ZSCORE', KEYS[1], id) or redis.call('HGET', key, 'due') or string.format('%.6f', now)
+end
+
+for i = 6, #ARGV, 6 do
+  local id, mode, due, entry = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 5]
+  local key = ARGV[1] .. id
+  local chosen = mode == 'IN' or mode == 'AT'
+  if mode == 'in' or mode == 'IN' then
     due = now + due
   elseif due < now then
     due = now
   end
-  local entry = ARGV[i + 5]
-  if entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0 then
-    dues[#dues + 1] = ''
+  local known
+  if chosen then
+    known = redis.call('GET', ARGV[5] .. id)
+    if not known and redis.call('EXISTS', key) == 1 then
+      known = due_of_known(id, key)
+    end
+  end
+  local taken = entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0
+  if entry ~= '' and not taken then
+    redis.call('XDEL', KEYS[2], entry)
+  end
+  if known then
+    dues[#dues + 1] = '=' .. known
+  elseif taken then
+    dues[#dues + 1] = redis.call('EXISTS', key) == 1 and due_of_known(id, key) or ''
   else
-    local text = string.format('%.6f', due)
-    local key = ARGV[1] .. id
-    redis.call('HSET', key, 'data', '["qtask.deliver",null,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
-    if ARGV[i + 4] ~= '' then
-      redis.call('HSET', key, 'timeout', ARGV[i + 4])
-    end
-    if entry ~= '' then
-      redis.call('XDEL', KEYS[2], entry)
-    end
-    entries[#entries + 1] = text
-    entries[#entries + 1] = id
-    dues[#dues + 1] = text
-    if due < earliest then
-      earliest = due
-      wake = true
+    local added = redis.call('HSET', key, 'data', '["qtask.deliver",null,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
+    if added == 0 then
+      dues[#dues + 1] = due_of_known(id, key)
+    else
+      local text = string.format('%.6f', due)
+      if ARGV[i + 4] ~= '' then
+        redis.call('HSET', key, 'timeout', ARGV[i + 4])
+      end
+      if chosen then
+        redis.call('HSET', key, 'due', text) -- such an id does not tell when the task was accepted
+      end
+      entries[#entries + 1] = text
+      entries[#entries + 1] = id
+      dues[#dues + 1] = text
+      if due < earliest then
+        earliest = due
+        wake = true
+      end
     end
   end
 end

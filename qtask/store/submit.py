@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import UNSET
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from qtask.errors import Unavailable
 from qtask.ids import IdSource
 from qtask.store import keys
 from qtask.store.scripts import Value, script
 from qtask.task import Checked
 
+REPLICA_WAIT_SECONDS = 2.0
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
 
 
@@ -34,17 +36,45 @@ class Submission:
     entry: str = ""
 
 
-def submit(redis: Redis, queue: str, submissions: Sequence[Submission]) -> list[float | None]:
+class Place(NamedTuple):
+    """Where a submission stands.
+
+    Attributes:
+        due: Unix seconds.
+        duplicate: whether its id, which the client chose, belongs to a task that was accepted before.
+    """
+
+    due: float
+    duplicate: bool
+
+
+def submit(redis: Redis, queue: str, submissions: Sequence[Submission]) -> list[Place | None]:
     """Accepts a batch (at most about 1,000) in one round trip.
 
-    Returns the due instant of each in Unix seconds, or None where another gateway had taken the inbox entry.
+    Returns the place of each, or None where another gateway had taken the inbox entry. A batch whose reply was lost
+    may be sent again, with the same ids.
     """
-    return _dues(script("submit").run(redis, _KEYS, _arguments(queue, submissions)))
+    return _places(script("submit").run(redis, _KEYS, _arguments(queue, submissions)))
 
 
-async def submit_async(redis: AsyncRedis, queue: str, submissions: Sequence[Submission]) -> list[float | None]:
-    """As `submit`, for redis.asyncio."""
-    return _dues(await script("submit").run_async(redis, _KEYS, _arguments(queue, submissions)))
+async def submit_async(
+    redis: AsyncRedis, queue: str, submissions: Sequence[Submission], replicas: int = 0
+) -> list[Place | None]:
+    """As `submit`, for redis.asyncio.
+
+    Args:
+        replicas: how many replicas of Redis must hold the batch, too. Raises `Unavailable` when fewer say so in time.
+    """
+    arguments = _arguments(queue, submissions)
+    if not replicas:
+        return _places(await script("submit").run_async(redis, _KEYS, arguments))
+    async with redis.pipeline(transaction=False) as pipeline:  # one connection: WAIT speaks of what went over it
+        pipeline.eval(script("submit").text, len(_KEYS), *_KEYS, *arguments)  # type: ignore[arg-type]
+        pipeline.execute_command("WAIT", replicas, int(REPLICA_WAIT_SECONDS * 1000))
+        reply, confirmed = await pipeline.execute()
+    if confirmed < replicas:
+        raise Unavailable(f"{confirmed} replicas of Redis hold the task after {REPLICA_WAIT_SECONDS:g} s, not {replicas}")
+    return _places(reply)
 
 
 def id_source(redis: Redis) -> IdSource:
@@ -60,15 +90,21 @@ async def id_source_async(redis: AsyncRedis) -> IdSource:
 _KEYS = [keys.SCHEDULE, keys.INBOX]
 
 
+def id_of(checked: Checked, ids: IdSource) -> str:
+    """The id of a task: the client's, or a new one."""
+    chosen = checked.task.settings.id
+    return ids.next() if chosen is UNSET else chosen
+
+
 def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
-    arguments: list[Value] = [keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP]
+    arguments: list[Value] = [keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP, keys.ID_PREFIX]
     for submission in submissions:
         checked = submission.checked
         timeout = checked.task.settings.timeout
         arguments += (
             submission.id,
             checked.body,
-            "in" if checked.instant is None else "at",
+            _MODES[checked.instant is None, checked.task.settings.id is UNSET],
             repr(checked.delay if checked.instant is None else checked.instant),
             "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
             submission.entry,
@@ -76,5 +112,9 @@ def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
     return arguments
 
 
-def _dues(reply: list[Any]) -> list[float | None]:
-    return [float(due) if due else None for due in reply]
+# By whether there is a delay, and whether the id is QTask's; see submit.lua.
+_MODES = {(True, True): "in", (True, False): "IN", (False, True): "at", (False, False): "AT"}
+
+
+def _places(reply: list[Any]) -> list[Place | None]:
+    return [Place(float(due.lstrip(b"=")), due[:1] == b"=") if due else None for due in reply]
