@@ -153,7 +153,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         Returns how many it moved, and seconds until the next is due (infinity when none waits).
         """
         moved, wait, *foreign = script("release").run(
-            self.connection, [keys.SCHEDULE, keys.QUEUES], [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX]
+            self.connection,
+            [keys.SCHEDULE, keys.QUEUES],
+            [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX],
         )
         for job_id in foreign:
             self._release_foreign(job_id.decode())

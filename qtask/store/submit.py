@@ -73,7 +73,9 @@ async def submit_async(
         pipeline.execute_command("WAIT", replicas, int(REPLICA_WAIT_SECONDS * 1000))
         reply, confirmed = await pipeline.execute()
     if confirmed < replicas:
-        raise Unavailable(f"{confirmed} replicas of Redis hold the task after {REPLICA_WAIT_SECONDS:g} s, not {replicas}")
+        raise Unavailable(
+            f"{confirmed} replicas of Redis hold the task after {REPLICA_WAIT_SECONDS:g} s, not {replicas}"
+        )
     return _places(reply)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import msgspec
+from msgspec import UNSET
 from redis import Redis
 
 from qtask.errors import NotFound, QTaskError, Refused
@@ -14,7 +15,7 @@ from qtask.ids import instant_of
 from qtask.outcome import Outcome, decode_outcomes
 from qtask.store import keys
 from qtask.store.job import due_of, read_data
-from qtask.store.scripts import script
+from qtask.store.scripts import Value, script
 
 State = Literal["scheduled", "queued", "started", "delivered", "dead"]
 STATES: tuple[State, ...] = get_args(State)
@@ -37,8 +38,8 @@ class TaskRecord:
         state: where it is on its way.
         queue: name of its RQ queue.
         due: Unix seconds.
-        accepted: Unix seconds, None when the id is not one of QTask's making.
-        attempts: deliveries begun so far.
+        accepted: Unix seconds, None where the client chose the id.
+        attempts: deliveries begun so far, since the last time that it was dead and retried.
         title, kind, link: of the dict.
         task: the dict as JSON.
         outcomes: of the deliveries that ended, oldest first.
@@ -96,7 +97,48 @@ def cancel(redis: Redis, task_id: str) -> State:
     return _STATE_OF_STATUS.get(status, "scheduled")
 
 
-_FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes")
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tasks are meant; what is None does not matter.
+
+    Attributes:
+        kind: `address.type`.
+        error: kind of the last error, or the HTTP status as text.
+        link, title: a part of it.
+    """
+
+    kind: str | None = None
+    error: str | None = None
+    link: str | None = None
+    title: str | None = None
+
+    def fits(self, record: TaskRecord) -> bool:
+        """Whether a task is among them."""
+        last = record.outcomes[-1] if record.outcomes else None
+        return (
+            self.kind in (None, record.kind)
+            and (self.error is None or (last is not None and self.error in (last.error, str(last.code))))
+            and (self.link is None or self.link in record.link)
+            and (self.title is None or self.title in record.title)
+        )
+
+
+def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
+    """Ids of the dead of now that fit, the oldest first, a page of some hundreds at a time."""
+    ids = _texts(redis.zrange(keys.failed(queue), 0, -1))
+    for start in range(0, len(ids), _PAGE):
+        records = _records(redis, ids[start : start + _PAGE])
+        yield [record.id for record in records if record is not None and wanted.fits(record)]
+
+
+def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
+    """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
+    arguments: list[Value] = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, *ids]
+    return _texts(script("retry").run(redis, [keys.QUEUES], arguments))
+
+
+_PAGE = 500
+_FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes", "history")
 
 
 def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
@@ -109,7 +151,7 @@ def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
 
 
 def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> TaskRecord | None:
-    data, status, origin, due, attempt, outcomes = row
+    data, status, origin, due, attempt, outcomes, history = row
     if data is None:
         return None
     if scheduled_at is not None:
@@ -124,13 +166,13 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
         state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
         queue=_text(origin),
         due=due_of(task, task_id, due) if scheduled_at is None else scheduled_at,
-        accepted=instant_of(task_id),
+        accepted=instant_of(task_id) if task.settings.id is UNSET else None,
         attempts=int(attempt or 0),
         title=task.title,
         kind=task.kind,
         link=task.address.link,
         task=body,
-        outcomes=decode_outcomes(outcomes or b""),
+        outcomes=decode_outcomes(history or b"") + decode_outcomes(outcomes or b""),
     )
 
 
