@@ -1,7 +1,8 @@
 """Timing statistics in Redis sorted sets: one member an outcome, by the end of its delivery.
 
 A member is `id:attempt:status:lateness:duration` (seconds, six decimals); its status is `delivered`, or the kind of
-the error; its lateness is empty for the deliveries after a task's first. Sorted sets are bounded in number and age; exact totals stand in a hash beside them.
+the error; its lateness is empty for the deliveries after a task's first. Sorted sets are bounded in number and age;
+exact totals stand in a hash beside them.
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ from qtask.timing import MAX_DELAY_SECONDS, check_delay, parse_instant
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
 MAX_TITLE_CHARACTERS = 500
+MAX_DATAGRAM_BYTES = 65_507  # of UDP over IPv4
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 600.0
 
-Kind = Literal["http", "socket", "pipe", "__graph__"]
+Kind = Literal["http", "socket", "udp", "pipe", "__graph__"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -47,6 +48,12 @@ class SocketAddress(_Part, frozen=True, tag_field="type", tag="socket"):
     link: str
 
 
+class UdpAddress(_Part, frozen=True, tag_field="type", tag="udp"):
+    """`link`: `HOST:PORT` or `[IPv6]:PORT`."""
+
+    link: str
+
+
 class PipeAddress(_Part, frozen=True, tag_field="type", tag="pipe"):
     """`link`: the name of a FIFO in the pipe folder."""
 
@@ -59,7 +66,7 @@ class GraphAddress(_Part, frozen=True, tag_field="type", tag="__graph__"):
     link: str = ""
 
 
-Address = HttpAddress | SocketAddress | PipeAddress | GraphAddress
+Address = HttpAddress | SocketAddress | UdpAddress | PipeAddress | GraphAddress
 
 
 class HttpData(_Part, frozen=True):
@@ -340,6 +347,24 @@ def _check_socket(task: Task) -> None:
         raise Refused("missing_field", "settings.data", "what the socket is sent is needed; any JSON will do")
 
 
+def _check_udp(task: Task) -> None:
+    assert isinstance(task.address, UdpAddress)
+    if link.parse_socket(task.address.link).path:
+        raise Refused("invalid_value", link.FIELD, "udp wants HOST:PORT, such as 127.0.0.1:5000")
+    if task.settings.data is UNSET:
+        raise Refused("missing_field", "settings.data", "what the datagram holds is needed; any JSON will do")
+    size = len(encode_data(task.settings.data))
+    if size > MAX_DATAGRAM_BYTES:
+        raise Refused(
+            "too_large", "settings.data", f"a datagram has at most {MAX_DATAGRAM_BYTES} bytes, this one is {size}"
+        )
+
+
+def encode_data(data: Any) -> bytes:
+    """What is sent for `settings.data`: its JSON."""
+    return msgspec.json.encode(data)
+
+
 def _check_pipe(task: Task) -> None:
     assert isinstance(task.address, PipeAddress)
     link.check_pipe(task.address.link)
@@ -354,6 +379,7 @@ def _check_graph(task: Task) -> None:
 _KIND_CHECKS: dict[type[Address], Callable[[Task], None]] = {
     HttpAddress: _check_http,
     SocketAddress: _check_socket,
+    UdpAddress: _check_udp,
     PipeAddress: _check_pipe,
     GraphAddress: _check_graph,
 }
@@ -432,7 +458,7 @@ def _refusal(error: Exception, base: str, keys: tuple[str, ...] = ()) -> Refused
 
 _HINTS = {
     "address.type": f"; one of {', '.join(KINDS)}",
-    "address.link": "; http: a URL, socket: HOST:PORT, pipe: the name of the pipe",
+    "address.link": "; http: a URL, socket and udp: HOST:PORT, pipe: the name of the pipe",
     "settings.data.headers": "; a dict of text, or auto for a browser's headers",
     "settings.data.data": "",
     "title": "; the name of the task",

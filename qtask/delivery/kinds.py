@@ -51,6 +51,10 @@ def deliverer(kind: Kind, loop: Loop, config: Config) -> Deliverer:
         from qtask.delivery.socket import SocketDeliverer
 
         return SocketDeliverer(loop, config)
+    if kind == "udp":
+        from qtask.delivery.udp import UdpDeliverer
+
+        return UdpDeliverer(loop, config)
     if kind == "pipe":
         from qtask.delivery.pipe import PipeDeliverer
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import Any
-
-import msgspec
 
 from qtask.config import Config
 from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
+from qtask.delivery.resolver import Address, Resolver
 from qtask.link import SocketLink, parse_socket
 from qtask.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
+from qtask.task import encode_data
 
 # A receiver that reads to the end and closes is done at once. One that keeps the connection open has taken the
 # data too; it gets this long to say something before the delivery counts.
 ANSWER_WAIT_SECONDS = 1.0
-_RESOLVER_THREADS = 8
-
-_Address = tuple[int, Any]  # address family and what connect() wants
 
 
 class SocketDeliverer:
@@ -30,44 +24,17 @@ class SocketDeliverer:
 
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
-        self._resolver = ThreadPoolExecutor(_RESOLVER_THREADS, "resolver")
+        self._resolver = Resolver(loop, socket.SOCK_STREAM)
 
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
         link = parse_socket(claim.task.address.link)
-        exchange = _Exchange(self._loop, link, msgspec.json.encode(claim.task.settings.data), claim.task.timeout, done)
-        numeric = _numeric(link)
-        if numeric is not None:
-            exchange.connect([numeric])
-        else:
-            self._resolver.submit(self._resolve, link, exchange)
+        exchange = _Exchange(self._loop, link, encode_data(claim.task.settings.data), claim.task.timeout, done)
+        self._resolver.resolve(link, exchange.begin)
 
     def close(self) -> None:
         """Ends the resolver's threads."""
-        self._resolver.shutdown(wait=False, cancel_futures=True)
-
-    def _resolve(self, link: SocketLink, exchange: _Exchange) -> None:
-        then: Callable[[], None]
-        try:
-            found = socket.getaddrinfo(link.host, link.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            words = f"the host name {link.host!r} cannot be resolved: {error}"
-            then = lambda: exchange.end(Failure("dns", words))  # noqa: E731
-        else:
-            then = lambda: exchange.connect([(int(family), address) for family, _, _, _, address in found])  # noqa: E731
-        self._loop.call_from_thread(then)
-
-
-def _numeric(link: SocketLink) -> _Address | None:
-    if link.path:
-        return socket.AF_UNIX, link.path
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            link.host, link.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )[0]
-    except (OSError, UnicodeError):
-        return None
-    return int(family), address
+        self._resolver.close()
 
 
 class _Exchange:
@@ -80,15 +47,19 @@ class _Exchange:
         self._timeout = timeout
         self._done: Done | None = done
         self._socket: socket.socket | None = None
-        self._addresses: list[_Address] = []
+        self._addresses: list[Address] = []
         self._answer = bytearray()
         self._deadline = monotonic() + timeout
         self._timer: Timer = loop.call_at(self._deadline, self._on_timeout)
 
-    def connect(self, addresses: list[_Address]) -> None:
+    def begin(self, addresses: list[Address] | Failure) -> None:
         """Tries the addresses one after the other."""
-        if self._done is None:
-            return
+        if isinstance(addresses, Failure):
+            self.end(addresses)
+        elif self._done is not None:  # its time may have passed while the name was looked up
+            self._connect(addresses)
+
+    def _connect(self, addresses: list[Address]) -> None:
         self._addresses = addresses
         family, address = self._addresses.pop(0)
         try:
@@ -119,7 +90,7 @@ class _Exchange:
             self._socket.close()
             self._socket = None
         if self._addresses:
-            self.connect(self._addresses)
+            self._connect(self._addresses)
         else:
             self.end(Failure("connect", f"no connection to {self._name}: {error.strerror or error}"))
 

@@ -1,4 +1,4 @@
-"""Fault points, for tests that nothing is lost: `QTASK_FAULT=claim:after` kills the process right after its first claim.
+"""Fault points, for tests that nothing is lost: `QTASK_FAULT=claim:after` kills a process right after its first claim.
 
 Every script has two: `NAME:before`, when it is about to be sent, and `NAME:after`, when its reply has come and nothing
 has been done about it. Without the variable they cost a comparison a batch.
