@@ -33,6 +33,10 @@ class Config:
     http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
     workers: int = _setting(1, "worker processes that `up` starts", 1, 256)
     concurrency: int = _setting(1000, "deliveries in flight in one worker process", 1, 50_000)
+    host_connections: int = _setting(
+        0, "connections that one worker process has to one HTTP host at once; 0: as many as `concurrency`", 0, 50_000
+    )
+    processes: int = _setting(1, "processes of `qtask worker`, one a core", 1, 256)
     data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     queue: str = _setting("qtask", "name of the RQ queue")

@@ -6,6 +6,7 @@ stands, and one conformance suite holds for both.
 
 from __future__ import annotations
 
+import os
 import select
 import warnings
 from time import monotonic
@@ -22,7 +23,9 @@ from qtask.delivery.loop import READ, WRITE, Loop
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
 
 _BUFFER_BYTES = 16_384  # libcurl's default, four times as much, makes 280 MB of 5,000 transfers in flight
-_KEPT_HANDLES = 256
+_KEPT_HANDLES = 512
+# As requests has it: who has certificates of an own authority names them for both transports at once.
+_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 _ERROR_KINDS: dict[int, ErrorKind] = {
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -54,6 +57,7 @@ class HttpDeliverer:
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, config.concurrency)
         self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.concurrency)
+        self._multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, config.host_connections)
         self._epoll = select.epoll()
         self._watched: dict[int, bool] = {}
         self._time_at = self._timer_at = float("inf")
@@ -62,6 +66,7 @@ class HttpDeliverer:
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
         self._running: dict[Any, _Transfer] = {}
         self._idle: dict[tuple[str, bool], list[_Transfer]] = {}
+        self._kept = 0
 
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
@@ -89,8 +94,7 @@ class HttpDeliverer:
 
     def _begin(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
         shape = (request.method, request.body is not None)
-        idle = self._idle.get(shape)
-        transfer = idle.pop() if idle else _Transfer(shape)
+        transfer = self._take(shape)
         try:
             transfer.prepare(request, deadline, redirects, done)
         except (pycurl.error, UnicodeError, TypeError, ValueError) as error:
@@ -178,10 +182,20 @@ class HttpDeliverer:
         else:
             done(answer)
 
+    def _take(self, shape: tuple[str, bool]) -> _Transfer:
+        idle = self._idle.get(shape)
+        if idle is None:
+            return _Transfer(shape)
+        transfer = idle.pop()
+        self._kept -= 1
+        if not idle:
+            del self._idle[shape]  # methods are the clients' to choose, so shapes may be without number
+        return transfer
+
     def _keep(self, transfer: _Transfer) -> None:
-        idle = self._idle.setdefault(transfer.shape, [])
-        if len(idle) < _KEPT_HANDLES:
-            idle.append(transfer)
+        if self._kept < _KEPT_HANDLES:
+            self._idle.setdefault(transfer.shape, []).append(transfer)
+            self._kept += 1
         else:
             transfer.handle.close()
 
@@ -205,7 +219,7 @@ class _Transfer:
         self._size = 0
         method, with_body = shape
         handle.setopt(pycurl.NOSIGNAL, 1)
-        handle.setopt(pycurl.CAINFO, certifi.where())
+        handle.setopt(pycurl.CAINFO, _ca_bundle())
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -263,6 +277,10 @@ class _Transfer:
                 if colon:
                     found.append((name, value.strip()))
         return found
+
+
+def _ca_bundle() -> str:
+    return next((path for name in _CA_VARIABLES if (path := os.environ.get(name))), certifi.where())
 
 
 def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
