@@ -17,10 +17,17 @@ def start(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     output: IO[bytes] | int | None = None,
+    keep_open: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Starts a process in a group of its own, so that Ctrl-C on the terminal reaches only the parent.
 
     When the parent dies, the kernel sends the child SIGTERM.
+
+    Args:
+        command: program and arguments.
+        environment: set on top of our own.
+        output: where its output and errors go; None shares ours.
+        keep_open: descriptors that the child inherits.
     """
     parent = os.getpid()
 
@@ -36,6 +43,7 @@ def start(
         stdout=output,
         stderr=output,
         start_new_session=True,
+        pass_fds=keep_open,
         preexec_fn=bind,  # noqa: PLW1509  # called before any thread is started
     )
 

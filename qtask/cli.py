@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qtask.config import Config, flag_name, load
-from qtask.errors import QTaskError
+from qtask.errors import NotFound, QTaskError
 from qtask.version import VERSION
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format")
 _GATEWAY = (*_STORE, "host", "port", "http_port", "max_bytes", "max_connections", "idle_seconds", *_LOGS)
 _KEEPING = ("history_keep", "history_seconds", "stats_keep", "stats_seconds")
+# Commands that only look at Redis find the one of a `qtask up` by the data folder.
+_LOOK = (*_STORE, "data_dir")
 _WORKER = (*_STORE, "concurrency", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
 
 
@@ -54,7 +56,14 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
 _json_flag = click.option("--json", "as_json", is_flag=True, help="for programs: JSON, a line each")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _InOrder(click.Group):
+    """Lists the commands as they stand in this file, not by the alphabet."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, prog_name="qtask")
 def cli() -> None:
     """QTask delivers requests later. Begin with `qtask demo`, go on with `qtask up`."""
@@ -66,45 +75,53 @@ def cli() -> None:
 @cli.command()
 @settings("redis_url", "workers", *dict.fromkeys((*_GATEWAY[1:], *_WORKER[1:])))
 def up(config: Config) -> None:
-    """Run gateway, scheduler and workers, on a Redis of its own when none is named."""
-    from qtask import log
+    """Run all of QTask, on a Redis of its own.
+
+    A gateway, a scheduler and workers, each a process that is started again when it dies. With --redis they use that
+    Redis; else QTask starts one and keeps its data in --data-dir.
+    """
     from qtask.up import up as run
 
-    log.setup(config, "up")
-    run(config)
+    _run("up", run, config)
 
 
 @cli.command()
 @settings(*_GATEWAY)
 def gateway(config: Config) -> None:
-    """Run a gateway: accept tasks on the socket, the inbox and HTTP."""
-    from qtask import log
+    """Run a gateway: accept tasks."""
     from qtask.gateway import run
 
-    log.setup(config, "gateway")
-    run(config)
+    _run("gateway", run, config)
 
 
 @cli.command()
 @settings(*_STORE, *_LOGS)
 def scheduler(config: Config) -> None:
-    """Run a scheduler: move due tasks to their queues."""
-    from qtask import log
+    """Run a scheduler: release due tasks."""
     from qtask.scheduler import run
 
-    log.setup(config, "scheduler")
-    run(config)
+    _run("scheduler", run, config)
 
 
 @cli.command()
 @settings(*_WORKER)
 def worker(config: Config) -> None:
     """Run a worker: deliver tasks."""
-    from qtask import log
     from qtask.worker import run
 
-    log.setup(config, "worker")
-    run(config)
+    _run("worker", run, config)
+
+
+def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
+    """Runs a process; when it fails for a reason that has words, they are its last event."""
+    from qtask import log
+
+    log.setup(config, process)
+    try:
+        run(config)
+    except QTaskError as error:
+        log.logger.error("failed", extra={"error": str(error)})
+        sys.exit(1)
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------
@@ -116,7 +133,7 @@ def worker(config: Config) -> None:
 @click.option("--socket", "socket_link", metavar="HOST:PORT", help="deliver to a socket")
 @click.option("--pipe", metavar="NAME", help="deliver to a named pipe")
 @click.option("--graph", is_flag=True, help="draw a graph")
-@click.option("--in", "delay", type=float, metavar="SECONDS", help="when: seconds from now  [default: 0]")
+@click.option("--in", "delay", type=float, metavar="SECONDS", help="when: after so many seconds  [default: 0]")
 @click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds")
 @click.option("--title", help="name of the task")
 @click.option("--method", help="HTTP method")
@@ -126,12 +143,20 @@ def worker(config: Config) -> None:
 @_json_flag
 @settings("redis_url", "queue", "host", "port")
 def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
-    """Submit one task from flags, or many from FILE (`-` for standard input): NDJSON, or one JSON document."""
+    """Submit a task, or a file of them.
+
+    One task from flags, or many from FILE (`-` for standard input), which holds NDJSON, one JSON object in any layout,
+    or a JSON array. Tasks go to the gateway, or with --redis straight into Redis. Exits with 1 when a dict was
+    refused; all others are accepted nevertheless.
+    """
     from qtask import send as sending
 
-    tasks = sending.from_file(file) if file is not None else sending.from_flags(flags)
-    url = config.redis_url or f"socket://{config.host}:{config.port}"
-    if sending.send(url, config.queue, tasks, as_json):
+    given = [name for name, value in flags.items() if value not in (None, False, ())]
+    if file is not None and given:
+        raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
+    items = sending.from_file(file) if file is not None else sending.from_flags(flags)
+    url = config.redis_url or f"socket://{_in_url(config.local_host)}:{config.port}"
+    if sending.send(url, config.queue, items, as_json):
         sys.exit(1)
 
 
@@ -144,9 +169,12 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
 @_json_flag
-@settings(*_STORE)
+@settings(*_LOOK)
 def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
-    """List tasks in one state, the next due first; of what has ended the newest first."""
+    """List tasks in one state.
+
+    The next due comes first; of what has ended the newest.
+    """
     from qtask import tables
     from qtask.store import tasks
 
@@ -162,9 +190,9 @@ def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("id")
 @_json_flag
-@settings(*_STORE)
+@settings(*_LOOK)
 def show(config: Config, id: str, as_json: bool) -> None:
-    """Show one task, with the outcome of each delivery."""
+    """Show a task and its deliveries."""
     from qtask import tables
     from qtask.store import tasks
 
@@ -178,15 +206,25 @@ def show(config: Config, id: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("ids", nargs=-1, required=True)
 @_json_flag
-@settings(*_STORE)
+@settings(*_LOOK)
 def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
-    """Remove tasks that are not being delivered."""
+    """Remove tasks, except while they are delivered."""
     from qtask.store import tasks
 
     redis = _connect(config)
+    failed = False
     for task_id in ids:
-        state = tasks.cancel(redis, task_id)
-        click.echo(json.dumps({"id": task_id, "was": state}) if as_json else f"{task_id} removed; it was {state}")
+        try:
+            state = tasks.cancel(redis, task_id)
+        except QTaskError as error:
+            failed = True
+            if as_json:
+                click.echo(json.dumps({"id": task_id, "error": str(error)}))
+            else:
+                click.echo(f"qtask: {error}", err=True)
+        else:
+            click.echo(json.dumps({"id": task_id, "was": state}) if as_json else f"{task_id} removed; it was {state}")
+    sys.exit(1 if failed else 0)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------
@@ -194,9 +232,9 @@ def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @_json_flag
-@settings(*_STORE)
+@settings(*_LOOK)
 def stats(config: Config, as_json: bool) -> None:
-    """Print how punctual and how fast deliveries were."""
+    """Print how punctual deliveries were."""
     from qtask import stats as statistics
     from qtask import tables
     from qtask.store import tasks
@@ -214,27 +252,28 @@ def stats(config: Config, as_json: bool) -> None:
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="a .png or .svg file"
 )
-@click.option("--id", "task_id", help="instead of drawing: fetch the picture of a __graph__ task")
-@settings(*_STORE)
+@click.option("--id", "task_id", help="instead of drawing: fetch the picture (PNG) of a __graph__ task")
+@settings(*_LOOK)
 def graph(config: Config, output: Path, task_id: str | None) -> None:
     """Draw how punctual deliveries were."""
-    from qtask import stats as statistics
-
+    kind = output.suffix.lower()
+    if kind not in (".png", ".svg") or (task_id and kind != ".png"):
+        raise QTaskError(
+            f"the name of the picture ends in {'.png' if task_id else '.png or .svg'}, got {str(output)!r}"
+        )
+    _check_folder(output)
     redis = _connect(config)
     if task_id:
         from qtask.store.keys import graph as graph_key
 
         picture: Any = redis.get(graph_key(task_id))
         if picture is None:
-            raise QTaskError(f"there is no graph {task_id!r}; graphs are kept for a day")
+            raise NotFound(f"there is no graph {task_id!r}; graphs are kept for a day")
     else:
-        from qtask.graph import draw
+        from qtask.graph import render
 
-        picture = draw(statistics.read(redis), "svg" if output.suffix.lower() == ".svg" else "png")
-    try:
-        output.write_bytes(picture)
-    except OSError as error:
-        raise QTaskError(f"{output} cannot be written: {error.strerror}") from None
+        picture = render(redis, "svg" if kind == ".svg" else "png")
+    _write(output, picture)
     click.echo(f"{output} ({len(picture)} bytes)")
 
 
@@ -251,17 +290,22 @@ def graph(config: Config, output: Path, task_id: str | None) -> None:
     help="where the graph goes",
 )
 def demo(output: Path) -> None:
-    """Show the whole of it: tasks of every kind, delivered to receivers of its own, and a graph."""
+    """Show the whole of it in a few seconds.
+
+    Starts everything on a Redis of its own, submits tasks of every kind, delivers them to receivers of its own, and
+    draws a graph. Nothing stays but the graph.
+    """
     from qtask.demo import run
 
+    _check_folder(output)
     sys.exit(run(output))
 
 
 @cli.command()
 @_json_flag
-@settings(*dict.fromkeys((*_STORE, "host", "port", "http_port", "data_dir", "pipe_dir")))
+@settings(*_LOOK, "host", "port", "http_port", "pipe_dir")
 def doctor(config: Config, as_json: bool) -> None:
-    """Say what is wrong with this installation, and what to do about it."""
+    """Say what is wrong here, and what to do."""
     from qtask import doctor as examination
 
     findings = examination.examine(config)
@@ -272,9 +316,12 @@ def doctor(config: Config, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("process", type=click.Choice(["gateway", "scheduler", "worker"]))
-@settings(*dict.fromkeys((*_STORE, "host", "http_port")))
+@settings(*_LOOK, "host", "port")
 def health(config: Config, process: str) -> None:
-    """Exit with 0 when a process of this host is well (for health checks)."""
+    """Exit with 0 when a process is well.
+
+    For health checks: the gateway answers; a scheduler or a worker has lately given a sign of life in Redis.
+    """
     from qtask import doctor as examination
 
     finding = examination.health(config, process)
@@ -283,13 +330,30 @@ def health(config: Config, process: str) -> None:
 
 
 def _connect(config: Config) -> Redis:
-    from qtask.embedded import embedded_url
+    from qtask.embedded import reachable_url
     from qtask.store.connect import connect, require
 
-    url = config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
+    url = reachable_url(config)
     redis = connect(url, timeout=10.0)
     require(redis, url)
     return redis
+
+
+def _check_folder(path: Path) -> None:
+    """Before all the work, not after it."""
+    if not path.parent.is_dir():
+        raise QTaskError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise QTaskError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def main() -> None:
@@ -298,4 +362,11 @@ def main() -> None:
         cli(prog_name="qtask")
     except QTaskError as error:
         click.echo(f"qtask: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        from redis.exceptions import RedisError
+
+        if not isinstance(error, RedisError):
+            raise
+        click.echo(f"qtask: Redis did not do it: {error}", err=True)
         sys.exit(1)

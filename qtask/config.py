@@ -66,6 +66,11 @@ class Config:
         return self.redis_url or DEFAULT_REDIS_URL
 
     @property
+    def local_host(self) -> str:
+        """Where processes of this machine reach the gateway: `host`, or loopback when it listens everywhere."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+    @property
     def pipes(self) -> Path:
         """The folder of the pipes, with the default filled in."""
         return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
@@ -131,6 +136,9 @@ def _convert(name: str, value: Any, source: str) -> Any:
     if wanted is str:
         if not isinstance(value, str):
             raise ConfigError(f"{source} must be text, got {value!r}")
+        if setting.default and not value.strip():
+            # An empty host would listen on every network, an empty folder write where the process happens to stand.
+            raise ConfigError(f"{source} must not be empty; leave it out for {setting.default!r}")
         return value
     try:
         if isinstance(value, bool):
@@ -138,11 +146,11 @@ def _convert(name: str, value: Any, source: str) -> Any:
         converted = wanted(value)
         if wanted is int and isinstance(value, float) and value != converted:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"{source} must be {'a whole number' if wanted is int else 'a number'}, got {value!r}"
         ) from None
     low, high = setting.metadata["low"], setting.metadata["high"]
     if not low <= converted <= high:
-        raise ConfigError(f"{source} must be from {low:g} to {high:g}, got {value!r}")
+        raise ConfigError(f"{source} must be from {low} to {high}, got {value!r}")
     return converted

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
-from qtask.embedded import embedded_url
+from qtask.embedded import reachable_url
 from qtask.errors import QTaskError
 from qtask.store import keys
 from qtask.store.connect import connect, require
@@ -26,6 +26,9 @@ from qtask.timing import format_duration
 HEARTBEAT_SECONDS = 10.0  # without one for so long, a worker does not count as alive
 OVERDUE_SECONDS = 5.0
 CLOCK_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
+_OTHER_PORT = "give QTask another port with --port"
+_OTHER_HTTP_PORT = "give QTask another port with --http-port"
 
 Level = Literal["fine", "note", "wrong"]
 
@@ -50,13 +53,10 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """Looks at everything that can be looked at from here."""
-    findings = [_python(), *_packages(), _drawing(), _pipes(config), _gateway(config)]
-    url = config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
-    redis = connect(url, timeout=5.0)
-    try:
-        require(redis, url)
-    except QTaskError as error:
-        return [*findings, Finding("wrong", str(error), "qtask up brings a Redis of its own")]
+    findings = [_python(), *_packages(), _pipes(config), _gateway(config, "note"), _http(config)]
+    redis = _redis(config)
+    if isinstance(redis, Finding):
+        return [*findings, redis]
     looks = (_redis_version, _eviction, _durability, _clock, _workers, _scheduler, _overdue)
     return findings + [_guarded(look, redis) for look in looks]
 
@@ -65,12 +65,20 @@ def health(config: Config, process: str) -> Finding:
     """Whether one process of this host is well: the gateway answers, a scheduler or worker has lately told so."""
     if process == "gateway":
         return _gateway(config, "wrong")
-    redis = connect(config.redis, timeout=5.0)
-    try:
-        require(redis, config.redis)
-    except QTaskError as error:
-        return Finding("wrong", str(error))
+    redis = _redis(config)
+    if isinstance(redis, Finding):
+        return redis
     return _guarded(_workers if process == "worker" else _scheduler, redis)
+
+
+def _redis(config: Config) -> Redis | Finding:
+    try:
+        url = reachable_url(config)
+        redis = connect(url, timeout=5.0)
+        require(redis, url)
+    except QTaskError as error:
+        return Finding("wrong", str(error), "qtask up brings a Redis of its own")
+    return redis
 
 
 def _guarded(look: Callable[[Redis], Finding], redis: Redis) -> Finding:
@@ -93,10 +101,9 @@ def _packages() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("note", "qtask runs from its source and is not installed", "pip install . makes it whole")
         return
+    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     bad = False
-    for requirement in wanted:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    for requirement in here:
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
@@ -107,13 +114,7 @@ def _packages() -> Iterator[Finding]:
             bad = True
             yield Finding("wrong", f"{requirement.name} {found} does not fit", f"pip install '{requirement}'")
     if not bad:
-        yield Finding("fine", f"{len(wanted)} packages in fitting versions")
-
-
-def _drawing() -> Finding:
-    if find_spec("matplotlib") is None:
-        return Finding("wrong", "matplotlib is missing, so no graph can be drawn", "pip install matplotlib")
-    return Finding("fine", "matplotlib is there")
+        yield Finding("fine", f"{len(here)} packages in fitting versions")
 
 
 def _pipes(config: Config) -> Finding:
@@ -126,27 +127,47 @@ def _pipes(config: Config) -> Finding:
     return Finding("fine", f"the pipe folder {folder} can be used")
 
 
-def _gateway(config: Config, otherwise: Level = "note") -> Finding:
+def _gateway(config: Config, when_silent: Level) -> Finding:
     place = f"{config.host}:{config.port}"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
     try:
-        with socket.create_connection((host, config.port), 2.0) as connection:
-            connection.settimeout(2.0)
+        with socket.create_connection((config.local_host, config.port), ANSWER_SECONDS) as connection:
+            connection.settimeout(ANSWER_SECONDS)
             connection.sendall(b"[]\n")
             answer = connection.recv(100)
+    except ConnectionRefusedError as error:
+        return Finding(when_silent, f"no gateway answers on {place}: {error.strerror}", "qtask up starts one")
     except OSError as error:
-        return Finding(otherwise, f"no gateway answers on {place}: {error}", "qtask up starts one")
+        return Finding("wrong", f"what listens on {place} does not answer as a gateway does: {error}", _OTHER_PORT)
     if answer != b"[]\n":
-        advice = "give QTask another port with --port"
-        return Finding("wrong", f"something else than a gateway answers on {place}", advice)
+        return Finding("wrong", f"something else than a gateway answers on {place}", _OTHER_PORT)
     return Finding("fine", f"a gateway answers on {place}")
 
 
+def _http(config: Config) -> Finding:
+    place = f"{config.host}:{config.http_port}"
+    connection = HTTPConnection(config.local_host, config.http_port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/health")
+        answer = json.loads(connection.getresponse().read(10_000))
+    except ConnectionRefusedError as error:
+        return Finding("note", f"no gateway answers over HTTP on {place}: {error.strerror}", "qtask up starts one")
+    except (OSError, HTTPException, ValueError):
+        answer = None
+    finally:
+        connection.close()
+    if not isinstance(answer, dict) or "ok" not in answer:
+        return Finding("wrong", f"something else than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
+    if not answer["ok"]:
+        return Finding("wrong", f"the gateway on {place} is not well: {answer.get('error')}")
+    return Finding("fine", f"a gateway answers over HTTP on {place}")
+
+
 def _redis_version(redis: Redis) -> Finding:
-    found = str(redis.info("server")["redis_version"])
+    about = redis.info("server")
+    found = str(about["redis_version"])  # Valkey says here with which Redis it is compatible
     if tuple(map(int, found.split(".")[:2])) < (6, 2):
         return Finding("wrong", f"Redis {found} is too old", "QTask needs 6.2 or newer, or Valkey")
-    return Finding("fine", f"Redis {found}")
+    return Finding("fine", f"Valkey {about['valkey_version']}" if "valkey_version" in about else f"Redis {found}")
 
 
 def _eviction(redis: Redis) -> Finding:
@@ -187,7 +208,7 @@ def _workers(redis: Redis) -> Finding:
         if stock:
             return Finding("note", f"no worker of QTask's is alive, but {stock} of RQ's are registered")
         return Finding("wrong", "no worker is alive: nothing is delivered", "start one with `qtask worker`")
-    return Finding("fine", f"{alive} workers are alive")
+    return Finding("fine", "1 worker is alive" if alive == 1 else f"{alive} workers are alive")
 
 
 def _scheduler(redis: Redis) -> Finding:
@@ -201,5 +222,7 @@ def _overdue(redis: Redis) -> Finding:
     seconds, _ = redis.time()
     late = redis.zcount(keys.SCHEDULE, "-inf", seconds - OVERDUE_SECONDS)
     if late:
-        return Finding("wrong", f"{late} tasks are overdue by more than {OVERDUE_SECONDS:g} s", "is a scheduler alive?")
-    return Finding("fine", f"{redis.zcard(keys.SCHEDULE)} tasks wait, none is overdue")
+        return Finding(
+            "wrong", f"overdue by more than {OVERDUE_SECONDS:g} s, and not released: {late}", "is a scheduler alive?"
+        )
+    return Finding("fine", f"no task is overdue; in the schedule: {redis.zcard(keys.SCHEDULE)}")

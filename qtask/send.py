@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 import msgspec
@@ -13,102 +14,115 @@ import msgspec
 from qtask.client import Client
 from qtask.client.requests import Answer
 from qtask.errors import QTaskError, Refused
+from qtask.task import MAX_TITLE_CHARACTERS, parse
 from qtask.timing import format_instant
 
-_SHOWN_REFUSALS = 20
+_SHOWN = 20  # of the accepted and of the refused, so many are shown one by one
+
+Item = tuple[str, Mapping[str, Any] | Refused]
+"""Where a dict stands ("line 3"), and the dict, or why it is none."""
 
 
-def from_flags(flags: Mapping[str, object]) -> list[dict[str, object]]:
-    """The one dict that flags describe. Raises `QTaskError` when they do not say where to."""
-    kinds = [
-        (kind, link)
-        for kind, link in (
-            ("http", flags["http"]),
-            ("socket", flags["socket_link"]),
-            ("pipe", flags["pipe"]),
-            ("__graph__", flags["graph"]),
-        )
-        if link
-    ]
-    if len(kinds) != 1:
+def from_flags(flags: Mapping[str, Any]) -> list[Item]:
+    """The one dict that flags describe. Raises `QTaskError` when they do not say where to, or do not go together."""
+    links = {"http": flags["http"], "socket": flags["socket_link"], "pipe": flags["pipe"], "__graph__": flags["graph"]}
+    given = [(kind, link) for kind, link in links.items() if link]
+    if len(given) != 1:
         raise QTaskError(
             "say where to: one of --http URL, --socket HOST:PORT, --pipe NAME, --graph, or a FILE of dicts"
         )
-    ((kind, link),) = kinds
-    settings: dict[str, object] = {}
-    if flags["at"] is not None:
-        settings["at"] = _number_or_text(str(flags["at"]))
-        if flags["delay"] is not None:
-            raise QTaskError("either --in or --at says when, not both")
-    else:
-        settings["time"] = flags["delay"] or 0.0
+    ((kind, link),) = given
+    if kind != "http" and (flags["method"] or flags["headers"]):
+        raise QTaskError("--method and --header go with --http")
+    settings = _when(flags)
     if flags["timeout"] is not None:
         settings["timeout"] = flags["timeout"]
-    data = _json(str(flags["data"])) if flags["data"] is not None else None
-    if kind == "http":
-        settings["data"] = _http(flags, data)
-    elif kind == "pipe":
-        settings["data"] = {"data": data}
-    elif kind == "socket":
-        settings["data"] = data
+    data = _data(kind, flags)
+    if data is not None:
+        settings["data"] = data[0]
     address = {"type": kind} if kind == "__graph__" else {"type": kind, "link": link}
-    return [
-        {
-            "title": flags["title"] or f"{kind} {link}" if kind != "__graph__" else "graph",
-            "address": address,
-            "settings": settings,
-        }
-    ]
+    title = flags["title"] or ("graph" if kind == "__graph__" else f"{kind} {link}"[:MAX_TITLE_CHARACTERS])
+    return [("task", {"title": title, "address": address, "settings": settings})]
 
 
-def from_file(file: BinaryIO) -> Iterator[Mapping[str, object]]:
-    """The dicts of NDJSON, of one JSON object in any layout, or of a JSON array. Raises `QTaskError`."""
-    first = file.readline()
-    while first and not first.strip():
-        first = file.readline()
+def from_file(file: BinaryIO) -> Iterator[Item]:
+    """The dicts of NDJSON, of one JSON object in any layout, or of a JSON array.
+
+    A broken line of NDJSON costs only itself. Raises `QTaskError` when the whole is not JSON, or nothing.
+    """
+    lines = enumerate(file, 1)
+    number, first = next(((number, line) for number, line in lines if line.strip()), (0, b""))
+    if not first:
+        raise QTaskError("there is nothing to send: the file is empty")
     try:
         one = msgspec.json.decode(first)
-    except msgspec.DecodeError:
+    except msgspec.DecodeError as error:
+        rest = b"".join(line for _, line in lines)
         try:
-            one = msgspec.json.decode(first + file.read())
-        except msgspec.DecodeError as error:
-            raise QTaskError(f"this is neither NDJSON nor one JSON document: {error}") from None
-    yield from one if isinstance(one, list) else [one]
-    for number, line in enumerate(file, 2):
+            one = msgspec.json.decode(first + rest)
+        except msgspec.DecodeError as whole:
+            why = f"line {number}: {error}; as one document: {whole}"
+            raise QTaskError(f"this is neither NDJSON nor one JSON document ({why})") from None
+    if isinstance(one, list):
+        yield from ((f"element {position}", _checked(element)) for position, element in enumerate(one, 1))
+    else:
+        yield f"line {number}", _checked(one)
+    for number, line in lines:
         if line.strip():
-            try:
-                yield msgspec.json.decode(line)
-            except msgspec.DecodeError as error:
-                raise QTaskError(f"line {number} is not JSON: {error}; the lines before it were sent") from None
+            yield from _line(number, line)
 
 
-def send(url: str, queue: str, tasks: Iterable[Mapping[str, object]], as_json: bool) -> int:
-    """Submits tasks and prints each answer; returns how many were refused. Raises `Unavailable`."""
-    refusals: list[tuple[int, Refused]] = []
+def send(url: str, queue: str, items: Iterable[Item], as_json: bool) -> int:
+    """Submits dicts and prints each answer; returns how many were refused. Raises `Unavailable`."""
+    refused: list[tuple[str, Refused]] = []
     accepted = 0
-    with Client(url, queue=queue) as client:
-        for number, answer in enumerate(_with_progress(client.send_iter(tasks), as_json), 1):
-            if isinstance(answer, Refused):
-                refusals.append((number, answer))
-                if as_json:
-                    click.echo(json.dumps({"ok": False, "error": answer.as_dict()}, ensure_ascii=False))
+    try:
+        with Client(url, queue=queue) as client:
+            for place, answer in _with_progress(_answers(client, items), as_json):
+                if isinstance(answer, Refused):
+                    refused.append((place, answer))
+                    if as_json:
+                        click.echo(json.dumps({"ok": False, "error": answer.as_dict()}, ensure_ascii=False))
+                else:
+                    accepted += 1
+                    if as_json:
+                        click.echo(json.dumps({"ok": True, "id": answer.id, "due": answer.due}))
+                    elif accepted <= _SHOWN:
+                        click.echo(f"{answer.id}  due {format_instant(answer.due)}")
+    finally:  # also when the connection is lost in the middle
+        if not as_json:
+            if accepted > _SHOWN:
+                click.echo(f"… {accepted} accepted in all")
+            for place, why in refused[:_SHOWN]:
+                click.echo(f"{place} refused: {why} ({why.code})", err=True)
+            if len(refused) > _SHOWN:
+                click.echo(f"… {len(refused)} refused in all", err=True)
+    return len(refused)
+
+
+def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answer]]:
+    """The answer to each dict in order; those that are refused here never reach the client."""
+    owed: deque[tuple[str, Refused | None]] = deque()
+
+    def sound() -> Iterator[Mapping[str, Any]]:
+        for place, item in items:
+            if isinstance(item, Refused):
+                owed.append((place, item))
             else:
-                accepted += 1
-                if as_json:
-                    click.echo(json.dumps({"ok": True, "id": answer.id, "due": answer.due}))
-                elif accepted <= _SHOWN_REFUSALS:
-                    click.echo(f"{answer.id}  due {format_instant(answer.due)}")
-    if not as_json:
-        if accepted > _SHOWN_REFUSALS:
-            click.echo(f"… {accepted} accepted in all")
-        for number, refused in refusals[:_SHOWN_REFUSALS]:
-            click.echo(f"dict {number} refused: {refused} ({refused.code})", err=True)
-        if len(refusals) > _SHOWN_REFUSALS:
-            click.echo(f"… {len(refusals)} refused in all", err=True)
-    return len(refusals)
+                owed.append((place, None))
+                yield item
+
+    def refused_here() -> Iterator[tuple[str, Answer]]:
+        while owed and (known := owed[0][1]) is not None:
+            yield owed.popleft()[0], known
+
+    for answer in client.send_iter(sound()):
+        yield from refused_here()
+        yield owed.popleft()[0], answer
+    yield from refused_here()
 
 
-def _with_progress(answers: Iterable[Answer], as_json: bool) -> Iterator[Answer]:
+def _with_progress(answers: Iterable[tuple[str, Answer]], as_json: bool) -> Iterator[tuple[str, Answer]]:
     if as_json or not sys.stderr.isatty():
         yield from answers
         return
@@ -116,38 +130,75 @@ def _with_progress(answers: Iterable[Answer], as_json: bool) -> Iterator[Answer]
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.completed} sent"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # What goes to the same terminal is written above the bar; what goes to a file must not be caught by it.
+    same = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=same) as progress:
         bar = progress.add_task("send", total=None)
         for answer in answers:
             progress.advance(bar)
             yield answer
 
 
-def _http(flags: Mapping[str, object], data: object) -> dict[str, object]:
-    built: dict[str, object] = {}
-    if flags["method"] or data is not None:
-        built["method"] = flags["method"] or "POST"
-    headers = flags["headers"]
-    assert isinstance(headers, tuple)
-    if headers == ("auto",):
-        built["headers"] = "auto"
-    elif headers:
-        pairs = [header.partition(":") for header in headers]
-        built["headers"] = {name.strip(): value.strip() for name, _, value in pairs}
-    if data is not None:
-        built["json"] = data
-    return built
-
-
-def _json(text: str) -> object:
+def _line(number: int, line: bytes) -> Iterator[Item]:
+    place = f"line {number}"
     try:
-        return msgspec.json.decode(text)
+        found = msgspec.json.decode(line)
     except msgspec.DecodeError as error:
-        raise QTaskError(f'--data wants JSON, such as {{"a": 1}} or "text" in quotes: {error}') from None
+        yield place, Refused("invalid_json", "", f"this is not JSON: {error}")
+        return
+    for one in found if isinstance(found, list) else [found]:
+        yield place, _checked(one)
 
 
-def _number_or_text(text: str) -> float | str:
+def _checked(found: Any) -> Mapping[str, Any] | Refused:
+    """A dict as it is; of anything else, why it is refused."""
+    if isinstance(found, dict):
+        return found
     try:
-        return float(text)
+        parse(msgspec.json.encode(found))
+    except Refused as refused:
+        return refused
+    raise AssertionError("what is no dict is never a task")
+
+
+def _when(flags: Mapping[str, Any]) -> dict[str, Any]:
+    if flags["at"] is None:
+        return {"time": flags["delay"] or 0.0}
+    if flags["delay"] is not None:
+        raise QTaskError("either --in or --at says when, not both")
+    try:
+        return {"at": float(flags["at"])}
     except ValueError:
-        return text
+        return {"at": flags["at"]}
+
+
+def _data(kind: str, flags: Mapping[str, Any]) -> tuple[Any] | None:
+    """What goes into `settings.data`, or None for nothing; whether something must, the gateway says."""
+    given: tuple[Any] | None = None
+    if flags["data"] is not None:
+        try:
+            given = (msgspec.json.decode(flags["data"]),)
+        except msgspec.DecodeError as error:
+            raise QTaskError(f'--data wants JSON, such as {{"a": 1}} or "text" in quotes: {error}') from None
+    if kind == "pipe":
+        return ({"data": given[0]},) if given else None
+    if kind != "http":
+        return given
+    http: dict[str, Any] = {"json": given[0]} if given else {}
+    if flags["method"] or given:
+        http["method"] = flags["method"] or "POST"
+    if flags["headers"]:
+        http["headers"] = _headers(flags["headers"])
+    return (http,) if http else None
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str] | str:
+    if given == ("auto",):
+        return "auto"
+    headers = {}
+    for header in given:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise QTaskError(f"--header wants NAME:VALUE, or `auto` alone, got {header!r}")
+        headers[name.strip()] = value.strip()
+    return headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -12,6 +13,9 @@ from qtask.outcome import Outcome
 from qtask.stats import KindSummary, Spread
 from qtask.store.tasks import State, TaskRecord
 from qtask.timing import format_duration, format_instant
+
+_FILE_WIDTH = 200  # characters; a terminal has a width of its own
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def to_json(value: object) -> str:
@@ -25,10 +29,10 @@ def print_tasks(records: Sequence[TaskRecord], counts: dict[State, int]) -> None
         table = _table("id", "state", "due", "type", "link", "title", "last outcome")
         for record in records:
             last = outcome_words(record.outcomes[-1]) if record.outcomes else ""
-            due = format_instant(record.due)
-            table.add_row(record.id, record.state, due, record.kind, record.link[:60], record.title[:40], last)
+            link, title = plain(record.link[:60]), plain(record.title[:40])
+            table.add_row(record.id, record.state, format_instant(record.due), record.kind, link, title, last)
         _print(table)
-    Console().print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    _print_counts(counts)
 
 
 def print_task(record: TaskRecord) -> None:
@@ -47,7 +51,7 @@ def print_task(record: TaskRecord) -> None:
         ("deliveries", str(record.attempts)),
         ("dict", bytes(record.task).decode()),
     ):
-        table.add_row(name, value)
+        table.add_row(name, plain(value))
     _print(table)
     if record.outcomes:
         outcomes = _table("delivery", "started", "lateness", "duration", "outcome", "answer")
@@ -58,7 +62,7 @@ def print_task(record: TaskRecord) -> None:
                 format_duration(outcome.lateness),
                 format_duration(outcome.duration),
                 outcome_words(outcome),
-                outcome.answer[:200],
+                plain(outcome_answer(outcome)[:200]),
             )
         _print(outcomes)
 
@@ -66,15 +70,15 @@ def print_task(record: TaskRecord) -> None:
 def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
     """Prints the spread of lateness and duration, and the outcomes, of each kind."""
     if not kinds:
-        Console().print("no deliveries yet")
+        _print("no deliveries yet")
     else:
-        table = _table("type", "outcomes", "", "p50", "p95", "p99", "max")
+        table = _table("type", "", "p50", "p95", "p99", "max", "of the newest", "outcomes since ever")
         for kind in kinds:
             totals = ", ".join(f"{count} {status}" for status, count in sorted(kind.totals.items()))
-            table.add_row(kind.kind, totals, "lateness", *_spread(kind.lateness))
-            table.add_row("", f"the newest {kind.sampled} count", "duration", *_spread(kind.duration))
+            table.add_row(kind.kind, "lateness", *_spread(kind.lateness), str(kind.sampled), totals)
+            table.add_row("", "duration", *_spread(kind.duration))
         _print(table)
-    Console().print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    _print_counts(counts)
 
 
 def outcome_words(outcome: Outcome) -> str:
@@ -82,6 +86,16 @@ def outcome_words(outcome: Outcome) -> str:
     if outcome.status == "delivered":
         return f"delivered {outcome.code}" if outcome.code else "delivered"
     return f"failed: {outcome.code or outcome.error}"
+
+
+def outcome_answer(outcome: Outcome) -> str:
+    """What the receiver answered, or else why the delivery failed."""
+    return outcome.answer or outcome.message
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere on one line: control characters, which could command a terminal, are shown as escapes."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def _spread(spread: Spread | None) -> list[str]:
@@ -97,8 +111,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    console = Console()
+def _print_counts(counts: dict[State, int]) -> None:
+    _print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _print(what: Table | str) -> None:
+    console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table, highlight=False, markup=False)
+        console.width = _FILE_WIDTH
+    console.print(what)

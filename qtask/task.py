@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -18,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from qtask import link
 from qtask.errors import Refused
-from qtask.retry import Retry, check_retry
+from qtask.retry import CAUSES, Retry, check_retry
 from qtask.timing import MAX_DELAY_SECONDS, check_delay, parse_instant
 
 MAX_BYTES = 1_048_576
@@ -30,6 +32,9 @@ MAX_TIMEOUT_SECONDS = 600.0
 
 Kind = Literal["http", "socket", "udp", "pipe", "__graph__"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Scalar = str | int | float | bool  # int beside float, or a long number such as an id would lose its last digits
+FormValue = Scalar | list[Scalar] | None
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -83,9 +88,9 @@ class HttpData(_Part, frozen=True):
 
     method: str = "GET"
     headers: dict[str, str] | Literal["auto"] | UnsetType | None = UNSET
-    params: dict[str, str | float | bool | list[str | float | bool] | None] | UnsetType | None = UNSET
+    params: dict[str, FormValue] | UnsetType | None = UNSET
     json: Any = UNSET
-    data: str | dict[str, str | float | bool | list[str | float | bool] | None] | UnsetType | None = UNSET
+    data: str | dict[str, FormValue] | UnsetType | None = UNSET
     body_base64: str | UnsetType = UNSET
 
 
@@ -158,6 +163,9 @@ _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# A string that never ends is taken to the end of the text, so that no byte is looked at twice.
+_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_BOM = b"\xef\xbb\xbf"
 # What frames a message on the wire is the transport's to say; a client that could set it could smuggle requests.
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect"})
 
@@ -171,17 +179,15 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
 
     Raises `Refused`, which names the field, what is wrong and what would be right.
     """
-    check_shape(raw, max_bytes)
+    _check_size(raw, max_bytes, "a dict")
+    _check_depth(raw)
+    raw = raw.removeprefix(_BOM)
     try:
         task = _TASK_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(error, "") from None
+        raise _refusal(error, raw) from None
     delay, instant = _check(task)
-    try:
-        body = msgspec.json.format(raw, indent=-1)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _refusal(error, "") from None
-    return Checked(task, body, delay, instant)
+    return Checked(task, msgspec.json.format(raw, indent=-1), delay, instant)
 
 
 def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Checked:
@@ -192,35 +198,56 @@ def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Ch
 def encode(task: Task | Mapping[str, Any]) -> bytes:
     """The JSON of a task or a dict. Raises `Refused` when something in it cannot be written as JSON."""
     try:
-        return msgspec.json.encode(task)
+        raw = msgspec.json.encode(task)
+        lossy = b"null" in raw and _holds_nan(task)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refused("wrong_type", "", f"the dict cannot be written as JSON: {error}") from None
+    if lossy:
+        raise Refused("invalid_value", "", "the dict cannot be written as JSON: that has no NaN and no infinity")
+    return raw
+
+
+def _holds_nan(value: Any) -> bool:
+    """Whether a NaN or an infinity is somewhere in it; msgspec would write null for it."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Struct):
+        return any(_holds_nan(getattr(value, name)) for name in value.__struct_fields__)
+    if isinstance(value, Mapping):
+        return any(map(_holds_nan, value.values()))
+    return isinstance(value, list | tuple | set | frozenset) and any(map(_holds_nan, value))
 
 
 def split_batch(raw: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
     """Splits a JSON array into the bytes of its elements. Raises `Refused` when it is not a sound array."""
-    check_shape(raw, max_bytes)
+    _check_size(raw, max_bytes, "an array")
     try:
         return [bytes(element) for element in _BATCH_DECODER.decode(raw)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(error, "") from None
+        raise _refusal(error, raw, wanted="array of dicts") from None
 
 
-def check_shape(raw: bytes, max_bytes: int) -> None:
-    """Raises `Refused` when a JSON text is larger than `max_bytes` or nested deeper than `MAX_DEPTH`."""
+def _check_size(raw: bytes, max_bytes: int, what: str) -> None:
     if len(raw) > max_bytes:
-        raise Refused("too_large", "", f"a dict has at most {max_bytes} bytes, got {len(raw)}")
+        raise Refused("too_large", "", f"{what} of at most {max_bytes} bytes is accepted, got {len(raw)}")
+
+
+def _check_depth(raw: bytes) -> None:
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
-    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', raw, re.DOTALL):
+    for match in _BRACKET.finditer(raw):
         letter = match[0]
         if letter in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise Refused("too_deep", "", f"a dict is nested at most {MAX_DEPTH} levels deep")
+                raise _too_deep()
         elif letter in b"]}":
             depth -= 1
+
+
+def _too_deep() -> Refused:
+    return Refused("too_deep", "", f"a dict is nested at most {MAX_DEPTH} levels deep; send what is deeper as text")
 
 
 def http_data(task: Task) -> HttpData:
@@ -232,12 +259,15 @@ def http_data(task: Task) -> HttpData:
 def pipe_data(task: Task) -> PipeData:
     """The data of a `pipe` task. Raises `Refused` when it has another form."""
     data = task.settings.data
-    return _convert({} if data is UNSET else data, PipeData)
+    return _convert({} if data is UNSET or data is None else data, PipeData)
 
 
 def _check(task: Task) -> tuple[float | None, float | None]:
     if not task.title.strip() or len(task.title) > MAX_TITLE_CHARACTERS:
-        raise Refused("invalid_value", "title", f"a title of 1 to {MAX_TITLE_CHARACTERS} characters is needed")
+        got = f"{len(task.title)}" if task.title.strip() else "nothing but blanks"
+        raise Refused(
+            "invalid_value", "title", f"a title of 1 to {MAX_TITLE_CHARACTERS} characters is needed, got {got}"
+        )
     settings = task.settings
     _KIND_CHECKS[type(task.address)](task)
     if settings.timeout is not UNSET and not 0.05 <= settings.timeout <= MAX_TIMEOUT_SECONDS:
@@ -255,7 +285,7 @@ def _check(task: Task) -> tuple[float | None, float | None]:
     if settings.at is not UNSET:
         if settings.time is not UNSET:
             raise Refused(
-                "invalid_value", "settings.at", "either time (a delay) or at (an instant) says when, not both"
+                "invalid_value", "settings.at", "either time (a delay) or at (an instant) says when; leave one out"
             )
         return None, parse_instant(settings.at)
     if settings.time is not UNSET:
@@ -299,14 +329,13 @@ def _check_http(task: Task) -> None:
             f"an HTTP method such as GET or POST is needed, got {data.method[:40]!r}",
         )
     if isinstance(data.headers, dict):
-        for name, value in data.headers.items():
-            _check_header(name, value)
+        _check_headers(data.headers)
     bodies = [key for key in ("json", "data", "body_base64") if getattr(data, key) not in (UNSET, None)]
     if len(bodies) > 1:
         raise Refused(
             "invalid_value",
             f"settings.data.{bodies[1]}",
-            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given",
+            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out",
         )
     if data.body_base64 is not UNSET:
         decode_base64(data.body_base64)
@@ -320,24 +349,31 @@ def decode_base64(text: str) -> bytes:
         raise Refused("invalid_value", "settings.data.body_base64", f"base64 is needed: {error}") from None
 
 
+def _check_headers(headers: dict[str, str]) -> None:
+    for name, value in headers.items():
+        _check_header(name, value)
+    if len({name.lower() for name in headers}) < len(headers):
+        raise Refused("invalid_value", "settings.data.headers", "a header is given once, in capitals or not")
+
+
 def _check_header(name: str, value: str) -> None:
     field = f"settings.data.headers.{name[:60]}"
     if not _TOKEN.fullmatch(name):
         raise Refused(
             "invalid_value",
             "settings.data.headers",
-            f"{name[:60]!r} is no header name; letters, digits and '-' make one",
+            f"{name[:60]!r} is no name of a header; letters, digits and '-' make one",
         )
     if name.lower() in _FRAMING_HEADERS:
         raise Refused("invalid_value", field, "this header frames the message and is set by QTask; leave it out")
     if _CONTROL.search(value):
-        raise Refused("invalid_value", field, "a header holds no line breaks or control characters")
+        raise Refused("invalid_value", field, "a header has no line breaks or control characters; leave them out")
     if value != value.strip(" \t"):
-        raise Refused("invalid_value", field, "a header neither begins nor ends with a space")
+        raise Refused("invalid_value", field, "a header neither begins nor ends with a blank; leave it out")
     try:
         value.encode("latin-1")
     except UnicodeEncodeError:
-        raise Refused("invalid_value", field, "a header holds Latin-1 text; write the rest percent-encoded") from None
+        raise Refused("invalid_value", field, "a header is Latin-1 text; percent-encode the rest") from None
 
 
 def _check_socket(task: Task) -> None:
@@ -387,27 +423,47 @@ _KIND_CHECKS: dict[type[Address], Callable[[Task], None]] = {
 
 # --- msgspec's words into ours -------------------------------------------------------------------------------
 
-_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`(?: - at `(?P<path>.*)`)?")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`(?: - at `(?P<path>.*)`)?", re.DOTALL)
-_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]*)`(?:, got `(?P<got>[^`]*)`)?(?: - at `(?P<path>.*)`)?")
-_EXPECTED_KEY = re.compile(r"Expected `str` - at `key` in `(?P<path>.*)`")
-_BAD_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*?)(?: - at `(?P<path>.*)`)?", re.DOTALL)
-_AT_PATH = re.compile(r"(?P<what>.*?) - at `(?P<path>.*)`", re.DOTALL)
-_WORDS = {
+_PATH = r"(?: - at `(?P<path>\$[^`]*)`)?"
+_MALFORMED = re.compile(r"JSON is malformed: (?P<what>.*) \(byte (?P<position>\d+)\)")
+_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`" + _PATH)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`" + _PATH, re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]*)`(?:, got `(?P<got>[^`]*)`)?" + _PATH)
+_BAD_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*?)" + _PATH, re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"(?:Number|Integer value) out of range" + _PATH)
+_WORDS = {  # in the order in which they are told
     "str": "text",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "object": "an object {…}",
     "array": "a list […]",
+    "object": "an object {…}",
     "null": "null",
 }
 _KEYS_OF = {
     "": Task.__struct_fields__,
     "address": ("type", "link"),
     "settings": Settings.__struct_fields__,
-    "settings.data": (),
     "settings.retry": Retry.__struct_fields__,
+}
+_HINTS = {
+    "title": "; the name of the task",
+    "address": '; {"type": …, "link": …}',
+    "address.type": f"; one of {', '.join(KINDS)}",
+    "address.link": "; http: a URL, socket and udp: HOST:PORT, pipe: the name of the pipe",
+    "settings": '; {"time": …, "data": …}',
+    "settings.time": "; a delay in seconds, such as 90 or 1.5",
+    "settings.at": "; Unix seconds, or an instant such as 2026-12-24T18:00:00+01:00",
+    "settings.timeout": f"; seconds, up to {MAX_TIMEOUT_SECONDS:.0f}",
+    "settings.retry": '; {"attempts": 5, "backoff": "exponential", …}',
+    "settings.retry.backoff": "; exponential, linear, fixed, or a list of seconds",
+    "settings.retry.on": f"; a list of statuses and of {', '.join(CAUSES)}",
+    "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
+    "settings.id": "; text of your choosing",
+    "settings.data.method": "; an HTTP method such as GET or POST",
+    "settings.data.headers": "; a dict of text, or auto for a browser's headers",
+    "settings.data.params": "; a dict of text, numbers, or lists of them",
+    "settings.data.data": "; text or a form for http, any JSON for pipe",
+    "settings.data.body_base64": "; bytes in base64",
 }
 
 
@@ -415,57 +471,102 @@ def _convert(data: Any, kind: type[_Data]) -> _Data:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        raise _refusal(error, "settings.data", kind.__struct_fields__) from None
+        words = str(error)
+    name = _culprit(data, kind) if "[...]" in words else ""
+    raise _invalid(words, "settings.data", kind.__struct_fields__, name)
 
 
-def _refusal(error: Exception, base: str, keys: tuple[str, ...] = ()) -> Refused:
-    words = str(error)
+def _culprit(data: dict[str, Any], kind: type[_Data]) -> str:
+    """The first name with a value that does not fit, in a dict such as `headers`: msgspec does not tell it."""
+    for key, names in data.items():
+        for name, value in islice(names.items(), 1_000) if isinstance(names, dict) else ():
+            try:
+                msgspec.convert({key: {name: value}}, kind)
+            except msgspec.ValidationError as error:
+                if "[...]" in str(error):
+                    return str(name)
+    return ""
+
+
+def _refusal(error: Exception, raw: bytes, wanted: str = "object") -> Refused:
     if isinstance(error, UnicodeDecodeError):
-        return Refused(
-            "invalid_json", base, f"the text is not UTF-8: byte {error.object[error.start]:#04x} stands where none may"
-        )
+        byte = error.object[error.start]
+        return Refused("invalid_json", "", f"JSON is written in UTF-8, where byte {byte:#04x} cannot stand as it does")
     if isinstance(error, RecursionError):
-        return Refused("too_deep", base, f"a dict is nested at most {MAX_DEPTH} levels deep")
-    if not isinstance(error, msgspec.ValidationError):
-        if "truncated" in words:
-            return Refused("invalid_json", base, "the text ends before the JSON object is complete")
-        return Refused("invalid_json", base, f"one JSON object in UTF-8 is needed; {words}")
+        return _too_deep()
+    words = str(error)
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid(words, "")
+    if not raw.strip():
+        return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
+    if (match := _MALFORMED.fullmatch(words)) is None and (match := _MALFORMED.fullmatch(_lengthened(raw))) is None:
+        return Refused("invalid_json", "", f"one JSON {wanted} is needed; the text ends before it is complete")
+    what, position = match["what"], int(match["position"])
+    near = raw[max(0, position - 12) : position + 12].decode("utf-8", "replace")
+    hint = _hint_at(what, raw, position)
+    return Refused("invalid_json", "", f"one JSON {wanted} is needed; {what} at byte {position}, near {near!r}{hint}")
+
+
+def _hint_at(what: str, raw: bytes, position: int) -> str:
+    """Where the JSON itself is broken, msgspec says what it met, but not how people get there."""
+    if what == "trailing characters":
+        return "; one dict a line, or several in an array"
+    if what == "object keys must be strings":
+        return "; keys stand in double quotes"
+    if what == "invalid number":
+        return "; JSON's numbers have no leading zeros, and digits on both sides of the point"
+    if re.match(rb"NaN|-?Infinity", raw[position:]) or raw[position - 1 :].startswith(b"-Infinity"):
+        return "; JSON has no NaN and no infinity"
+    met = raw[position : position + 1]
+    if met and met < b" ":
+        return "; JSON's text has control characters only as escapes such as \\n"
+    return "; JSON is written in UTF-8" if met >= b"\x80" else ""
+
+
+def _lengthened(raw: bytes) -> str:
+    """What msgspec says to a text that has room behind it: half a surrogate pair near the end looks cut off."""
+    try:
+        msgspec.json.decode(raw + b" " * 12)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return str(error)
+    return ""
+
+
+def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") -> Refused:
     if match := _MISSING.fullmatch(words):
-        field = _path(base, match["path"], match["key"])
+        field = _path(base, match["path"], name, match["key"])
         return Refused("missing_field", field, f"{match['key']} is needed{_HINTS.get(field, '')}")
     if match := _UNKNOWN.fullmatch(words):
-        place = _path(base, match["path"])
-        known = ", ".join(keys or _KEYS_OF.get(place, ())) or "none"
+        place = _path(base, match["path"], name)
+        known = ", ".join(keys or _KEYS_OF.get(place, ()))
         return Refused(
             "unknown_field",
-            _path(base, match["path"], match["key"][:60]),
+            _path(base, match["path"], name, match["key"][:60]),
             f"{match['key'][:60]!r} is no key of {place or 'a task'}; its keys are: {known}",
         )
-    if match := _EXPECTED_KEY.fullmatch(words):
-        return Refused("wrong_type", _path(base, match["path"]), "a key is text")
     if match := _EXPECTED.fullmatch(words):
-        field = _path(base, match["path"])
-        wanted = " or ".join(_WORDS.get(word, word) for word in match["wanted"].split(" | "))
+        field = _path(base, match["path"], name)
         got = f", got {_WORDS.get(match['got'], match['got'])}" if match["got"] else ""
-        return Refused("wrong_type", field, f"{wanted} is needed{got}{_HINTS.get(field, '')}")
+        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _HINTS.get(field, "")
+        return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
+    if match := _OUT_OF_RANGE.fullmatch(words):
+        limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
+        return Refused("invalid_value", _path(base, match["path"], name), limits)
     if match := _BAD_VALUE.fullmatch(words):
-        field = _path(base, match["path"])
+        field = _path(base, match["path"], name)
         return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{_HINTS.get(field, '')}")
-    if match := _AT_PATH.fullmatch(words):
-        return Refused("invalid_value", _path(base, match["path"]), match["what"].lower())
     return Refused("invalid_value", base, words)
 
 
-_HINTS = {
-    "address.type": f"; one of {', '.join(KINDS)}",
-    "address.link": "; http: a URL, socket and udp: HOST:PORT, pipe: the name of the pipe",
-    "settings.data.headers": "; a dict of text, or auto for a browser's headers",
-    "settings.data.data": "",
-    "title": "; the name of the task",
-    "address": '; {"type": …, "link": …}',
-}
+def _wanted(types: str) -> str:
+    """`float | str | int` → `text or a number`."""
+    wanted = set(types.split(" | "))
+    if "float" in wanted:
+        wanted.discard("int")
+    return " or ".join(told for word, told in _WORDS.items() if word in wanted)
 
 
-def _path(base: str, path: str | None, key: str = "") -> str:
-    inner = re.sub(r"\[\.\.\.\]|^\$\.?", "", path or "")
+def _path(base: str, path: str | None, name: str, key: str = "") -> str:
+    """`$.params[...][2]` below `settings.data`, where the name `page` was at fault → `settings.data.params.page[2]`."""
+    inner = re.sub(r"^\$\.?", "", path or "").replace("[...]", f".{name[:60]}" if name else "")
     return ".".join(part for part in (base, inner, key) if part)

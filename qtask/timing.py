@@ -8,8 +8,11 @@ from datetime import UTC, datetime
 from qtask.errors import Refused
 
 MAX_DELAY_SECONDS = 315_576_000.0  # ten years: a larger delay is a mistake in units, not a wish
+MAX_INSTANT = 32_503_680_000.0  # the year 3000: milliseconds given for seconds land far beyond it
 
-_ISO_WITH_ZONE = re.compile(r"\d{4}-?\d\d-?\d\d[T ]\d\d:?\d\d.*(Z|[+-]\d\d(:?\d\d)?)", re.ASCII | re.IGNORECASE)
+_ISO_WITH_ZONE = re.compile(
+    r"(\d{4}-?\d\d-?\d\d)[T ](\d\d:?\d\d(?::?\d\d(?:[.,]\d+)?)?) ?(Z|[+-]\d\d(?::?\d\d)?)", re.ASCII | re.IGNORECASE
+)
 
 
 def check_delay(seconds: float, field: str = "settings.time") -> float:
@@ -29,20 +32,23 @@ def parse_instant(value: float | str, field: str = "settings.at") -> float:
     Returns Unix seconds. Raises `Refused` when the text has no zone, is no instant, or lies absurdly far away.
     """
     if isinstance(value, str):
-        if not _ISO_WITH_ZONE.fullmatch(value):
+        match = _ISO_WITH_ZONE.fullmatch(value)
+        if match is None:
             raise Refused(
                 "invalid_value",
                 field,
                 f"an instant with its zone is needed, such as 2026-12-24T18:00:00+01:00 or …Z, got {value[:40]!r}",
             )
         try:
-            seconds = datetime.fromisoformat(value.upper()).timestamp()
+            seconds = datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper()}").timestamp()
         except (ValueError, OverflowError) as error:
             raise Refused("invalid_value", field, f"{value[:40]!r} is not an instant: {error}") from None
     else:
         seconds = float(value)
-    if not 0 <= seconds <= 32_503_680_000:  # the year 3000; milliseconds given for seconds land far beyond it
-        raise Refused("invalid_value", field, f"Unix time in seconds is needed, got {seconds:g}")
+    if not 0 <= seconds <= MAX_INSTANT:
+        raise Refused(
+            "invalid_value", field, f"Unix seconds, from 0 to those of the year 3000, are needed, got {seconds:.15g}"
+        )
     return seconds
 
 
@@ -52,14 +58,16 @@ def format_instant(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A span of seconds with a unit that keeps it short: `850 µs`, `4.2 ms`, `1.50 s`, `2 h 05 min`."""
+    """A span of seconds, rounded to what a reader needs: `850 µs`, `4.2 ms`, `1.50 s`, `2 min 30 s`, `2 h 05 min`."""
     size = abs(seconds)
-    if size < 0.001:
-        return f"{seconds * 1e6:.0f} µs"
-    if size < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    if size < 120:
-        return f"{seconds:.2f} s"
-    minutes, _ = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+    if (microseconds := round(size * 1e6)) < 1000:
+        text = f"{microseconds} µs"
+    elif (milliseconds := round(size * 1e3, 1)) < 1000:
+        text = f"{milliseconds:.1f} ms"
+    elif round(size, 2) < 120:
+        text = f"{size:.2f} s"
+    elif round(size) < 3600:
+        text = "{} min {:02d} s".format(*divmod(round(size), 60))
+    else:
+        text = "{} h {:02d} min".format(*divmod(round(size / 60), 60))
+    return f"-{text}" if seconds < 0 and text != "0 µs" else text

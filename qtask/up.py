@@ -8,16 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from pathlib import Path
 
 from qtask import children
-from qtask.config import Config, environment_name
+from qtask.config import Config, environment_name, flag_name
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
 
 READY_SECONDS = 30.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
 RESTART_PAUSE_SECONDS = (0.2, 10.0)  # first and longest pause before a process that died is started again
 STEADY_SECONDS = 30.0  # a process that has run so long starts with the first pause again
 _LOOK_SECONDS = 0.1
@@ -60,9 +61,21 @@ class _Process:
     def exit_code(self) -> int | None:
         return self._child.poll() if self._child is not None else None
 
-    def stop(self, seconds: float) -> None:
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    def ask_to_end(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+
+    def end(self) -> None:
+        """Makes sure that it has ended."""
         if self._child is not None:
-            children.stop(self._child, seconds)
+            if self._child.poll() is None:
+                logger.warning("process_killed", extra={"child": self.name})
+                self._child.kill()
+            self._child.wait()
             self._child = None
 
 
@@ -70,11 +83,14 @@ class Up:
     """Everything under one roof.
 
     Args:
-        config: the settings; `redis_url` empty means an embedded Redis in `data_dir`.
+        config: the settings; `redis_url` empty means an embedded Redis in `data_dir`, a port of 0 any free one.
+
+    Attributes:
+        config: the same, with ports chosen once started.
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
         self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir))
         self._processes: list[_Process] = []
         self._signals = 0
@@ -92,44 +108,48 @@ class Up:
             self.stop()
 
     def start(self) -> None:
-        """Starts everything and returns when the gateway accepts connections."""
+        """Starts everything and returns when the gateway accepts connections. Raises `QTaskError` when it cannot."""
+        config = self.config = _with_ports(self.config)
+        try:
+            config.pipes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QTaskError(f"the pipe folder {config.pipes} cannot be made: {error.strerror}") from None
         if self._redis is not None:
             self._redis.start()
             logger.info("redis_started", extra={"url": self._redis.url})
-        names = ["gateway", "scheduler"] + ["worker"] * self._config.workers
+        names = ["gateway", "scheduler"] + ["worker"] * config.workers
         environment = self._environment()
         self._processes = [_Process(name, environment) for name in names]
         for process in self._processes:
             process.start()
-        deadline = time.monotonic() + READY_SECONDS
-        while not self._gateway_answers():
-            if self._signals:
-                return
-            for process in self._processes:
-                if process.exit_code is not None:
-                    raise QTaskError(f"the {process.name} did not start; what it said stands above")
-            if time.monotonic() > deadline:
-                raise QTaskError(f"the gateway does not answer on port {self._config.port} after {READY_SECONDS:g} s")
-            time.sleep(_LOOK_SECONDS)
-        logger.info(
-            "ready",
-            extra={
-                "socket": f"{self._config.host}:{self._config.port}",
-                "http": f"http://{self._config.host}:{self._config.http_port}",
-                "redis": self.redis_url.rpartition("@")[2],
-                "workers": self._config.workers,
-            },
-        )
+        self._wait_until_ready()
+        if not self._signals:
+            logger.info(
+                "ready",
+                extra={
+                    "socket": f"{config.host}:{config.port}",
+                    "http": f"http://{config.host}:{config.http_port}",
+                    "redis": self.redis_url.rpartition("@")[2],
+                    "workers": config.workers,
+                },
+            )
 
     @property
     def redis_url(self) -> str:
         """The address of the Redis in use."""
-        return self._redis.url if self._redis is not None else self._config.redis
+        return self._redis.url if self._redis is not None else self.config.redis
 
     def stop(self) -> None:
-        """Ends everything in the order in which tasks pass: the gateway first, Redis last."""
+        """Ends everything: first all that works on tasks, at the same time, and Redis when they have finished."""
         for process in self._processes:
-            process.stop(0.0 if self._signals > 1 else STOP_SECONDS)
+            process.ask_to_end()
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(process.running for process in self._processes):
+            if time.monotonic() > deadline or self._signals > 1:
+                break
+            time.sleep(0.02)
+        for process in self._processes:
+            process.end()
         self._processes = []
         if self._redis is not None:
             self._redis.stop()
@@ -137,29 +157,61 @@ class Up:
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
 
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        ports = [self.config.port, self.config.http_port]
+        while ports and not self._signals:
+            for process in self._processes:
+                if process.exit_code is not None:
+                    raise QTaskError(f"the {process.name} did not start; what it said stands above")
+            if time.monotonic() > deadline:
+                raise QTaskError(f"the gateway does not answer on port {ports[0]} after {READY_SECONDS:g} s")
+            if _answers(self.config.local_host, ports[0]):
+                ports.pop(0)
+            else:
+                time.sleep(_LOOK_SECONDS / 2)
+
     def _look(self) -> None:
         if self._redis is not None and not self._redis.running:
-            logger.error("redis_died", extra={"data_dir": self._config.data_dir})
-            self._redis.stop()
+            logger.error("redis_died", extra={"data_dir": self.config.data_dir})
             self._redis.start()
         for process in self._processes:
             process.look()
 
     def _environment(self) -> dict[str, str]:
-        values = {setting.name: getattr(self._config, setting.name) for setting in fields(Config)}
-        values |= {"redis_url": self.redis_url, "pipe_dir": str(self._config.pipes.resolve())}
+        values = {setting.name: getattr(self.config, setting.name) for setting in fields(Config)}
+        values |= {"redis_url": self.redis_url, "pipe_dir": str(self.config.pipes.resolve())}
         return {environment_name(name): str(value) for name, value in values.items()}
-
-    def _gateway_answers(self) -> bool:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)  # noqa: S104
-        try:
-            socket.create_connection((host, self._config.port), 1.0).close()
-        except OSError:
-            return False
-        return True
 
 
 def up(config: Config) -> None:
     """Runs gateway, scheduler and workers until asked to stop. Raises `QTaskError` when it cannot start."""
-    config.pipes.mkdir(parents=True, exist_ok=True)
     Up(config).run()
+
+
+def _with_ports(config: Config) -> Config:
+    """The settings with both ports chosen. A port that is taken is found out here, where there are words for it."""
+    with ExitStack() as probes:  # both are held until both are chosen, so that they differ
+        port = _bind(probes, config.host, config.port, "port")
+        http_port = _bind(probes, config.host, config.http_port, "http_port")
+    return replace(config, port=port, http_port=http_port)
+
+
+def _bind(probes: ExitStack, host: str, port: int, name: str) -> int:
+    probe = probes.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as error:
+        raise QTaskError(
+            f"the gateway cannot listen on {host} port {port}: {error.strerror}; choose another with {flag_name(name)}"
+        ) from None
+    return int(probe.getsockname()[1])
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 1.0).close()
+    except OSError:
+        return False
+    return True

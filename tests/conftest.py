@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from redis import Redis
 
 from tests.redis_server import RedisServer
+
+# How long an example takes depends on what else the machine does, and is nothing to fail a test for.
+settings.register_profile("qtask", deadline=None, max_examples=100)
+settings.load_profile("qtask")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import re
 
 _STRUCTURE = re.compile(rb'["\\\[\]{}]')
 _SPACE = b" \t\r\n"
+_BLANK = re.compile(rb"[ \t\r\n]+")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -27,6 +28,7 @@ class Framing:
         self._buffer = bytearray()
         self._lines_only = False
         self._begun = False
+        self._searched = 0  # how far there is no line break
         self._scanned = 0  # of a text over several lines: how far its brackets are counted
         self._depth = 0
         self._in_string = False
@@ -37,25 +39,12 @@ class Framing:
 
     def next(self) -> bytes | None:
         """The next whole text, or None when more bytes are needed."""
-        while not self.overflow:
-            if not self._begun:
-                self._skip_space()
-            if self._scanned == 0:
-                end = self._buffer.find(b"\n")
-                if end < 0:
-                    self.overflow = len(self._buffer) > self._max_bytes
-                    return None
-                line = bytes(self._buffer[:end])
-                if self._lines_only or _looks_whole(line):
-                    self._lines_only = True
-                    self._drop(end + 1)
-                    return line.strip(_SPACE)
-            found = self._scan()
-            if found is None:
-                self.overflow = len(self._buffer) > self._max_bytes
-                return None
-            return found
-        return None
+        if self.overflow or not (self._begun or self._begin()):
+            return None
+        text = self._scan() if self._scanned else self._line()
+        if text is None:
+            self.overflow = len(self._buffer) > self._max_bytes
+        return text
 
     def rest(self) -> bytes:
         """What is left when no more bytes will come: a text without a line break after it, or nothing."""
@@ -68,17 +57,47 @@ class Framing:
         """How many bytes wait for the end of their text."""
         return len(self._buffer)
 
+    def _begin(self) -> bool:
+        """Drops the white space (and the byte order mark) before a text; False when nothing else is there yet."""
+        buffer = self._buffer
+        if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
+            return False
+        if buffer.startswith(_BOM):
+            del buffer[: len(_BOM)]
+        blank = _BLANK.match(buffer)
+        if blank is not None:
+            del buffer[: blank.end()]
+        self._begun = bool(buffer)
+        return self._begun
+
+    def _line(self) -> bytes | None:
+        """The text that ends with its line; or, before any such text, one that goes on over several lines."""
+        buffer = self._buffer
+        end = buffer.find(b"\n", self._searched)
+        if end < 0:
+            self._searched = len(buffer)
+            return None
+        # What is no object and no array is a line to be refused by itself, and so is one with more after its end.
+        if self._lines_only or buffer[0] not in b"[{" or self._close(end):
+            self._lines_only = True
+            return self._take(end + 1)
+        return self._scan()
+
     def _scan(self) -> bytes | None:
-        """Counts brackets from where it stopped; the text ends where the last one closes."""
+        """The text that ends where its first bracket is closed."""
+        end = self._close(len(self._buffer))
+        return self._take(end) if end else None
+
+    def _close(self, limit: int) -> int:
+        """Counts brackets on from where it stopped, up to `limit`; returns where the first one is closed, else 0."""
         buffer, position = self._buffer, self._scanned
-        limit = len(buffer)
-        while (match := _STRUCTURE.search(buffer, position)) is not None:
+        while (match := _STRUCTURE.search(buffer, position, limit)) is not None:
             position = match.end()
             letter = buffer[position - 1]
             if letter == 0x5C:  # a backslash takes the next byte with it
                 if position == limit:
                     self._scanned = position - 1
-                    return None
+                    return 0
                 position += 1
             elif letter == 0x22:
                 self._in_string = not self._in_string
@@ -88,12 +107,10 @@ class Framing:
                 self._depth += 1
             else:
                 self._depth -= 1
-                if self._depth <= 0:
-                    return self._take(position)
-        self._scanned = max(limit, 1)
-        if self._depth == 0 and not self._in_string:  # no bracket at all: a line that is no object, answered as such
-            return self._take(buffer.find(b"\n") + 1 or limit)
-        return None
+                if self._depth == 0:
+                    return position
+        self._scanned = limit
+        return 0
 
     def _take(self, end: int) -> bytes:
         text = bytes(self._buffer[:end]).strip(_SPACE)
@@ -103,36 +120,5 @@ class Framing:
     def _drop(self, end: int) -> None:
         del self._buffer[:end]
         self._begun = False
-        self._scanned = self._depth = 0
+        self._searched = self._scanned = self._depth = 0
         self._in_string = False
-
-    def _skip_space(self) -> None:
-        buffer = self._buffer
-        if buffer.startswith(_BOM):
-            del buffer[:3]
-        if buffer and buffer[0] in _SPACE:
-            stripped = len(buffer) - len(buffer.lstrip(_SPACE))
-            del buffer[:stripped]
-        self._begun = bool(buffer)
-
-
-def _looks_whole(line: bytes) -> bool:
-    """Whether a line may be a whole text: it ends as it began, and its brackets are even."""
-    line = line.strip(_SPACE)
-    if not line or line[:1] not in b"[{":
-        return True  # no object and no array: to be refused by itself
-    if line[-1:] != (b"}" if line[:1] == b"{" else b"]"):
-        return False
-    depth = 0
-    in_string = False
-    position = 0
-    while (match := _STRUCTURE.search(line, position)) is not None:
-        position = match.end()
-        letter = line[position - 1]
-        if letter == 0x5C:
-            position += 1
-        elif letter == 0x22:
-            in_string = not in_string
-        elif not in_string:
-            depth += 1 if letter in b"[{" else -1
-    return depth == 0 and not in_string

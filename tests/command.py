@@ -1,0 +1,79 @@
+"""Commands of `qtask` as processes of their own: with pipes, as programs run them, or on a terminal, as people do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from pathlib import Path
+
+SECONDS = 30.0  # for a command that hangs
+
+
+def qtask(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    input: str = "",
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `qtask …` and returns how it ended, with what it wrote."""
+    return subprocess.run(
+        [sys.executable, "-m", "qtask", *arguments],
+        env=_environment(environment),
+        input=input,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error of a command that ended with 1, as it should for whatever QTask foresees."""
+    assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def on_terminal(
+    *command: str, environment: Mapping[str, str] | None = None, columns: int = 100, stdout: int | None = None
+) -> tuple[int, str]:
+    """Runs a command whose output and errors go to a terminal; returns its exit code and what stood there.
+
+    Args:
+        command: program and arguments.
+        environment: set on top of our own.
+        columns: width of the terminal.
+        stdout: a descriptor for its output, when only errors are to go to the terminal.
+    """
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(
+        command,
+        env={**_environment(environment), "TERM": "xterm-256color"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs if stdout is None else stdout,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65_536):
+            shown += chunk
+    except OSError:  # how Linux says that the other side has closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(SECONDS), shown.decode()
+
+
+def _environment(given: Mapping[str, str] | None) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("QTASK_") and name != "NO_COLOR"}
+    return {**own, **(given or {})}

@@ -1,0 +1,92 @@
+"""Outcomes: written and read back, and excerpts of answers that keep their bound."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtask.outcome import (
+    ANSWER_LIMIT_BYTES,
+    Answer,
+    ErrorKind,
+    Failure,
+    Outcome,
+    Status,
+    decode_outcomes,
+    encode_outcome,
+    excerpt,
+)
+
+_seconds = st.floats(0, 4e9)
+_outcomes = st.builds(
+    Outcome,
+    status=st.sampled_from(get_args(Status)),
+    started=_seconds,
+    ended=_seconds,
+    lateness=_seconds,
+    duration=_seconds,
+    attempt=st.integers(1, 100),
+    code=st.integers(0, 999),
+    answer=st.text(),
+    error=st.sampled_from(["", *get_args(ErrorKind)]),
+    message=st.text(),
+)
+
+
+@given(st.lists(_outcomes, max_size=5))
+def test_outcomes_that_were_written_read_back_in_order(outcomes: list[Outcome]) -> None:
+    lines = [encode_outcome(outcome) for outcome in outcomes]
+    assert all(b"\n" not in line for line in lines)
+    assert decode_outcomes(b"\n".join(lines)) == outcomes
+    assert decode_outcomes(b"".join(line + b"\n" for line in lines)) == outcomes
+
+
+def test_what_is_as_usual_is_not_written() -> None:
+    outcome = Outcome("delivered", started=10.5, ended=10.75, lateness=0.5, duration=0.25)
+    assert encode_outcome(outcome) == (
+        b'{"status":"delivered","started":10.5,"ended":10.75,"lateness":0.5,"duration":0.25}'
+    )
+    assert decode_outcomes(b"") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", ""),
+        (b"ok", "ok"),
+        ("größer".encode(), "größer"),
+        (b"a\xffb", "a\ufffdb"),
+        (b"\x89PNG\x00", "\ufffdPNG\x00"),
+        (b"x" * 3000, "x" * 2048),
+        (b"x" * 2047 + "é".encode(), "x" * 2047),
+        (b"x" * 2046 + "é".encode(), "x" * 2046 + "é"),
+        (b"x" * 2047 + b"\xc3", "x" * 2047),
+        (b"ends in \xc3", "ends in \ufffd"),
+        (b"\xff" * 3000, "\ufffd" * 682),
+    ],
+)
+def test_an_excerpt_is_the_beginning_of_the_answer(body: bytes, text: str) -> None:
+    assert excerpt(body) == text
+
+
+@given(st.binary(max_size=100), st.integers(1, 60))
+def test_an_excerpt_never_takes_more_room_than_allowed(body: bytes, times: int) -> None:
+    assert len(excerpt(body * times).encode()) <= ANSWER_LIMIT_BYTES
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(1, 100))
+def test_an_excerpt_of_text_is_a_part_of_it_and_as_long_as_may_be(text: str, times: int) -> None:
+    text *= times
+    found = excerpt(text.encode())
+    assert text.startswith(found)
+    assert found == text or len(found.encode()) > ANSWER_LIMIT_BYTES - 4
+
+
+@pytest.mark.parametrize(("answer", "kept"), [(None, Answer()), (Answer(503, "busy"), Answer(503, "busy"))])
+def test_a_failure_has_a_kind_for_programs_words_for_people_and_the_answer(answer: Any, kept: Answer) -> None:
+    failure = Failure("status", "the receiver answered 503", answer)
+    assert (failure.kind, failure.message, str(failure)) == ("status", failure.message, "the receiver answered 503")
+    assert failure.answer == kept

@@ -1,0 +1,181 @@
+"""Instants and delays: every form that is read, every one that is refused, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtask.errors import Refused
+from qtask.timing import (
+    MAX_DELAY_SECONDS,
+    MAX_INSTANT,
+    check_delay,
+    format_duration,
+    format_instant,
+    parse_instant,
+)
+
+_zones = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+_moments = st.datetimes(datetime(1970, 1, 3), datetime(2999, 12, 29), timezones=_zones)
+
+
+@pytest.mark.parametrize("seconds", [0, -0.0, 1e-9, 0.5, 90, MAX_DELAY_SECONDS])
+def test_a_delay_comes_back_as_it_came(seconds: float) -> None:
+    assert check_delay(seconds) == seconds
+    assert isinstance(check_delay(seconds), float)
+
+
+@pytest.mark.parametrize("seconds", [-1, -1e-9, MAX_DELAY_SECONDS + 1, 1e300, math.inf, -math.inf, math.nan])
+def test_a_negative_or_absurd_delay_is_refused(seconds: float) -> None:
+    with pytest.raises(Refused, match=r"from 0 to 315576000 \(ten years\)") as refused:
+        check_delay(seconds, "settings.other")
+    assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.other")
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2026-12-24T18:00:00Z", 1_798_135_200),
+        ("2026-12-24T18:00:00z", 1_798_135_200),
+        ("2026-12-24t18:00:00Z", 1_798_135_200),
+        ("2026-12-24 18:00:00Z", 1_798_135_200),
+        ("2026-12-24T18:00Z", 1_798_135_200),
+        ("2026-12-24T18:00:00+00:00", 1_798_135_200),
+        ("2026-12-24T18:00:00-00:00", 1_798_135_200),
+        ("2026-12-24T18:00:00+01:00", 1_798_131_600),
+        ("2026-12-24T18:00:00+0100", 1_798_131_600),
+        ("2026-12-24T18:00:00+01", 1_798_131_600),
+        ("2026-12-24T18:00:00-05:30", 1_798_155_000),
+        ("2026-12-24 18:00:00 +0100", 1_798_131_600),
+        ("20261224T180000Z", 1_798_135_200),
+        ("2026-12-24T18:00:00.5Z", 1_798_135_200.5),
+        ("2026-12-24T18:00:00,25Z", 1_798_135_200.25),
+        ("2026-12-24T18:00:00.000001Z", 1_798_135_200.000001),
+        ("2026-12-24T18:00:00.123456789Z", 1_798_135_200.123456),
+        ("2024-02-29T00:00:00Z", 1_709_164_800),
+        ("1970-01-01T01:00:00+01:00", 0),
+        ("3000-01-01T00:00:00Z", MAX_INSTANT),
+    ],
+)
+def test_an_instant_is_read_in_each_form_of_iso_8601_that_has_a_zone(text: str, instant: float) -> None:
+    assert parse_instant(text) == pytest.approx(instant, abs=1e-6)
+
+
+@given(_moments, st.sampled_from(["T", " ", "t"]))
+def test_an_instant_is_read_as_python_writes_it(moment: datetime, separator: str) -> None:
+    assert parse_instant(moment.isoformat(separator)) == pytest.approx(moment.timestamp(), abs=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [0, 1_795_539_666, 1_795_539_666.252, MAX_INSTANT])
+def test_an_instant_may_be_unix_seconds(seconds: float) -> None:
+    assert parse_instant(seconds) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "with its zone is needed, such as 2026-12-24T18:00:00\\+01:00"),
+        ("now", "got 'now'"),
+        ("2026-12-24", "with its zone"),
+        ("2026-12-24T18:00:00", "with its zone"),
+        ("2026-12-24T18:00:00 CET", "with its zone"),
+        ("24.12.2026 18:00Z", "with its zone"),
+        ("2026-12-24T18Z", "with its zone"),
+        ("1795539666", "with its zone"),
+        ("２０２６-12-24T18:00:00Z", "with its zone"),
+        ("2026-12-24T18:00:00Z\n", "with its zone"),
+        ("x" * 500, "got 'x{40}'$"),
+        ("2026-02-30T00:00:00Z", "is not an instant: day is out of range"),
+        ("2026-13-01T00:00:00Z", "is not an instant: month must be in"),
+        ("2026-12-24T25:00:00Z", "is not an instant: hour must be in"),
+        ("2026-12-24T18:00:60Z", "is not an instant: second must be in"),
+        ("2026-12-24T18:00:00+24:00", "is not an instant"),
+        ("2026-12-24T18:00 or soZ", "with its zone"),
+        ("2026-12-24T18:00:00  +01:00", "with its zone"),
+        ("2026-1224T18:00:00Z", "is not an instant"),
+        ("0001-01-01T00:00:00+14:00", "year 3000"),
+        ("9999-12-31T23:59:59-14:00", "year 3000"),
+        ("1969-12-31T23:59:59Z", "from 0 to those of the year 3000, are needed, got -1"),
+        (-1, "got -1"),
+        (MAX_INSTANT + 1, "year 3000"),
+        (1_795_539_666_252, "year 3000, are needed, got 1795539666252"),
+        (math.nan, "got nan"),
+        (math.inf, "got inf"),
+    ],
+)
+def test_what_is_no_instant_is_refused_and_told_what_is(value: float | str, words: str) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        parse_instant(value)
+    assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.at")
+
+
+@given(st.text(max_size=40) | st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d.{0,9}(Z|[+-]\d\d:\d\d)", fullmatch=True))
+def test_any_text_is_an_instant_in_bounds_or_refused(text: str) -> None:
+    instant = 0.0
+    with suppress(Refused):
+        instant = parse_instant(text)
+    assert 0 <= instant <= MAX_INSTANT
+
+
+@given(st.floats(0, 32_000_000_000))
+def test_an_instant_that_was_written_reads_back_to_the_millisecond(seconds: float) -> None:
+    written = format_instant(seconds)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", written)
+    assert -0.000_002 <= seconds - parse_instant(written) <= 0.001_002
+
+
+def test_an_instant_is_written_in_utc() -> None:
+    assert format_instant(datetime(2026, 11, 24, 15, 46, 0, 250_999, UTC).timestamp()) == "2026-11-24T15:46:00.250Z"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 µs"),
+        (-1e-9, "0 µs"),
+        (0.000_001, "1 µs"),
+        (0.000_85, "850 µs"),
+        (0.000_999_4, "999 µs"),
+        (0.000_999_6, "1.0 ms"),
+        (0.001, "1.0 ms"),
+        (0.0042, "4.2 ms"),
+        (0.999_94, "999.9 ms"),
+        (0.999_96, "1.00 s"),
+        (1.5, "1.50 s"),
+        (119.99, "119.99 s"),
+        (119.996, "2 min 00 s"),
+        (150, "2 min 30 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (7549, "2 h 06 min"),
+        (1_000_000, "277 h 47 min"),
+        (-0.0042, "-4.2 ms"),
+        (-150, "-2 min 30 s"),
+        (-7500, "-2 h 05 min"),
+    ],
+)
+def test_a_duration_has_a_unit_that_keeps_it_short(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words
+
+
+_UNITS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_LIMITS = {"µs": 1000, "ms": 1000, "s": 120, "min": 60, "h": math.inf}
+
+
+@given(st.floats(-1e8, 1e8) | st.floats(-2, 2) | st.floats(-0.01, 0.01))
+def test_a_duration_in_words_is_the_duration_rounded(seconds: float) -> None:
+    words = format_duration(seconds)
+    parts = re.findall(r"([\d.]+) (µs|ms|s|min|h)", words)
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    step = {"µs": 1e-6, "ms": 1e-4, "s": 0.01 if len(parts) == 1 else 1.0, "min": 60.0}[parts[-1][1]]
+    assert total == pytest.approx(abs(seconds), abs=step * 0.501, rel=1e-9)
+    assert words.startswith("-") == (seconds < 0 and total > 0)
+    assert float(parts[0][0]) < _LIMITS[parts[0][1]]
+    assert all(float(number) < 60 for number, _ in parts[1:])

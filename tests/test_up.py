@@ -1,0 +1,180 @@
+"""`qtask up` for real: it runs, mends itself, ends cleanly, forgets nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from qtask.client import Client
+from qtask.errors import QTaskError
+from qtask.store import keys
+from tests.command import qtask, refused
+from tests.installation import Installation, kill, processes_of
+from tests.receiver import Exchange, Receiver
+from tests.redis_server import RedisServer, free_port
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One with two workers, which tests may hurt: it mends itself."""
+    with Installation(tmp_path_factory.mktemp("up"), "--workers", "2") as running:
+        yield running
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+def deliver(installation: Installation, receiver: Receiver, what: str) -> None:
+    """Sends a task until it is accepted, and waits until it has arrived."""
+
+    def accepted() -> bool:
+        try:
+            with Client(installation.url) as client:
+                return bool(client.http(receiver.url + what).id)
+        except QTaskError:
+            return False
+
+    until(accepted, 20, "a gateway that accepts", every=0.1)
+    until(lambda: f"/{what}" in [request.target for request in receiver.requests], 20, "the delivery")
+
+
+def test_it_runs_each_process_and_says_so(installation: Installation, receiver: Receiver) -> None:
+    assert sorted(installation.children().values()) == ["gateway", "redis", "scheduler", "worker", "worker"]
+    ready = installation.wait_for("ready")
+    assert ready["workers"] == 2
+    assert ready["redis"] == f"unix://{installation.data_dir}/redis.sock"
+    deliver(installation, receiver, "first")
+    assert (installation.data_dir / "pipes").is_dir()
+
+
+@pytest.mark.parametrize("name", ["gateway", "scheduler", "worker", "redis"])
+def test_a_process_that_dies_is_started_again(installation: Installation, receiver: Receiver, name: str) -> None:
+    before = installation.children()
+    old = installation.child(name)
+    kill(old)
+    deliver(installation, receiver, f"after-{name}")
+    until(lambda: sorted(installation.children().values()) == sorted(before.values()), 20, "all processes again")
+    assert old not in installation.children()
+    event = "redis_died" if name == "redis" else "process_died"
+    died = [one for one in installation.events() if one["event"] == event and one.get("child", "redis") == name]
+    assert len(died) == 1
+
+
+def test_no_process_imports_what_it_does_not_run(installation: Installation) -> None:
+    for pid, name in installation.children().items():
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "matplotlib" not in mapped and "numpy" not in mapped, name
+        assert ("pycurl" in mapped) <= (name == "worker"), name
+
+
+def test_a_stop_leaves_no_process_and_a_start_goes_on_with_what_waits(tmp_path: Path, receiver: Receiver) -> None:
+    with Installation(tmp_path) as first:
+        with Client(first.url) as client:
+            waiting = client.http(receiver.url + "waited", delay=2).id
+        assert processes_of(tmp_path) == {first.process.pid, *first.children()}
+        assert first.process.stop() == 0
+    assert processes_of(tmp_path) == set()
+    assert receiver.requests == []
+    with Installation(tmp_path) as second:
+        (request,) = receiver.wait_for(1, 20)
+        assert request.target == "/waited"
+        assert Client(f"unix://{second.data_dir}/redis.sock").show(waiting).title == f"http {receiver.url}waited"
+        assert second.process.stop() == 0
+
+
+def test_when_it_is_killed_all_else_ends_and_the_next_one_goes_on(tmp_path: Path, receiver: Receiver) -> None:
+    with Installation(tmp_path) as first:
+        with Client(first.url) as client:
+            client.http(receiver.url + "waited", delay=1.5)
+        first.process.kill()
+    with Installation(tmp_path) as second:  # at once: it waits for the old Redis to end
+        receiver.wait_for(1, 20)
+        current = {second.process.pid, *second.children()}
+        assert len(current) == 1 + 4
+        until(lambda: processes_of(tmp_path) == current, 20, "no orphan")
+
+
+def test_a_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
+    def never(exchange: Exchange) -> None:
+        hanging.closing.wait(60)
+
+    with Receiver(never) as hanging, Installation(tmp_path) as running:
+        with Client(running.url) as client:
+            client.http(hanging.url + "hangs")
+        hanging.wait_for(1)
+        worker = running.child("worker")
+        running.process.signal(signal.SIGTERM)
+        until(lambda: "gateway" not in running.children().values(), what="the end of the gateway")
+        assert worker in running.children(), "one signal waits for the delivery in flight"
+        running.process.signal(signal.SIGTERM)
+        assert running.process.stop() == 0
+        killed = [event["child"] for event in running.events() if event["event"] == "process_killed"]
+        assert "worker" in killed
+
+
+def test_with_a_redis_of_its_own_it_starts_none(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path, receiver: Receiver
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'redis_url = "{redis_server.url}"\nqueue = "of-the-file"\n')
+    with Installation(tmp_path, "--config", str(file)) as running:
+        assert sorted(running.children().values()) == ["gateway", "scheduler", "worker"]
+        deliver(running, receiver, "there")
+        assert redis.smembers(keys.QUEUES) == {b"rq:queue:of-the-file"}
+        assert running.wait_for("ready")["redis"] == redis_server.url
+
+
+# --- what goes wrong, in words -----------------------------------------------------------------------------------
+
+
+def failed(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """The words of the one event of a `qtask up` that cannot start."""
+    event: dict[str, Any] = json.loads(refused(qtask("up", *arguments, environment=environment)))
+    assert (event["level"], event["event"]) == ("error", "failed")
+    return str(event["error"])
+
+
+def test_a_folder_in_use_is_told(installation: Installation) -> None:
+    words = failed("--data-dir", str(installation.data_dir), "--port", "0", "--http-port", "0")
+    assert words == f"another qtask already uses the folder {installation.data_dir}; choose another with --data-dir"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--http-port"])
+def test_a_port_in_use_is_told(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        ports = {"--port": str(free_port()), "--http-port": str(free_port()), flag: port}
+        words = failed("--data-dir", str(tmp_path), *[word for pair in ports.items() for word in pair])
+    assert (
+        words
+        == f"the gateway cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with {flag}"
+    )
+    assert not (tmp_path / "redis.log").exists(), "nothing was started"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path / "file"))
+    assert words == f"the pipe folder {tmp_path}/file/pipes cannot be made: Not a directory"
+
+
+def test_a_process_that_does_not_start_ends_it(tmp_path: Path) -> None:
+    """An address that only the children try, when there is no Redis of its own to start."""
+    flags = ["--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address"]
+    result = qtask("up", *flags)
+    assert result.returncode == 1
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert events[-1]["error"].endswith("did not start; what it said stands above")
+    said = [event for event in events[:-1] if event["event"] == "failed"]
+    assert said and all("'no-address' is no address of a Redis" in event["error"] for event in said)
