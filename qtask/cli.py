@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,11 +22,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format")
-_GATEWAY = (*_STORE, "host", "port", "http_port", "max_bytes", "max_connections", "idle_seconds", *_LOGS)
-_KEEPING = ("history_keep", "history_seconds", "stats_keep", "stats_seconds")
+_LIMITS = ("max_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
+_GATEWAY = (*_STORE, "host", "port", "http_port", *_LIMITS, *_LOGS)
+_KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
 _LOOK = (*_STORE, "data_dir")
-_WORKER = (*_STORE, "concurrency", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
+_WORKER = (*_STORE, "concurrency", "host_connections", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
 
 
 def settings(*names: str) -> Callable[[_Command], _Command]:
@@ -51,6 +52,19 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
         return flag(wrapped)  # type: ignore[return-value]
 
     return decorate
+
+
+def _dead_filter(command: _Command) -> _Command:
+    """Adds the flags that say which of the dead are meant."""
+    for option in (
+        click.option("--title", metavar="TEXT", help="those with this in their title"),
+        click.option("--link", metavar="TEXT", help="those with this in their link"),
+        click.option("--error", metavar="KIND", help="those that failed so: timeout, connect, 404, …"),
+        click.option("--type", "kind", metavar="TYPE", help="those of one type: http, socket, …"),
+        click.option("--all", "everything", is_flag=True, help="all of them"),
+    ):
+        command = option(command)
+    return command
 
 
 _json_flag = click.option("--json", "as_json", is_flag=True, help="for programs: JSON, a line each")
@@ -104,7 +118,7 @@ def scheduler(config: Config) -> None:
 
 
 @cli.command()
-@settings(*_WORKER)
+@settings(*_WORKER, "processes")
 def worker(config: Config) -> None:
     """Run a worker: deliver tasks."""
     from qtask.worker import run
@@ -131,6 +145,7 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option("--http", metavar="URL", help="deliver to an http or https URL")
 @click.option("--socket", "socket_link", metavar="HOST:PORT", help="deliver to a socket")
+@click.option("--udp", "udp_link", metavar="HOST:PORT", help="deliver a datagram")
 @click.option("--pipe", metavar="NAME", help="deliver to a named pipe")
 @click.option("--graph", is_flag=True, help="draw a graph")
 @click.option("--in", "delay", type=float, metavar="SECONDS", help="when: after so many seconds  [default: 0]")
@@ -225,6 +240,58 @@ def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
         else:
             click.echo(json.dumps({"id": task_id, "was": state}) if as_json else f"{task_id} removed; it was {state}")
     sys.exit(1 if failed else 0)
+
+
+@cli.command()
+@click.argument("ids", nargs=-1)
+@_dead_filter
+@_json_flag
+@settings(*_LOOK)
+def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+    """Give dead tasks another chance: those with the given ids, those that fit, or --all."""
+    from qtask.store import tasks
+
+    redis = _connect(config)
+    queued = [task_id for page in _dead(redis, config.queue, ids, wanted) for task_id in tasks.retry(redis, page)]
+    for task_id in queued:
+        click.echo(json.dumps({"id": task_id, "queued": True}) if as_json else f"{task_id} is queued again")
+    _say_missing(set(ids) - set(queued), as_json)
+
+
+@cli.command()
+@click.argument("ids", nargs=-1)
+@_dead_filter
+@_json_flag
+@settings(*_LOOK)
+def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+    """Remove dead tasks: those with the given ids, those that fit, or --all. For tasks that wait: cancel."""
+    from qtask.store import tasks
+
+    redis = _connect(config)
+    pages = _dead(redis, config.queue, ids, wanted)
+    removed = [task_id for page in pages for task_id in tasks.remove_dead(redis, page)]
+    for task_id in removed:
+        click.echo(json.dumps({"id": task_id, "removed": True}) if as_json else f"{task_id} removed")
+    _say_missing(set(ids) - set(removed), as_json)
+
+
+def _dead(redis: Redis, queue: str, ids: tuple[str, ...], wanted: dict[str, Any]) -> Iterator[Sequence[str]]:
+    """Pages of the ids that arguments mean. Raises `QTaskError` when they mean none, or two things."""
+    from qtask.store.tasks import Filter, find_dead
+
+    everything = wanted.pop("everything")
+    fits = Filter(**wanted)
+    if (bool(ids) + everything + (fits != Filter())) != 1:
+        raise QTaskError("say which: IDs, or --all, or what they have in common (--type, --error, --link, --title)")
+    return iter([ids]) if ids else find_dead(redis, queue, fits)
+
+
+def _say_missing(ids: set[str], as_json: bool) -> None:
+    """Says which of the ids that were asked for are not dead, and then exits with 1."""
+    for task_id in sorted(ids):
+        message = f"no dead task has the id {task_id!r}"
+        click.echo(json.dumps({"id": task_id, "error": message}) if as_json else f"qtask: {message}", err=not as_json)
+    sys.exit(1 if ids else 0)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------

@@ -75,6 +75,10 @@ class Config:
         """The folder of the pipes, with the default filled in."""
         return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
 
+    def as_environment(self) -> dict[str, str]:
+        """All settings as variables of the environment, for a process that is to have the same."""
+        return {environment_name(setting.name): str(getattr(self, setting.name)) for setting in fields(self)}
+
 
 def environment_name(name: str) -> str:
     """`http_port` → `QTASK_HTTP_PORT`."""

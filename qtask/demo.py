@@ -125,7 +125,7 @@ class _Demo:
                     del waiting[task_id]
                     ended.append(record)
                     if not expected.crowd:
-                        late = format_duration(record.outcomes[-1].lateness)
+                        late = format_duration(record.outcomes[0].lateness)
                         click.echo(f"  {_state(record)}  {expected.what:38}  {late:>7} after it was due")
         if waiting:
             click.echo(f"  {len(waiting)} tasks did not end within {WAIT_SECONDS:g} s")
@@ -139,12 +139,12 @@ class _Demo:
             if self._expected[record.id].crowd:
                 continue
             outcome = record.outcomes[-1]
-            late, took = format_duration(outcome.lateness), format_duration(outcome.duration)
+            late, took = format_duration(record.outcomes[0].lateness), format_duration(outcome.duration)
             words = click.style(f"{outcome_words(outcome):17}", fg=_colour(record))
             start = f"  {record.id:12}  {record.kind:6}  {late:>8}  {took:>8}  "
             answer = _cut(plain(outcome_answer(outcome)), _WIDTH - len(start) - 19)
             click.echo(f"{start}{words}  {answer}")
-        crowd = sorted(record.outcomes[-1].lateness for record in records if self._expected[record.id].crowd)
+        crowd = sorted(record.outcomes[0].lateness or 0.0 for record in records if self._expected[record.id].crowd)
         if crowd:
             middle, worst = format_duration(crowd[len(crowd) // 2]), format_duration(crowd[-1])
             click.echo(f"  … and the crowd of {len(crowd)}: lateness {middle} in the middle, {worst} at worst")

@@ -25,11 +25,18 @@ Item = tuple[str, Mapping[str, Any] | Refused]
 
 def from_flags(flags: Mapping[str, Any]) -> list[Item]:
     """The one dict that flags describe. Raises `QTaskError` when they do not say where to, or do not go together."""
-    links = {"http": flags["http"], "socket": flags["socket_link"], "pipe": flags["pipe"], "__graph__": flags["graph"]}
+    links = {
+        "http": flags["http"],
+        "socket": flags["socket_link"],
+        "udp": flags["udp_link"],
+        "pipe": flags["pipe"],
+        "__graph__": flags["graph"],
+    }
     given = [(kind, link) for kind, link in links.items() if link]
     if len(given) != 1:
         raise QTaskError(
-            "say where to: one of --http URL, --socket HOST:PORT, --pipe NAME, --graph, or a FILE of dicts"
+            "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
+            "or a FILE of dicts"
         )
     ((kind, link),) = given
     if kind != "http" and (flags["method"] or flags["headers"]):

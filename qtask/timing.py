@@ -57,8 +57,10 @@ def format_instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def format_duration(seconds: float) -> str:
+def format_duration(seconds: float | None) -> str:
     """A span of seconds, rounded to what a reader needs: `850 µs`, `4.2 ms`, `1.50 s`, `2 min 30 s`, `2 h 05 min`."""
+    if seconds is None:
+        return "–"
     size = abs(seconds)
     if (microseconds := round(size * 1e6)) < 1000:
         text = f"{microseconds} µs"

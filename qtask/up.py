@@ -3,80 +3,20 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
-from qtask import children
-from qtask.config import Config, environment_name, flag_name
+from qtask.config import Config, flag_name
+from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
 
 READY_SECONDS = 30.0
-STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
-RESTART_PAUSE_SECONDS = (0.2, 10.0)  # first and longest pause before a process that died is started again
-STEADY_SECONDS = 30.0  # a process that has run so long starts with the first pause again
-_LOOK_SECONDS = 0.1
 
 logger = logging.getLogger("qtask.up")
-
-
-class _Process:
-    """One child that is kept running."""
-
-    def __init__(self, name: str, environment: dict[str, str]) -> None:
-        self.name = name
-        self._environment = environment
-        self._child: subprocess.Popen[bytes] | None = None
-        self._pause = RESTART_PAUSE_SECONDS[0]
-        self._started = 0.0
-        self._start_at = 0.0
-
-    def start(self) -> None:
-        self._child = children.start([sys.executable, "-m", "qtask", self.name], self._environment)
-        self._started = time.monotonic()
-
-    def look(self) -> None:
-        """Starts it again, after a pause, when it has died."""
-        now = time.monotonic()
-        if self._child is not None and self._child.poll() is not None:
-            if now - self._started > STEADY_SECONDS:
-                self._pause = RESTART_PAUSE_SECONDS[0]
-            logger.error(
-                "process_died",
-                extra={"child": self.name, "exit_code": self._child.returncode, "restart_in_s": self._pause},
-            )
-            self._child = None
-            self._start_at = now + self._pause
-            self._pause = min(self._pause * 2, RESTART_PAUSE_SECONDS[1])
-        elif self._child is None and now >= self._start_at:
-            self.start()
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._child.poll() if self._child is not None else None
-
-    @property
-    def running(self) -> bool:
-        return self._child is not None and self._child.poll() is None
-
-    def ask_to_end(self) -> None:
-        if self._child is not None and self._child.poll() is None:
-            self._child.terminate()
-
-    def end(self) -> None:
-        """Makes sure that it has ended."""
-        if self._child is not None:
-            if self._child.poll() is None:
-                logger.warning("process_killed", extra={"child": self.name})
-                self._child.kill()
-            self._child.wait()
-            self._child = None
 
 
 class Up:
@@ -92,18 +32,14 @@ class Up:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir))
-        self._processes: list[_Process] = []
-        self._signals = 0
+        self._crew = Crew()
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT; a second signal does not wait. Raises `QTaskError` when it cannot start."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._crew.listen()
         try:
             self.start()
-            while not self._signals:
-                time.sleep(_LOOK_SECONDS)
-                self._look()
+            self._crew.keep(self._look_after_redis)
         finally:
             self.stop()
 
@@ -118,12 +54,11 @@ class Up:
             self._redis.start()
             logger.info("redis_started", extra={"url": self._redis.url})
         names = ["gateway", "scheduler"] + ["worker"] * config.workers
-        environment = self._environment()
-        self._processes = [_Process(name, environment) for name in names]
-        for process in self._processes:
-            process.start()
+        settings = replace(config, redis_url=self.redis_url, pipe_dir=str(config.pipes.resolve()))
+        self._crew.members = [Member(name, settings.as_environment()) for name in names]
+        self._crew.start()
         self._wait_until_ready()
-        if not self._signals:
+        if not self._crew.signals:
             logger.info(
                 "ready",
                 extra={
@@ -141,27 +76,15 @@ class Up:
 
     def stop(self) -> None:
         """Ends everything: first all that works on tasks, at the same time, and Redis when they have finished."""
-        for process in self._processes:
-            process.ask_to_end()
-        deadline = time.monotonic() + STOP_SECONDS
-        while any(process.running for process in self._processes):
-            if time.monotonic() > deadline or self._signals > 1:
-                break
-            time.sleep(0.02)
-        for process in self._processes:
-            process.end()
-        self._processes = []
+        self._crew.stop()
         if self._redis is not None:
             self._redis.stop()
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._signals += 1
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
         ports = [self.config.port, self.config.http_port]
-        while ports and not self._signals:
-            for process in self._processes:
+        while ports and not self._crew.signals:
+            for process in self._crew.members:
                 if process.exit_code is not None:
                     raise QTaskError(f"the {process.name} did not start; what it said stands above")
             if time.monotonic() > deadline:
@@ -169,19 +92,12 @@ class Up:
             if _answers(self.config.local_host, ports[0]):
                 ports.pop(0)
             else:
-                time.sleep(_LOOK_SECONDS / 2)
+                time.sleep(LOOK_SECONDS / 2)
 
-    def _look(self) -> None:
+    def _look_after_redis(self) -> None:
         if self._redis is not None and not self._redis.running:
             logger.error("redis_died", extra={"data_dir": self.config.data_dir})
             self._redis.start()
-        for process in self._processes:
-            process.look()
-
-    def _environment(self) -> dict[str, str]:
-        values = {setting.name: getattr(self.config, setting.name) for setting in fields(Config)}
-        values |= {"redis_url": self.redis_url, "pipe_dir": str(self.config.pipes.resolve())}
-        return {environment_name(name): str(value) for name, value in values.items()}
 
 
 def up(config: Config) -> None:

@@ -10,6 +10,7 @@ import logging
 import secrets
 import signal
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -26,6 +27,7 @@ from rq.worker.base import BaseWorker, WorkerStatus
 
 from qtask import stats
 from qtask.config import Config
+from qtask.crew import Crew, Member
 from qtask.delivery.ending import hindrance, outcome_of, retry_delay
 from qtask.delivery.kinds import Claim, Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
@@ -410,5 +412,16 @@ def _nothing() -> None:
 
 
 def run(config: Config) -> None:
-    """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight."""
+    """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight.
+
+    With `processes` above 1 it runs so many of them as children, and keeps them running.
+    """
+    if config.processes > 1:
+        environment = replace(config, processes=1).as_environment()
+        crew = Crew([Member("worker", environment) for _ in range(config.processes)])
+        crew.listen()
+        crew.start()
+        crew.keep()
+        crew.stop()
+        return
     Worker(config, connect(config.redis, REPLY_TIMEOUT_SECONDS)).work()

@@ -137,6 +137,11 @@ def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
     return _texts(script("retry").run(redis, [keys.QUEUES], arguments))
 
 
+def remove_dead(redis: Redis, ids: Sequence[str]) -> list[str]:
+    """Removes dead tasks; returns the ids of those that were dead."""
+    return _texts(script("remove_dead").run(redis, [], [keys.JOB_PREFIX, keys.FAILED_PREFIX, *ids]))
+
+
 _PAGE = 500
 _FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes", "history")
 
