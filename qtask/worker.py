@@ -11,7 +11,7 @@ import secrets
 import signal
 from collections import deque
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from redis import Redis
@@ -260,18 +260,26 @@ class Worker(BaseWorker):
         self._more = True
 
     def _begin(self, task_id: str, attempt: int, written_due: bytes, data: bytes) -> None:
+        if task_id in self._in_flight:
+            # Its lease had ended, so it was taken back, and came to us again: the claim has renewed the lease of the
+            # delivery under way, and a second one is not needed.
+            return
         started = self._in_flight[task_id] = monotonic()
+        kind, due = stats.UNKNOWN, started + self._clock_offset
         try:
             task = read_data(data)
-            due = due_of(task, task_id, written_due)
+            kind, due = task.kind, due_of(task, task_id, written_due)
+            deliver = self._deliverers.get(task.kind)
+            if deliver is None:
+                deliver = self._deliverers[task.kind] = deliverer(task.kind, self._loop, self._config)
+            deliver.start(Claim(task_id, attempt, task, due), partial(self._end, task_id, attempt, kind, due))
         except Refused as refused:
-            self._end(task_id, attempt, "unknown", started + self._clock_offset, Failure("refused", refused.message))
-            return
-        kind = task.kind
-        deliver = self._deliverers.get(kind)
-        if deliver is None:
-            deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
-        deliver.start(Claim(task_id, attempt, task, due), partial(self._end, task_id, attempt, kind, due))
+            # What another program put into the queue; QTask's own ways in would have refused it.
+            self._end(task_id, attempt, kind, due, Failure("refused", refused.message))
+        except Exception as error:  # whatever is wrong with one task, the others must go on
+            logger.exception("delivery_broke", extra={"task": task_id})
+            if task_id in self._in_flight:
+                self._end(task_id, attempt, kind, due, Failure("internal", f"QTask could not deliver this: {error}"))
 
     def _end(self, task_id: str, attempt: int, kind: str, due: float, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(task_id), monotonic()
@@ -353,4 +361,14 @@ def _nothing() -> None:
 
 def run(config: Config) -> None:
     """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight."""
-    Worker(config, connect(config.redis)).work()
+    redis = connect(config.redis)
+    pause = BACKOFF_SECONDS[0]
+    while True:
+        try:
+            worker = Worker(config, redis)  # RQ asks Redis what our address is
+            break
+        except (RedisError, OSError) as error:
+            logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
+            sleep(pause)
+            pause = min(pause * 2, BACKOFF_SECONDS[1])
+    worker.work()
