@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from redis import Redis
@@ -30,6 +31,7 @@ Format = Literal["png", "svg"]
 
 _DOTS = 5_000  # beyond this many, dots would hide one another, and density is drawn
 _TIME_BINS = 60
+_LEGEND_ROWS = 6  # of the outcomes; more make two columns
 _FLOOR_SECONDS = 1e-5  # what is shorter is drawn here: a logarithmic axis has no zero
 _SECONDS_A_DAY = 86_400.0
 
@@ -39,8 +41,23 @@ _FAINT = "#8a8a96"
 _GRID = "#e4e4ea"
 _BODY = "#56b4e9"
 _LINES = (("p50", 50, "#0072b2"), ("p95", 95, "#e69f00"), ("p99", 99, "#d55e00"))
-_DELIVERED = "#009e73"
-_FAILURES = ("#d55e00", "#cc79a7", "#e69f00", "#7a5195", "#666666", "#b5651d")
+_SHADE = "#6aaed6"
+# One colour a status for good, so that pictures can be compared; the order is that of the bars and the legend.
+_STATUSES = {
+    "delivered": "#009e73",
+    "status": "#d55e00",
+    "timeout": "#e69f00",
+    "connect": "#7a5195",
+    "no_reader": "#cc79a7",
+    "dns": "#0072b2",
+    "tls": "#8c564b",
+    "protocol": "#3d3d46",
+    "redirect": "#56b4e9",
+    "refused": "#a0a0ac",
+    "internal": "#f0e442",
+}
+_OTHER_STATUS = "#c8c8d0"
+_STATUS_NAMES = {"status": "HTTP status", "no_reader": "no reader", "dns": "DNS", "tls": "TLS"}
 _KIND_NAMES = {"__graph__": "graph"}
 
 _TICKS = tuple(10.0**power for power in range(-5, 6))
@@ -74,10 +91,10 @@ def draw(samples: Sequence[Samples], format: Format = "png") -> bytes:
     target = io.BytesIO()
     if format == "svg":
         FigureCanvasSVG(figure)
-        figure.savefig(target, format="svg", metadata={"Date": None})
+        figure.savefig(target, format="svg", metadata={"Title": "QTask deliveries", "Date": None})
     else:
         FigureCanvasAgg(figure)
-        figure.savefig(target, format="png")
+        figure.savefig(target, format="png", metadata={"Title": "QTask deliveries"})
     return target.getvalue()
 
 
@@ -95,12 +112,15 @@ def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
     ended = ended[order]
     lateness = np.concatenate([np.asarray(kind.lateness) for kind in kinds])[order]
     duration = np.concatenate([np.asarray(kind.duration) for kind in kinds])[order]
-    grid = figure.add_gridspec(3, 2, width_ratios=(2.6, 1), height_ratios=(3, 3, 0.55 + 0.42 * len(kinds)))
+    totals = {kind.kind: Counter(kind.status) for kind in kinds}
+    statuses = _ranked({status for counts in totals.values() for status in counts})
+    bars_height = max(0.55 + 0.42 * len(kinds), 0.3 + 0.24 * _legend_rows(len(statuses)))
+    grid = figure.add_gridspec(3, 2, width_ratios=(2.7, 1), height_ratios=(3, 3, bars_height))
     limits = _time_limits(ended)
     for row, (name, about, values) in enumerate(
         (
-            ("Lateness", "start of the delivery after its due instant", lateness),
-            ("Duration", "end of the delivery after its start", duration),
+            ("Lateness", "start of a delivery after due", lateness),
+            ("Duration", "start to end of a delivery", duration),
         )
     ):
         shown = np.maximum(values, _FLOOR_SECONDS)
@@ -112,7 +132,7 @@ def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
         _head(spread, "Distribution", "")
         _seconds_axis(over_time, shown)
         spread.tick_params(labelleft=False)
-    _draw_counts(figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1]), kinds)
+    _draw_counts(figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1]), totals, statuses)
     figure.suptitle(_title(ended), x=0.012, ha="left", fontsize=17, color=_INK, fontweight="bold")
 
 
@@ -139,25 +159,49 @@ def _draw_over_time(axes: Axes, ended: Any, values: Any, limits: tuple[float, fl
     axes.set_xlim(limits[0] / _SECONDS_A_DAY, limits[1] / _SECONDS_A_DAY)
     axes.set_yscale("log")
     if len(values) <= _DOTS:
-        alpha = 0.75 if len(values) < 500 else 0.35
-        axes.plot(days, values, ".", color=_BODY, alpha=alpha, markersize=5, label="a delivery", rasterized=True)
+        size, alpha = (9, 0.9) if len(values) < 50 else (5, 0.75) if len(values) < 500 else (5, 0.35)
+        axes.plot(days, values, ".", color=_BODY, alpha=alpha, markersize=size, rasterized=True)
+        legend = [Line2D([], [], color=_BODY, marker=".", linestyle="", markersize=9, label="a delivery")]
     else:
         _draw_density(axes, days, values, limits)
+        legend = [Line2D([], [], color=_SHADE, marker="s", linestyle="", markersize=7, label="darker: more")]
     if len(values) >= 20:
         edges = np.linspace(limits[0], limits[1], min(_TIME_BINS, max(4, len(values) // 20)) + 1)
         starts = np.searchsorted(ended, edges)
-        for name, percent, colour in _LINES:
-            spans = [(a, b) for a, b in pairwise(starts) if b > a]
-            middles = [float(days[a:b].mean()) for a, b in spans]
+        spans = [(a, b) for a, b in pairwise(starts) if b > a]
+        middles = [float(days[a:b].mean()) for a, b in spans]
+        for _, percent, colour in _LINES:
             heights = [float(np.percentile(values[a:b], percent)) for a, b in spans]
-            outline = [withStroke(linewidth=3.2, foreground="white")]
-            axes.plot(middles, heights, color=colour, linewidth=1.8, label=name, path_effects=outline)
+            outline = [withStroke(linewidth=3.4, foreground="white")]
+            axes.plot(middles, heights, color=colour, linewidth=1.8, path_effects=outline)
     _style(axes)
     locator = AutoDateLocator(minticks=3, maxticks=8)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    axes.xaxis.set_major_formatter(
+        ConciseDateFormatter(
+            locator,
+            formats=["%Y", "%b %Y", "%b %d", "%H:%M", "%H:%M", "%H:%M:%S.%f"],
+            zero_formats=["", "%Y", "%b %d", "%b %d", "%H:%M", "%H:%M:%S"],
+            show_offset=False,
+        )
+    )
     axes.set_xlabel("time (UTC)", color=_FAINT, fontsize=10)
-    axes.legend(loc="upper left", ncols=4, frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, labelcolor=_INK)
+    for name, percent, colour in _LINES:
+        words = f"{name}  {_words(float(np.percentile(values, percent)))}"
+        legend.append(Line2D([], [], color=colour, linewidth=2, label=words))
+    axes.legend(
+        handles=legend,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),  # above the axes: in them it would hide deliveries
+        borderaxespad=0.25,
+        ncols=len(legend),
+        columnspacing=1.3,
+        handlelength=1.4,
+        handletextpad=0.5,
+        frameon=False,
+        fontsize=10,
+        labelcolor=_INK,
+    ).set_in_layout(False)
 
 
 def _draw_density(axes: Axes, days: Any, values: Any, limits: tuple[float, float]) -> None:
@@ -166,65 +210,104 @@ def _draw_density(axes: Axes, days: Any, values: Any, limits: tuple[float, float
     rows = np.geomspace(low, high, 71)
     counts, _, _ = np.histogram2d(days, values, bins=(columns, rows))
     shade = np.ma.masked_equal(np.log1p(counts.T), 0)
-    axes.pcolormesh(columns, rows, shade, cmap="Blues", vmin=-0.6, alpha=0.85, rasterized=True)
-    axes.plot([], [], "s", color="#6aaed6", label="deliveries (darker: more)")
+    # The darkest blues are left out: the line of p50 is to stand out from them.
+    axes.pcolormesh(columns, rows, shade, cmap="Blues", vmin=-0.6, vmax=float(shade.max()) * 1.4, rasterized=True)
 
 
 def _draw_distribution(axes: Axes, values: Any) -> None:
     low, high = _value_limits(values)
     bins = np.geomspace(low, high, 46)
     axes.hist(values, bins=bins, orientation="horizontal", color=_BODY, alpha=0.8)  # type: ignore[arg-type]
-    for name, percent, colour in _LINES:
-        height = float(np.percentile(values, percent))
-        axes.axhline(height, color=colour, linewidth=1.6, label=f"{name}  {_words(height)}")
+    for _, percent, colour in _LINES:
+        axes.axhline(float(np.percentile(values, percent)), color=colour, linewidth=1.6)
     _style(axes)
     axes.set_xlabel("deliveries", color=_FAINT, fontsize=10)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
-    axes.locator_params(axis="x", nbins=4, integer=True)
-    axes.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
+    _count_axis(axes, 4)
 
 
-def _draw_counts(axes: Axes, legend: Axes, kinds: Sequence[Samples]) -> None:
-    totals = {kind.kind: Counter(kind.status) for kind in kinds}
-    statuses = sorted(
-        {status for counts in totals.values() for status in counts}, key=lambda one: (one != "delivered", one)
-    )
+def _draw_counts(axes: Axes, legend: Axes, totals: dict[str, Counter[str]], statuses: Sequence[str]) -> None:
     names = [_KIND_NAMES.get(kind, kind) for kind in totals]
     left = np.zeros(len(totals))
-    failures = iter(_FAILURES * (1 + len(statuses) // len(_FAILURES)))
     for status in statuses:
         widths = np.array([counts[status] for counts in totals.values()], dtype=float)
-        colour = _DELIVERED if status == "delivered" else next(failures)
-        label = f"{status.replace('_', ' ')}  {int(widths.sum()):,}"
-        axes.barh(names, widths, left=left, color=colour, height=0.62, label=label)
+        label = f"{_STATUS_NAMES.get(status, status)}  {int(widths.sum()):,}"
+        axes.barh(names, widths, left=left, color=_STATUSES.get(status, _OTHER_STATUS), height=0.62, label=label)
         left += widths
     _style(axes)
     _head(axes, "Outcomes", "by type of address")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    axes.set_xlim(0, float(left.max()) * 1.02)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
-    axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(0, float(left.max()) * 1.3)  # room for the words behind the longest bar
+    _count_axis(axes, 8)
     axes.set_xlabel("deliveries", color=_FAINT, fontsize=10)
+    for row, counts in enumerate(totals.values()):
+        words = f"{counts.total():,}  ({_failed_share(counts)})"
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(words, (counts.total(), row), fontsize=10, color=_INK, **place)  # type: ignore[arg-type]
     legend.set_axis_off()
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if len(labels) <= 4 else 2
-    legend.legend(handles, labels, loc="upper left", ncols=columns, frameon=False, fontsize=10.5, labelcolor=_INK)
+    legend.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+        ncols=1 if len(labels) <= _LEGEND_ROWS else 2,
+        columnspacing=1.0,
+        handlelength=1.2,
+        frameon=False,
+        fontsize=10 if len(labels) <= _LEGEND_ROWS else 9,
+        labelcolor=_INK,
+    ).set_in_layout(False)
+
+
+def _ranked(statuses: set[str]) -> list[str]:
+    order = {status: place for place, status in enumerate(_STATUSES)}
+    return sorted(statuses, key=lambda status: (order.get(status, len(order)), status))
+
+
+def _legend_rows(labels: int) -> int:
+    return labels if labels <= _LEGEND_ROWS else -(-labels // 2)
+
+
+def _failed_share(counts: Counter[str]) -> str:
+    failed = counts.total() - counts["delivered"]
+    if not failed:
+        return "all delivered"
+    if failed == counts.total():
+        return "all failed"
+    percent = 100 * failed / counts.total()
+    return f"{percent:.1f} % failed" if percent >= 0.1 else "< 0.1 % failed"
 
 
 def _head(axes: Axes, name: str, about: str) -> None:
-    axes.set_title(name, loc="left", fontsize=12.5, color=_INK, fontweight="bold", pad=8)
+    title = axes.set_title(name, loc="left", fontsize=12.5, color=_INK, fontweight="bold", pad=8)
     if about:
-        axes.set_title(about, loc="right", fontsize=10, color=_FAINT, pad=8)
+        look = {"fontsize": 10, "color": _FAINT}
+        axes.annotate(
+            about,
+            xy=(1, 0.5),
+            xycoords=title,
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            **look,  # type: ignore[arg-type]
+        ).set_in_layout(False)
 
 
 def _style(axes: Axes) -> None:
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=10, length=0)
+    axes.tick_params(axis="x", pad=6)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_GRID)
+
+
+def _count_axis(axes: Axes, intervals: int) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    axes.locator_params(axis="x", nbins=intervals, integer=True)
 
 
 def _seconds_axis(axes: Axes, values: Any) -> None:

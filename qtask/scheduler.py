@@ -182,11 +182,10 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
     def _tick(self) -> None:
         self.heartbeat()
         self._hold_lock()
-        for queue_key in self.connection.smembers(keys.QUEUES):
-            queue = queue_key.decode().removeprefix(keys.QUEUE_PREFIX)
-            taken = self.take_back(queue)
-            if taken:
-                logger.warning("taken_back", extra={"queue": queue, "tasks": len(taken), "first": taken[0]})
+        queues = [key.decode().removeprefix(keys.QUEUE_PREFIX) for key in self.connection.smembers(keys.QUEUES)]
+        taken = self.take_back(*queues)
+        if taken:
+            logger.warning("taken_back", extra={"tasks": len(taken), "first": taken[0]})
 
     def _hold_lock(self) -> None:
         """Keeps rq-scheduler's lock, so that a stock `rqscheduler` beside us stays passive."""
@@ -194,11 +193,15 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             if self.connection.get(keys.SCHEDULER_LOCK) == b"qtask":
                 self.connection.expire(keys.SCHEDULER_LOCK, LOCK_SECONDS)
 
-    def take_back(self, queue: str) -> list[str]:
-        """Puts tasks whose lease ended, or whose worker died, back into their queue; returns their ids."""
+    def take_back(self, *queues: str) -> list[str]:
+        """Puts tasks whose lease ended, or whose worker died, back into their queues; returns their ids.
+
+        It must be given every queue: what it is not given would wait for the lease of a dead worker to end.
+        """
+        pairs = [key for queue in queues for key in (keys.started(queue), keys.queue(queue))]
         taken: list[bytes] = script("take_back").run(
             self.connection,
-            [keys.started(queue), keys.queue(queue), keys.WORKERS],
+            [keys.WORKERS, *pairs],
             [keys.JOB_PREFIX, keys.FOREVER_SECONDS, DEAD_AFTER_SECONDS, TAKE_BACK_BATCH, _LOST],
         )
         return [task_id.decode() for task_id in taken]

@@ -20,6 +20,7 @@ from qtask.outcome import Outcome
 from qtask.store import keys
 from qtask.task import KINDS
 
+UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is no task
 _CHUNK = 20_000  # members a ZRANGE: a larger one would make others wait for Redis
 
 
@@ -69,7 +70,7 @@ class Samples:
         return len(self.ended)
 
 
-def read(redis: Redis, kinds: Sequence[str] = KINDS, newest: int | None = None) -> list[Samples]:
+def read(redis: Redis, kinds: Sequence[str] = (*KINDS, UNKNOWN), newest: int | None = None) -> list[Samples]:
     """Reads the outcomes that are kept, per kind; with `newest` only so many of each."""
     return [_read_kind(redis, kind, newest) for kind in kinds]
 

@@ -513,8 +513,10 @@ def _hint_at(what: str, raw: bytes, position: int) -> str:
         return "; one dict a line, or several in an array"
     if what == "object keys must be strings":
         return "; keys stand in double quotes"
-    if what == "invalid number":
-        return "; JSON's numbers have no leading zeros, and digits on both sides of the point"
+    if what == "invalid number" or (what == "invalid character" and raw[position : position + 1] in (b"+", b".")):
+        return "; JSON's numbers have no plus sign, no leading zeros, and digits on both sides of the point"
+    if re.match(rb"True|False|None", raw[position:]):
+        return "; JSON's words are true, false and null"
     if re.match(rb"NaN|-?Infinity", raw[position:]) or raw[position - 1 :].startswith(b"-Infinity"):
         return "; JSON has no NaN and no infinity"
     met = raw[position : position + 1]

@@ -12,7 +12,7 @@ import signal
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ from rq.worker.base import BaseWorker, WorkerStatus
 from qtask import stats
 from qtask.config import Config
 from qtask.crew import Crew, Member
-from qtask.delivery.ending import hindrance, outcome_of, retry_delay
+from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
 from qtask.delivery.kinds import Claim, Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
@@ -287,22 +287,28 @@ class Worker(BaseWorker):
 
     def _begin(self, task_id: str, attempt: int, written_due: bytes, data: bytes) -> None:
         began = self._in_flight[task_id] = monotonic()
+        claim: Claim | None = None
         try:
             task = read_data(data)
             claim = Claim(task_id, attempt, task, due_of(task, task_id, written_due))
+            if attempt > 1 or task.settings.expires is not UNSET:
+                hindered = hindrance(claim, began + self._clock_offset)
+                if hindered is not None:
+                    self._end_undelivered(claim, hindered)
+                    return
+            kind = task.kind
+            deliver = self._deliverers.get(kind)
+            if deliver is None:
+                deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
+            deliver.start(claim, partial(self._end, claim))
         except Refused as refused:
-            self._end_unread(task_id, attempt, Failure("refused", refused.message))
-            return
-        if attempt > 1 or task.settings.expires is not UNSET:
-            hindered = hindrance(claim, began + self._clock_offset)
-            if hindered is not None:
-                self._end_undelivered(claim, hindered)
-                return
-        kind = task.kind
-        deliver = self._deliverers.get(kind)
-        if deliver is None:
-            deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
-        deliver.start(claim, partial(self._end, claim))
+            # What another program put into the queue; QTask's own ways in would have refused it.
+            self._end_broken(task_id, attempt, claim, Failure("refused", refused.message))
+        except Exception as error:  # whatever is wrong with one task, the others must go on
+            logger.exception("delivery_broke", extra={"task": task_id})
+            if task_id in self._in_flight:
+                failure = Failure("internal", f"QTask could not deliver this: {error}")
+                self._end_broken(task_id, attempt, claim, failure)
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
@@ -333,12 +339,15 @@ class Worker(BaseWorker):
         line = b"" if failure.kind == "lost" else encode_outcome(outcome)
         self._add_outcome(claim.id, "failed", line, outcome, claim.task.kind, {"again": True})
 
-    def _end_unread(self, task_id: str, attempt: int, failure: Failure) -> None:
-        """For a job that is no task."""
+    def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure) -> None:
+        """For a job that is no task, and for a task that no delivery could be begun for."""
+        if claim is not None:
+            self._end(claim, failure)
+            return
         now = self._in_flight.pop(task_id) + self._clock_offset
         self.failed_job_count += 1
-        outcome = Outcome("failed", now, now, None, 0.0, attempt, error=failure.kind, message=failure.message)
-        self._add_outcome(task_id, "failed", encode_outcome(outcome), outcome, "unknown", {"again": attempt > 1})
+        outcome = unread_outcome(failure, attempt, now)
+        self._add_outcome(task_id, "failed", encode_outcome(outcome), outcome, stats.UNKNOWN, {"again": attempt > 1})
 
     def _add_outcome(
         self, task_id: str, fate: str, line: bytes, outcome: Outcome, kind: str, rare: dict[str, Any]
@@ -424,4 +433,14 @@ def run(config: Config) -> None:
         crew.keep()
         crew.stop()
         return
-    Worker(config, connect(config.redis, REPLY_TIMEOUT_SECONDS)).work()
+    redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
+    pause = BACKOFF_SECONDS[0]
+    while True:
+        try:
+            worker = Worker(config, redis)  # RQ asks Redis what our address is
+            break
+        except (RedisError, OSError) as error:
+            logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
+            sleep(pause)
+            pause = min(pause * 2, BACKOFF_SECONDS[1])
+    worker.work()

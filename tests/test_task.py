@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from qtask.errors import Refused
+from qtask.retry import CAUSES
 from qtask.task import (
     DEFAULT_TIMEOUT_SECONDS,
     KINDS,
@@ -432,7 +433,24 @@ _when: st.SearchStrategy[dict[str, Any]] = st.one_of(
     ),
 )
 _timeout: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {}, optional={"timeout": st.integers(1, 600) | st.floats(0.05, 600)}
+    {},
+    optional={
+        "timeout": st.integers(1, 600) | st.floats(0.05, 600),
+        "expires": st.integers(1, 315_576_000) | st.just("2026-12-24T18:00:00Z"),
+        "id": st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
+        "retry": st.fixed_dictionaries(
+            {},
+            optional={
+                "attempts": st.integers(1, 100),
+                "backoff": st.sampled_from(["exponential", "linear", "fixed"])
+                | st.lists(st.floats(0, 1e6), min_size=1, max_size=5),
+                "base": st.floats(0, 2_592_000),
+                "cap": st.integers(0, 2_592_000),
+                "jitter": st.booleans(),
+                "on": st.lists(st.sampled_from(CAUSES) | st.integers(400, 599)),
+            },
+        ),
+    },
 )
 
 
@@ -447,6 +465,9 @@ def sound_dicts(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> dict[str, An
         timing |= draw(st.fixed_dictionaries({}, optional={"data": _http_data | st.none()}))
     elif kind == "socket":
         address["link"] = draw(_socket_links)
+        timing["data"] = draw(values)
+    elif kind == "udp":
+        address["link"] = draw(st.builds("{}:{}".format, _hosts, _ports))
         timing["data"] = draw(values)
     elif kind == "pipe":
         address["link"] = draw(st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True))
@@ -567,7 +588,7 @@ def test_a_key_that_is_missing_is_named(value: dict[str, Any], data: st.DataObje
     needed = ["title", "address", "address.type"]
     if kind != "__graph__":
         needed += ["address.link", "settings", "settings.time"]
-    if kind == "socket":
+    if kind in ("socket", "udp"):
         needed.append("settings.data")
     if kind == "pipe":
         needed += ["settings.data", "settings.data.data"]
@@ -584,6 +605,7 @@ def test_a_key_that_is_missing_is_named(value: dict[str, Any], data: st.DataObje
     expected = {
         ("settings", "http"): "settings.time",
         ("settings", "socket"): "settings.data",
+        ("settings", "udp"): "settings.data",
         ("settings", "pipe"): "settings.data.data",
         ("settings.data", "pipe"): "settings.data.data",
     }.get((path, kind), path)
@@ -610,6 +632,9 @@ def test_a_key_that_nobody_knows_is_named_at_any_level(value: dict[str, Any], ke
         "link",
         "time",
         "at",
+        "retry",
+        "expires",
+        "id",
         "data",
         "timeout",
         *HttpData.__struct_fields__,

@@ -51,6 +51,11 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
     )
 
 
+def unread_outcome(failure: Failure, attempt: int, now: float) -> Outcome:
+    """The outcome of a job that is no task; `now` in Unix seconds."""
+    return Outcome("failed", now, now, None, 0.0, attempt, error=failure.kind, message=failure.message)
+
+
 def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
     """Seconds until a failed delivery is to be tried again; None when the task is dead.
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import heapq
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 
@@ -40,13 +42,16 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()  # timers of one instant run in the order in which they were set
         self._from_threads: deque[Callable[[], None]] = deque()
+        self._closing = threading.RLock()  # a signal may come while its own thread holds it
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, READ, self._run_from_threads)
 
     def close(self) -> None:
-        """Gives the descriptors back."""
-        self._epoll.close()
-        os.close(self._wake)
+        """Gives the descriptors back; what other threads still send afterwards is dropped."""
+        with self._closing:
+            self._epoll.close()
+            os.close(self._wake)
+            self._wake = -1
 
     def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None:
         """Calls `callback(events)` whenever a descriptor is ready for one of `events` (READ, WRITE)."""
@@ -57,9 +62,10 @@ class Loop:
         self._callbacks[descriptor] = callback
 
     def unwatch(self, descriptor: int) -> None:
-        """Stops watching; to be called before the descriptor is closed."""
+        """Stops watching; to be called before the descriptor is closed, or before anything else is opened."""
         if self._callbacks.pop(descriptor, None) is not None:
-            self._epoll.unregister(descriptor)
+            with suppress(OSError):  # of a descriptor that its owner has closed, epoll has let go by itself
+                self._epoll.unregister(descriptor)
 
     def call_at(self, instant: float, callback: Callable[[], None]) -> Timer:
         """Calls back at an instant of `time.monotonic`."""
@@ -74,7 +80,9 @@ class Loop:
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Calls back in the loop's own thread, soon; the one method that other threads (and signals) may use."""
         self._from_threads.append(callback)
-        os.eventfd_write(self._wake, 1)
+        with self._closing:
+            if self._wake >= 0:  # else the number may belong to somebody else's file by now
+                os.eventfd_write(self._wake, 1)
 
     def run_once(self, longest: float = 1.0) -> None:
         """Waits for events, but no longer than `longest` seconds, and makes the calls that are owed."""

@@ -12,19 +12,22 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 from redis import Redis
+from redis.client import Pipeline
 from rq import get_current_job
+from rq.job import Job
 
 from qtask import stats
 from qtask.config import Config, load
-from qtask.delivery.ending import hindrance, outcome_of, retry_delay
+from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
 from qtask.delivery.http_request import prepare
 from qtask.delivery.kinds import Claim, deliverer
 from qtask.delivery.loop import Loop
-from qtask.errors import DeliveryFailed
+from qtask.errors import DeliveryFailed, Refused
 from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
-from qtask.store.job import due_of
-from qtask.task import Task
+from qtask.store.job import due_of, read_data
+
+_TRIM_BATCH = 1_000
 
 # RQ counts a job as failed after the function has ended, and only then may the scheduler take it for the next attempt.
 LEAST_RETRY_SECONDS = 1.0
@@ -34,7 +37,7 @@ def deliver(task: dict[str, Any]) -> dict[str, Any]:
     """Delivers a task now, inside the RQ job that it is.
 
     Args:
-        task: the dict.
+        task: the dict; it is read from the job again, in the one way in which every worker reads it.
 
     Returns the outcome as a dict, which RQ keeps as the job's result. Raises `DeliveryFailed`, so that RQ
     counts the job as failed; the outcome stands in the job and in the statistics either way. A task that is to be
@@ -45,35 +48,52 @@ def deliver(task: dict[str, Any]) -> dict[str, Any]:
         raise DeliveryFailed("deliver() runs inside an RQ worker; to deliver later, send the dict to QTask")
     redis: Redis = job.connection
     config = load()
+    _set_keeping(job, redis, config)
     key = keys.job(job.id)
     attempt = int(redis.hincrby(key, "attempt", 1))
-    checked = msgspec.convert(task, Task)
-    written: Any = redis.hget(key, "due")
-    claim = Claim(job.id, attempt, checked, due_of(checked, job.id, written))
     started, began = _now(redis), monotonic()
-    result = hindrance(claim, started) or _attempt(claim, config)
-    outcome = outcome_of(claim, result, started, monotonic() - began)
-    _record(redis, claim, result, outcome, config)
+    claim: Claim | None
+    result: Answer | Failure
+    try:
+        checked = read_data(job.data)
+        written: Any = redis.hget(key, "due")
+        claim = Claim(job.id, attempt, checked, due_of(checked, job.id, written))
+    except Refused as refused:  # what another program put into the queue; QTask's own ways in refuse it earlier
+        claim = None
+        result = unread = Failure("refused", refused.message)
+        outcome = unread_outcome(unread, attempt, started)
+    else:
+        result = hindrance(claim, started) or _attempt(claim, config)
+        outcome = outcome_of(claim, result, started, monotonic() - began)
+    _record(redis, job.id, claim, result, outcome, config)
     if outcome.status == "failed":
         raise DeliveryFailed(f"{outcome.error}: {outcome.message}")
     return dict(msgspec.to_builtins(outcome))
 
 
-def _record(redis: Redis, claim: Claim, result: Answer | Failure, outcome: Outcome, config: Config) -> None:
-    key = keys.job(claim.id)
+def _record(
+    redis: Redis, task_id: str, claim: Claim | None, result: Answer | Failure, outcome: Outcome, config: Config
+) -> None:
+    key = keys.job(task_id)
     former: Any = redis.hget(key, "outcomes") or b""
     lines = [*former.split(b"\n"), encode_outcome(outcome)] if former else [encode_outcome(outcome)]
     with redis.pipeline() as pipeline:
         pipeline.hset(key, "outcomes", b"\n".join(lines[-OUTCOMES_KEEP:]))
-        stats.record(pipeline, claim.task.kind, claim.id, outcome, config)
-        if not isinstance(result, Failure):
-            if claim.task.settings.id is not UNSET:
-                pipeline.set(keys.ID_PREFIX + claim.id, repr(claim.due), ex=config.id_seconds)
-        elif (delay := retry_delay(claim, result, outcome.ended)) is not None:
-            instant = outcome.ended + max(delay, LEAST_RETRY_SECONDS)
-            pipeline.zadd(keys.SCHEDULE, {claim.id: instant})
-            pipeline.publish(keys.WAKE, instant)
+        stats.record(pipeline, claim.task.kind if claim else stats.UNKNOWN, task_id, outcome, config)
+        if claim is not None:
+            _plan(pipeline, claim, result, outcome, config)
         pipeline.execute()
+
+
+def _plan(pipeline: Pipeline, claim: Claim, result: Answer | Failure, outcome: Outcome, config: Config) -> None:
+    """What is to be known or done later: the id that the client chose, the next attempt."""
+    if not isinstance(result, Failure):
+        if claim.task.settings.id is not UNSET:
+            pipeline.set(keys.ID_PREFIX + claim.id, repr(claim.due), ex=config.id_seconds)
+    elif (delay := retry_delay(claim, result, outcome.ended)) is not None:
+        instant = outcome.ended + max(delay, LEAST_RETRY_SECONDS)
+        pipeline.zadd(keys.SCHEDULE, {claim.id: instant})
+        pipeline.publish(keys.WAKE, instant)
 
 
 def _now(redis: Redis) -> float:
@@ -82,19 +102,42 @@ def _now(redis: Redis) -> float:
 
 
 def _attempt(claim: Claim, config: Config) -> Answer | Failure:
+    try:
+        return _deliver(claim, config)
+    except Failure as failure:
+        return failure
+    except Refused as refused:
+        return Failure("refused", refused.message)
+
+
+def _deliver(claim: Claim, config: Config) -> Answer | Failure:
     if claim.task.kind == "http":
         from qtask.delivery import http_requests
 
-        try:
-            return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due))
-        except Failure as failure:
-            return failure
+        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due))
     loop = Loop()
     deliver_one = deliverer(claim.task.kind, loop, config)
     results: list[Answer | Failure] = []
-    deliver_one.start(claim, results.append)
-    while not results:
-        loop.run_once()
-    deliver_one.close()
-    loop.close()
+    try:
+        deliver_one.start(claim, results.append)
+        while not results:
+            loop.run_once()
+    finally:
+        deliver_one.close()
+        loop.close()
     return results[0]
+
+
+def _set_keeping(job: Job, redis: Redis, config: Config) -> None:
+    """Has RQ keep the task as QTask's own worker would: the dead for good, the history bounded in number and age."""
+    job.result_ttl = config.history_seconds
+    job.failure_ttl = keys.FOREVER_SECONDS
+    finished = keys.finished(job.origin)
+    over = redis.zcard(finished) - config.history_keep
+    if over > 0:
+        dropped: list[Any] = redis.zrange(finished, 0, min(over, _TRIM_BATCH) - 1)
+        ids = [task_id.decode() for task_id in dropped]
+        with redis.pipeline() as pipeline:
+            pipeline.zrem(finished, *ids)
+            pipeline.unlink(*(keys.job(task_id) for task_id in ids), *(keys.results(task_id) for task_id in ids))
+            pipeline.execute()

@@ -6,6 +6,7 @@
 -- ARGV[3]  prefix of queue keys
 -- ARGV[4]  prefix of finished registries
 -- ARGV[5]  prefix of failed registries
+-- ARGV[6]  prefix of RQ's results, which a stock worker leaves
 --
 -- Returns the status that the task had, 'started' when it is being delivered and so was left alone,
 -- or '' when there is no such task.
@@ -17,13 +18,14 @@ end
 if job[1] == 'started' then
   return 'started'
 end
+local origin = job[2] or ''
 local status = job[1] or 'scheduled'
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
   status = 'scheduled'
 elseif status == 'queued' then
-  redis.call('LREM', ARGV[3] .. job[2], 1, ARGV[1])
+  redis.call('LREM', ARGV[3] .. origin, 1, ARGV[1])
 end
-redis.call('ZREM', ARGV[4] .. job[2], ARGV[1])
-redis.call('ZREM', ARGV[5] .. job[2], ARGV[1])
-redis.call('UNLINK', key)
+redis.call('ZREM', ARGV[4] .. origin, ARGV[1])
+redis.call('ZREM', ARGV[5] .. origin, ARGV[1])
+redis.call('UNLINK', key, ARGV[6] .. ARGV[1])
 return status

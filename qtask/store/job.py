@@ -31,10 +31,21 @@ def read_data(data: bytes) -> Task:
     try:
         function, _, (task,), _ = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_function(data)
         raise Refused("invalid_value", "data", f"this job is no task: {error}") from None
     if function != FUNCTION:
-        raise Refused("invalid_value", "data", f"this job is no task: it calls {function!r}, a task calls {FUNCTION!r}")
+        _check_function(data)
     return task
+
+
+def _check_function(data: bytes) -> None:
+    """Raises `Refused` when a job calls another function, which says more than what is wrong with its arguments."""
+    try:
+        function = msgspec.json.decode(data)[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return
+    if function != FUNCTION:
+        raise Refused("invalid_value", "data", f"this job is no task: it calls {function!r}, a task calls {FUNCTION!r}")
 
 
 def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
@@ -45,10 +56,14 @@ def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
         task_id: its id, which holds the instant of acceptance.
         written: field `due` of the job, which QTask's scheduler writes and a stock rqscheduler does not.
 
-    Returns 0.0 where nothing tells, so that nobody takes it for a measurement.
+    Returns 0.0 where nothing tells, so that nobody takes it for a measurement. Raises `Refused` when what is written
+    is no number.
     """
     if written:
-        return float(written)
+        try:
+            return float(written)
+        except ValueError:
+            raise Refused("invalid_value", "due", f"the job's field due is no instant: {written!r}") from None
     if task.settings.at is not UNSET:
         return parse_instant(task.settings.at)
     accepted = instant_of(task_id)

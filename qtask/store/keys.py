@@ -14,6 +14,7 @@ SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqsched
 STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
+RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries came to
 
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
@@ -59,6 +60,11 @@ def finished(name: str) -> str:
 def failed(name: str) -> str:
     """Key of a queue's failed registry, which holds the dead."""
     return FAILED_PREFIX + name
+
+
+def results(task_id: str) -> str:
+    """Key of RQ's results of a task, which only a stock worker writes."""
+    return RESULTS_PREFIX + task_id
 
 
 def stats(kind: str) -> str:

@@ -26,18 +26,24 @@ _STATE_OF_STATUS: dict[str, State] = {
     "started": "started",
     "finished": "delivered",
     "failed": "dead",
+    "stopped": "dead",  # by `rq`'s command to stop a job, in a stock worker
 }
+_NO_TASK = "unknown"  # in place of the kind
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """One task as it stands in Redis.
 
+    A job that another program put into the queue, and that is no task, is shown too: with the kind `unknown`, no
+    title, and null for the dict.
+
     Attributes:
         id: its id.
         state: where it is on its way.
         queue: name of its RQ queue.
         due: Unix seconds.
+        retry_at: Unix seconds of the next delivery, while the task waits to be tried again.
         accepted: Unix seconds, None where the client chose the id.
         attempts: deliveries begun so far, since the last time that it was dead and retried.
         title, kind, link: of the dict.
@@ -49,6 +55,7 @@ class TaskRecord:
     state: State
     queue: str
     due: float
+    retry_at: float | None
     accepted: float | None
     attempts: int
     title: str
@@ -88,8 +95,8 @@ def cancel(redis: Redis, task_id: str) -> State:
 
     Raises `NotFound`, or `QTaskError` while the task is being delivered.
     """
-    arguments = [task_id, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX]
-    status = _text(script("cancel").run(redis, [keys.SCHEDULE], list(arguments)))
+    prefixes = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX]
+    status = _text(script("cancel").run(redis, [keys.SCHEDULE], [task_id, *prefixes]))
     if not status:
         raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
     if status == "started":
@@ -161,23 +168,31 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
         return None
     if scheduled_at is not None:
         status = "scheduled"
+    ended = decode_outcomes(history or b"") + decode_outcomes(outcomes or b"")
+    accepted = instant_of(task_id)
+    begun = ended[0].started if ended else 0.0
+    title, kind, link, body = "", _NO_TASK, "", b"null"
     try:
         task = read_data(data)
-        body = msgspec.Raw(msgspec.json.encode(task))
+        begun = due_of(task, task_id, due)
     except Refused:
-        return None
+        pass  # the outcome says what is wrong with it
+    else:
+        title, kind, link, body = task.title, task.kind, task.address.link, msgspec.json.encode(task)
+        accepted = accepted if task.settings.id is UNSET else None
     return TaskRecord(
         id=task_id,
         state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
         queue=_text(origin),
-        due=due_of(task, task_id, due) if scheduled_at is None else scheduled_at,
-        accepted=instant_of(task_id) if task.settings.id is UNSET else None,
+        due=begun if scheduled_at is None or attempt else scheduled_at,
+        retry_at=scheduled_at if attempt else None,
+        accepted=accepted,
         attempts=int(attempt or 0),
-        title=task.title,
-        kind=task.kind,
-        link=task.address.link,
-        task=body,
-        outcomes=decode_outcomes(history or b"") + decode_outcomes(outcomes or b""),
+        title=title,
+        kind=kind,
+        link=link,
+        task=msgspec.Raw(body),
+        outcomes=ended,
     )
 
 

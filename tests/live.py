@@ -1,0 +1,133 @@
+"""A live QTask for tests: real processes on a real Redis of their own, each of which can be killed by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rq import Worker
+
+from qtask import Client
+from qtask.store import tasks
+from qtask.store.tasks import TaskRecord
+from tests.processes import Process
+from tests.redis_server import RedisServer
+from tests.waiting import until
+
+SECONDS = 30.0  # for a command that hangs
+
+_READY = {"worker": "working", "scheduler": "scheduling"}  # what each logs when it has begun
+
+
+class Live:
+    """Redis, and the processes that a test starts on it; a context manager that ends them all.
+
+    Args:
+        folder: gets its data, its pipes and its logs.
+        options: of the Redis.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.pipes = folder / "pipes"
+        self.pipes.mkdir()
+        self.server = RedisServer(folder, *options)
+        self.redis: Redis = self.server.client()
+        self._processes: list[Process | subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
+        self.redis.close()
+        self.server.kill()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process, also one of RQ's, needs to find it."""
+        return {"QTASK_REDIS_URL": self.server.url, "QTASK_PIPE_DIR": str(self.pipes)}
+
+    def start(self, name: str, **settings: Any) -> Process:
+        """Starts `qtask NAME`, and returns when it has begun; settings by the names of their fields."""
+        given = {f"QTASK_{key.upper()}": str(value) for key, value in settings.items()}
+        process = Process(name, self.environment | given, self._log(name))
+        self._processes.append(process)
+        ready = f'"event": "{_READY[name]}"'
+        until(lambda: ready in process.log.read_text() or not process.running, what=f"the {name} to begin")
+        assert process.running, process.log.read_text()
+        return process
+
+    def program(self, *command: str) -> subprocess.Popen[bytes]:
+        """Starts a program of the virtual environment that goes on running, such as `rqscheduler`."""
+        with self._log(command[0]).open("wb") as output:
+            process = subprocess.Popen(
+                _found(command),
+                env={**os.environ, **self.environment},
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._processes.append(process)
+        return process
+
+    def command(self, *command: str) -> str:
+        """Runs a program of the virtual environment, such as `rq info`, to its end, and returns what it wrote."""
+        done = subprocess.run(
+            _found(command),
+            env={**os.environ, **self.environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def client(self, queue: str = "qtask") -> Client:
+        """A client that goes straight into its Redis."""
+        return Client(self.server.url, queue=queue)
+
+    def ended(self, ids: Sequence[str], seconds: float = 20.0) -> list[TaskRecord]:
+        """Waits until all these tasks are delivered or dead, and returns them."""
+        found: dict[str, TaskRecord] = {}
+
+        def all_ended() -> bool:
+            for task_id in ids:
+                if task_id not in found:
+                    record = tasks.show(self.redis, task_id)
+                    if record.state not in ("delivered", "dead"):
+                        return False
+                    found[task_id] = record
+            return True
+
+        until(all_ended, seconds, "every task to end")
+        return [found[task_id] for task_id in ids]
+
+    def two_heartbeats(self, worker: Process) -> None:
+        """Waits for two heartbeats of a worker: what stood in Redis before, it knows then."""
+        for _ in range(2):
+            before = self._heartbeat(worker)
+            until(lambda before=before: self._heartbeat(worker) > before, what="a heartbeat")  # type: ignore[misc]
+
+    def _heartbeat(self, worker: Process) -> datetime:
+        found = [one for one in Worker.all(connection=self.redis) if one.pid == worker.pid]
+        assert found and found[0].last_heartbeat is not None
+        return found[0].last_heartbeat
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}-{len(self._processes)}.log"
+
+
+def _found(command: Sequence[str]) -> list[str]:
+    return [str(Path(sys.executable).parent / command[0]), *command[1:]]

@@ -1,0 +1,436 @@
+"""The worker as a process: what it delivers, keeps and survives, on a real Redis with real receivers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtask.client.requests import Accepted
+from qtask.outcome import decode_outcomes
+from qtask.store import keys, tasks
+from tests.live import Live
+from tests.processes import Process
+from tests.receiver import Exchange, Receiver
+from tests.redis_server import free_port
+from tests.waiting import until
+
+_queues = (f"queue-{number}" for number in count())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One Redis and one scheduler for all tests here; each test has a queue and workers of its own."""
+    with Live(tmp_path_factory.mktemp("worker")) as one:
+        one.start("scheduler")
+        yield one
+
+
+@pytest.fixture
+def queue() -> str:
+    return next(_queues)
+
+
+class Gate:
+    """A receiver's behaviour that holds every answer until it is opened, and knows how many it holds.
+
+    Args:
+        until: how many requests to hold before it opens by itself.
+        held_attempts: only these attempts are held, the others are answered at once.
+    """
+
+    def __init__(self, until: int = 1_000_000, held_attempts: tuple[str, ...] = ()) -> None:
+        self._until = until
+        self._held_attempts = held_attempts
+        self._changed = threading.Condition()
+        self._open = False
+        self.held = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        if not self._held_attempts or exchange.request.header("QTask-Attempt") in self._held_attempts:
+            with self._changed:
+                self.held += 1
+                if self.held >= self._until:
+                    self.open()
+                self._changed.wait_for(lambda: self._open, 30)
+        exchange.answer(200, b"ok")
+
+    def open(self) -> None:
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+
+def http(url: str, **settings: Any) -> dict[str, Any]:
+    return {"title": "t", "address": {"type": "http", "link": url}, "settings": {"time": 0, **settings}}
+
+
+def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
+    with live.client(queue) as client:
+        answers = client.send_many(dicts)
+    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+    assert len(accepted) == len(dicts), answers
+    return [answer.id for answer in accepted]
+
+
+def ids_of(receiver: Receiver) -> list[str]:
+    return [request.header("QTask-Id") for request in receiver.requests]
+
+
+def queued(live: Live, queue: str) -> list[str]:
+    ids: Any = live.redis.lrange(keys.queue(queue), 0, -1)
+    return [task_id.decode() for task_id in ids]
+
+
+def worker_exit(process: Process, seconds: float) -> int:
+    until(lambda: not process.running, seconds, "the worker to exit")
+    return process.stop()
+
+
+# --- what it delivers and keeps ----------------------------------------------------------------------------------
+
+
+def test_a_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, queue: str) -> None:
+    os.mkfifo(live.pipes / "orders")
+    pipe = os.open(live.pipes / "orders", os.O_RDONLY | os.O_NONBLOCK)
+    live.start("worker", queue=queue)
+    with (
+        Receiver(lambda exchange: exchange.answer(201, b"made " + b"x" * 5_000)) as receiver,
+        socket.socket() as server,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(10)
+        to_socket = {"type": "socket", "link": f"127.0.0.1:{server.getsockname()[1]}"}
+        before = time.time()
+        ids = send(
+            live,
+            queue,
+            http(receiver.url + "hook", time=0.1, data={"method": "POST", "json": {"n": 1}}),
+            {"title": "t", "address": to_socket, "settings": {"time": 0, "data": [1, 2]}},
+            {"title": "t", "address": {"type": "pipe", "link": "orders"}, "settings": {"time": 0, "data": {"data": 3}}},
+            {"title": "t", "address": {"type": "__graph__"}},
+        )
+        connection, _ = server.accept()
+        with connection:
+            received = b"".join(iter(lambda: connection.recv(100), b""))
+            connection.sendall(b"thanks")
+        records = live.ended(ids)
+    after = time.time()
+    assert [request.body for request in receiver.requests] == [b'{"n":1}']
+    assert received == b"[1,2]"
+    assert os.read(pipe, 100) == b"3\n"
+    os.close(pipe)
+
+    answers = []
+    for record in records:
+        assert (record.state, record.attempts) == ("delivered", 1)
+        (outcome,) = record.outcomes
+        assert (outcome.status, outcome.error, outcome.message) == ("delivered", "", "")
+        assert before <= record.due <= outcome.started <= outcome.ended <= after
+        assert outcome.lateness == pytest.approx(outcome.started - record.due, abs=1e-5)
+        assert outcome.duration == pytest.approx(outcome.ended - outcome.started, abs=1e-5)
+        answers.append((outcome.code, outcome.answer))
+    assert answers[:3] == [(201, "made " + "x" * 2_043), (0, "thanks"), (0, "")]
+    assert answers[3][1].startswith('{"graph": ')
+
+
+def test_a_failed_task_is_dead_and_says_why(live: Live, queue: str) -> None:
+    live.start("worker", queue=queue)
+
+    def behaviour(exchange: Exchange) -> None:
+        if exchange.request.target == "/slow":
+            exchange.connection.recv(1)  # until the delivery hangs up
+        else:
+            exchange.answer(500, b"out of order")
+
+    with Receiver(behaviour) as receiver:
+        ids = send(
+            live,
+            queue,
+            http(receiver.url + "broken"),
+            http(receiver.url + "slow", timeout=0.2),
+            http(f"http://127.0.0.1:{free_port()}/"),
+            {"title": "t", "address": {"type": "pipe", "link": "absent"}, "settings": {"time": 0, "data": {"data": 1}}},
+        )
+        records = live.ended(ids)
+    found = [(record.state, record.outcomes[-1].error, record.outcomes[-1].code) for record in records]
+    assert found == [("dead", "status", 500), ("dead", "timeout", 0), ("dead", "connect", 0), ("dead", "no_reader", 0)]
+    assert records[0].outcomes[-1].answer == "out of order"
+    words = [record.outcomes[-1].message for record in records]
+    assert "500" in words[0] and "0.2 s" in words[1] and "127.0.0.1" in words[2] and "mkfifo" in words[3]
+    assert {record.id for record in tasks.list_tasks(live.redis, queue, "dead")} == set(ids)
+
+
+def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
+    live.start("worker", queue=queue, history_keep=5)
+    with Receiver() as receiver:
+        ids: list[str] = []
+        for _ in range(4):
+            sent = send(live, queue, *[http(receiver.url) for _ in range(5)])
+            live.redis.zrange(keys.finished(queue), 0, -1)
+            receiver.wait_for(len(ids) + 5)
+            ids += sent
+            until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 0)
+    kept = [record.id for record in tasks.list_tasks(live.redis, queue, "delivered")]
+    assert len(kept) == 5
+    assert [bool(live.redis.exists(keys.job(task_id))) for task_id in ids] == [task_id in kept for task_id in ids]
+    assert 0 < live.redis.ttl(keys.job(kept[0])) <= 86_400
+
+
+BROKEN: dict[str, dict[str, bytes]] = {
+    "another function": {"data": b'["os.getpid",null,[],{}]'},
+    "no JSON": {"data": b"\x80\x04\x95pickle"},
+    "compressed junk": {"data": zlib.compress(b"junk")},
+    "half a dict": {"data": b'["qtask.deliver",null,[{"title":"t"}],{}]'},
+    "no dict at all": {"data": b'["qtask.deliver",null,[],{}]'},
+    "a link to nowhere": {
+        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"socket","link":"?"},"settings":{}}],{}]'
+    },
+    "a pipe without data": {
+        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"pipe","link":"p"},"settings":{}}],{}]'
+    },
+    "a pipe elsewhere": {
+        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"pipe","link":"../p"},'
+        b'"settings":{"data":{"data":1}}}],{}]'
+    },
+    "bad headers": {
+        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"http","link":"http://a/"},'
+        b'"settings":{"data":{"headers":5}}}],{}]'
+    },
+    "a due that is none": {
+        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"http","link":"http://a/"},"settings":{}}],{}]',
+        "due": b"tomorrow",
+    },
+}
+
+
+def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str) -> None:
+    worker = live.start("worker", queue=queue)
+    with Receiver() as receiver:
+        (sound,) = send(live, queue, http(receiver.url, time=3600))
+        live.redis.zrem(keys.SCHEDULE, sound)
+        for name, fields in BROKEN.items():
+            mapping: Mapping[Any, Any] = {"origin": queue, **fields}
+            live.redis.hset(keys.job(name), mapping=mapping)
+        live.redis.rpush(keys.queue(queue), "no-such-job", *BROKEN, sound)
+        assert live.ended([sound])[0].state == "delivered"
+        live.ended(list(BROKEN))
+    assert worker.running
+    words = {}
+    for name in BROKEN:
+        assert tasks.show(live.redis, name).state == "dead", name
+        raw: Any = live.redis.hget(keys.job(name), "outcomes")
+        (outcome,) = decode_outcomes(raw)
+        words[name] = f"{outcome.error}: {outcome.message}"
+    assert "os.getpid" in words["another function"]
+    assert "address" in words["half a dict"]
+    assert "tomorrow" in words["a due that is none"]
+    assert all(text.startswith("refused: ") for text in words.values()), words
+    dead = {record.id: record for record in tasks.list_tasks(live.redis, queue, "dead")}
+    assert dead.keys() == BROKEN.keys()
+    assert (dead["no JSON"].kind, dead["no JSON"].title, dead["bad headers"].kind) == ("unknown", "", "http")
+    assert tasks.count_tasks(live.redis, queue)["started"] == 0
+
+
+def test_500_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: str) -> None:
+    gate = Gate(until=500)  # no answer before all 500 requests have come
+    live.start("worker", queue=queue)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(500)])
+        receiver.wait_for(500, 20)
+        records = live.ended(ids)
+    assert gate.held == 500
+    assert {record.state for record in records} == {"delivered"}
+    assert sorted(ids_of(receiver)) == sorted(ids)
+
+
+def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> None:
+    gate = Gate()
+    worker = live.start("worker", queue=queue, concurrency=3)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(10)])
+        receiver.wait_for(3)
+        live.two_heartbeats(worker)
+        assert len(receiver.requests) == 3
+        gate.open()
+        live.ended(ids)
+    assert sorted(ids_of(receiver)) == sorted(ids)
+
+
+def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: str) -> None:
+    """Due at random instants over 4 s; arrivals by the clock of this machine, which is Redis's."""
+    arrivals: dict[str, float] = {}
+
+    def note(exchange: Exchange) -> None:
+        arrivals.setdefault(exchange.request.header("QTask-Id"), time.time())
+        exchange.answer(200, b"ok")
+
+    live.start("worker", queue=queue)
+    generator = random.Random(5)
+    with Receiver(note) as receiver:
+        dicts = [http(receiver.url, time=0.5 + 4 * generator.random()) for _ in range(1_000)]
+        with live.client(queue) as client:
+            accepted = [answer for answer in client.send_many(dicts) if isinstance(answer, Accepted)]
+        records = live.ended([task.id for task in accepted])
+    assert len(accepted) == 1_000
+    assert Counter(ids_of(receiver)) == Counter(task.id for task in accepted)
+    late = sorted(arrivals[task.id] - task.due for task in accepted)
+    assert late[0] >= 0
+    assert {record.state for record in records} == {"delivered"}
+    print(f"lateness of the arrival: p50 {late[500] * 1e3:.1f} ms, p99 {late[990] * 1e3:.1f} ms")
+
+
+# --- what it survives --------------------------------------------------------------------------------------------
+
+
+def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(live: Live, queue: str) -> None:
+    gate = Gate(held_attempts=("1",))
+    first = live.start("worker", queue=queue)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
+        receiver.wait_for(20)
+        first.kill()
+        live.start("worker", queue=queue)
+        records = live.ended(ids)
+        gate.open()
+    assert {(record.state, record.attempts) for record in records} == {("delivered", 2)}
+    seen = Counter((request.header("QTask-Id"), request.header("QTask-Attempt")) for request in receiver.requests)
+    assert seen == Counter((task_id, attempt) for task_id in ids for attempt in ("1", "2"))
+    assert tasks.count_tasks(live.redis, queue)["started"] == 0
+
+
+def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, queue: str) -> None:
+    """Its heartbeat stops, so its tasks are taken back, and when it goes on it claims the very same again."""
+    gate = Gate()
+    worker = live.start("worker", queue=queue)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(5)])
+        receiver.wait_for(5)
+        worker.signal(signal.SIGSTOP)
+        until(lambda: sorted(queued(live, queue)) == sorted(ids), what="the tasks to be taken back")
+        worker.signal(signal.SIGCONT)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 5)
+        gate.open()
+        records = live.ended(ids)
+    assert {record.state for record in records} == {"delivered"}
+    assert sorted(ids_of(receiver)) == sorted(ids)
+    assert worker.running
+
+
+def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, queue: str) -> None:
+    gate = Gate()
+    worker = live.start("worker", queue=queue, concurrency=16)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(40)])
+        receiver.wait_for(16)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 18)  # two wait in the worker itself
+        worker.signal(signal.SIGTERM)
+        until(lambda: "stopping" in worker.log.read_text())
+        gate.open()
+        assert worker_exit(worker, 5) == 0
+    delivered = [record.id for record in tasks.list_tasks(live.redis, queue, "delivered")]
+    assert sorted(delivered) == sorted(ids_of(receiver)) and len(delivered) == 16
+    assert sorted(delivered + queued(live, queue)) == sorted(ids)
+    assert tasks.count_tasks(live.redis, queue)["started"] == 0
+    attempts = {tasks.show(live.redis, task_id).attempts for task_id in queued(live, queue)}
+    assert attempts == {0}, "what never began does not count"
+
+
+def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue: str) -> None:
+    gate = Gate()
+    worker = live.start("worker", queue=queue)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(4)])
+        receiver.wait_for(4)
+        worker.signal(signal.SIGTERM)
+        until(lambda: "stopping" in worker.log.read_text())
+        assert worker.running
+        worker.signal(signal.SIGTERM)
+        assert worker_exit(worker, 5) == 0
+        assert sorted(queued(live, queue)) == sorted(ids)
+        live.start("worker", queue=queue)
+        gate.open()
+        records = live.ended(ids)
+    assert {record.state for record in records} == {"delivered"}
+
+
+def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
+    worker = live.start("worker", queue=queue)
+    (graph,) = send(live, queue, {"title": "g", "address": {"type": "__graph__"}})
+    until(lambda: tasks.show(live.redis, graph).state == "started")
+    worker.signal(signal.SIGTERM)
+    until(lambda: "stopping" in worker.log.read_text())
+    worker.signal(signal.SIGTERM)
+    assert worker_exit(worker, 5) == 0
+
+
+def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_path: Path) -> None:
+    with Live(tmp_path, "--appendonly", "yes") as live, Receiver() as receiver:
+        live.start("scheduler")
+        worker = live.start("worker")
+        generator = random.Random(7)
+        ids = send(live, "qtask", *[http(receiver.url, time=3 * generator.random()) for _ in range(400)])
+        receiver.wait_for(100)
+        live.server.kill()
+        until(lambda: "redis_away" in worker.log.read_text())
+        live.server.start()
+        records = live.ended(ids)
+        assert worker.running
+    assert {record.state for record in records} == {"delivered"}
+    assert set(ids_of(receiver)) == set(ids)
+
+
+# --- what RQ's tools do to it ------------------------------------------------------------------------------------
+
+
+def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str) -> None:
+    worker = live.start("worker", queue=queue)
+    with Receiver() as receiver:
+        live.command("rq", "suspend", "-u", live.server.url)
+        try:
+            live.two_heartbeats(worker)
+            ids = send(live, queue, http(receiver.url))
+            until(lambda: queued(live, queue) == ids)
+            live.two_heartbeats(worker)
+            assert queued(live, queue) == ids and receiver.requests == []
+        finally:
+            live.command("rq", "resume", "-u", live.server.url)
+        assert live.ended(ids)[0].state == "delivered"
+
+
+def test_rqs_command_to_shut_down_stops_it(live: Live, queue: str) -> None:
+    from rq import Worker
+    from rq.command import send_shutdown_command
+
+    worker = live.start("worker", queue=queue)
+    (name,) = [one.name for one in Worker.all(connection=live.redis) if one.pid == worker.pid]
+    send_shutdown_command(live.redis, name)
+    assert worker_exit(worker, 10) == 0
+    assert name not in [one.name for one in Worker.all(connection=live.redis)]
+
+
+def test_it_starts_without_redis_and_begins_when_redis_comes(tmp_path: Path) -> None:
+    with Live(tmp_path) as live, Receiver() as receiver:
+        live.server.kill()
+        log = tmp_path / "early.log"
+        worker = Process("worker", live.environment, log)
+        try:
+            until(lambda: "redis_away" in log.read_text())
+            live.server.start()
+            live.start("scheduler")
+            ids = send(live, "qtask", http(receiver.url))
+            assert live.ended(ids)[0].state == "delivered"
+        finally:
+            worker.kill()
