@@ -154,7 +154,10 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--method", help="HTTP method")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`")
 @click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)")
-@click.option("--timeout", type=float, metavar="SECONDS", help="how long the delivery may take")
+@click.option("--timeout", type=float, metavar="SECONDS", help="how long a delivery may take")
+@click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]")
+@click.option("--expires", type=float, metavar="SECONDS", help="after due, when no delivery begins any more")
+@click.option("--id", "task_id", metavar="ID", help="of your choosing: a second task with it is not accepted")
 @_json_flag
 @settings("redis_url", "queue", "host", "port")
 def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:

@@ -188,13 +188,15 @@ def _tasks(receivers: _Receivers) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     http, place = receivers.http, receivers.socket
     yield "GET with parameters", True, _http("get", http, 0.4, {"params": {"from": "qtask"}})
     yield "POST of JSON", True, _http("post", http, 0.8, {"method": "POST", "json": {"hello": "later"}})
-    yield "an HTTP receiver that answers 500", False, _http("out of order", http + "broken", 1.0, {})
+    broken = _http("out of order", http + "broken", 1.0, {})
+    yield "a receiver that answers 500, tried twice", False, _with(broken, retry={"backoff": [0.5]})
     yield "POST of a form", True, _http("form", http, 1.2, {"method": "POST", "data": {"name": "Ada"}})
     data: Any = {"to": "a socket", "n": [1, 2, 3]}
     yield "JSON to a socket", True, _task("socket", "socket", place, 1.4, data)
     yield "GET with the headers of a browser", True, _http("browser", http, 1.6, {"headers": "auto"})
     yield "a line to a pipe", True, _task("pipe", "pipe", "orders", 1.8, {"data": {"order": 7}})
-    yield "a pipe that nobody reads", False, _task("unread", "pipe", "nobody", 2.0, {"data": 1})
+    unread = _task("unread", "pipe", "nobody", 2.0, {"data": 1})
+    yield "a pipe that nobody reads", False, _with(unread, retry={"attempts": 1})
     yield "the last one", True, _http("last", http, _LONGEST_DELAY, {})
 
 
@@ -207,6 +209,10 @@ def _broken() -> list[dict[str, Any]]:
         _task("escape", "pipe", "../etc/passwd", 1.0, {"data": 1}),
         {**good, "settings": {"time": 1, "dta": {}}},
     ]
+
+
+def _with(task: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {**task, "settings": {**task["settings"], **settings}}
 
 
 def _http(title: str, link: str, delay: float, data: dict[str, Any]) -> dict[str, Any]:

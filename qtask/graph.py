@@ -119,14 +119,18 @@ def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
     limits = _time_limits(ended)
     for row, (name, about, values) in enumerate(
         (
-            ("Lateness", "start of a delivery after due", lateness),
+            ("Lateness", "start of a task's first delivery after due", lateness),
             ("Duration", "start to end of a delivery", duration),
         )
     ):
-        shown = np.maximum(values, _FLOOR_SECONDS)
+        known = ~np.isnan(values)  # a delivery that was tried again has no lateness
+        shown = np.maximum(values[known], _FLOOR_SECONDS)
         over_time = figure.add_subplot(grid[row, 0])
-        _draw_over_time(over_time, ended, shown, limits)
         _head(over_time, name, about)
+        if not len(shown):
+            _say_none(over_time)
+            continue
+        _draw_over_time(over_time, ended[known], shown, limits)
         spread = figure.add_subplot(grid[row, 1], sharey=over_time)
         _draw_distribution(spread, shown)
         _head(spread, "Distribution", "")
@@ -134,6 +138,11 @@ def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
         spread.tick_params(labelleft=False)
     _draw_counts(figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1]), totals, statuses)
     figure.suptitle(_title(ended), x=0.012, ha="left", fontsize=17, color=_INK, fontweight="bold")
+
+
+def _say_none(axes: Axes) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "none among these", ha="center", va="center", fontsize=12, color=_FAINT)
 
 
 def _title(ended: Any) -> str:

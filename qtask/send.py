@@ -42,8 +42,11 @@ def from_flags(flags: Mapping[str, Any]) -> list[Item]:
     if kind != "http" and (flags["method"] or flags["headers"]):
         raise QTaskError("--method and --header go with --http")
     settings = _when(flags)
-    if flags["timeout"] is not None:
-        settings["timeout"] = flags["timeout"]
+    settings |= {name: flags[name] for name in ("timeout", "expires") if flags[name] is not None}
+    if flags["attempts"] is not None:
+        settings["retry"] = {"attempts": flags["attempts"]}
+    if flags["task_id"] is not None:
+        settings["id"] = flags["task_id"]
     data = _data(kind, flags)
     if data is not None:
         settings["data"] = data[0]

@@ -58,10 +58,12 @@ def a_task(link: str, time: float = 0, title: str = "t", **data: Any) -> dict[st
     return {"title": title, "address": {"type": "http", "link": link}, "settings": {"time": time, "data": data}}
 
 
-def sent(installation: Installation, link: str, delay: float = 0, title: str = "t") -> str:
+def sent(installation: Installation, link: str, delay: float = 0, title: str = "t", attempts: int = 5) -> str:
     """Id of a task that was sent."""
+    task = a_task(link, delay, title)
+    task["settings"]["retry"] = {"attempts": attempts}
     with Client(installation.url) as client:
-        return client.send(a_task(link, delay, title)).id
+        return client.send(task).id
 
 
 # --- at a glance -------------------------------------------------------------------------------------------------
@@ -72,8 +74,8 @@ def test_help_lists_every_command_and_the_version_is_told() -> None:
     assert result.returncode == 0
     commands = result.stdout.partition("Commands:")[2]
     told = [line.split()[0] for line in commands.splitlines() if line]
-    processes, others = ["up", "gateway", "scheduler", "worker"], ["send", "list", "show", "cancel", "stats", "graph"]
-    assert told == [*processes, *others, "demo", "doctor", "health"]
+    processes, others = ["up", "gateway", "scheduler", "worker"], ["send", "list", "show", "cancel", "retry", "remove"]
+    assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "health"]
     assert "..." not in commands, "every line says the whole of it"
     assert qtask("--version").stdout == f"qtask, version {VERSION}\n"
 
@@ -269,7 +271,11 @@ def test_send_shows_its_progress_on_a_terminal_and_keeps_output_apart(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say where to: one of --http URL, --socket HOST:PORT, --pipe NAME, --graph, or a FILE of dicts"),
+        (
+            [],
+            "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
+            "or a FILE of dicts",
+        ),
         (["--http", "http://x/", "--pipe", "y"], "say where to: one of"),
         (["--http", "http://x/", "--in", "1", "--at", "2"], "either --in or --at says when, not both"),
         (["--http", "http://x/", "--data", "text"], '--data wants JSON, such as {"a": 1} or "text" in quotes:'),
@@ -311,7 +317,10 @@ def test_send_refuses_a_file_that_is_not_json(installation: Installation) -> Non
 def test_list_shows_each_state(installation: Installation, receiver: Receiver) -> None:
     link = receiver.url + "list"
     waiting = [sent(installation, link, 50 + n, f"waits {n}") for n in (2, 0, 1)]
-    delivered, dead = sent(installation, link), sent(installation, f"http://127.0.0.1:{free_port()}/", title="no one")
+    delivered, dead = (
+        sent(installation, link),
+        sent(installation, f"http://127.0.0.1:{free_port()}/", title="no one", attempts=1),
+    )
     until(lambda: _state(installation, delivered) == "delivered" and _state(installation, dead) == "dead")
 
     listed = [line for line in ran(installation, "list").splitlines() if "waits" in line]
@@ -342,14 +351,14 @@ def test_show_tells_everything_of_a_task(installation: Installation) -> None:
         exchange.answer(503, b"come again\x1b[2J")
 
     with Receiver(busy) as receiver:
-        task_id = sent(installation, receiver.url, title="to a :fire: [bold]receiver")
+        task_id = sent(installation, receiver.url, title="to a :fire: [bold]receiver", attempts=1)
         until(lambda: _state(installation, task_id) == "dead")
     out = ran(installation, "show", task_id)
     for words in (task_id, "to a :fire: [bold]receiver", "dead", receiver.url, "failed: 503", r"come again\x1b[2J"):
         assert words in out, "as it came, whatever it could mean to a terminal"
     (record,) = lines(ran(installation, "show", task_id, "--json"))
     assert record["outcomes"][0]["answer"] == "come again\x1b[2J"
-    unreachable = sent(installation, f"http://127.0.0.1:{free_port()}/")
+    unreachable = sent(installation, f"http://127.0.0.1:{free_port()}/", attempts=1)
     until(lambda: _state(installation, unreachable) == "dead")
     assert "connect to server" in ran(installation, "show", unreachable), "why it failed"
 

@@ -182,3 +182,48 @@ def test_a_full_pipe_times_out(tmp_path: Path) -> None:
         deliver(task("pipe", "full", {"data": "x" * 1_000_000}, timeout=0.2), tmp_path)
     os.close(reader)
     assert late.value.kind == "timeout"
+
+
+@contextmanager
+def bound(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> Iterator[socket.socket]:
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((host, 0))
+        receiver.settimeout(5)
+        yield receiver
+
+
+def test_udp_gets_the_json_of_the_data_as_one_datagram() -> None:
+    with bound() as receiver:
+        port = receiver.getsockname()[1]
+        for data in ({"a": [1, "é"]}, None, "x" * 65_000):
+            assert deliver(task("udp", f"127.0.0.1:{port}", data)) == Answer()
+            assert msgspec.json.decode(receiver.recv(70_000)) == data
+        deliver(task("udp", f"localhost:{port}", "by name"))
+        assert receiver.recv(100) == b'"by name"'
+    with bound(socket.AF_INET6, "::1") as receiver:
+        deliver(task("udp", f"[::1]:{receiver.getsockname()[1]}", 6))
+        assert receiver.recv(100) == b"6"
+
+
+def test_udp_answer_is_kept() -> None:
+    with bound() as receiver:
+
+        def answer() -> None:
+            _, sender = receiver.recvfrom(100)
+            receiver.sendto(b"got it", sender)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert deliver(task("udp", f"127.0.0.1:{receiver.getsockname()[1]}", 1)).text == "got it"
+        thread.join()
+
+
+def test_udp_failures_say_what_happened() -> None:
+    with bound() as receiver:
+        port = receiver.getsockname()[1]
+    with pytest.raises(Failure, match="refused") as refused:
+        deliver(task("udp", f"127.0.0.1:{port}", 1))
+    assert refused.value.kind == "connect"
+    with pytest.raises(Failure, match=r"no-such-host\.invalid") as unknown:
+        deliver(task("udp", "no-such-host.invalid:80", 1))
+    assert unknown.value.kind == "dns"

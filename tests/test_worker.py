@@ -155,14 +155,16 @@ def test_a_failed_task_is_dead_and_says_why(live: Live, queue: str) -> None:
         else:
             exchange.answer(500, b"out of order")
 
+    once = {"attempts": 1}
+    to_pipe = {"time": 0, "data": {"data": 1}, "retry": once}
     with Receiver(behaviour) as receiver:
         ids = send(
             live,
             queue,
-            http(receiver.url + "broken"),
-            http(receiver.url + "slow", timeout=0.2),
-            http(f"http://127.0.0.1:{free_port()}/"),
-            {"title": "t", "address": {"type": "pipe", "link": "absent"}, "settings": {"time": 0, "data": {"data": 1}}},
+            http(receiver.url + "broken", retry=once),
+            http(receiver.url + "slow", timeout=0.2, retry=once),
+            http(f"http://127.0.0.1:{free_port()}/", retry=once),
+            {"title": "t", "address": {"type": "pipe", "link": "absent"}, "settings": to_pipe},
         )
         records = live.ended(ids)
     found = [(record.state, record.outcomes[-1].error, record.outcomes[-1].code) for record in records]
