@@ -20,6 +20,7 @@ _HOST = re.compile(_NAME, re.ASCII)
 _PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+_UNIX_URL = "http://unix:/"
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -33,8 +34,16 @@ class SocketLink:
 
 
 def check_http(link: str) -> str:
-    """Returns an http or https URL as it came. Raises `Refused` when it is none."""
+    """Returns an http or https URL as it came. Raises `Refused` when it is none.
+
+    `http://unix:/run/app.sock:/path` is the URL `http://localhost/path` of a receiver on a unix socket, as nginx
+    writes it.
+    """
     _check_length(link)
+    if link.startswith(_UNIX_URL):
+        path, url = split_unix(link)
+        _check_unix_path(path, link)
+        return check_http(url) and link
     if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
         _check_port(match[2] or "80", link)
         return link
@@ -60,16 +69,20 @@ def check_http(link: str) -> str:
     return link
 
 
+def split_unix(link: str) -> tuple[str, str]:
+    """Splits `http://unix:/run/app.sock:/path` into the socket's path and the URL; of other URLs the path is empty."""
+    if not link.startswith(_UNIX_URL):
+        return "", link
+    path, _, target = link[len(_UNIX_URL) - 1 :].partition(":")
+    return path, f"http://localhost{target or '/'}"
+
+
 def parse_socket(link: str) -> SocketLink:
     """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
     _check_length(link)
     if link.startswith("unix:"):
-        path = link[5:]
-        if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
-            raise Refused(
-                "invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}"
-            )
-        return SocketLink("", 0, path)
+        _check_unix_path(link[5:], link)
+        return SocketLink("", 0, link[5:])
     host, colon, port = link.rpartition(":")
     if not colon:
         raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {_cut(link)}")
@@ -96,6 +109,11 @@ def check_pipe(link: str) -> str:
 def _check_length(link: str) -> None:
     if len(link) > MAX_LENGTH:
         raise Refused("too_large", FIELD, f"a link has at most {MAX_LENGTH} characters, got {len(link)}")
+
+
+def _check_unix_path(path: str, link: str) -> None:
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+        raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}")
 
 
 def _host_name(host: str, link: str) -> str:

@@ -77,9 +77,13 @@ class Receiver:
     def __enter__(self) -> Receiver:
         self._server = socket.socket(self.family)
         self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._server.bind((self.host, 0))
+        if self.family == socket.AF_UNIX:
+            self._server.bind(self.host)
+            self.port = 0
+        else:
+            self._server.bind((self.host, 0))
+            self.port = int(self._server.getsockname()[1])
         self._server.listen(1024)
-        self.port = int(self._server.getsockname()[1])
         self._changed = threading.Condition()
         self._open: set[socket.socket] = set()
         self.closing = threading.Event()
@@ -95,6 +99,8 @@ class Receiver:
     @property
     def url(self) -> str:
         """Its address, with a slash at the end."""
+        if self.family == socket.AF_UNIX:
+            return f"http://unix:{self.host}:/"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}/"
 
@@ -116,7 +122,8 @@ class Receiver:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls is not None:
                 connection = self.tls.wrap_socket(connection, server_side=True)
             self._open.add(connection)

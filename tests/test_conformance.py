@@ -394,6 +394,33 @@ def test_ipv6(deliver: Deliver) -> None:
         assert_seen(receiver, request)
 
 
+def test_a_unix_socket(deliver: Deliver, tmp_path: Path) -> None:
+    with Receiver(family=socket.AF_UNIX, host=str(tmp_path / "app.sock")) as receiver:
+        request = prepared(receiver.url + "path?x=1", {"method": "POST", "json": 1})
+        assert deliver(request).code == 200
+        assert_seen(receiver, request)
+        assert receiver.requests[0].header("Host") == "localhost"
+
+
+def test_a_redirect_leads_away_from_a_unix_socket_only_to_another_origin(deliver: Deliver, tmp_path: Path) -> None:
+    with Receiver() as other:
+        answers = {"/": "/second", "/second": other.url}
+
+        def redirect(exchange: Exchange) -> None:
+            exchange.answer(307, b"", {"Location": answers[exchange.request.target]})
+
+        with Receiver(redirect, family=socket.AF_UNIX, host=str(tmp_path / "app.sock")) as receiver:
+            assert deliver(prepared(receiver.url)).text == "ok"
+            assert [request.target for request in receiver.requests] == ["/", "/second"]
+        assert len(other.requests) == 1
+
+
+def test_an_absent_unix_socket_fails(deliver: Deliver, tmp_path: Path) -> None:
+    with pytest.raises(Failure) as failed:
+        deliver(prepared(f"http://unix:{tmp_path}/absent:/"))
+    assert failed.value.kind == "connect"
+
+
 def test_a_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver(lambda exchange: exchange.answer(200, b"by proxy")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)

@@ -47,6 +47,10 @@ _ERROR_KINDS: dict[int, ErrorKind] = {
 _ALL_READY_SHARE = 4  # with more than a quarter of all transfers ready at once, one sweep costs less than a call each
 
 
+_Shape = tuple[str, bool, str]
+"""Of a request: its method, whether it has a body, its unix socket."""
+
+
 class HttpDeliverer:
     """Delivers over HTTP and HTTPS; connections are kept and shared by all deliveries to a host."""
 
@@ -65,7 +69,7 @@ class HttpDeliverer:
         # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/architecture.md.
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
         self._running: dict[Any, _Transfer] = {}
-        self._idle: dict[tuple[str, bool], list[_Transfer]] = {}
+        self._idle: dict[_Shape, list[_Transfer]] = {}
         self._kept = 0
 
     def start(self, claim: Claim, done: Done) -> None:
@@ -93,7 +97,7 @@ class HttpDeliverer:
         self._multi.close()
 
     def _begin(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
-        shape = (request.method, request.body is not None)
+        shape = (request.method, request.body is not None, request.unix_socket)
         transfer = self._take(shape)
         try:
             transfer.prepare(request, deadline, redirects, done)
@@ -182,7 +186,7 @@ class HttpDeliverer:
         else:
             done(answer)
 
-    def _take(self, shape: tuple[str, bool]) -> _Transfer:
+    def _take(self, shape: _Shape) -> _Transfer:
         idle = self._idle.get(shape)
         if idle is None:
             return _Transfer(shape)
@@ -209,15 +213,15 @@ _EVENTS_OF = {
 
 
 class _Transfer:
-    """A libcurl handle with what one request needs; made for a shape (method, with or without body), used again."""
+    """A libcurl handle with what one request needs; made for a shape, used again."""
 
-    def __init__(self, shape: tuple[str, bool]) -> None:
+    def __init__(self, shape: _Shape) -> None:
         self.shape = shape
         self.handle = handle = pycurl.Curl()
         self.headers: list[bytes] = []
         self._body: list[bytes] = []
         self._size = 0
-        method, with_body = shape
+        method, with_body, unix_socket = shape
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.CAINFO, _ca_bundle())
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
@@ -232,6 +236,9 @@ class _Transfer:
         elif method == "HEAD":
             handle.setopt(pycurl.NOBODY, 1)
         handle.setopt(pycurl.CUSTOMREQUEST, method)
+        if unix_socket:
+            handle.setopt(pycurl.UNIX_SOCKET_PATH, unix_socket)
+            handle.setopt(pycurl.PROXY, "")
 
     def prepare(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
         """Sets what differs from request to request."""

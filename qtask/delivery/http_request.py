@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from qtask.delivery.browsers import random_browser
+from qtask.link import split_unix
 from qtask.outcome import Failure
 from qtask.task import HttpData, Task, decode_base64, http_data
 from qtask.timing import format_instant
@@ -46,6 +47,7 @@ class HttpRequest:
         headers: in the order in which they are sent; Host, Content-Length and Connection are the transport's.
         body: None when there is none.
         timeout: seconds for all of it, redirects included.
+        unix_socket: path of the unix socket on which the receiver listens; empty for the host and port of `url`.
     """
 
     method: str
@@ -53,6 +55,7 @@ class HttpRequest:
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
     timeout: float
+    unix_socket: str = ""
 
 
 def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
@@ -67,7 +70,8 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     Raises `Refused` when the data is not that of an `http` task.
     """
     data = http_data(task)
-    url, authorization = _url(task.address.link)
+    unix_socket, link = split_unix(task.address.link)
+    url, authorization = _url(link)
     if data.params:
         url = _with_params(url, data.params)
     body, content_type = _body(data)
@@ -89,7 +93,7 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     headers.append(("QTask-Id", task_id))
     headers.append(("QTask-Attempt", str(attempt)))
     headers.append(("QTask-Due", format_instant(due)))
-    return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout)
+    return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket)
 
 
 def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
@@ -109,6 +113,7 @@ def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
     headers = request.headers
     if other != origin:
         headers = tuple(pair for pair in headers if pair[0].lower() not in _SECRET_HEADERS | {"host"})
+        request = replace(request, unix_socket="")
     to_get = (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST")
     if not to_get:
         return replace(request, url=target, headers=headers)

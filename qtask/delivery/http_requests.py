@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -11,7 +12,7 @@ from typing import Any
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -40,6 +41,34 @@ class _Connection(HTTPConnection):
 
 class _TlsConnection(HTTPSConnection):
     response_class = _FinalResponse
+
+
+class _UnixConnection(_Connection):
+    """To a unix socket, whatever the URL says of host and port."""
+
+    path = ""
+
+    def _new_conn(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(self.timeout if isinstance(self.timeout, int | float) else None)
+        try:
+            connection.connect(self.path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
+class _UnixAdapter(HTTPAdapter):
+    """requests' adapter, to a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._pool: Any = urllib3.HTTPConnectionPool("localhost")
+        self._pool.ConnectionCls = type("UnixConnection", (_UnixConnection,), {"path": path})
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self._pool
 
 
 class _Adapter(HTTPAdapter):
@@ -109,10 +138,16 @@ def _send(session: requests.Session, request: HttpRequest, deadline: float) -> t
     prepared.body = request.body
     if request.body is not None or request.method not in ("GET", "HEAD"):
         prepared.headers["Content-Length"] = str(len(request.body or b""))
-    settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
     left = max(0.001, deadline - monotonic())
     # The adapter and not the session sends: a session would follow redirects, and keep cookies from task to task.
-    with session.get_adapter(request.url).send(prepared, timeout=(left, left), **settings) as response:
+    adapter: BaseAdapter
+    settings: Any
+    if request.unix_socket:
+        adapter, settings = _UnixAdapter(request.unix_socket), {}
+    else:
+        adapter = session.get_adapter(request.url)
+        settings = session.merge_environment_settings(request.url, {}, True, None, None)
+    with adapter.send(prepared, timeout=(left, left), **settings) as response:
         body = b""
         for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
             body += chunk
