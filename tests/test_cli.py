@@ -423,11 +423,10 @@ def test_stats_of_nothing(redis: Redis, redis_server: RedisServer) -> None:
     assert result.stdout.splitlines()[0] == "no deliveries yet"
 
 
-@pytest.mark.parametrize(("name", "start"), [("of.png", b"\x89PNG"), ("of.SVG", b"<?xml")])
-def test_graph_draws_what_the_name_says(installation: Installation, tmp_path: Path, name: str, start: bytes) -> None:
-    file = tmp_path / name
+def test_graph_draws_in_the_format_that_the_name_says(installation: Installation, tmp_path: Path) -> None:
+    file = tmp_path / "punctual.SVG"
     out = ran(installation, "graph", "-o", str(file))
-    assert file.read_bytes().startswith(start)
+    assert file.read_bytes().startswith(b"<?xml")
     assert out == f"{file} ({file.stat().st_size} bytes)\n"
 
 
