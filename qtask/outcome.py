@@ -104,6 +104,8 @@ def decode_outcomes(lines: bytes) -> list[Outcome]:
 
 def excerpt(body: bytes) -> str:
     """The beginning of an answer as text, without a character that is cut off; what is not UTF-8 is shown as �."""
+    if len(body) * 3 <= ANSWER_LIMIT_BYTES:  # three bytes are what a byte can become
+        return body.decode("utf-8", "replace")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(body[:ANSWER_LIMIT_BYTES], final=len(body) <= ANSWER_LIMIT_BYTES)
     return text.encode()[:ANSWER_LIMIT_BYTES].decode("utf-8", "ignore")
