@@ -1,0 +1,27 @@
+"""Huey on Redis."""
+
+# mypy: disable-error-code="import-not-found, untyped-decorator"
+# The packages are in an environment of their own, where mypy does not look.
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from huey import RedisHuey
+
+from benchmarks.peers.requests_post import post
+from benchmarks.plan import Task, redis_url
+
+huey = RedisHuey("bench", url=redis_url())
+
+
+@huey.task()
+def deliver(path: str) -> None:
+    """The task."""
+    post(path)
+
+
+def submit(tasks: list[Task]) -> None:
+    """`schedule` with an `eta` in local time, a call a task."""
+    for due, path in tasks:
+        deliver.schedule(args=(path,), eta=datetime.fromtimestamp(due))
