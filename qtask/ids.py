@@ -29,7 +29,7 @@ class IdSource:
 
     Args:
         node: the number of this process, unique among all that accept tasks on one Redis.
-        clock: Unix time in nanoseconds.
+        clock: Unix time in nanoseconds; Redis's, where an id is to tell when its task was accepted.
     """
 
     def __init__(self, node: int, clock: Callable[[], int] = time.time_ns) -> None:

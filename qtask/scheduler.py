@@ -16,13 +16,13 @@ from typing import Any
 import rq_scheduler
 from redis import Redis
 from redis.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq.exceptions import DeserializationError
 from rq.job import Job
 
 from qtask.config import Config
 from qtask.ids import IdSource
-from qtask.outcome import Outcome, encode_outcome
+from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION
@@ -35,6 +35,7 @@ BATCH = 500  # jobs moved by one script; a longer one would make others wait for
 GAP_SECONDS = 0.001  # least time between two moves, so that a stream of due tasks moves by the batch
 TICK_SECONDS = 1.0  # how often dead workers and RQ's registrations are looked after
 DEAD_AFTER_SECONDS = 5.0  # without a heartbeat, after which a worker's tasks are taken back
+GAP_IN_TICKS_SECONDS = 3.0  # between two ticks, after which Redis must have been away; less than it takes to be dead
 LOCK_SECONDS = 10
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 FOREIGN_RETRY_SECONDS = 60.0
@@ -56,6 +57,8 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
     def __init__(self, queue_name: str, connection: Redis) -> None:
         super().__init__(queue_name, connection=connection, interval=TICK_SECONDS)
         self._stopping = False
+        self._registered = False
+        self._last_tick = self._watching_since = 0.0  # by Redis's clock
         self._ids: IdSource | None = None
 
     # --- submitting, in rq-scheduler's words ---------------------------------------------------------------
@@ -78,7 +81,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
         """As `enqueue_at`, with a delay from now."""
-        return self.enqueue_at(datetime.now(UTC) + time_delta, func, *args, **kwargs)
+        return self.enqueue_at(datetime.fromtimestamp(self._now(), UTC) + time_delta, func, *args, **kwargs)
 
     def enqueue_many(self, tasks: Sequence[tuple[float, Mapping[str, Any]]]) -> list[Job]:
         """Submits many dicts in one round trip.
@@ -95,6 +98,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         submit(self.connection, self.queue_name, submissions)
         return [TaskJob(submission.id, self.connection) for submission in submissions]
 
+    def _now(self) -> float:
+        """Unix seconds by Redis's clock: that of this host may be wrong."""
+        seconds, microseconds = self.connection.time()
+        return float(seconds + microseconds / 1e6)
+
     # --- the process ---------------------------------------------------------------------------------------
 
     def stop(self, *_: Any) -> None:
@@ -110,7 +118,8 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
                     # Subscribed before the head is looked at, so that no earlier task slips in between.
                     wake.subscribe(keys.WAKE)
                     wake.get_message(timeout=1.0)
-                    self.register_birth()
+                    self._registered = False
+                    self._tick()
                     logger.info("scheduling", extra={"queue": self.queue_name})
                     pause = BACKOFF_SECONDS[0]
                     self._run_connected(wake, burst)
@@ -127,7 +136,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         super().register_birth()
 
     def _run_connected(self, wake: PubSub, burst: bool) -> None:
-        next_tick = 0.0
+        next_tick = monotonic() + TICK_SECONDS
         while not self._stopping:
             began = monotonic()
             if began >= next_tick:
@@ -180,29 +189,57 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         return job
 
     def _tick(self) -> None:
-        self.heartbeat()
-        self._hold_lock()
+        self._say_alive()
         queues = [key.decode().removeprefix(keys.QUEUE_PREFIX) for key in self.connection.smembers(keys.QUEUES)]
-        taken = self.take_back(*queues)
+        taken = self.take_back(*queues, silent_since=self._silent_since())
         if taken:
             logger.warning("taken_back", extra={"tasks": len(taken), "first": taken[0]})
 
+    def _say_alive(self) -> None:
+        """Tells RQ's tools, and a stock `rqscheduler`, that we are at work."""
+        try:
+            if not self._registered:
+                self.register_birth()
+                self._registered = True
+            self.heartbeat()
+            self._hold_lock()
+        except OutOfMemoryError as error:  # moving tasks takes no memory, and frees it in the end
+            logger.warning("out_of_memory", extra={"error": str(error)})
+
     def _hold_lock(self) -> None:
         """Keeps rq-scheduler's lock, so that a stock `rqscheduler` beside us stays passive."""
-        if not self.connection.set(keys.SCHEDULER_LOCK, "qtask", nx=True, ex=LOCK_SECONDS):
-            if self.connection.get(keys.SCHEDULER_LOCK) == b"qtask":
-                self.connection.expire(keys.SCHEDULER_LOCK, LOCK_SECONDS)
+        if self.connection.get(keys.SCHEDULER_LOCK) == b"qtask":
+            self.connection.expire(keys.SCHEDULER_LOCK, LOCK_SECONDS)
+        else:
+            self.connection.set(keys.SCHEDULER_LOCK, "qtask", nx=True, ex=LOCK_SECONDS)
 
-    def take_back(self, *queues: str) -> list[str]:
+    def _silent_since(self) -> float:
+        """The instant since which a worker must have been silent to count as dead, in Unix seconds.
+
+        Where we have not looked all the while, because Redis was away or hung or its clock was set, workers could not
+        be heard either: then they are given the time to say that they are alive.
+        """
+        now = self._now()
+        if not 0 <= now - self._last_tick <= GAP_IN_TICKS_SECONDS:
+            self._watching_since = now
+        self._last_tick = now
+        return now - DEAD_AFTER_SECONDS if now - self._watching_since >= DEAD_AFTER_SECONDS else 0.0
+
+    def take_back(self, *queues: str, silent_since: float | None = None) -> list[str]:
         """Puts tasks whose lease ended, or whose worker died, back into their queues; returns their ids.
 
-        It must be given every queue: what it is not given would wait for the lease of a dead worker to end.
+        Args:
+            queues: it must be given every one: what it is not given would wait for the lease of a dead worker to end.
+            silent_since: a worker whose last heartbeat is not later counts as dead, in Unix seconds by Redis's clock;
+                by default some seconds ago.
         """
+        if silent_since is None:
+            silent_since = self._now() - DEAD_AFTER_SECONDS
         pairs = [key for queue in queues for key in (keys.started(queue), keys.queue(queue))]
         taken: list[bytes] = script("take_back").run(
             self.connection,
             [keys.WORKERS, *pairs],
-            [keys.JOB_PREFIX, keys.FOREVER_SECONDS, DEAD_AFTER_SECONDS, TAKE_BACK_BATCH, _LOST],
+            [keys.JOB_PREFIX, keys.FOREVER_SECONDS, silent_since, TAKE_BACK_BATCH, _LOST, OUTCOMES_KEEP],
         )
         return [task_id.decode() for task_id in taken]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import signal
+import threading
 from collections import deque
 from dataclasses import replace
 from functools import partial
@@ -50,8 +51,10 @@ TICK_SECONDS = 1.0  # between heartbeats
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
 GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
+STEADY_SECONDS = 5.0  # a connection that has lasted so long starts with the first pause again
 STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
 OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
+LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
 
 logger = logging.getLogger("qtask.worker")
 
@@ -91,7 +94,10 @@ class Worker(BaseWorker):
         self._stopping = False
         self._stop_at = float("inf")
         self._clock_offset = float("-inf")  # Redis's clock minus ours
+        self._registered = False
+        self._connecting: threading.Thread | None = None
         self._connected = False
+        self._connected_at = 0.0
         self._pause = BACKOFF_SECONDS[0]
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -129,6 +135,8 @@ class Worker(BaseWorker):
 
     def _leave(self) -> None:
         """Puts back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
+        if self._connecting is not None:
+            self._connecting.join(LEAVE_WAIT_SECONDS)  # it must not register us again when we have said goodbye
         try:
             self._claims.close()
             self._outcomes.extendleft(reversed(self._settling))
@@ -149,14 +157,37 @@ class Worker(BaseWorker):
             self.pubsub_thread.stop()
 
     def _connect(self) -> None:
+        """Connects, in a thread: a Redis that hangs must not hold up what is in flight."""
+        self._connecting = threading.Thread(target=self._try_to_connect, daemon=True)
+        self._connecting.start()
+
+    def _try_to_connect(self) -> None:
         try:
             self._claims.connect()
             self._settles.connect()
+            if not self._registered:
+                self._register()
             if self.pubsub_thread is None:
-                self.register_birth()
                 self.subscribe()
             for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
                 self.connection.script_load(script(name).text)
+        except (RedisError, OSError) as error:
+            self._loop.call_from_thread(partial(self._on_redis_error, error))
+        except Exception as error:  # a defect: without its thread the worker would stand still, so let it end
+            self._loop.call_from_thread(partial(_raise, error))
+        else:
+            self._loop.call_from_thread(self._on_connected)
+
+    def _register(self) -> None:
+        try:
+            self.connection.delete(self.key)  # an earlier attempt may have come through without our knowing
+            self.register_birth()
+            self._registered = True
+        except OutOfMemoryError as error:  # RQ's tools do not see us then, but claiming and settling free memory
+            logger.warning("not_registered", extra={"error": str(error)})
+
+    def _on_connected(self) -> None:
+        try:
             self._held.difference_update(entry[0] for entry in self._backlog)
             self._backlog.clear()
             script("put_back").run(self.connection, *self._put_back())
@@ -166,10 +197,14 @@ class Worker(BaseWorker):
         self._loop.watch(self._claims.descriptor, READ, partial(self._on_readable, self._claims))
         self._loop.watch(self._settles.descriptor, READ, partial(self._on_readable, self._settles))
         self._connected = True
-        self._pause = BACKOFF_SECONDS[0]
-        logger.info("working", extra={"queue": self._config.queue, "concurrency": self._config.concurrency})
+        self._connected_at = monotonic()
+        about = {"queue": self._config.queue, "concurrency": self._config.concurrency, "token": self._token}
+        logger.info("working", extra=about)
+        self._beat()
 
     def _on_redis_error(self, error: Exception) -> None:
+        if self._connected and monotonic() - self._connected_at > STEADY_SECONDS:
+            self._pause = BACKOFF_SECONDS[0]
         logger.warning("redis_away", extra={"error": str(error), "retry_in_s": self._pause})
         for channel in (self._claims, self._settles):
             if channel.descriptor >= 0:
@@ -179,8 +214,7 @@ class Worker(BaseWorker):
         self._more = True
         self._outcomes.extendleft(reversed(self._settling))
         self._settling = []
-        if not self._stopping:
-            self._loop.call_later(self._pause, self._connect)
+        self._loop.call_later(self._pause, self._connect)
         self._pause = min(self._pause * 2, BACKOFF_SECONDS[1])
 
     def _on_readable(self, channel: Channel, events: int) -> None:
@@ -196,7 +230,10 @@ class Worker(BaseWorker):
             return
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
             self._on_redis_error(TimeoutError(f"no reply within {STALL_SECONDS:g} s"))
-            return
+        else:
+            self._beat()
+
+    def _beat(self) -> None:
         fields: list[Value] = [
             *("last_heartbeat", utcformat(utc_now())),
             *("state", str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value)),
@@ -210,6 +247,12 @@ class Worker(BaseWorker):
             self._settles.send(self._on_suspended, "EXISTS", WORKERS_SUSPENDED)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Keeps listening for RQ's commands, whatever Redis goes through; RQ's own gives up at a timeout."""
+        if not isinstance(exc, RedisError | OSError):
+            raise exc
+        sleep(BACKOFF_SECONDS[1])
 
     def _on_suspended(self, reply: Any) -> None:
         self._suspended = reply == 1
@@ -407,6 +450,7 @@ class Worker(BaseWorker):
             keys.WAKE,
             keys.ID_PREFIX,
             OUTCOMES_KEEP,
+            keys.RESULTS_PREFIX,
         ]
         for entry in entries:
             arguments += entry
@@ -414,6 +458,10 @@ class Worker(BaseWorker):
 
     def _put_back(self) -> tuple[list[str], list[Value]]:
         return [self._started_key, self._queue_key], [keys.JOB_PREFIX, self._token, *self._held]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _nothing() -> None:

@@ -64,7 +64,7 @@ def choose_url(url: str | None) -> str:
 def is_redis(url: str) -> bool:
     """Whether an address is a Redis; else it must be a socket. Raises `ConfigError` for anything else."""
     scheme = url.partition("://")[0]
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
         return True
     if scheme == "socket":
         return False

@@ -24,7 +24,7 @@ BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
 MAX_WAITING = 10_000  # tasks that wait for Redis; beyond it nothing more is read
 COMMIT_TIMEOUT_SECONDS = 5.0
-HOLD_PAUSE_SECONDS = 0.02  # before the second try of a commit; doubled for each further one
+HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -52,6 +52,7 @@ class _Waiting:
     checked: Checked
     entry: str
     on_answer: OnAnswer
+    since: float  # by monotonic
 
 
 class Intake:
@@ -85,7 +86,7 @@ class Intake:
 
     def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "") -> None:
         """Takes a task; `on_answer` is called when Redis holds it, or when it does not."""
-        self._waiting.append(_Waiting(checked, entry, on_answer))
+        self._waiting.append(_Waiting(checked, entry, on_answer, monotonic()))
         if not self._scheduled and len(self._commits) < COMMITS_IN_FLIGHT:
             # Not at once but after this turn of the loop, so that all that has arrived goes together.
             self._scheduled = True
@@ -118,8 +119,8 @@ class Intake:
     async def _commit(self, batch: list[_Waiting]) -> None:
         answers: list[Answer] = []
         submissions: list[Submission] = []
-        hold_until = monotonic() + self._hold_seconds
-        pause = HOLD_PAUSE_SECONDS
+        hold_until = batch[0].since + self._hold_seconds
+        pause, longest = HOLD_PAUSE_SECONDS
         while not answers:
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
@@ -128,12 +129,13 @@ class Intake:
                     places = await submit_async(self._redis, self._queue, submissions, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
                 reason = str(error) or type(error).__name__
-                if monotonic() + pause < hold_until:  # the same ids again: what had come through is not repeated
-                    await asyncio.sleep(pause)
-                    pause *= 2
-                    continue
+                if (left := hold_until - monotonic()) > 0:
+                    await asyncio.sleep(min(pause, left))
+                    pause = min(pause * 2, longest)
+                    continue  # with the same ids: what had come through is not repeated
                 logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
                 answers = [unavailable(reason)] * len(batch)
+                self._give_up(reason)
             else:
                 answers = [
                     None if place is None else Accepted(submission.id, place.due, place.duplicate)
@@ -141,6 +143,12 @@ class Intake:
                 ]
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.on_answer(answer)
+
+    def _give_up(self, reason: str) -> None:
+        """Refuses those behind a failed commit who have waited as long as it did: in their turn, they would wait on."""
+        since = monotonic() - self._hold_seconds - COMMIT_TIMEOUT_SECONDS
+        while self._waiting and self._waiting[0].since < since:
+            self._waiting.popleft().on_answer(unavailable(reason))
 
     async def _with_ids(self, batch: list[_Waiting]) -> list[Submission]:
         if self._ids is None:

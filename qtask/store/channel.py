@@ -42,10 +42,10 @@ class Channel:
     def connect(self) -> None:
         """Connects anew; commands that were under way are forgotten. Raises redis-py's errors."""
         self.close()
-        connection: Any = self._redis.connection_pool.make_connection()
-        connection.connect()
-        self._connection = connection
-        self.descriptor = connection._sock.fileno()  # redis-py has no other way to its socket
+        if self._connection is None:  # made once: a pool makes only so many in its life
+            self._connection = self._redis.connection_pool.make_connection()
+        self._connection.connect()
+        self.descriptor = self._connection._sock.fileno()  # redis-py has no other way to its socket
 
     def close(self) -> None:
         """Closes the connection."""
@@ -53,7 +53,6 @@ class Channel:
         self.descriptor = -1
         if self._connection is not None:
             self._connection.disconnect()
-            self._connection = None
 
     def waited(self) -> float:
         """Seconds for which the oldest reply is owed; 0 when none is."""
@@ -61,13 +60,13 @@ class Channel:
 
     def send(self, on_reply: OnReply, *command: Value) -> None:
         """Sends a command; `on_reply` gets its reply, or the `ResponseError` that Redis answered."""
-        assert self._connection is not None
+        assert self.descriptor >= 0
         self._waiting.append(_Sent(on_reply, None, command, monotonic()))
         self._connection.send_command(*command, check_health=False)
 
     def run(self, on_reply: OnReply, script: Script, keys: list[str], arguments: list[Value]) -> None:
         """Runs a script; where Redis has forgotten it, its text is sent without the caller noticing."""
-        assert self._connection is not None
+        assert self.descriptor >= 0
         rest: tuple[Value, ...] = (len(keys), *keys, *arguments)
         reach(script.before)
         self._waiting.append(_Sent(on_reply, script, rest, monotonic()))
@@ -75,10 +74,9 @@ class Channel:
 
     def read(self) -> None:
         """Reads the replies that have come, to be called when the descriptor is readable. Raises when it broke."""
-        connection = self._connection
-        while connection is not None and connection is self._connection:
-            self._read_one(connection)
-            if not self._waiting or not connection.can_read():  # the parser may hold more than the socket shows
+        while True:
+            self._read_one(self._connection)
+            if not self._waiting or not self._connection.can_read():  # the parser may hold more than the socket shows
                 return
 
     def _read_one(self, connection: Any) -> None:

@@ -20,6 +20,8 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
 SENTINEL_SCHEME = "redis+sentinel://"
 _SENTINEL_PORT = 26_379
+# One that does not answer at once is passed over: the next one knows as much.
+_ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
 
 def connect(url: str, timeout: float | None = None) -> Redis:
@@ -37,7 +39,8 @@ def connect(url: str, timeout: float | None = None) -> Redis:
         if not url.startswith(SENTINEL_SCHEME):
             return Redis.from_url(url, **options)
         place = _parse_sentinel(url)
-        sentinel = Sentinel(place.sentinels, sentinel_kwargs={**_timeouts(1.0), **place.sentinel_options}, **options)
+        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": Retry(NoBackoff(), 0), **place.sentinel_options}
+        sentinel = Sentinel(place.sentinels, sentinel_kwargs=ask, **options)
         redis: Redis = sentinel.master_for(place.service, **place.options)
         return redis
     except ValueError as error:
@@ -51,9 +54,8 @@ def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
         if not url.startswith(SENTINEL_SCHEME):
             return AsyncRedis.from_url(url, **options)
         place = _parse_sentinel(url)
-        sentinel = AsyncSentinel(
-            place.sentinels, sentinel_kwargs={**_timeouts(1.0), **place.sentinel_options}, **options
-        )
+        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": AsyncRetry(NoBackoff(), 0), **place.sentinel_options}
+        sentinel = AsyncSentinel(place.sentinels, sentinel_kwargs=ask, **options)
         redis: AsyncRedis = sentinel.master_for(place.service, **place.options)
         return redis
     except ValueError as error:

@@ -9,6 +9,9 @@
 -- Returns the time of Redis in Unix seconds.
 local time = redis.call('TIME')
 local now = string.format('%.6f', time[1] + time[2] / 1000000)
+-- First of all what takes no memory: a script that has begun to write is not stopped when Redis has no more of it,
+-- and a worker must not count as dead for that.
+redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('HSET', KEYS[2], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[2], ARGV[2])

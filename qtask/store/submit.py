@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Any, NamedTuple
 
 from msgspec import UNSET
@@ -80,13 +81,25 @@ async def submit_async(
 
 
 def id_source(redis: Redis) -> IdSource:
-    """A source of ids for this process, with a node number of its own."""
-    return IdSource(int(redis.incr(keys.NODES)))
+    """A source of ids for this process, with a node number of its own and by Redis's clock."""
+    with redis.pipeline() as pipeline:
+        pipeline.time()
+        pipeline.incr(keys.NODES)
+        return _id_source(pipeline.execute())
 
 
 async def id_source_async(redis: AsyncRedis) -> IdSource:
     """As `id_source`, for redis.asyncio."""
-    return IdSource(int(await redis.incr(keys.NODES)))
+    async with redis.pipeline() as pipeline:
+        pipeline.time()
+        pipeline.incr(keys.NODES)
+        return _id_source(await pipeline.execute())
+
+
+def _id_source(reply: list[Any]) -> IdSource:
+    (seconds, microseconds), node = reply
+    offset = (seconds * 1_000_000 + microseconds) * 1_000 - monotonic_ns()
+    return IdSource(node, lambda: monotonic_ns() + offset)
 
 
 _KEYS = [keys.SCHEDULE, keys.INBOX]

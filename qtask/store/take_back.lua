@@ -3,22 +3,25 @@
 -- A lease ends at its instant, or before it when the worker's heartbeat is gone. A stock RQ worker's lease bears
 -- its plain instant as score; when that is past, the task (a foreign job bears created_at and no attempt) is taken
 -- back as well.
+-- Needs newest_lines.lua.
 --
 -- KEYS[1]  workers (sorted set: token by last heartbeat)
 -- then two a queue:
 --   started registry, queue (list)
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  seconds added to the score of a lease (see claim.lua)
--- ARGV[3]  seconds without a heartbeat after which a worker counts as dead
+-- ARGV[3]  instant (Unix seconds): a worker whose last heartbeat is not later counts as dead. It is the caller's, and
+--          not reckoned from now: while this script waited for Redis, heartbeats did so, too.
 -- ARGV[4]  most leases to take back from one queue
 -- ARGV[5]  the outcome of a lost delivery (JSON on one line) with %ATTEMPT% and %NOW% in it
+-- ARGV[6]  outcomes to keep a task
 --
 -- Returns the ids that were taken back. The dead are forgotten in the same step, so it must be given every queue.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local most = tonumber(ARGV[4])
 local dead, any = {}, false
-for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])) do
+for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])) do
   dead[token], any = true, true
 end
 local all, full = {}, false
@@ -51,7 +54,8 @@ for i = 2, #KEYS, 2 do
       local job = redis.call('HMGET', key, 'attempt', 'outcomes', 'data')
       if job[3] then
         local line = string.gsub(ARGV[5], '%%(%u+)%%', {ATTEMPT = job[1] or '1', NOW = string.format('%.6f', now)})
-        redis.call('HSET', key, 'status', 'queued', 'outcomes', job[2] and job[2] .. '\n' .. line or line)
+        local outcomes = newest_lines((job[2] or '') .. '\n' .. line, ARGV[6])
+        redis.call('HSET', key, 'status', 'queued', 'outcomes', outcomes)
         redis.call('LPUSH', queue, id)
         taken = taken + 1
         all[#all + 1] = id
