@@ -1,4 +1,5 @@
--- Removes a task that is not being delivered: from the schedule, its queue, the finished or the dead.
+-- Removes a task that is not being delivered: from the schedule, its queue, the finished or the dead. An id that the
+-- client chose is free again.
 --
 -- KEYS[1]  schedule (sorted set)
 -- ARGV[1]  id
@@ -7,6 +8,7 @@
 -- ARGV[4]  prefix of finished registries
 -- ARGV[5]  prefix of failed registries
 -- ARGV[6]  prefix of RQ's results, which a stock worker leaves
+-- ARGV[7]  prefix of the keys that remember the ids which clients chose
 --
 -- Returns the status that the task had, 'started' when it is being delivered and so was left alone,
 -- or '' when there is no such task.
@@ -27,5 +29,5 @@ elseif status == 'queued' then
 end
 redis.call('ZREM', ARGV[4] .. origin, ARGV[1])
 redis.call('ZREM', ARGV[5] .. origin, ARGV[1])
-redis.call('UNLINK', key, ARGV[6] .. ARGV[1])
+redis.call('UNLINK', key, ARGV[6] .. ARGV[1], ARGV[7] .. ARGV[1])
 return status

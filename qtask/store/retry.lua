@@ -1,23 +1,27 @@
 -- Gives dead tasks another chance: back into their queue, with all their attempts; what became of the former ones
 -- stays in their history.
+-- Needs newest_lines.lua.
 --
 -- KEYS[1]  set of queue keys
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  prefix of queue keys
 -- ARGV[3]  prefix of failed registries
+-- ARGV[4]  prefix of RQ's results, which a stock worker leaves
+-- ARGV[5]  outcomes to keep in the history
 -- then the ids
 --
 -- Returns the ids that were dead and now are queued.
 local queued = {}
-for i = 4, #ARGV do
+for i = 6, #ARGV do
   local id = ARGV[i]
   local key = ARGV[1] .. id
   local job = redis.call('HMGET', key, 'origin', 'outcomes', 'history')
   if job[1] and redis.call('ZREM', ARGV[3] .. job[1], id) == 1 then
     redis.call('HDEL', key, 'attempt', 'exc_info', 'outcomes')
     redis.call('HSET', key, 'status', 'queued')
+    redis.call('UNLINK', ARGV[4] .. id)
     if job[2] then
-      redis.call('HSET', key, 'history', job[3] and job[3] .. '\n' .. job[2] or job[2])
+      redis.call('HSET', key, 'history', newest_lines((job[3] or '') .. '\n' .. job[2], ARGV[5]))
     end
     redis.call('SADD', KEYS[1], ARGV[2] .. job[1])
     redis.call('RPUSH', ARGV[2] .. job[1], id)

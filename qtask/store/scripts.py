@@ -1,8 +1,12 @@
-"""The Lua scripts by name. Each stands in a file of its own, which begins with its keys, arguments and reply."""
+"""The Lua scripts by name. Each stands in a file of its own, which begins with its keys, arguments and reply.
+
+What several need stands in a file, too; they ask for it by a line `-- Needs NAME.lua.`
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +21,7 @@ from qtask.store.faults import reach
 Value = str | bytes | int | float
 
 _FOLDER = Path(__file__).parent
+_NEEDS = re.compile(rb"^-- Needs (\w+\.lua)\.$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script in `name.lua` of this folder."""
+    """The script in `name.lua` of this folder, behind what it needs."""
     text = (_FOLDER / f"{name}.lua").read_bytes()
+    for needed in _NEEDS.findall(text):
+        text = (_FOLDER / needed.decode()).read_bytes() + text
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())

@@ -1,5 +1,6 @@
 -- Settles outcomes of one worker: each task leaves the started registry for the finished, the dead, or (to be tried
 -- again) the schedule, and its figures go into the statistics, all in one step.
+-- Needs newest_lines.lua.
 --
 -- KEYS[1]  started registry
 -- KEYS[2]  finished registry
@@ -18,6 +19,7 @@
 -- ARGV[10] channel that wakes schedulers
 -- ARGV[11] prefix of the keys that remember the ids which clients chose
 -- ARGV[12] outcomes to keep a task
+-- ARGV[13] prefix of RQ's results, which a stock worker leaves
 -- then eight a task:
 --   id, 'finished' or 'failed' or 'retry', outcome (JSON on one line; '' when there was no delivery), error in words,
 --   counter ('kind:status'), end of the delivery in Unix seconds, member of the statistics,
@@ -36,19 +38,13 @@ local expiry = string.format('%.3f', now + ARGV[5])
 local forever = string.format('%.3f', now + ARGV[8])
 
 local function all_outcomes(key, newest)
-  local lines = {}
-  for line in string.gmatch(redis.call('HGET', key, 'outcomes') or '', '[^\n]+') do
-    lines[#lines + 1] = line
-  end
-  if newest ~= '' then
-    lines[#lines + 1] = newest
-  else
+  if newest == '' then
     redis.call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery that was never begun
   end
-  return table.concat(lines, '\n', math.max(1, #lines - ARGV[12] + 1))
+  return newest_lines((redis.call('HGET', key, 'outcomes') or '') .. '\n' .. newest, ARGV[12])
 end
 
-for i = 13, #ARGV, 8 do
+for i = 14, #ARGV, 8 do
   local id, fate, outcomes, counter = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4]
   if redis.call('ZREM', KEYS[1], id .. ':' .. ARGV[2]) == 1 then
     local key = ARGV[1] .. id
@@ -56,6 +52,7 @@ for i = 13, #ARGV, 8 do
     settled = settled + 1
     if rare and rare.again then
       outcomes = all_outcomes(key, outcomes)
+      redis.call('UNLINK', ARGV[13] .. id) -- of an attempt by a stock worker: the outcomes say it all
     end
     if fate == 'finished' then
       redis.call('HSET', key, 'status', 'finished', 'outcomes', outcomes)
@@ -86,14 +83,17 @@ for i = 13, #ARGV, 8 do
   end
 end
 
+-- More than a batch can add, so that it comes down to a bound that was lowered, and nobody waits long for Redis.
+local MOST_DROPPED = 1000
+
 local function drop_beyond(registry, most)
-  local over = redis.call('ZCARD', registry) - most
+  local over = math.min(redis.call('ZCARD', registry) - most, MOST_DROPPED)
   if over <= 0 then
     return {}
   end
   local dropped = redis.call('ZRANGE', registry, 0, over - 1)
   for _, id in ipairs(dropped) do
-    redis.call('UNLINK', ARGV[1] .. id)
+    redis.call('UNLINK', ARGV[1] .. id, ARGV[13] .. id)
   end
   redis.call('ZREMRANGEBYRANK', registry, 0, over - 1)
   return dropped
@@ -125,4 +125,4 @@ for counter, members in pairs(figures) do
   redis.call('ZREMRANGEBYRANK', key, 0, -1 - ARGV[6])
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now - ARGV[7])
 end
-return {settled, unpack(lost, 1, 5000)}
+return {settled, unpack(lost)}

@@ -12,7 +12,7 @@ from redis import Redis
 
 from qtask.errors import NotFound, QTaskError, Refused
 from qtask.ids import instant_of
-from qtask.outcome import Outcome, decode_outcomes
+from qtask.outcome import OUTCOMES_KEEP, Outcome, decode_outcomes
 from qtask.store import keys
 from qtask.store.job import due_of, read_data
 from qtask.store.scripts import Value, script
@@ -95,7 +95,10 @@ def cancel(redis: Redis, task_id: str) -> State:
 
     Raises `NotFound`, or `QTaskError` while the task is being delivered.
     """
-    prefixes = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX]
+    prefixes = [
+        *(keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX),
+        *(keys.RESULTS_PREFIX, keys.ID_PREFIX),
+    ]
     status = _text(script("cancel").run(redis, [keys.SCHEDULE], [task_id, *prefixes]))
     if not status:
         raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
@@ -140,13 +143,15 @@ def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
 
 def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
     """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
-    arguments: list[Value] = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, *ids]
+    prefixes = (keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
+    arguments: list[Value] = [*prefixes, OUTCOMES_KEEP, *ids]
     return _texts(script("retry").run(redis, [keys.QUEUES], arguments))
 
 
 def remove_dead(redis: Redis, ids: Sequence[str]) -> list[str]:
     """Removes dead tasks; returns the ids of those that were dead."""
-    return _texts(script("remove_dead").run(redis, [], [keys.JOB_PREFIX, keys.FAILED_PREFIX, *ids]))
+    prefixes = (keys.JOB_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
+    return _texts(script("remove_dead").run(redis, [], [*prefixes, *ids]))
 
 
 _PAGE = 500
