@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from qtask.errors import Refused
 
@@ -54,7 +55,13 @@ def parse_instant(value: float | str, field: str = "settings.at") -> float:
 
 def format_instant(seconds: float) -> str:
     """Unix seconds as ISO 8601 in UTC with milliseconds: `2026-11-24T15:46:00.250Z`."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_whole_second(whole)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(16)
+def _whole_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
 def format_duration(seconds: float | None) -> str:

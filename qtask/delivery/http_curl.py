@@ -63,7 +63,7 @@ class HttpDeliverer:
         self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, config.concurrency)
         self._multi.setopt(pycurl.M_MAX_HOST_CONNECTIONS, config.host_connections)
         self._epoll = select.epoll()
-        self._watched: dict[int, bool] = {}
+        self._watched: dict[int, bool] = {}  # descriptors in the epoll, and whether a transfer waits for them
         self._time_at = self._timer_at = float("inf")
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
         # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/architecture.md.
@@ -110,21 +110,31 @@ class HttpDeliverer:
 
     def _on_interest(self, what: int, descriptor: int, multi: Any, data: Any) -> None:
         if what == pycurl.POLL_REMOVE:
-            del self._watched[descriptor]
-            self._epoll.unregister(descriptor)
-        elif descriptor in self._watched:
-            self._epoll.modify(descriptor, _EVENTS_OF[what])
+            # It stays in the epoll: a connection that is kept will be used again, and to take it out costs a call.
+            self._watched[descriptor] = False
+            return
+        if descriptor in self._watched:
+            try:
+                self._epoll.modify(descriptor, _EVENTS_OF[what])
+            except FileNotFoundError:  # it was closed meanwhile, and this is another connection with its number
+                self._epoll.register(descriptor, _EVENTS_OF[what])
         else:
-            self._watched[descriptor] = True
             self._epoll.register(descriptor, _EVENTS_OF[what])
+        self._watched[descriptor] = True
 
     def _on_ready(self, events: int) -> None:
         ready = self._epoll.poll(0, 1024)
+        for descriptor, _ in ready:
+            if not self._watched[descriptor]:  # no transfer waits for it: the receiver has closed a kept connection
+                del self._watched[descriptor]
+                self._epoll.unregister(descriptor)
         if len(ready) * _ALL_READY_SHARE > len(self._running):
             self._multi.socket_all()
         else:
             action = self._multi.socket_action
             for descriptor, happened in ready:
+                if descriptor not in self._watched:
+                    continue
                 mask = pycurl.CSELECT_OUT if happened & WRITE else 0
                 action(descriptor, mask | pycurl.CSELECT_IN if happened & ~WRITE else mask)
         self._collect()
@@ -295,6 +305,6 @@ def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
     lines.append("Expect:")  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
     if request.body is None or not any(name.lower() == "content-type" for name, _ in request.headers):
         lines.append("Content-Type:")  # libcurl would say that any body is a form
-    if all(map(str.isascii, lines)):
+    if "".join(lines).isascii():
         return lines
     return [line.encode("latin-1") for line in lines]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 import idna
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from qtask.delivery.browsers import random_browser
 from qtask.link import split_unix
@@ -37,8 +37,7 @@ _CLEAN_URL = re.compile(
 _SAFE_IN_URL = "!$%&'()*+,/:;=?@~"  # as requests puts it on the wire: RFC 3986's path and query, and the percent sign
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(Struct, frozen=True):
     """One request, ready to be put on the wire as it stands.
 
     Attributes:
@@ -75,17 +74,7 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     if data.params:
         url = _with_params(url, data.params)
     body, content_type = _body(data)
-    headers: _Headers = []
-    given: Mapping[str, str] = {}
-    if isinstance(data.headers, dict):
-        given = data.headers
-        headers = [pair for pair in given.items() if pair[0].lower() not in _CONNECTION_HEADERS]
-    elif data.headers == "auto":
-        headers = random_browser()
-    names = {name.lower() for name, _ in headers}
-    for pair in _DEFAULT_HEADERS:
-        if pair[0].lower() not in names:
-            headers.append(pair)
+    headers, names = _headers(data)
     if content_type and "content-type" not in names:
         headers.append(("Content-Type", content_type))
     if authorization and "authorization" not in names:
@@ -94,6 +83,18 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     headers.append(("QTask-Attempt", str(attempt)))
     headers.append(("QTask-Due", format_instant(due)))
     return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket)
+
+
+def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
+    """What the task says, with the defaults for what it does not; and the names that it says, in lower case."""
+    if isinstance(data.headers, dict):
+        headers = [pair for pair in data.headers.items() if pair[0].lower() not in _CONNECTION_HEADERS]
+    elif data.headers == "auto":
+        headers = random_browser()
+    else:
+        return list(_DEFAULT_HEADERS), ()
+    names = {name.lower() for name, _ in headers}
+    return headers + [pair for pair in _DEFAULT_HEADERS if pair[0].lower() not in names], names
 
 
 def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:

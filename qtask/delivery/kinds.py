@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from qtask.config import Config
 from qtask.delivery.loop import Loop
@@ -14,8 +15,7 @@ from qtask.task import Kind, Task
 Done = Callable[[Answer | Failure], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A task that a worker holds a lease of.
 
     Attributes:

@@ -21,7 +21,7 @@ for i = 1, #head, 2 do
     foreign[#foreign + 1] = id
   else
     moved[#moved + 1] = id
-    jobs[#moved] = {job[1], head[i + 1], job[4] == 'failed'}
+    jobs[#moved] = {job[1], head[i + 1], not job[3], job[4] == 'failed'}
   end
 end
 if #moved > 0 then
@@ -29,11 +29,14 @@ if #moved > 0 then
   redis.call('ZREM', KEYS[1], unpack(moved))
 end
 for i, id in ipairs(moved) do
-  local origin, due, was_failed = unpack(jobs[i])
+  local origin, due, is_first, was_failed = unpack(jobs[i])
   if origin then
     local key = ARGV[2] .. id
-    redis.call('HSETNX', key, 'due', due) -- the first due instant stays, also when a task is tried again
-    redis.call('HSET', key, 'status', 'queued')
+    if is_first then
+      redis.call('HSET', key, 'status', 'queued', 'due', due)
+    else
+      redis.call('HSET', key, 'status', 'queued') -- due stays that of the first delivery
+    end
     if was_failed then
       redis.call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
     end

@@ -44,9 +44,16 @@ local function all_outcomes(key, newest)
   return newest_lines((redis.call('HGET', key, 'outcomes') or '') .. '\n' .. newest, ARGV[12])
 end
 
+local leases = {}
+for i = 14, #ARGV, 8 do
+  leases[#leases + 1] = ARGV[i] .. ':' .. ARGV[2]
+end
+local held = redis.call('ZMSCORE', KEYS[1], unpack(leases))
+redis.call('ZREM', KEYS[1], unpack(leases))
+
 for i = 14, #ARGV, 8 do
   local id, fate, outcomes, counter = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4]
-  if redis.call('ZREM', KEYS[1], id .. ':' .. ARGV[2]) == 1 then
+  if held[(i - 6) / 8] then
     local key = ARGV[1] .. id
     local rare = ARGV[i + 7] ~= '' and cjson.decode(ARGV[i + 7]) or nil
     settled = settled + 1
@@ -92,9 +99,12 @@ local function drop_beyond(registry, most)
     return {}
   end
   local dropped = redis.call('ZRANGE', registry, 0, over - 1)
+  local gone = {}
   for _, id in ipairs(dropped) do
-    redis.call('UNLINK', ARGV[1] .. id, ARGV[13] .. id)
+    gone[#gone + 1] = ARGV[1] .. id
+    gone[#gone + 1] = ARGV[13] .. id
   end
+  redis.call('UNLINK', unpack(gone))
   redis.call('ZREMRANGEBYRANK', registry, 0, over - 1)
   return dropped
 end
