@@ -35,11 +35,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Starts (or starts again) on the same port and folder, and waits until it answers."""
-        binary = shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
-        self._process = subprocess.Popen(
-            [binary, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self._options],
-            stdout=subprocess.DEVNULL,
-        )
+        self.begin()
         client = self.client()
         for _ in range(200):
             try:
@@ -48,6 +44,14 @@ class RedisServer:
             except RedisConnectionError:
                 time.sleep(0.02)
         raise RuntimeError("redis-server did not start")
+
+    def begin(self, *options: str) -> None:
+        """Starts without waiting; `options` hold for this time only."""
+        binary = shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
+        self._process = subprocess.Popen(
+            [binary, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self._options, *options],
+            stdout=subprocess.DEVNULL,
+        )
 
     def client(self) -> Redis:
         """A new client."""
@@ -62,6 +66,13 @@ class RedisServer:
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal, such as SIGSTOP and SIGCONT."""
         os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """Asks it to end, and waits."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(15)
+            self._process = None
 
     def kill(self) -> None:
         """Ends it at once, as a crash would."""

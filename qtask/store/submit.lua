@@ -23,7 +23,11 @@ local wake = false
 local dues, entries = {}, {}
 
 local function due_of_known(id, key)
-  return redis.call('ZSCORE', KEYS[1], id) or redis.call('HGET', key, 'due') or string.format('%.6f', now)
+  local job = redis.call('HMGET', key, 'attempt', 'due')
+  if job[1] and job[2] then
+    return job[2] -- the schedule may hold the instant at which it is tried again
+  end
+  return redis.call('ZSCORE', KEYS[1], id) or job[2] or string.format('%.6f', now)
 end
 
 for i = 6, #ARGV, 6 do

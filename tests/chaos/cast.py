@@ -1,0 +1,273 @@
+"""The processes of a run, and what is done to them: killed, stopped and continued, restarted, cut off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from qtask.store import keys
+from tests.chaos.plan import GATEWAYS, REDIS, SCHEDULERS, WORKERS, Act, Event
+from tests.chaos.proxy import Proxy
+from tests.processes import Process
+from tests.redis_server import RedisServer, free_port
+from tests.waiting import until
+
+QUEUE = "qtask"
+CONCURRENCY = 100
+MOST_LEASES = CONCURRENCY + CONCURRENCY // 8  # a worker claims a few more than it delivers at once
+GRACE_SECONDS = 10.0  # Docker's, after which a process that was asked to end is killed
+START_SECONDS = 20.0
+
+_READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"}  # what each logs when it has begun
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """Something that was done to a process.
+
+    Attributes:
+        actor, act: to whom, and what.
+        in_flight: tasks that a worker had claimed and not settled, whose deliveries this may repeat.
+    """
+
+    actor: str
+    act: Act
+    in_flight: int
+
+
+class _Actor:
+    """One process under one name, through all its lives."""
+
+    def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = name.partition("-")[0]
+        self._environment = environment
+        self._life = 0  # where in the log its present life begins, in bytes
+        self._process = self._new()
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
+    def start(self) -> None:
+        self._life = self.log.stat().st_size
+        self._process = self._new()
+
+    def wait_until_ready(self) -> None:
+        until(lambda: self.events(_READY[self._command]), START_SECONDS, f"{self.name} to begin")
+
+    def events(self, name: str) -> list[dict[str, str]]:
+        """What this life of it has logged under this name."""
+        with self.log.open("rb") as log:
+            log.seek(self._life)
+            whole, _, _ = log.read().rpartition(b"\n")
+        marks = f'"event": "{name}"'.encode()
+        return [json.loads(line) for line in whole.splitlines() if marks in line]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self) -> bool:
+        """Asks it to end; returns whether it did so in time and in order."""
+        try:
+            return self._process.stop(GRACE_SECONDS) == 0
+        except AssertionError:
+            return False
+
+    def _new(self) -> Process:
+        return Process(self._command, self._environment, self.log)
+
+
+class Cast:
+    """Redis behind a proxy, two gateways behind it as well, schedulers and workers; a context manager.
+
+    Args:
+        folder: gets the data and the logs.
+        pipes: folder of the pipes.
+        history_keep: finished tasks that are kept.
+
+    Attributes:
+        redis: a client that goes past the proxy.
+        redis_url, gateway_urls: through the proxy.
+        blows: everything that was done.
+        complaints: what no process may do: end by itself, or not end when asked to.
+        cuts: connections that were cut, by whose reply it was; known when it has ended.
+    """
+
+    def __init__(self, folder: Path, pipes: Path, history_keep: int) -> None:
+        self.blows: list[Blow] = []
+        self.complaints: list[str] = []
+        self.cuts: dict[str, int] = {}
+        self._folder = folder
+        self._server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
+        self.redis = Redis.from_url(self._server.url, socket_timeout=1.0)
+        ports = {name: free_port() for name in GATEWAYS}
+        self._proxy = Proxy({REDIS: self._server.port, **ports})
+        self.redis_url = f"redis://127.0.0.1:{self._proxy.ports[REDIS]}/0"
+        self.gateway_urls = [f"socket://127.0.0.1:{self._proxy.ports[name]}" for name in GATEWAYS]
+        environment = {
+            "QTASK_REDIS_URL": self.redis_url,
+            "QTASK_QUEUE": QUEUE,
+            "QTASK_PIPE_DIR": str(pipes),
+            "QTASK_CONCURRENCY": str(CONCURRENCY),
+            "QTASK_HISTORY_KEEP": str(history_keep),
+            "QTASK_HTTP_PORT": "0",
+            "QTASK_LOG_FORMAT": "json",
+        }
+        self._actors: dict[str, _Actor] = {}
+        for name in (*GATEWAYS, *SCHEDULERS, *WORKERS):
+            own = environment | {"QTASK_PORT": str(ports.get(name, 0))}
+            self._actors[name] = _Actor(name, own, folder / f"{name}.log")
+        for actor in self._actors.values():
+            actor.wait_until_ready()
+        self._threads: list[threading.Thread] = []
+        self._redis_away_at = float("-inf")  # by monotonic
+        self._redis_back_at = float("-inf")
+
+    def __enter__(self) -> Cast:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors.values():
+            actor.kill()
+        self.redis.close()
+        self._server.kill()
+        self.cuts = self.cuts or self._proxy.close()
+
+    def begin(self, events: Sequence[Event]) -> None:
+        """Does all this from now on, in threads of its own: one for each process, one for the cuts."""
+        began = time.monotonic()
+        stories: dict[str, list[Event]] = {}
+        for event in events:
+            stories.setdefault("cuts" if event.act == "cut" else event.actor, []).append(event)
+        for name, story in stories.items():
+            thread = threading.Thread(target=self._live, args=(story, began), name=f"chaos of {name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def calm(self) -> None:
+        """Waits until everything is done and every process runs again."""
+        for thread in self._threads:
+            thread.join()
+        for actor in self._actors.values():
+            if actor.running:
+                actor.wait_until_ready()
+
+    def end(self) -> None:
+        """Asks all processes to end, the workers first, so that the schedulers see them go."""
+        for names in (GATEWAYS, WORKERS):
+            for name in names:
+                self._stop(self._actors[name])
+        until(lambda: not self.redis.exists(keys.WORKERS), 10, "the schedulers to forget workers that said goodbye")
+        for name in SCHEDULERS:
+            self._stop(self._actors[name])
+        self.cuts = self._proxy.close()
+
+    def logged(self, event: str) -> Counter[str]:
+        """How often each process logged an event in this run."""
+        marks = f'"event": "{event}"'
+        return Counter({name: actor.log.read_text().count(marks) for name, actor in self._actors.items()})
+
+    def outbursts(self) -> list[str]:
+        """What processes wrote beyond their log lines, such as a trace, and what they logged as a defect of theirs."""
+        return [
+            f"{name}: {line[:2000]}"
+            for name, actor in self._actors.items()
+            for line in actor.log.read_text().splitlines()
+            if not line.startswith("{") or '"level": "critical"' in line or '"exception":' in line
+        ]
+
+    # --- what is done to them ----------------------------------------------------------------------------------
+
+    def _live(self, story: Sequence[Event], began: float) -> None:
+        for event in story:
+            time.sleep(max(0.0, began + event.at - time.monotonic()))
+            try:
+                if event.act == "cut":
+                    self._proxy.cut(event.actor, event.skip, event.share)
+                elif event.actor == REDIS:
+                    self._befall_redis(event)
+                else:
+                    self._befall(self._actors[event.actor], event)
+            except Exception as error:  # the run goes on, and its ledger says so
+                self.complaints.append(f"{event}: {error}")
+
+    def _befall_redis(self, event: Event) -> None:
+        self._redis_away_at = time.monotonic()
+        if event.act == "stop":
+            self._server.signal(signal.SIGSTOP)
+            time.sleep(event.seconds)
+            self._server.signal(signal.SIGCONT)
+        else:
+            if event.act == "kill":
+                self._server.kill()
+            else:
+                self._server.stop()
+            time.sleep(event.seconds)
+            self._server.start()
+        self._redis_back_at = time.monotonic()
+        self.blows.append(Blow(event.actor, event.act, 0))
+
+    def _befall(self, actor: _Actor, event: Event) -> None:
+        if not actor.running:
+            self.complaints.append(f"{actor.name} had ended by itself before it was to be hit by: {event}")
+            actor.start()
+            return
+        actor.wait_until_ready()
+        token = self._token(actor)
+        if event.act == "stop":
+            actor.signal(signal.SIGSTOP)
+            in_flight = self._leases(token)
+            time.sleep(event.seconds)
+            actor.signal(signal.SIGCONT)
+        else:
+            if event.act == "kill":
+                actor.kill()
+                in_flight = self._leases(token)
+            else:
+                in_flight = 0 if self._stop(actor) else MOST_LEASES
+            time.sleep(event.seconds)
+            actor.start()
+        self.blows.append(Blow(event.actor, event.act, in_flight))
+
+    def _stop(self, actor: _Actor) -> bool:
+        """Asks a process to end; returns whether it could bring everything to its end."""
+        asked_at = time.monotonic()
+        if not actor.stop():
+            # While Redis is away nobody can say goodbye to it, and Docker's patience ends as ours does.
+            if max(self._redis_away_at, self._redis_back_at) < asked_at and self._redis_away_at < self._redis_back_at:
+                self.complaints.append(f"{actor.name} did not end in order within {GRACE_SECONDS:g} s of SIGTERM")
+            return False
+        return not actor.events("stopped_without_redis")
+
+    def _token(self, actor: _Actor) -> str:
+        return actor.events("working")[-1]["token"] if actor.name in WORKERS else ""
+
+    def _leases(self, token: str) -> int:
+        """How many tasks a worker that does nothing any more has claimed and not settled."""
+        if not token:
+            return 0
+        try:
+            members: Any = self.redis.zrange(keys.started(QUEUE), 0, -1)
+        except (RedisError, OSError):  # Redis is away as well; the worker holds no more than this
+            return MOST_LEASES
+        return sum(1 for member in members if member.decode().endswith(":" + token))
+
+
+def tally(blows: Sequence[Blow]) -> Counter[tuple[str, Act]]:
+    """How often each kind of process (`worker` for `worker-2`) was hit in each way."""
+    return Counter((blow.actor.partition("-")[0], blow.act) for blow in blows)

@@ -1,0 +1,97 @@
+"""One run: `python -m tests.chaos.run [--seed N] [--seconds N] [--tasks N]`; it exits 1 when the ledger has faults."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from qtask.store import keys
+from tests.chaos.cast import QUEUE, Cast
+from tests.chaos.ledger import Ledger, balance, read_store, say_blows
+from tests.chaos.plan import Plan, make_plan
+from tests.chaos.receivers import Receivers
+from tests.chaos.submitters import ClientSubmitter, InboxSubmitter, Notes, Submitter
+
+DRAIN_SECONDS = 90.0  # after the last blow: leases, retries and entries of the inbox come to their end within it
+SUBMIT_SECONDS = 30.0  # after the last blow: what was not answered is sent again
+HISTORY_SHARE = 4  # so much less than all finished tasks are kept, so that history drops some in the run
+
+
+def run(plan: Plan, folder: Path) -> Ledger:
+    """Plays a plan; everything that it leaves is in the folder."""
+    notes = Notes(len(plan.tasks))
+    began = time.monotonic()
+    with Receivers(folder) as receivers, Cast(folder, receivers.pipes, len(plan.tasks) // HISTORY_SHARE) as cast:
+        rest = (plan.tasks, receivers.places, notes)
+        submitters: list[Submitter] = [
+            ClientSubmitter("socket", cast.gateway_urls, *rest),
+            ClientSubmitter("client", [cast.redis_url], *rest),
+            InboxSubmitter(cast.redis_url, *rest),
+        ]
+        for submitter in submitters:
+            submitter.start()
+        cast.begin(plan.events)
+        cast.calm()
+        for submitter in submitters:
+            submitter.end(SUBMIT_SECONDS + plan.seconds)
+        calm = time.monotonic()
+        _drain(cast)
+        drained = time.monotonic()
+        cast.end()
+        store = read_store(cast.redis, QUEUE)
+        arrivals = receivers.close()
+        ledger = balance(plan, notes, arrivals, store, cast.blows)
+        say_blows(ledger, cast.blows, cast.cuts)
+        taken_back = cast.logged("taken_back").total()
+        ledger.say(
+            "took", f"{calm - began:.0f} s of chaos, {drained - calm:.0f} s to the end; {taken_back} takings back"
+        )
+        ledger.blame("complaints about processes", cast.complaints)
+        ledger.blame("outbursts of processes", cast.outbursts())
+    return ledger
+
+
+def _drain(cast: Cast) -> None:
+    """Waits until no task is on its way any more; what is left after that is for the ledger to name."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with cast.redis.pipeline(transaction=False) as pipeline:
+                pipeline.zcard(keys.SCHEDULE)
+                pipeline.llen(keys.queue(QUEUE))
+                pipeline.zcard(keys.started(QUEUE))
+                pipeline.xlen(keys.INBOX)
+                if not any(pipeline.execute()):
+                    return
+        except (RedisError, OSError):
+            pass  # it is being started again; the deadline holds
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Reads the command line, plays the plan, prints the ledger."""
+    parser = argparse.ArgumentParser(description="Kills processes at random while tasks go through, and counts them.")
+    parser.add_argument("--seed", type=int, help="plays this plan again; random by default")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for which tasks are submitted")
+    parser.add_argument("--tasks", type=int, default=50_000)
+    given = parser.parse_args()
+    seed = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
+    again = f"--seed {seed} --seconds {given.seconds:g} --tasks {given.tasks}"
+    print(f"chaos: {given.tasks} tasks within {given.seconds:g} s; to play it again: {again}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="qtask-chaos-"))
+    ledger = run(make_plan(seed, given.seconds, given.tasks), folder)
+    print("\n".join(ledger.lines))
+    if ledger.faults:
+        print("\n".join(["FAULTS", *(f"  {fault}" for fault in ledger.faults)]))
+        sys.exit(f"the ledger does not balance; seed {seed}, logs in {folder}")
+    print("the ledger balances")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Who submits the tasks: over the socket, through the inbox, and with the client straight into Redis.
+
+Each notes what it was told. Without an answer it sends a task again only where the task bears a chosen id; otherwise
+nobody can know whether it was accepted, and the ledger takes it either way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from redis import Redis
+from redis.exceptions import RedisError
+
+from qtask import Client
+from qtask.client.requests import Accepted, Answer, read_answer
+from qtask.errors import Refused, Unavailable
+from qtask.store import keys
+from tests.chaos.plan import PlannedTask, Way, dict_of
+
+TIMEOUT_SECONDS = 3.0
+PAUSE_SECONDS = 0.05  # between two looks at what is to be submitted
+AGAIN_SECONDS = 0.3  # before what had no answer is sent again
+COLLECT_SECONDS = 0.3  # between two looks for answers of the inbox
+REPLY_PREFIX = "chaos:reply:"
+
+
+@dataclass(slots=True)
+class Note:
+    """What the submitters know of one task.
+
+    Attributes:
+        sent_at: Unix seconds of the first try.
+        accepted: every `ok` that came.
+        refused: every refusal that came, other than for want of Redis; there is to be none.
+        added: Redis said that the inbox holds it.
+    """
+
+    sent_at: float = float("inf")
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    added: bool = False
+
+    @property
+    def promised(self) -> bool:
+        """Whether somebody was told that it will be delivered."""
+        return bool(self.accepted) or self.added
+
+
+class Notes:
+    """The notes of all submitters, by the number of the task."""
+
+    def __init__(self, count: int) -> None:
+        self._notes = [Note() for _ in range(count)]
+        self._lock = threading.Lock()  # twins are submitted by two
+
+    def __getitem__(self, number: int) -> Note:
+        return self._notes[number]
+
+    def sent(self, task: PlannedTask) -> None:
+        with self._lock:
+            note = self._notes[task.number]
+            note.sent_at = min(note.sent_at, time.time())
+
+    def added(self, task: PlannedTask) -> None:
+        self._notes[task.number].added = True
+
+    def answered(self, task: PlannedTask, answer: Answer) -> bool:
+        """Returns whether this settles it; "unavailable" does not say whether the task was accepted."""
+        with self._lock:
+            note = self._notes[task.number]
+            if isinstance(answer, Accepted):
+                note.accepted.append(answer)
+            elif answer.code != "unavailable":
+                note.refused.append(answer)
+            else:
+                return False
+            return True
+
+
+class Submitter(ABC):
+    """One way in, in a thread of its own.
+
+    Args:
+        way: which.
+        tasks: of the whole plan, in the order of their instants; it takes those of its way.
+        places: of the receivers.
+        notes: where it notes what it was told.
+    """
+
+    def __init__(self, way: Way, tasks: Sequence[PlannedTask], places: dict[str, str], notes: Notes) -> None:
+        self._tasks = [task for task in tasks if way in task.ways]
+        self._places = places
+        self.notes = notes
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"submitter {way}", daemon=True)
+
+    def start(self) -> None:
+        """Begins; the plan's instants count from now."""
+        self._began = time.monotonic()
+        self._thread.start()
+
+    def end(self, seconds: float) -> None:
+        """Tells it that no process is killed any more, and waits until everything that can be known is known."""
+        self._ended.set()
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), f"the {self._thread.name} did not end within {seconds:g} s"
+
+    @abstractmethod
+    def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
+        """Submits them together; returns those for which no answer came."""
+
+    def finish(self) -> None:  # noqa: B027  # most have nothing left to do
+        """Called when everything is submitted."""
+
+    def dict_of(self, task: PlannedTask) -> dict[str, Any]:
+        """The dict of a task, noted as sent."""
+        self.notes.sent(task)
+        return dict_of(task, self._places)
+
+    def _run(self) -> None:
+        position = 0
+        again: list[PlannedTask] = []
+        again_at = 0.0
+        while position < len(self._tasks) or again:
+            now = time.monotonic() - self._began
+            due = []
+            while position < len(self._tasks) and self._tasks[position].at <= now:
+                due.append(self._tasks[position])
+                position += 1
+            if now >= again_at or self._ended.is_set():
+                due, again = again + due, []
+            unanswered = self.submit(due) if due else []
+            again += [task for task in unanswered if task.chosen_id]
+            if unanswered:
+                again_at = now + AGAIN_SECONDS
+            time.sleep(PAUSE_SECONDS)
+        self.finish()
+
+
+class ClientSubmitter(Submitter):
+    """`qtask.Client`: over the socket of one gateway and then the other, pipelined; or straight into Redis."""
+
+    def __init__(self, way: Way, urls: Sequence[str], *rest: Any) -> None:
+        super().__init__(way, *rest)
+        self._clients = [Client(url, timeout=TIMEOUT_SECONDS) for url in urls]
+        self._turn = 0
+
+    def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
+        client = self._clients[self._turn % len(self._clients)]
+        self._turn += 1
+        unanswered = list(tasks)
+        known = 0
+        try:
+            for answer in client.send_iter([self.dict_of(task) for task in tasks]):
+                if self.notes.answered(tasks[known], answer):
+                    unanswered.remove(tasks[known])
+                known += 1
+        except Unavailable:
+            pass  # what has no answer is returned
+        return unanswered
+
+    def finish(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+class InboxSubmitter(Submitter):
+    """`XADD qtask:inbox`, each entry with a key of its own for the answer."""
+
+    def __init__(self, redis_url: str, *rest: Any) -> None:
+        super().__init__("inbox", *rest)
+        self._redis = Redis.from_url(redis_url, socket_timeout=TIMEOUT_SECONDS)
+        self._owed: dict[str, tuple[PlannedTask, float]] = {}  # key of the answer to task and when it was sent
+        self._keys = 0
+        self._collect_at = 0.0
+
+    def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
+        self._collect()
+        pipeline = self._redis.pipeline(transaction=False)
+        for task in tasks:
+            reply_key = f"{REPLY_PREFIX}{self._keys}"
+            self._keys += 1
+            self._owed[reply_key] = (task, time.monotonic())  # also when the connection breaks before Redis says so
+            pipeline.xadd(keys.INBOX, {"task": msgspec.json.encode(self.dict_of(task)), "reply": reply_key})
+        try:
+            pipeline.execute()
+        except (RedisError, OSError):
+            return list(tasks)
+        for task in tasks:
+            self.notes.added(task)
+        return []
+
+    def finish(self) -> None:
+        while not self._ended.is_set() or (self._owed and self._inbox_holds_any()):
+            self._collect()
+            time.sleep(PAUSE_SECONDS)
+        time.sleep(COLLECT_SECONDS)  # the last answers follow their commits
+        self._collect()
+        self._redis.close()
+
+    def _inbox_holds_any(self) -> bool:
+        try:
+            return bool(self._redis.xlen(keys.INBOX))
+        except (RedisError, OSError):
+            return True
+
+    def _collect(self) -> None:
+        now = time.monotonic()
+        if now < self._collect_at:
+            return
+        self._collect_at = now + COLLECT_SECONDS
+        for reply_key, (_, since) in list(self._owed.items()):
+            if now - since > keys.REPLY_SECONDS:
+                del self._owed[reply_key]  # never added, or its answer was lost with a connection
+        reply_keys = list(self._owed)
+        pipeline = self._redis.pipeline(transaction=False)
+        for reply_key in reply_keys:
+            pipeline.lpop(reply_key)
+        try:
+            answers = pipeline.execute() if reply_keys else []
+        except (RedisError, OSError):
+            return
+        for reply_key, answer in zip(reply_keys, answers, strict=True):
+            if answer is not None:
+                self.notes.answered(self._owed.pop(reply_key)[0], read_answer(answer))
