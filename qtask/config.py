@@ -17,6 +17,7 @@ from qtask.errors import ConfigError
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 FILE_NAME = "qtask.toml"
+FILE_VARIABLE = "QTASK_CONFIG"  # names another file
 
 
 def _setting(default: Any, about: str, low: float | None = None, high: float | None = None) -> Any:
@@ -90,7 +91,7 @@ def load(
     """
     environment = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    path = file or environment.get("QTASK_CONFIG") or (FILE_NAME if Path(FILE_NAME).is_file() else None)
+    path = file or environment.get(FILE_VARIABLE) or (FILE_NAME if Path(FILE_NAME).is_file() else None)
     stored = _read_file(Path(path)) if path else {}
     values: dict[str, Any] = {}
     for setting in fields(Config):

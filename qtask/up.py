@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -10,18 +11,21 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from qtask import children
-from qtask.config import Config, environment_name, flag_name
+from qtask.config import FILE_VARIABLE, Config, environment_name, flag_name
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
+from qtask.store.connect import connect
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
 RESTART_PAUSE_SECONDS = (0.2, 10.0)  # first and longest pause before a process that died is started again
 STEADY_SECONDS = 30.0  # a process that has run so long starts with the first pause again
 _LOOK_SECONDS = 0.1
+_ANSWER_SECONDS = 2.0
 
 logger = logging.getLogger("qtask.up")
 
@@ -109,6 +113,7 @@ class Up:
 
     def start(self) -> None:
         """Starts everything and returns when the gateway accepts connections. Raises `QTaskError` when it cannot."""
+        connect(self.config.redis).close()  # an address that is none shall be told once, and not by each process
         config = self.config = _with_ports(self.config)
         try:
             config.pipes.mkdir(parents=True, exist_ok=True)
@@ -159,17 +164,27 @@ class Up:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        ports = [self.config.port, self.config.http_port]
-        while ports and not self._signals:
+        while not self._signals:
             for process in self._processes:
                 if process.exit_code is not None:
                     raise QTaskError(f"the {process.name} did not start; what it said stands above")
             if time.monotonic() > deadline:
-                raise QTaskError(f"the gateway does not answer on port {ports[0]} after {READY_SECONDS:g} s")
-            if _answers(self.config.local_host, ports[0]):
-                ports.pop(0)
-            else:
-                time.sleep(_LOOK_SECONDS / 2)
+                raise QTaskError(f"the gateway does not answer after {READY_SECONDS:g} s")
+            if self._gateway_answers():
+                return
+            time.sleep(_LOOK_SECONDS / 2)
+
+    def _gateway_answers(self) -> bool:
+        """Whether it answers over HTTP, whatever it says. That it listens would not do: it may yet fail."""
+        connection = HTTPConnection(self.config.local_host, self.config.http_port, timeout=_ANSWER_SECONDS)
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
 
     def _look(self) -> None:
         if self._redis is not None and not self._redis.running:
@@ -181,7 +196,8 @@ class Up:
     def _environment(self) -> dict[str, str]:
         values = {setting.name: getattr(self.config, setting.name) for setting in fields(Config)}
         values |= {"redis_url": self.redis_url, "pipe_dir": str(self.config.pipes.resolve())}
-        return {environment_name(name): str(value) for name, value in values.items()}
+        # All settings are there, so a file that we were not told to read must not disturb the children either.
+        return {environment_name(name): str(value) for name, value in values.items()} | {FILE_VARIABLE: os.devnull}
 
 
 def up(config: Config) -> None:
@@ -207,11 +223,3 @@ def _bind(probes: ExitStack, host: str, port: int, name: str) -> int:
             f"the gateway cannot listen on {host} port {port}: {error.strerror}; choose another with {flag_name(name)}"
         ) from None
     return int(probe.getsockname()[1])
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), 1.0).close()
-    except OSError:
-        return False
-    return True
