@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import threading
 import time
 import zlib
 from collections import Counter
@@ -20,9 +19,9 @@ import pytest
 from qtask.client.requests import Accepted
 from qtask.outcome import decode_outcomes
 from qtask.store import keys, tasks
-from tests.live import Live
+from tests.live import Live, children
 from tests.processes import Process
-from tests.receiver import Exchange, Receiver
+from tests.receiver import Exchange, Gate, Receiver
 from tests.redis_server import free_port
 from tests.waiting import until
 
@@ -42,36 +41,6 @@ def queue() -> str:
     return next(_queues)
 
 
-class Gate:
-    """A receiver's behaviour that holds every answer until it is opened, and knows how many it holds.
-
-    Args:
-        until: how many requests to hold before it opens by itself.
-        held_attempts: only these attempts are held, the others are answered at once.
-    """
-
-    def __init__(self, until: int = 1_000_000, held_attempts: tuple[str, ...] = ()) -> None:
-        self._until = until
-        self._held_attempts = held_attempts
-        self._changed = threading.Condition()
-        self._open = False
-        self.held = 0
-
-    def __call__(self, exchange: Exchange) -> None:
-        if not self._held_attempts or exchange.request.header("QTask-Attempt") in self._held_attempts:
-            with self._changed:
-                self.held += 1
-                if self.held >= self._until:
-                    self.open()
-                self._changed.wait_for(lambda: self._open, 30)
-        exchange.answer(200, b"ok")
-
-    def open(self) -> None:
-        with self._changed:
-            self._open = True
-            self._changed.notify_all()
-
-
 def http(url: str, **settings: Any) -> dict[str, Any]:
     return {"title": "t", "address": {"type": "http", "link": url}, "settings": {"time": 0, **settings}}
 
@@ -86,11 +55,6 @@ def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
 
 def ids_of(receiver: Receiver) -> list[str]:
     return [request.header("QTask-Id") for request in receiver.requests]
-
-
-def queued(live: Live, queue: str) -> list[str]:
-    ids: Any = live.redis.lrange(keys.queue(queue), 0, -1)
-    return [task_id.decode() for task_id in ids]
 
 
 def worker_exit(process: Process, seconds: float) -> int:
@@ -179,7 +143,6 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
         ids: list[str] = []
         for _ in range(4):
             sent = send(live, queue, *[http(receiver.url) for _ in range(5)])
-            live.redis.zrange(keys.finished(queue), 0, -1)
             receiver.wait_for(len(ids) + 5)
             ids += sent
             until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 0)
@@ -189,7 +152,7 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
     assert 0 < live.redis.ttl(keys.job(kept[0])) <= 86_400
 
 
-BROKEN: dict[str, dict[str, bytes]] = {
+BROKEN: dict[str, dict[Any, Any]] = {
     "another function": {"data": b'["os.getpid",null,[],{}]'},
     "no JSON": {"data": b"\x80\x04\x95pickle"},
     "compressed junk": {"data": zlib.compress(b"junk")},
@@ -222,7 +185,7 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
         (sound,) = send(live, queue, http(receiver.url, time=3600))
         live.redis.zrem(keys.SCHEDULE, sound)
         for name, fields in BROKEN.items():
-            live.redis.hset(keys.job(name), mapping={"origin": queue, **fields})  # type: ignore[arg-type]
+            live.redis.hset(keys.job(name), mapping=fields | {"origin": queue})
         live.redis.rpush(keys.queue(queue), "no-such-job", *BROKEN, sound)
         assert live.ended([sound])[0].state == "delivered"
         live.ended(list(BROKEN))
@@ -261,7 +224,7 @@ def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> N
     with Receiver(gate) as receiver:
         ids = send(live, queue, *[http(receiver.url) for _ in range(10)])
         receiver.wait_for(3)
-        live.two_heartbeats(worker)
+        live.heartbeats(worker, 1)
         assert len(receiver.requests) == 3
         gate.open()
         live.ended(ids)
@@ -318,7 +281,7 @@ def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live
         ids = send(live, queue, *[http(receiver.url) for _ in range(5)])
         receiver.wait_for(5)
         worker.signal(signal.SIGSTOP)
-        until(lambda: sorted(queued(live, queue)) == sorted(ids), what="the tasks to be taken back")
+        until(lambda: sorted(live.queued(queue)) == sorted(ids), what="the tasks to be taken back")
         worker.signal(signal.SIGCONT)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 5)
         gate.open()
@@ -341,9 +304,9 @@ def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, q
         assert worker_exit(worker, 5) == 0
     delivered = [record.id for record in tasks.list_tasks(live.redis, queue, "delivered")]
     assert sorted(delivered) == sorted(ids_of(receiver)) and len(delivered) == 16
-    assert sorted(delivered + queued(live, queue)) == sorted(ids)
+    assert sorted(delivered + live.queued(queue)) == sorted(ids)
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
-    attempts = {tasks.show(live.redis, task_id).attempts for task_id in queued(live, queue)}
+    attempts = {tasks.show(live.redis, task_id).attempts for task_id in live.queued(queue)}
     assert attempts == {0}, "what never began does not count"
 
 
@@ -358,7 +321,7 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
         assert worker.running
         worker.signal(signal.SIGTERM)
         assert worker_exit(worker, 5) == 0
-        assert sorted(queued(live, queue)) == sorted(ids)
+        assert sorted(live.queued(queue)) == sorted(ids)
         live.start("worker", queue=queue)
         gate.open()
         records = live.ended(ids)
@@ -368,11 +331,13 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
 def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (graph,) = send(live, queue, {"title": "g", "address": {"type": "__graph__"}})
-    until(lambda: tasks.show(live.redis, graph).state == "started")
+    (drawing,) = until(lambda: children(worker.pid))
+    os.kill(drawing, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
     until(lambda: "stopping" in worker.log.read_text())
     worker.signal(signal.SIGTERM)
     assert worker_exit(worker, 5) == 0
+    assert live.queued(queue) == [graph]
 
 
 def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_path: Path) -> None:
@@ -399,11 +364,11 @@ def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str)
     with Receiver() as receiver:
         live.command("rq", "suspend", "-u", live.server.url)
         try:
-            live.two_heartbeats(worker)
+            live.heartbeats(worker, 2)  # after the second it has surely heard
             ids = send(live, queue, http(receiver.url))
-            until(lambda: queued(live, queue) == ids)
-            live.two_heartbeats(worker)
-            assert queued(live, queue) == ids and receiver.requests == []
+            assert live.wait_queued(queue, 1) == ids
+            live.heartbeats(worker, 1)
+            assert live.queued(queue) == ids and receiver.requests == []
         finally:
             live.command("rq", "resume", "-u", live.server.url)
         assert live.ended(ids)[0].state == "delivered"
