@@ -69,9 +69,9 @@ class Intake:
         return len(self._waiting) >= MAX_WAITING
 
     @property
-    def idle(self) -> bool:
-        """Whether everything that was added has been answered."""
-        return not self._waiting and not self._commits
+    def unanswered(self) -> int:
+        """How many tasks wait for Redis, without those that are on their way."""
+        return len(self._waiting)
 
     def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "") -> None:
         """Takes a task; `on_answer` is called when Redis holds it, or when it does not."""
@@ -84,6 +84,13 @@ class Intake:
     def when_room(self, callback: Callable[[], None]) -> None:
         """Calls back, once, when something may be read again."""
         self._on_room.append(callback)
+
+    async def room(self) -> None:
+        """Returns when something may be read again; at once when nothing is in the way."""
+        while self.full:
+            there_is = asyncio.Event()
+            self.when_room(there_is.set)
+            await there_is.wait()
 
     def _start(self) -> None:
         self._scheduled = False
@@ -113,9 +120,12 @@ class Intake:
                     self._ids = await id_source_async(self._redis)
                 submissions = [Submission(self._ids.next(), waiting.checked, waiting.entry) for waiting in batch]
                 dues = await submit_async(self._redis, self._queue, submissions)
-        except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("commit_failed", extra={"tasks": len(batch), "error": str(error) or type(error).__name__})
-            answers = [unavailable(error)] * len(batch)
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
+            logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
+            # A Redis that lost its data would hand out our number again: take another one, which is ours alone.
+            self._ids = None
+            answers = [unavailable(reason)] * len(batch)
         else:
             answers = [
                 None if due is None else Accepted(submission.id, due)
@@ -125,9 +135,8 @@ class Intake:
             waiting.on_answer(answer)
 
 
-def unavailable(error: Exception) -> Refused:
+def unavailable(reason: str) -> Refused:
     """What a client is told while Redis is away: whether it holds the task is not known."""
-    reason = str(error) or type(error).__name__
     return Refused(
         "unavailable",
         "",
