@@ -10,11 +10,14 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rq import Worker
+from rq.command import send_shutdown_command
 
 from qtask.client.requests import Accepted
 from qtask.outcome import decode_outcomes
@@ -257,38 +260,60 @@ def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: st
 # --- what it survives --------------------------------------------------------------------------------------------
 
 
-def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(live: Live, queue: str) -> None:
-    gate = Gate(held_attempts=("1",))
-    first = live.start("worker", queue=queue)
-    with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
-        receiver.wait_for(20)
-        first.kill()
-        live.start("worker", queue=queue)
-        records = live.ended(ids)
-        gate.open()
+@dataclass
+class Silent:
+    """A worker without a heartbeat, whose tasks in flight a scheduler has taken back."""
+
+    queue: str
+    worker: Process
+    gate: Gate
+    receiver: Receiver
+    ids: list[str]
+
+
+@pytest.fixture(scope="module")
+def silenced(live: Live) -> Iterator[dict[str, Silent]]:
+    """One worker that was killed and one that is frozen: it takes five seconds, for both at once."""
+    with Receiver(Gate(held_attempts=("1",))) as one, Receiver(Gate(held_attempts=("1",))) as other:
+        silent = {}
+        for how, receiver in (("killed", one), ("frozen", other)):
+            queue = next(_queues)
+            worker = live.start("worker", queue=queue)
+            ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
+            assert isinstance(receiver.behaviour, Gate)
+            silent[how] = Silent(queue, worker, receiver.behaviour, receiver, ids)
+            receiver.wait_for(20)
+        silent["killed"].worker.kill()
+        silent["frozen"].worker.signal(signal.SIGSTOP)
+        for one_of_them in silent.values():
+            assert sorted(live.wait_queued(one_of_them.queue, 20)) == sorted(one_of_them.ids)
+        yield silent
+
+
+def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(
+    live: Live, silenced: dict[str, Silent]
+) -> None:
+    killed = silenced["killed"]
+    live.start("worker", queue=killed.queue)
+    records = live.ended(killed.ids)
+    killed.gate.open()
     assert {(record.state, record.attempts) for record in records} == {("delivered", 2)}
-    seen = Counter((request.header("QTask-Id"), request.header("QTask-Attempt")) for request in receiver.requests)
-    assert seen == Counter((task_id, attempt) for task_id in ids for attempt in ("1", "2"))
-    assert tasks.count_tasks(live.redis, queue)["started"] == 0
+    requests = killed.receiver.requests
+    seen = Counter((request.header("QTask-Id"), request.header("QTask-Attempt")) for request in requests)
+    assert seen == Counter((task_id, attempt) for task_id in killed.ids for attempt in ("1", "2"))
+    assert tasks.count_tasks(live.redis, killed.queue)["started"] == 0
 
 
-def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, queue: str) -> None:
-    """Its heartbeat stops, so its tasks are taken back, and when it goes on it claims the very same again."""
-    gate = Gate()
-    worker = live.start("worker", queue=queue)
-    with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(5)])
-        receiver.wait_for(5)
-        worker.signal(signal.SIGSTOP)
-        until(lambda: sorted(live.queued(queue)) == sorted(ids), what="the tasks to be taken back")
-        worker.signal(signal.SIGCONT)
-        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 5)
-        gate.open()
-        records = live.ended(ids)
+def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, silenced: dict[str, Silent]) -> None:
+    """When it goes on, it claims the very tasks that it has in flight."""
+    frozen = silenced["frozen"]
+    frozen.worker.signal(signal.SIGCONT)
+    until(lambda: tasks.count_tasks(live.redis, frozen.queue)["started"] == 20)
+    frozen.gate.open()
+    records = live.ended(frozen.ids)
     assert {record.state for record in records} == {"delivered"}
-    assert sorted(ids_of(receiver)) == sorted(ids)
-    assert worker.running
+    assert sorted(ids_of(frozen.receiver)) == sorted(frozen.ids)
+    assert frozen.worker.running
 
 
 def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, queue: str) -> None:
@@ -375,9 +400,6 @@ def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str)
 
 
 def test_rqs_command_to_shut_down_stops_it(live: Live, queue: str) -> None:
-    from rq import Worker
-    from rq.command import send_shutdown_command
-
     worker = live.start("worker", queue=queue)
     (name,) = [one.name for one in Worker.all(connection=live.redis) if one.pid == worker.pid]
     send_shutdown_command(live.redis, name)
