@@ -158,7 +158,9 @@ def _http(config: Config) -> Finding:
     if not isinstance(answer, dict) or "ok" not in answer:
         return Finding("wrong", f"something else than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
     if not answer["ok"]:
-        return Finding("wrong", f"the gateway on {place} is not well: {answer.get('error')}")
+        error = answer.get("error")
+        words = error.get("message") if isinstance(error, dict) else error
+        return Finding("wrong", f"the gateway on {place} is not well: {words}")
     return Finding("fine", f"a gateway answers over HTTP on {place}")
 
 
