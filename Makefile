@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test lint format compose-test bench bench-quick clean
+.PHONY: help setup demo test lint format compose-test chaos chaos-quick bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,13 @@ compose-test: $(READY) ## run docker-compose.yml for real (needs docker and dock
 	@docker info >/dev/null 2>&1 || { echo "a running Docker engine is needed (on Debian: apt install docker.io)"; exit 1; }
 	@docker-compose version >/dev/null 2>&1 || { echo "docker-compose is needed (on Debian: apt install docker-compose)"; exit 1; }
 	$(BIN)/python -m pytest tests/compose --timeout 900
+
+chaos: $(READY) ## kill processes at random for ten minutes while 50,000 tasks go through, and print the ledger
+	$(BIN)/python -m tests.chaos.run
+
+chaos-quick: $(READY) ## the same with 4,000 tasks in a minute, always in the same way
+	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m tests.chaos.run --seed 1 --seconds 35 --tasks 4000
 
 bench: $(READY) ## measure QTask and its peers, in an hour: benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run

@@ -17,6 +17,7 @@ from qtask.errors import ConfigError
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 FILE_NAME = "qtask.toml"
+FILE_VARIABLE = "QTASK_CONFIG"  # names another file
 
 
 def _setting(default: Any, about: str, low: float | None = None, high: float | None = None) -> Any:
@@ -76,8 +77,9 @@ class Config:
         return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
 
     def as_environment(self) -> dict[str, str]:
-        """All settings as variables of the environment, for a process that is to have the same."""
-        return {environment_name(setting.name): str(getattr(self, setting.name)) for setting in fields(self)}
+        """All settings as variables of the environment, for a process that is to have the same and read no file."""
+        settings = {environment_name(setting.name): str(getattr(self, setting.name)) for setting in fields(self)}
+        return settings | {FILE_VARIABLE: os.devnull}
 
 
 def environment_name(name: str) -> str:
@@ -106,7 +108,7 @@ def load(
     """
     environment = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    path = file or environment.get("QTASK_CONFIG") or (FILE_NAME if Path(FILE_NAME).is_file() else None)
+    path = file or environment.get(FILE_VARIABLE) or (FILE_NAME if Path(FILE_NAME).is_file() else None)
     stored = _read_file(Path(path)) if path else {}
     values: dict[str, Any] = {}
     for setting in fields(Config):

@@ -158,7 +158,9 @@ def _http(config: Config) -> Finding:
     if not isinstance(answer, dict) or "ok" not in answer:
         return Finding("wrong", f"something else than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
     if not answer["ok"]:
-        return Finding("wrong", f"the gateway on {place} is not well: {answer.get('error')}")
+        said = answer.get("error")
+        words = said.get("message") if isinstance(said, dict) else said
+        return Finding("wrong", f"the gateway on {place} is not well: {words}")
     return Finding("fine", f"a gateway answers over HTTP on {place}")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
-from redis.client import Pipeline
 
 from qtask.config import Config
 from qtask.outcome import Outcome
@@ -40,13 +39,13 @@ def counter(kind: str, outcome: Outcome) -> str:
     return f"{kind}:{status_of(outcome)}"
 
 
-def record(pipeline: Pipeline, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
-    """Adds one outcome; for a stock worker. QTask's own worker does the same in `settle.lua`, by the batch."""
+def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
+    """Adds one outcome, also to a pipeline; for a stock worker. QTask's own worker does the same in `settle.lua`, by the batch."""
     key = keys.stats(kind)
-    pipeline.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
-    pipeline.zadd(key, {member(task_id, outcome): outcome.ended})
-    pipeline.zremrangebyrank(key, 0, -1 - config.stats_keep)
-    pipeline.zremrangebyscore(key, "-inf", outcome.ended - config.stats_seconds)
+    redis.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
+    redis.zadd(key, {member(task_id, outcome): outcome.ended})
+    redis.zremrangebyrank(key, 0, -1 - config.stats_keep)
+    redis.zremrangebyscore(key, "-inf", outcome.ended - config.stats_seconds)
 
 
 @dataclass(slots=True)

@@ -7,14 +7,17 @@ import socket
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from qtask.config import Config, flag_name
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
+from qtask.store.connect import connect
 
 READY_SECONDS = 30.0
+_ANSWER_SECONDS = 2.0
 
 logger = logging.getLogger("qtask.up")
 
@@ -45,6 +48,7 @@ class Up:
 
     def start(self) -> None:
         """Starts everything and returns when the gateway accepts connections. Raises `QTaskError` when it cannot."""
+        connect(self.config.redis).close()  # an address that is none shall be told once, and not by each process
         config = self.config = _with_ports(self.config)
         try:
             config.pipes.mkdir(parents=True, exist_ok=True)
@@ -82,17 +86,27 @@ class Up:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        ports = [self.config.port, self.config.http_port]
-        while ports and not self._crew.signals:
+        while not self._crew.signals:
             for process in self._crew.members:
                 if process.exit_code is not None:
                     raise QTaskError(f"the {process.name} did not start; what it said stands above")
             if time.monotonic() > deadline:
-                raise QTaskError(f"the gateway does not answer on port {ports[0]} after {READY_SECONDS:g} s")
-            if _answers(self.config.local_host, ports[0]):
-                ports.pop(0)
-            else:
-                time.sleep(LOOK_SECONDS / 2)
+                raise QTaskError(f"the gateway does not answer after {READY_SECONDS:g} s")
+            if self._gateway_answers():
+                return
+            time.sleep(LOOK_SECONDS / 2)
+
+    def _gateway_answers(self) -> bool:
+        """Whether it answers over HTTP, whatever it says. That it listens would not do: it may yet fail."""
+        connection = HTTPConnection(self.config.local_host, self.config.http_port, timeout=_ANSWER_SECONDS)
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
 
     def _look_after_redis(self) -> None:
         if self._redis is not None and not self._redis.running:
@@ -123,11 +137,3 @@ def _bind(probes: ExitStack, host: str, port: int, name: str) -> int:
             f"the gateway cannot listen on {host} port {port}: {error.strerror}; choose another with {flag_name(name)}"
         ) from None
     return int(probe.getsockname()[1])
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), 1.0).close()
-    except OSError:
-        return False
-    return True

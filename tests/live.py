@@ -14,7 +14,7 @@ from redis import Redis
 from rq import Worker
 
 from qtask import Client
-from qtask.store import tasks
+from qtask.store import keys, tasks
 from qtask.store.tasks import TaskRecord
 from tests.processes import Process
 from tests.redis_server import RedisServer
@@ -98,6 +98,16 @@ class Live:
         """A client that goes straight into its Redis."""
         return Client(self.server.url, queue=queue)
 
+    def queued(self, queue: str) -> list[str]:
+        """Ids of the tasks in a queue, in order."""
+        ids: Any = self.redis.lrange(keys.queue(queue), 0, -1)
+        return [task_id.decode() for task_id in ids]
+
+    def wait_queued(self, queue: str, count: int) -> list[str]:
+        """Waits until a queue that nobody claims from holds so many tasks, and returns their ids."""
+        until(lambda: len(self.queued(queue)) == count, what=f"{count} tasks in the queue")
+        return self.queued(queue)
+
     def ended(self, ids: Sequence[str], seconds: float = 20.0) -> list[TaskRecord]:
         """Waits until all these tasks are delivered or dead, and returns them."""
         found: dict[str, TaskRecord] = {}
@@ -114,9 +124,9 @@ class Live:
         until(all_ended, seconds, "every task to end")
         return [found[task_id] for task_id in ids]
 
-    def two_heartbeats(self, worker: Process) -> None:
-        """Waits for two heartbeats of a worker: what stood in Redis before, it knows then."""
-        for _ in range(2):
+    def heartbeats(self, worker: Process, count: int) -> None:
+        """Waits for so many heartbeats of a worker, which are a second apart."""
+        for _ in range(count):
             before = self._heartbeat(worker)
             until(lambda before=before: self._heartbeat(worker) > before, what="a heartbeat")  # type: ignore[misc]
 
@@ -127,6 +137,11 @@ class Live:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}-{len(self._processes)}.log"
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process's main thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _found(command: Sequence[str]) -> list[str]:

@@ -58,6 +58,36 @@ def ok(exchange: Exchange) -> None:
     exchange.answer(200, b"ok")
 
 
+class Gate:
+    """A receiver's behaviour that holds every answer until it is opened, and knows how many it holds.
+
+    Args:
+        until: how many requests to hold before it opens by itself.
+        held_attempts: only these attempts are held, the others are answered at once.
+    """
+
+    def __init__(self, until: int = 1_000_000, held_attempts: tuple[str, ...] = ()) -> None:
+        self._until = until
+        self._held_attempts = held_attempts
+        self._changed = threading.Condition()
+        self._open = False
+        self.held = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        if not self._held_attempts or exchange.request.header("QTask-Attempt") in self._held_attempts:
+            with self._changed:
+                self.held += 1
+                if self.held >= self._until:
+                    self.open()
+                self._changed.wait_for(lambda: self._open, 30)
+        exchange.answer(200, b"ok")
+
+    def open(self) -> None:
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+
 @dataclass
 class Receiver:
     """Listens, notes and answers; a context manager.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,14 +23,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def redis_binary() -> str:
+    """Path of a `redis-server`: one on the PATH, else that of the virtual environment."""
+    return shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
+
+
 class RedisServer:
     """`redis-server` as a process: start, kill, stop and continue it as real failures do."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, password: str = "") -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
+        if password:
+            self.url = f"redis://:{quote(password, safe='')}@127.0.0.1:{self.port}/0"
+            self._options += ("--requirepass", password)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -47,9 +56,9 @@ class RedisServer:
 
     def begin(self, *options: str) -> None:
         """Starts without waiting; `options` hold for this time only."""
-        binary = shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
         self._process = subprocess.Popen(
-            [binary, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self._options, *options],
+            [redis_binary(), "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
+            + [*self._options, *options],
             stdout=subprocess.DEVNULL,
         )
 

@@ -180,6 +180,26 @@ def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(r
     assert redis.hget(keys.job(first), "attempt") == b"2"
 
 
+def test_tasks_of_a_dead_worker_are_taken_back_from_every_queue_and_however_many_others_there_are(
+    redis: Redis,
+) -> None:
+    """The leases of living workers, which end earlier, stand before those of the dead one in the registry."""
+    queues = [f"queue-{number}" for number in range(4)]
+    now = redis_now(redis)
+    for queue in queues:
+        (job,) = Scheduler(queue, redis).enqueue_many([(now - 1, TASK)])
+        redis.zadd(keys.started(queue), {f"other-{n}:alive": keys.FOREVER_SECONDS + now + 10 for n in range(6_000)})
+        redis.zadd(keys.started(queue), {f"{job.id}:dead": keys.FOREVER_SECONDS + now + 45})
+    Scheduler("any", redis).release()
+    for queue in queues:
+        redis.delete(keys.queue(queue))
+    redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
+    assert len(Scheduler("any", redis).take_back(*queues)) == 4
+    assert [redis.llen(keys.queue(queue)) for queue in queues] == [1] * 4
+    assert [redis.zcard(keys.started(queue)) for queue in queues] == [6_000] * 4
+    assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
+
+
 def test_an_ended_lease_is_taken_back_also_from_a_live_worker(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -128,7 +129,8 @@ def test_with_a_redis_of_its_own_it_starts_none(
 ) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(f'redis_url = "{redis_server.url}"\nqueue = "of-the-file"\n')
-    with Installation(tmp_path, "--config", str(file)) as running:
+    other = {"QTASK_CONFIG": str(tmp_path / "absent.toml")}  # which the flag overrules, for the children as well
+    with Installation(tmp_path, "--config", str(file), environment=other) as running:
         assert sorted(running.children().values()) == ["gateway", "scheduler", "worker"]
         deliver(running, receiver, "there")
         assert redis.smembers(keys.QUEUES) == {b"rq:queue:of-the-file"}
@@ -169,12 +171,19 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     assert words == f"the pipe folder {tmp_path}/file/pipes cannot be made: Not a directory"
 
 
+def test_an_address_that_is_none_is_told_once(tmp_path: Path) -> None:
+    words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address")
+    assert words.startswith("'no-address' is no address of a Redis: ")
+
+
 def test_a_process_that_does_not_start_ends_it(tmp_path: Path) -> None:
-    """An address that only the children try, when there is no Redis of its own to start."""
-    flags = ["--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address"]
-    result = qtask("up", *flags)
+    """In an installation that is broken: the gateway cannot be imported."""
+    (tmp_path / "uvloop.py").write_text("raise ImportError('this uvloop is broken')\n")
+    flags = ["--port", "0", "--http-port", "0", "--data-dir", str(tmp_path / "data")]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = qtask("up", *flags, environment={"PYTHONPATH": path})
     assert result.returncode == 1
-    events = [json.loads(line) for line in result.stderr.splitlines()]
-    assert events[-1]["error"].endswith("did not start; what it said stands above")
-    said = [event for event in events[:-1] if event["event"] == "failed"]
-    assert said and all("'no-address' is no address of a Redis" in event["error"] for event in said)
+    assert "ImportError: this uvloop is broken" in result.stderr
+    last = json.loads(result.stderr.splitlines()[-1])
+    assert (last["event"], last["error"]) == ("failed", "the gateway did not start; what it said stands above")
+    assert processes_of(tmp_path) == set()

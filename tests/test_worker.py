@@ -6,23 +6,25 @@ import os
 import random
 import signal
 import socket
-import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rq import Worker
+from rq.command import send_shutdown_command
 
 from qtask.client.requests import Accepted
 from qtask.outcome import decode_outcomes
 from qtask.store import keys, tasks
-from tests.live import Live
+from tests.live import Live, children
 from tests.processes import Process
-from tests.receiver import Exchange, Receiver
+from tests.receiver import Exchange, Gate, Receiver
 from tests.redis_server import free_port
 from tests.waiting import until
 
@@ -42,36 +44,6 @@ def queue() -> str:
     return next(_queues)
 
 
-class Gate:
-    """A receiver's behaviour that holds every answer until it is opened, and knows how many it holds.
-
-    Args:
-        until: how many requests to hold before it opens by itself.
-        held_attempts: only these attempts are held, the others are answered at once.
-    """
-
-    def __init__(self, until: int = 1_000_000, held_attempts: tuple[str, ...] = ()) -> None:
-        self._until = until
-        self._held_attempts = held_attempts
-        self._changed = threading.Condition()
-        self._open = False
-        self.held = 0
-
-    def __call__(self, exchange: Exchange) -> None:
-        if not self._held_attempts or exchange.request.header("QTask-Attempt") in self._held_attempts:
-            with self._changed:
-                self.held += 1
-                if self.held >= self._until:
-                    self.open()
-                self._changed.wait_for(lambda: self._open, 30)
-        exchange.answer(200, b"ok")
-
-    def open(self) -> None:
-        with self._changed:
-            self._open = True
-            self._changed.notify_all()
-
-
 def http(url: str, **settings: Any) -> dict[str, Any]:
     return {"title": "t", "address": {"type": "http", "link": url}, "settings": {"time": 0, **settings}}
 
@@ -86,11 +58,6 @@ def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
 
 def ids_of(receiver: Receiver) -> list[str]:
     return [request.header("QTask-Id") for request in receiver.requests]
-
-
-def queued(live: Live, queue: str) -> list[str]:
-    ids: Any = live.redis.lrange(keys.queue(queue), 0, -1)
-    return [task_id.decode() for task_id in ids]
 
 
 def worker_exit(process: Process, seconds: float) -> int:
@@ -181,7 +148,6 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
         ids: list[str] = []
         for _ in range(4):
             sent = send(live, queue, *[http(receiver.url) for _ in range(5)])
-            live.redis.zrange(keys.finished(queue), 0, -1)
             receiver.wait_for(len(ids) + 5)
             ids += sent
             until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 0)
@@ -191,7 +157,7 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
     assert 0 < live.redis.ttl(keys.job(kept[0])) <= 86_400
 
 
-BROKEN: dict[str, dict[str, bytes]] = {
+BROKEN: dict[str, dict[Any, Any]] = {
     "another function": {"data": b'["os.getpid",null,[],{}]'},
     "no JSON": {"data": b"\x80\x04\x95pickle"},
     "compressed junk": {"data": zlib.compress(b"junk")},
@@ -224,8 +190,7 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
         (sound,) = send(live, queue, http(receiver.url, time=3600))
         live.redis.zrem(keys.SCHEDULE, sound)
         for name, fields in BROKEN.items():
-            mapping: Mapping[Any, Any] = {"origin": queue, **fields}
-            live.redis.hset(keys.job(name), mapping=mapping)
+            live.redis.hset(keys.job(name), mapping=fields | {"origin": queue})
         live.redis.rpush(keys.queue(queue), "no-such-job", *BROKEN, sound)
         assert live.ended([sound])[0].state == "delivered"
         live.ended(list(BROKEN))
@@ -264,7 +229,7 @@ def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> N
     with Receiver(gate) as receiver:
         ids = send(live, queue, *[http(receiver.url) for _ in range(10)])
         receiver.wait_for(3)
-        live.two_heartbeats(worker)
+        live.heartbeats(worker, 1)
         assert len(receiver.requests) == 3
         gate.open()
         live.ended(ids)
@@ -297,38 +262,60 @@ def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: st
 # --- what it survives --------------------------------------------------------------------------------------------
 
 
-def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(live: Live, queue: str) -> None:
-    gate = Gate(held_attempts=("1",))
-    first = live.start("worker", queue=queue)
-    with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
-        receiver.wait_for(20)
-        first.kill()
-        live.start("worker", queue=queue)
-        records = live.ended(ids)
-        gate.open()
+@dataclass
+class Silent:
+    """A worker without a heartbeat, whose tasks in flight a scheduler has taken back."""
+
+    queue: str
+    worker: Process
+    gate: Gate
+    receiver: Receiver
+    ids: list[str]
+
+
+@pytest.fixture(scope="module")
+def silenced(live: Live) -> Iterator[dict[str, Silent]]:
+    """One worker that was killed and one that is frozen: it takes five seconds, for both at once."""
+    with Receiver(Gate(held_attempts=("1",))) as one, Receiver(Gate(held_attempts=("1",))) as other:
+        silent = {}
+        for how, receiver in (("killed", one), ("frozen", other)):
+            queue = next(_queues)
+            worker = live.start("worker", queue=queue)
+            ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
+            assert isinstance(receiver.behaviour, Gate)
+            silent[how] = Silent(queue, worker, receiver.behaviour, receiver, ids)
+            receiver.wait_for(20)
+        silent["killed"].worker.kill()
+        silent["frozen"].worker.signal(signal.SIGSTOP)
+        for one_of_them in silent.values():
+            assert sorted(live.wait_queued(one_of_them.queue, 20)) == sorted(one_of_them.ids)
+        yield silent
+
+
+def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(
+    live: Live, silenced: dict[str, Silent]
+) -> None:
+    killed = silenced["killed"]
+    live.start("worker", queue=killed.queue)
+    records = live.ended(killed.ids)
+    killed.gate.open()
     assert {(record.state, record.attempts) for record in records} == {("delivered", 2)}
-    seen = Counter((request.header("QTask-Id"), request.header("QTask-Attempt")) for request in receiver.requests)
-    assert seen == Counter((task_id, attempt) for task_id in ids for attempt in ("1", "2"))
-    assert tasks.count_tasks(live.redis, queue)["started"] == 0
+    requests = killed.receiver.requests
+    seen = Counter((request.header("QTask-Id"), request.header("QTask-Attempt")) for request in requests)
+    assert seen == Counter((task_id, attempt) for task_id in killed.ids for attempt in ("1", "2"))
+    assert tasks.count_tasks(live.redis, killed.queue)["started"] == 0
 
 
-def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, queue: str) -> None:
-    """Its heartbeat stops, so its tasks are taken back, and when it goes on it claims the very same again."""
-    gate = Gate()
-    worker = live.start("worker", queue=queue)
-    with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(5)])
-        receiver.wait_for(5)
-        worker.signal(signal.SIGSTOP)
-        until(lambda: sorted(queued(live, queue)) == sorted(ids), what="the tasks to be taken back")
-        worker.signal(signal.SIGCONT)
-        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 5)
-        gate.open()
-        records = live.ended(ids)
+def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, silenced: dict[str, Silent]) -> None:
+    """When it goes on, it claims the very tasks that it has in flight."""
+    frozen = silenced["frozen"]
+    frozen.worker.signal(signal.SIGCONT)
+    until(lambda: tasks.count_tasks(live.redis, frozen.queue)["started"] == 20)
+    frozen.gate.open()
+    records = live.ended(frozen.ids)
     assert {record.state for record in records} == {"delivered"}
-    assert sorted(ids_of(receiver)) == sorted(ids)
-    assert worker.running
+    assert sorted(ids_of(frozen.receiver)) == sorted(frozen.ids)
+    assert frozen.worker.running
 
 
 def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, queue: str) -> None:
@@ -344,9 +331,9 @@ def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, q
         assert worker_exit(worker, 5) == 0
     delivered = [record.id for record in tasks.list_tasks(live.redis, queue, "delivered")]
     assert sorted(delivered) == sorted(ids_of(receiver)) and len(delivered) == 16
-    assert sorted(delivered + queued(live, queue)) == sorted(ids)
+    assert sorted(delivered + live.queued(queue)) == sorted(ids)
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
-    attempts = {tasks.show(live.redis, task_id).attempts for task_id in queued(live, queue)}
+    attempts = {tasks.show(live.redis, task_id).attempts for task_id in live.queued(queue)}
     assert attempts == {0}, "what never began does not count"
 
 
@@ -361,7 +348,7 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
         assert worker.running
         worker.signal(signal.SIGTERM)
         assert worker_exit(worker, 5) == 0
-        assert sorted(queued(live, queue)) == sorted(ids)
+        assert sorted(live.queued(queue)) == sorted(ids)
         live.start("worker", queue=queue)
         gate.open()
         records = live.ended(ids)
@@ -371,11 +358,13 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
 def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (graph,) = send(live, queue, {"title": "g", "address": {"type": "__graph__"}})
-    until(lambda: tasks.show(live.redis, graph).state == "started")
+    (drawing,) = until(lambda: children(worker.pid))
+    os.kill(drawing, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
     until(lambda: "stopping" in worker.log.read_text())
     worker.signal(signal.SIGTERM)
     assert worker_exit(worker, 5) == 0
+    assert live.queued(queue) == [graph]
 
 
 def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_path: Path) -> None:
@@ -402,20 +391,17 @@ def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str)
     with Receiver() as receiver:
         live.command("rq", "suspend", "-u", live.server.url)
         try:
-            live.two_heartbeats(worker)
+            live.heartbeats(worker, 2)  # after the second it has surely heard
             ids = send(live, queue, http(receiver.url))
-            until(lambda: queued(live, queue) == ids)
-            live.two_heartbeats(worker)
-            assert queued(live, queue) == ids and receiver.requests == []
+            assert live.wait_queued(queue, 1) == ids
+            live.heartbeats(worker, 1)
+            assert live.queued(queue) == ids and receiver.requests == []
         finally:
             live.command("rq", "resume", "-u", live.server.url)
         assert live.ended(ids)[0].state == "delivered"
 
 
 def test_rqs_command_to_shut_down_stops_it(live: Live, queue: str) -> None:
-    from rq import Worker
-    from rq.command import send_shutdown_command
-
     worker = live.start("worker", queue=queue)
     (name,) = [one.name for one in Worker.all(connection=live.redis) if one.pid == worker.pid]
     send_shutdown_command(live.redis, name)

@@ -4,56 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import signal
-from time import monotonic
+from dataclasses import replace
 
 import uvloop
 
 from qtask.config import Config
-from qtask.errors import QTaskError
 from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
+from qtask.gateway.listen import listen, port_of
 from qtask.gateway.socket import SocketServer
-from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect_async
+from qtask.store.connect import connect_async
 
 GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
+REPLY_SECONDS = 5.0  # within which Redis replies to a short command
+BLOCK_REPLY_SECONDS = 8.0  # the same for a read that waits
 
 logger = logging.getLogger("qtask.gateway")
 
 
 def run(config: Config) -> None:
-    """Runs a gateway until SIGTERM or SIGINT. Raises `QTaskError` when a port is taken."""
+    """Runs a gateway until SIGTERM or SIGINT; a second signal does not wait.
+
+    Raises `QTaskError` when a port is taken.
+    """
+    _allow_descriptors()
     uvloop.run(_serve(config))
+
+
+def _allow_descriptors() -> None:
+    """Each connection takes a descriptor, and shells and services often start with no more than 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: Config) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():  # asked a second time: at once
+            os._exit(1)
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    redis, waiting = (connect_async(config.redis, REPLY_TIMEOUT_SECONDS) for _ in range(2))
+        loop.add_signal_handler(number, stop)
+    lines, requests = listen(config.host, config.port), listen(config.host, config.http_port)
+    config = replace(config, port=port_of(lines), http_port=port_of(requests))
+    redis, waiting = connect_async(config.redis, REPLY_SECONDS), connect_async(config.redis, BLOCK_REPLY_SECONDS)
     intake = Intake(redis, config)
     sockets = SocketServer(config, intake)
     http = HttpServer(redis, intake, config)
     inbox = Inbox(redis, waiting, intake, config)
-    try:
-        port = await sockets.start()
-        http_port = await http.start()
-    except OSError as error:
-        raise QTaskError(
-            f"the gateway cannot listen on {config.host} port {config.port} and {config.http_port}: "
-            f"{error.strerror or error}; is another one running? choose others with --port and --http-port"
-        ) from None
-    inbox.start()
-    logger.info("listening", extra={"host": config.host, "port": port, "http_port": http_port})
-    await stopping.wait()
+    await sockets.start(lines)
+    await http.start(requests)
+    reading = inbox.start()
+    logger.info("listening", extra={"host": config.host, "port": config.port, "http_port": config.http_port})
+    asked = loop.create_task(stopping.wait())
+    await asyncio.wait({asked, reading}, return_when=asyncio.FIRST_COMPLETED)
+    if reading.done():
+        reading.result()  # it ends by itself only through a fault of ours, and then nobody would read the inbox
     logger.info("stopping", extra={"connections": len(sockets.connections)})
-    deadline = monotonic() + GRACE_SECONDS
-    sockets.stop()
-    while (sockets.connections or not intake.idle) and monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    await asyncio.gather(http.stop(), inbox.stop())
+    try:
+        async with asyncio.timeout(GRACE_SECONDS):
+            await asyncio.gather(sockets.stop(), http.stop(), inbox.stop())
+    except TimeoutError:
+        logger.warning(
+            "stopped_early", extra={"connections": len(sockets.connections), "unanswered": intake.unanswered}
+        )
     await redis.aclose()
     await waiting.aclose()
     logger.info("stopped")

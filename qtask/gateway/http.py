@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import socket
+from functools import partial
+from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -12,17 +17,24 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.config import Config
 from qtask.errors import NotFound, Refused
+from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
-from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY
+from qtask.gateway.listen import BACKLOG
+from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
 from qtask.task import parse, split_batch
+
+REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
+STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -35,41 +47,49 @@ class HttpServer:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
-        config: `host`, `http_port`, `max_bytes`.
+        config: `port`, `max_bytes`, `max_connections` and `idle_seconds`.
     """
 
     def __init__(self, redis: Redis, intake: Intake, config: Config) -> None:
         self._redis = redis
         self._intake = intake
         self._config = config
-        self._reading = connect(config.redis)
+        self._reading = connect(config.redis, REPLY_SECONDS)
         app = Starlette(
             routes=[
                 Route("/tasks", self._submit, methods=["POST"]),
                 Route("/tasks/{id}", self._show, methods=["GET"]),
                 Route("/graphs/{id}", self._graph, methods=["GET"]),
                 Route("/health", self._health, methods=["GET"]),
-            ]
+            ],
+            exception_handlers={HTTPException: _no_such_thing},
         )
+        protocol: Any = partial(_Connection, config)  # uvicorn calls it as it would call a class
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                host=config.host,
-                port=config.http_port,
+                http=protocol,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=math.ceil(config.idle_seconds),
+                timeout_graceful_shutdown=STOP_SECONDS,
             )
         )
         self._serving: asyncio.Task[None] | None = None
 
-    async def start(self) -> int:
-        """Listens; returns the port. Raises OSError when the port is taken."""
-        listener = self._server.config.bind_socket()
-        self._serving = asyncio.get_running_loop().create_task(self._server._serve([listener]))
-        return int(listener.getsockname()[1])
+    async def start(self, listeners: list[socket.socket]) -> None:
+        """Begins to serve.
+
+        The sockets come from outside because uvicorn, where it cannot listen, ends the process without our words.
+        """
+        self._serving = asyncio.get_running_loop().create_task(self._server._serve(listeners))
+        while not self._server.started:
+            await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
         """Answers what is under way and closes."""
@@ -78,49 +98,62 @@ class HttpServer:
             await self._serving
         self._reading.close()
 
+    # --- submitting ------------------------------------------------------------------------------------------
+
     async def _submit(self, request: Request) -> Response:
         # A web page may post text across origins without asking, but not this content type.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _refusal(Refused("wrong_protocol", "", "send the dict with Content-Type: application/json"), 415)
+        if self._intake.full:
+            return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
         most = self._config.max_bytes * ARRAY_FACTOR
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                return _refusal(Refused("too_large", "", f"a body has at most {most} bytes"), 413)
-        body = body.strip()
+        body = bytearray()
         try:
-            if body[:1] != b"[":
-                answers = await self._commit([body])
-                return _one(answers[0])
-            texts = split_batch(body, most)
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    return _refusal(Refused("too_large", "", f"a body has at most {most} bytes"), 413)
+        except ClientDisconnect:
+            return Response()  # nobody is there to read it
+        text = bytes(body).strip()
+        if text[:1] != b"[":
+            return _one((await self._commit([text]))[0])
+        try:
+            texts = split_batch(text, most)
             if len(texts) > MAX_IN_ARRAY:
                 raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
         except Refused as refused:
             return _one(refused)
         answers = await self._commit(texts)
+        if answers and all(isinstance(answer, Refused) and answer.code == "unavailable" for answer in answers):
+            return _one(answers[0])
         lines = b"[" + b",".join(map(encode_answer, answers)) + b"]"
         return Response(lines, 202, media_type="application/json")
 
     async def _commit(self, texts: list[bytes]) -> list[Answer]:
         loop = asyncio.get_running_loop()
         owed: list[asyncio.Future[Answer]] = []
-        for text in texts:
+        for position, text in enumerate(texts, 1):
             future: asyncio.Future[Answer] = loop.create_future()
             owed.append(future)
             try:
-                self._intake.add(parse(text, self._config.max_bytes), future.set_result)
+                self._intake.add(parse(text, self._config.max_bytes), partial(_settle, future))
             except Refused as refused:
                 future.set_result(refused)
+            if position % TURN == 0:  # others want their turn, too
+                await asyncio.sleep(0)
+                await self._intake.room()
         return list(await asyncio.gather(*owed))
+
+    # --- looking ---------------------------------------------------------------------------------------------
 
     async def _show(self, request: Request) -> Response:
         try:
             record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"])
         except NotFound as error:
-            return JSONResponse({"error": str(error)}, 404)
+            return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
-            return JSONResponse({"error": f"Redis does not answer: {error}"}, 503)
+            return _redis_away(error)
         return Response(msgspec.json.encode(record), media_type="application/json")
 
     async def _graph(self, request: Request) -> Response:
@@ -128,9 +161,9 @@ class HttpServer:
         try:
             picture: Any = await self._redis.get(keys.graph(task_id))
         except (RedisError, OSError) as error:
-            return JSONResponse({"error": f"Redis does not answer: {error}"}, 503)
+            return _redis_away(error)
         if picture is None:
-            return JSONResponse({"error": f"there is no graph {task_id!r}; graphs are kept for a day"}, 404)
+            return _error(404, "not_found", f"there is no graph {task_id!r}; graphs are kept for a day")
         kind = "image/png" if picture.startswith(b"\x89PNG") else "image/svg+xml"
         return Response(picture, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
@@ -138,8 +171,78 @@ class HttpServer:
         try:
             await self._redis.ping()
         except (RedisError, OSError) as error:
-            return JSONResponse({"ok": False, "error": f"Redis does not answer: {error}"}, 503)
+            return _redis_away(error)
         return JSONResponse({"ok": True})
+
+
+class _Connection(H11Protocol):
+    """uvicorn's side of one connection, with a bound on how many there are and on how long one may be silent."""
+
+    def __init__(self, limits: Config, *arguments: Any, **named: Any) -> None:  # uvicorn names its own `config`
+        super().__init__(*arguments, **named)
+        self._most = limits.max_connections
+        self._idle_seconds = limits.idle_seconds
+        self._socket_port = limits.port
+        self._last_byte = monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            message = f"{self._most} connections are served at once and all are taken; try again"
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, Refused("too_many", "", message))
+        else:
+            self._timer = self.loop.call_later(self._idle_seconds, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_byte = monotonic()
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for what is no HTTP."""
+        message = f"this port speaks HTTP/1.1; JSON lines are spoken on port {self._socket_port}"
+        self._refuse(HTTPStatus.BAD_REQUEST, Refused("wrong_protocol", "", message))
+
+    def _look(self) -> None:
+        """Ends the connection of a client that neither goes on with its request nor takes its answer."""
+        takes_nothing = self.flow.write_paused or self.transport.is_closing()
+        answering = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        silent = 0.0 if answering and not takes_nothing else monotonic() - self._last_byte
+        if silent < self._idle_seconds:
+            self._timer = self.loop.call_later(self._idle_seconds - silent, self._look)
+        elif takes_nothing:
+            self.transport.abort()
+        elif self.cycle is None or not self.cycle.response_started:
+            message = f"nothing came for {self._idle_seconds:g} s, so the connection is closed"
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, Refused("idle", "", message))
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: HTTPStatus, refused: Refused) -> None:
+        self.transport.write(http_refusal(status, refused))
+        self.transport.close()
+
+
+def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():  # its request may have been given up
+        future.set_result(answer)
+
+
+async def _no_such_thing(request: Request, error: Exception) -> Response:
+    """Answers an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    message = (
+        f"{request.method} {request.url.path} is not known here; POST /tasks, GET /tasks/ID, /graphs/ID, /health are"
+    )
+    response = _error(error.status_code, "not_found", message)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _one(answer: Answer) -> Response:
@@ -149,5 +252,14 @@ def _one(answer: Answer) -> Response:
 
 
 def _refusal(refused: Refused, status: int) -> Response:
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return Response(encode_answer(refused), status, headers=headers, media_type="application/json")
+    return _error(status, refused.code, refused.message, refused.field)
+
+
+def _redis_away(error: Exception) -> Response:
+    return _error(503, "unavailable", f"Redis does not answer: {error}")
+
+
+def _error(status: int, code: str, message: str, field: str = "") -> Response:
+    """The same form as that of a refused dict, whatever went wrong."""
+    body = {"ok": False, "error": {"code": code, "field": field, "message": message}}
+    return JSONResponse(body, status, headers={"Retry-After": "1"} if status == 503 else None)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
@@ -24,11 +26,24 @@ COUNT = 500  # entries a read
 BLOCK_MS = 2_000
 TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not finish
 TAKE_OVER_EVERY_SECONDS = 5.0
+CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long without a read it is dead
 BACKOFF_SECONDS = (0.05, 2.0)
+TURN_BYTES = 65_536  # of dicts that are checked in one turn of the loop
+_GONE = ("NOGROUP", "UNBLOCKED")  # how Redis says that the stream or its group was deleted
 
 logger = logging.getLogger("qtask.gateway")
 
 _Entry = tuple[bytes, dict[bytes, bytes] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An entry that is refused: as it came, and why."""
+
+    entry: bytes
+    raw: bytes
+    reply_key: bytes
+    refused: Refused
 
 
 class Inbox:
@@ -38,6 +53,7 @@ class Inbox:
         redis: a client for short commands.
         waiting: a client of its own for the read that waits.
         intake: where checked tasks go.
+        config: `max_bytes`.
     """
 
     def __init__(self, redis: Redis, waiting: Redis, intake: Intake, config: Config) -> None:
@@ -46,25 +62,26 @@ class Inbox:
         self._intake = intake
         self._max_bytes = config.max_bytes
         self._name = secrets.token_urlsafe(6)
-        self._replies: set[asyncio.Task[None]] = set()
+        self._in_hand: set[str] = set()  # entries that are with the intake
+        self._replies: deque[tuple[bytes, Answer]] = deque()
+        self._replying: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begins to read."""
+    def start(self) -> asyncio.Task[None]:
+        """Begins to read; the task that is returned ends by itself only when it fails."""
         self._reader = asyncio.get_running_loop().create_task(self._run())
+        return self._reader
 
     async def stop(self) -> None:
-        """Stops reading; entries that were read and not finished are taken over by another gateway."""
+        """Stops reading, and finishes what was read; what cannot be finished is taken over by another gateway."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        while not self._intake.idle:
-            await asyncio.sleep(0.01)
-        await asyncio.gather(*self._replies, return_exceptions=True)
         try:
-            pending = await self._redis.xpending_range(keys.INBOX, keys.INBOX_GROUP, "-", "+", 1, self._name)
-            if not pending:
-                await self._redis.xgroup_delconsumer(keys.INBOX, keys.INBOX_GROUP, self._name)
+            await self._take_own()  # Redis may have handed out more while the read was given up
+            while self._in_hand or self._replying is not None:
+                await asyncio.sleep(0.01)
+            await self._leave(self._name)
         except (RedisError, OSError) as error:
             logger.warning("inbox_left_open", extra={"error": str(error)})
 
@@ -78,7 +95,9 @@ class Inbox:
                 pause = BACKOFF_SECONDS[0]
                 await self._read_new()
             except (RedisError, OSError) as error:
-                if "NOGROUP" not in str(error):
+                if any(word in str(error) for word in _GONE):
+                    logger.warning("inbox_made_anew", extra={"error": str(error)})
+                else:
                     logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, BACKOFF_SECONDS[1])
@@ -90,44 +109,91 @@ class Inbox:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    async def _leave(self, name: str) -> None:
+        await script("leave_inbox").run_async(self._redis, [keys.INBOX], [keys.INBOX_GROUP, name])
+
+    # --- entries in ------------------------------------------------------------------------------------------
+
     async def _read_new(self) -> None:
         loop = asyncio.get_running_loop()
         next_take_over = 0.0
         while True:
             if loop.time() >= next_take_over:
                 await self._take_over()
+                await self._remove_dead()
                 next_take_over = loop.time() + TAKE_OVER_EVERY_SECONDS
-            while self._intake.full:
-                await asyncio.sleep(0.005)
+            await self._intake.room()
             reply: Any = await self._blocking.xreadgroup(
                 keys.INBOX_GROUP, self._name, {keys.INBOX: ">"}, COUNT, BLOCK_MS
             )
-            self._take_all(_entries(reply))
+            await self._take_all(_entries(reply))
 
     async def _take_own(self) -> None:
-        while not self._intake.idle:
-            await asyncio.sleep(0.01)
-        reply: Any = await self._redis.xreadgroup(keys.INBOX_GROUP, self._name, {keys.INBOX: "0"})
-        self._take_all(_entries(reply))
+        """Takes what was handed to this consumer and is not finished."""
+        after: Any = "0"
+        while True:
+            await self._intake.room()
+            reply: Any = await self._redis.xreadgroup(keys.INBOX_GROUP, self._name, {keys.INBOX: after}, COUNT)
+            entries = _entries(reply)
+            if not entries:
+                return
+            after = entries[-1][0]
+            await self._take_all(entries)
 
     async def _take_over(self) -> None:
+        """Takes what another consumer, or this one, was handed long ago and did not finish."""
         start: Any = "0-0"
+        deleted = False
         while True:
+            await self._intake.room()
             reply: Any = await self._redis.xautoclaim(
                 keys.INBOX, keys.INBOX_GROUP, self._name, TAKE_OVER_AFTER_MS, start, COUNT
             )
-            start, entries = reply[0], reply[1]
+            start = reply[0]
+            # Redis 6.2 hands out deleted entries, too, and does not say which.
+            entries: list[_Entry] = [entry for entry in reply[1] if entry[0] is not None]
+            deleted = deleted or len(entries) < len(reply[1])
             if entries:
                 logger.warning("inbox_taken_over", extra={"entries": len(entries)})
-            self._take_all(entries)
+            await self._take_all(entries)
             if start in (b"0-0", "0-0"):
-                return
+                break
+        if deleted:
+            await self._take_own()
 
-    def _take_all(self, entries: list[_Entry]) -> None:
-        for entry, fields in entries:
-            self._take(entry.decode(), fields or {})
+    async def _remove_dead(self) -> None:
+        """Removes the consumers of gateways that did not end in peace."""
+        consumers: Any = await self._redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)
+        for consumer in consumers:
+            name = consumer["name"].decode()
+            if name != self._name and not consumer["pending"] and consumer["idle"] > CONSUMER_IDLE_MS:
+                await self._leave(name)
 
-    def _take(self, entry: str, fields: dict[bytes, bytes]) -> None:
+    async def _take_all(self, entries: list[_Entry]) -> None:
+        deleted: list[bytes] = []
+        refusals: list[_Refusal] = []
+        size = 0
+        for name, fields in entries:
+            if not fields:  # by whoever bounds the stream: an entry has at least one field
+                deleted.append(name)
+                continue
+            refused = self._take(name.decode(), fields)
+            if refused is not None:
+                refusals.append(_Refusal(name, fields.get(b"task", b""), fields.get(b"reply", b""), refused))
+            size += len(fields.get(b"task", b""))
+            if size > TURN_BYTES:  # others want their turn, too
+                await asyncio.sleep(0)
+                size = 0
+        if deleted:
+            await self._redis.xack(keys.INBOX, keys.INBOX_GROUP, *deleted)
+            logger.warning("inbox_entries_deleted", extra={"entries": len(deleted)})
+        if refusals:
+            await self._refuse(refusals)
+
+    def _take(self, entry: str, fields: dict[bytes, bytes]) -> Refused | None:
+        """Hands an entry to the intake, or returns why it is refused."""
+        if entry in self._in_hand:
+            return None
         raw = fields.get(b"task")
         reply_key = fields.get(b"reply", b"")
         try:
@@ -137,40 +203,62 @@ class Inbox:
                 )
             checked = parse(raw, self._max_bytes)
         except Refused as refused:
-            self._spawn(self._refuse(entry, raw or b"", reply_key, refused))
-            return
-        self._intake.add(checked, lambda answer: self._on_answer(reply_key, answer), entry)
+            return refused
+        self._in_hand.add(entry)
+        self._intake.add(checked, lambda answer: self._on_answer(entry, reply_key, answer), entry)
+        return None
 
-    def _on_answer(self, reply_key: bytes, answer: Answer) -> None:
+    async def _refuse(self, refusals: list[_Refusal]) -> None:
+        """Moves refused entries into the stream of the refused, in one round trip."""
+        refuse = script("refuse")
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.script_load(refuse.text.decode())
+            for one in refusals:
+                pipeline.evalsha(
+                    refuse.sha,
+                    2,
+                    *(keys.INBOX, keys.REFUSED),
+                    *(keys.INBOX_GROUP, one.entry, one.raw, encode_answer(one.refused), keys.REFUSED_KEEP),
+                )
+            taken = (await pipeline.execute())[1:]
+        for one, was_ours in zip(refusals, taken, strict=True):
+            if was_ours and one.reply_key:
+                self._reply(one.reply_key, one.refused)
+
+    # --- answers out -----------------------------------------------------------------------------------------
+
+    def _on_answer(self, entry: str, reply_key: bytes, answer: Answer) -> None:
         # An entry that Redis could not take stays pending, and is taken over later; its client is told then.
+        self._in_hand.discard(entry)
         if reply_key and answer is not None and not isinstance(answer, Refused):
-            self._spawn(self._reply(reply_key, answer))
+            self._reply(reply_key, answer)
 
-    def _spawn(self, work: Any) -> None:
-        running = asyncio.get_running_loop().create_task(work)
-        self._replies.add(running)
-        running.add_done_callback(self._replies.discard)
+    def _reply(self, reply_key: bytes, answer: Answer) -> None:
+        self._replies.append((reply_key, answer))
+        if self._replying is None:
+            self._replying = asyncio.get_running_loop().create_task(self._push_replies())
 
-    async def _refuse(self, entry: str, raw: bytes, reply_key: bytes, refused: Refused) -> None:
+    async def _push_replies(self) -> None:
+        """Pushes answers, as many as there are in one round trip, until none is left."""
         try:
-            taken = await script("refuse").run_async(
-                self._redis,
-                [keys.INBOX, keys.REFUSED],
-                [keys.INBOX_GROUP, entry, raw, encode_answer(refused), keys.REFUSED_KEEP],
-            )
-            if taken and reply_key:
-                await self._reply(reply_key, refused)
+            while self._replies:
+                batch = [self._replies.popleft() for _ in range(min(len(self._replies), COUNT))]
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for reply_key, answer in batch:
+                        pipeline.rpush(reply_key, encode_answer(answer))
+                        pipeline.expire(reply_key, keys.REPLY_SECONDS)
+                    results = await pipeline.execute(raise_on_error=False)
+                for (reply_key, _), result in zip(batch, results[::2], strict=True):
+                    if isinstance(result, Exception):
+                        self._log_failed_reply(reply_key, result)
         except (RedisError, OSError) as error:
-            logger.warning("refusal_failed", extra={"entry": entry, "error": str(error)})
+            for reply_key, _ in batch:
+                self._log_failed_reply(reply_key, error)
+        finally:
+            self._replying = None
 
-    async def _reply(self, reply_key: bytes, answer: Answer) -> None:
-        try:
-            async with self._redis.pipeline() as pipeline:
-                pipeline.rpush(reply_key, encode_answer(answer))
-                pipeline.expire(reply_key, keys.REPLY_SECONDS)
-                await pipeline.execute()
-        except (RedisError, OSError) as error:
-            logger.warning("reply_failed", extra={"key": reply_key.decode("utf-8", "replace"), "error": str(error)})
+    def _log_failed_reply(self, reply_key: bytes, error: Exception) -> None:
+        logger.warning("reply_failed", extra={"key": reply_key.decode("utf-8", "replace"), "error": str(error)})
 
 
 def _entries(reply: Any) -> list[_Entry]:

@@ -80,9 +80,9 @@ class Intake:
         return len(self._waiting) >= MAX_WAITING
 
     @property
-    def idle(self) -> bool:
-        """Whether everything that was added has been answered."""
-        return not self._waiting and not self._commits
+    def unanswered(self) -> int:
+        """How many tasks wait for Redis, without those that are on their way."""
+        return len(self._waiting)
 
     def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "") -> None:
         """Takes a task; `on_answer` is called when Redis holds it, or when it does not."""
@@ -95,6 +95,13 @@ class Intake:
     def when_room(self, callback: Callable[[], None]) -> None:
         """Calls back, once, when something may be read again."""
         self._on_room.append(callback)
+
+    async def room(self) -> None:
+        """Returns when something may be read again; at once when nothing is in the way."""
+        while self.full:
+            there_is = asyncio.Event()
+            self.when_room(there_is.set)
+            await there_is.wait()
 
     def _start(self) -> None:
         self._scheduled = False
@@ -128,12 +135,14 @@ class Intake:
                         submissions = await self._with_ids(batch)
                     places = await submit_async(self._redis, self._queue, submissions, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
-                reason = str(error) or type(error).__name__
+                reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
                 if (left := hold_until - monotonic()) > 0:
                     await asyncio.sleep(min(pause, left))
                     pause = min(pause * 2, longest)
                     continue  # with the same ids: what had come through is not repeated
                 logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
+                # A Redis that lost its data would hand out our number again: take another one, which is ours alone.
+                self._ids = None
                 answers = [unavailable(reason)] * len(batch)
                 self._give_up(reason)
             else:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import socket
+import sys
+import termios
 from collections import deque
+from http import HTTPStatus
 from time import monotonic
 from typing import cast
 
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.framing import Framing
+from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
+from qtask.gateway.listen import BACKLOG
 from qtask.task import parse, split_batch
 
-TURN = 200  # texts that one connection may have checked in one turn of the loop
-MAX_UNANSWERED = 5_000  # texts of one connection that wait for their answer; beyond it nothing more is read
+TURN = 200  # dicts that one connection may have checked in one turn of the loop
+TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
+MAX_UNANSWERED = 5_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
 MAX_IN_ARRAY = 10_000
 ARRAY_FACTOR = 16  # an array may be this many times as large as a dict
-_HTTP_METHODS = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"PATCH ", b"CONNECT ")
+LINGER_SECONDS = 1.0  # for a client to take its last answers and to close its side
+_HTTP_METHODS = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"PATCH ", b"CONNECT ", b"PRI ")
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -40,46 +49,54 @@ class _Slot:
 
 
 class SocketServer:
-    """All connections of the socket."""
+    """All connections of the socket.
+
+    Args:
+        config: `http_port`, `max_bytes`, `max_connections` and `idle_seconds`.
+        intake: where submitted tasks go.
+    """
 
     def __init__(self, config: Config, intake: Intake) -> None:
         self.config = config
         self.intake = intake
         self.connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def start(self) -> int:
-        """Listens; returns the port."""
+    async def start(self, listeners: list[socket.socket]) -> None:
+        """Begins to serve."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self), self.config.host, self.config.port, backlog=1024, reuse_address=True
-        )
+        for listener in listeners:
+            server = await loop.create_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
+            self._servers.append(server)
         self._sweep()
-        return int(self._server.sockets[0].getsockname()[1])
 
-    def stop(self) -> None:
-        """Accepts no more connections and reads no more; answers still go out."""
-        if self._server is not None:
-            self._server.close()
+    async def stop(self) -> None:
+        """Accepts no more connections and reads no more; returns when the answers that are owed have gone out."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.finish()
+        while self.connections:
+            await asyncio.sleep(0.01)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in list(self.connections):
-            connection.stop_reading()
 
     def _sweep(self) -> None:
-        """Closes connections that have been silent for too long."""
+        """Looks for connections that have been silent for too long."""
         idle = self.config.idle_seconds
         self._sweeper = asyncio.get_running_loop().call_later(min(5.0, idle / 2), self._sweep)
-        silent_since = monotonic() - idle
         for connection in list(self.connections):
-            if connection.last_byte < silent_since and connection.quiet:
-                message = f"nothing came for {idle:g} s, so the connection is closed; connect again when there is more"
-                connection.refuse_and_close(Refused("idle", "", message))
+            connection.end_if_silent(idle)
 
 
 class Connection(asyncio.Protocol):
-    """One client."""
+    """One client.
+
+    It ends in steps: nothing more is taken (`_closing`), what is owed is answered, our side is closed, and only when
+    the client has closed its side, or some time later, the whole. Closing at once would throw away answers that are
+    on their way whenever the client has sent more than was read.
+    """
 
     def __init__(self, server: SocketServer) -> None:
         self._server = server
@@ -87,19 +104,20 @@ class Connection(asyncio.Protocol):
         self._max_bytes = server.config.max_bytes
         self._framing = Framing(self._max_bytes * ARRAY_FACTOR)
         self._slots: deque[_Slot] = deque()
+        self._owed = 0  # dicts whose answers have not been written
+        self._array: deque[bytes] = deque()  # what is still to be checked of the array in the last slot
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._ended = False  # the client will send no more
-        self._closing = False  # nothing more is read; what is owed is answered, then the connection is closed
+        self._closing = False  # nothing more is taken
         self._working = False  # a turn is scheduled
+        self._stalled = False  # a turn was ended because there is no room
         self._flushing = False
         self._client_reads = True
-        self.last_byte = monotonic()
-
-    @property
-    def quiet(self) -> bool:
-        """Whether no answer is owed."""
-        return not self._slots
+        self._awaits_room = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._last_sign = monotonic()  # of the client: it sent a byte, or took an answer
+        self._untaken = 0  # bytes of answers, at the last look
 
     # --- asyncio calls these ---------------------------------------------------------------------------------
 
@@ -109,86 +127,94 @@ class Connection(asyncio.Protocol):
         most = self._server.config.max_connections
         if len(self._server.connections) > most:
             message = f"{most} connections are served at once and all are taken; try again, or use one for many tasks"
-            self.refuse_and_close(Refused("too_many", "", message))
+            self._refuse_and_close(Refused("too_many", "", message))
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
-        self.last_byte = monotonic()
+        self._last_sign = monotonic()
         self._framing.feed(data)
         if not self._working:
             self._work()
 
     def eof_received(self) -> bool:
         self._ended = True
-        if not self._working:
-            self._work()
+        self._go_on()
+        self._close_when_done()
         return True  # keep our side open for the answers
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._server.connections.discard(self)
+        # A client that has hung up without waiting, as the original's does, still gets accepted what it sent whole.
         self._transport = None
-        self._closing = True
-        # A client that has hung up without a half-close still gets what it sent whole accepted; the rest is dropped.
+        self._ended = self._client_reads = True
+        if self._linger is not None:
+            self._linger.cancel()
+        self._flush()
+        self._go_on()
+        self._close_when_done()
 
     def pause_writing(self) -> None:
         self._client_reads = False
         self._update_reading()
 
     def resume_writing(self) -> None:
+        self._last_sign = monotonic()
         self._client_reads = True
         self._flush()
-        self._update_reading()
         self._go_on()
 
     # --- texts in --------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        if not self._working and self._reading and not self._closing:
+        if not self._working and not (self._closing and not self._array):
             self._work()
 
     def _work(self) -> None:
-        """Checks up to TURN texts, and leaves the rest for the next turn of the loop: others want theirs, too."""
-        self._working = False
-        for _ in range(TURN):
-            if self._closing:
-                return
-            if self._held_up():
-                self._update_reading()
-                return
-            text = self._framing.next()
-            if text is None:
+        """Checks as many dicts as fit into a turn and leaves the rest for the next one: others want theirs, too."""
+        self._working = self._stalled = False
+        left = TURN
+        while left > 0 and not self._held_up():
+            if self._array:
+                left -= self._take_element()
+            elif self._closing:
                 break
-            if text:
-                self._take(text)
-        else:
+            else:
+                text = self._framing.next()
+                if text is None:
+                    self._run_dry()
+                    if self._array:  # what was left at the end was an array
+                        continue
+                    break
+                left -= 1 + len(text) // TURN_BYTES
+                if text:
+                    self._take(text)
+        if left <= 0:
             self._working = True
             asyncio.get_running_loop().call_soon(self._work)
-            return
+        else:
+            self._stalled = self._held_up()
+        self._update_reading()
+
+    def _run_dry(self) -> None:
+        """No whole text is left."""
         if self._framing.overflow:
             most = self._max_bytes * ARRAY_FACTOR
-            self.refuse_and_close(Refused("too_large", "", f"a text on this socket has at most {most} bytes"))
+            self._refuse_and_close(Refused("too_large", "", f"a text on this socket has at most {most} bytes"))
         elif self._ended:
             rest = self._framing.rest()
             if rest:
                 self._take(rest)
-            self._closing = True
-            self._close_when_done()
-        elif self._framing.held > self._max_bytes * ARRAY_FACTOR:
-            self._update_reading()
+            self.finish()
 
     def _take(self, text: bytes) -> None:
         if text.startswith(_HTTP_METHODS):
-            port = self._server.config.http_port
-            message = f"this port speaks JSON lines; HTTP is spoken on port {port}"
-            self.refuse_and_close(Refused("wrong_protocol", "", message))
-            return
-        if text[:1] == b"[":
+            self._refuse_http()
+        elif text[:1] == b"[":
             self._take_array(text)
-            return
-        slot = _Slot(1, False)
-        self._slots.append(slot)
-        self._submit(text, slot, 0)
+        else:
+            slot = _Slot(1, False)
+            self._slots.append(slot)
+            self._submit(text, slot, 0)
 
     def _take_array(self, text: bytes) -> None:
         try:
@@ -196,18 +222,21 @@ class Connection(asyncio.Protocol):
             if len(texts) > MAX_IN_ARRAY:
                 raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
         except Refused as refused:
-            slot = _Slot(1, False)
-            self._slots.append(slot)
-            self._answer(slot, 0, refused)
+            self._answer_at_once(refused)
             return
-        slot = _Slot(len(texts), True)
-        self._slots.append(slot)
-        for position, one in enumerate(texts):
-            self._submit(one, slot, position)
+        self._array.extend(texts)
+        self._slots.append(_Slot(len(texts), True))
         if not texts:
             self._flush()
 
+    def _take_element(self) -> int:
+        """Submits the next dict of the array, and returns what it takes of a turn."""
+        slot, text = self._slots[-1], self._array.popleft()
+        self._submit(text, slot, len(slot.answers) - len(self._array) - 1)
+        return 1 + len(text) // TURN_BYTES
+
     def _submit(self, text: bytes, slot: _Slot, position: int) -> None:
+        self._owed += 1
         try:
             checked = parse(text, self._max_bytes)
         except Refused as refused:
@@ -217,27 +246,19 @@ class Connection(asyncio.Protocol):
 
     # --- answers out -----------------------------------------------------------------------------------------
 
-    def refuse_and_close(self, refused: Refused) -> None:
-        """Answers, after what is owed, that this connection ends here, and ends it."""
-        self._closing = True
-        slot = _Slot(1, False)
-        self._slots.append(slot)
-        self._answer(slot, 0, refused)
-        self._update_reading()
-        self._close_when_done()
-
-    def stop_reading(self) -> None:
-        """Answers what is owed and closes."""
-        self._closing = True
-        self._update_reading()
-        self._close_when_done()
-
     def _answer(self, slot: _Slot, position: int, answer: Answer) -> None:
         slot.answers[position] = answer
         slot.missing -= 1
         if not slot.missing and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    def _answer_at_once(self, refused: Refused) -> None:
+        """Answers a text that holds nothing to submit."""
+        slot = _Slot(1, False)
+        self._slots.append(slot)
+        self._owed += 1
+        self._answer(slot, 0, refused)
 
     def _flush(self) -> None:
         """Writes the answers that are next in order, all in one call."""
@@ -247,34 +268,107 @@ class Connection(asyncio.Protocol):
         lines = []
         slots = self._slots
         while slots and not slots[0].missing:
-            lines.append(slots.popleft().line())
-        if lines and self._transport is not None and not self._transport.is_closing():
+            slot = slots.popleft()
+            self._owed -= len(slot.answers)
+            lines.append(slot.line())
+        if lines and self._transport is not None:
             self._transport.write(b"".join(lines))
         self._close_when_done()
-        if not self._reading and not self._held_up():
-            self._update_reading()
+        if self._stalled:
             self._go_on()
 
-    def _close_when_done(self) -> None:
-        if self._closing and not self._slots and self._transport is not None:
-            self._transport.close()
+    # --- back-pressure ---------------------------------------------------------------------------------------
 
     def _held_up(self) -> bool:
-        return self._intake.full or len(self._slots) >= MAX_UNANSWERED or not self._client_reads
+        """Whether nothing more is to be checked now. An array that was begun goes on: its answer needs all of it."""
+        if self._intake.full:
+            return True
+        if self._array:
+            return False
+        too_many = self._owed >= MAX_UNANSWERED or len(self._slots) >= MAX_UNANSWERED
+        return too_many or not self._client_reads
 
     def _update_reading(self) -> None:
         """Reads only while there is room for what would come: back-pressure reaches the client through TCP."""
-        wanted = not self._closing and not self._held_up()
-        if wanted == self._reading or self._transport is None:
+        if self._intake.full and not self._awaits_room and not (self._closing and not self._array):
+            self._awaits_room = True
+            self._intake.when_room(self._on_room)
+        # What is read while the connection ends is thrown away; reading it lets the client get to its answers.
+        wanted = self._closing or not (self._working or self._held_up())
+        if wanted == self._reading or self._ended or self._transport is None:
             return
         self._reading = wanted
         if wanted:
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
-            if self._intake.full:
-                self._intake.when_room(self._on_room)
 
     def _on_room(self) -> None:
-        self._update_reading()
+        self._awaits_room = False
         self._go_on()
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Takes nothing more, answers what is owed, and closes."""
+        self._closing = True
+        self._update_reading()
+        self._close_when_done()
+
+    def end_if_silent(self, seconds: float) -> None:
+        """Ends a connection whose client has neither sent a byte nor taken an answer for so long."""
+        if self._transport is None:
+            return
+        untaken = _untaken(self._transport)
+        if untaken < self._untaken:
+            self._last_sign = monotonic()
+        self._untaken = untaken
+        if self._last_sign > monotonic() - seconds:
+            return
+        if untaken:
+            self._transport.abort()
+        elif not self._slots and not self._closing:
+            message = f"nothing came for {seconds:g} s, so the connection is closed; connect again when there is more"
+            self._refuse_and_close(Refused("idle", "", message))
+
+    def _refuse_and_close(self, refused: Refused) -> None:
+        """Answers, after what is owed, that this connection ends here, and ends it."""
+        self._answer_at_once(refused)
+        self.finish()
+
+    def _refuse_http(self) -> None:
+        """Answers in the words of HTTP, so that the client shows it to the person who made the mistake."""
+        port = self._server.config.http_port
+        refused = Refused("wrong_protocol", "", f"this port speaks JSON lines; HTTP is spoken on port {port}")
+        if self._transport is not None and not self._slots:
+            self._transport.write(http_refusal(HTTPStatus.BAD_REQUEST, refused))
+            self.finish()
+        else:
+            self._refuse_and_close(refused)
+
+    def _close_when_done(self) -> None:
+        if not self._closing or self._slots:
+            return
+        transport = self._transport
+        if transport is None:
+            self._server.connections.discard(self)
+        elif self._ended:
+            transport.close()
+        elif self._linger is None:
+            transport.write_eof()
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end_lingering)
+
+    def _end_lingering(self) -> None:
+        """Hangs up on a client that does not close its side, unless answers are still on their way to it."""
+        assert self._transport is not None
+        if _untaken(self._transport):
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end_lingering)
+        else:
+            self._transport.abort()
+
+
+def _untaken(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not received: here, and in the kernel, which throws them away at a reset."""
+    unsent = bytearray(4)
+    fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, unsent)
+    return transport.get_write_buffer_size() + int.from_bytes(unsent, sys.byteorder)

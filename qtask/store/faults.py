@@ -1,7 +1,7 @@
 """Fault points, for tests that nothing is lost: `QTASK_FAULT=claim:after` kills a process right after its first claim.
 
 Every script has two: `NAME:before`, when it is about to be sent, and `NAME:after`, when its reply has come and nothing
-has been done about it. Without the variable they cost a comparison a batch.
+has been done about it. `NAME:after:2` is the second time. Without the variable they cost a comparison a batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,25 @@ from functools import cache
 VARIABLE = "QTASK_FAULT"
 
 
+class _Fault:
+    """The point that the environment names, and how often it is still to be reached."""
+
+    def __init__(self, text: str) -> None:
+        name, _, rest = text.partition(":")
+        when, _, times = rest.partition(":")
+        self.point = f"{name}:{when}"
+        self.left = int(times or 1)
+
+
 @cache
-def _point() -> str:
-    return os.environ.get(VARIABLE, "")
+def _fault() -> _Fault:
+    return _Fault(os.environ.get(VARIABLE, ""))
 
 
 def reach(point: str) -> None:
     """Kills this process, as a crash would, when this is the point that the environment names."""
-    if _point() == point:
-        os.kill(os.getpid(), signal.SIGKILL)
+    fault = _fault()
+    if fault.point == point:
+        fault.left -= 1
+        if not fault.left:
+            os.kill(os.getpid(), signal.SIGKILL)

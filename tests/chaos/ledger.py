@@ -6,95 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
-from redis import Redis
-
-from qtask.store import keys, tasks
 from qtask.store.tasks import TaskRecord
 from qtask.timing import parse_instant
 from tests.chaos.cast import Blow, tally
 from tests.chaos.plan import ATTEMPTS, Plan
 from tests.chaos.receivers import Arrival
-from tests.chaos.submitters import REPLY_PREFIX, Note, Notes
+from tests.chaos.store import Store, disorder
+from tests.chaos.submitters import Note, Notes
 
 CLOCK_SECONDS = 0.000_002  # two microseconds, to which due instants are rounded
-_PAGE = 1_000
-
-# What RQ and rq-scheduler write of live and lately dead processes; no task stands in it.
-_REGISTRATIONS = ("rq:worker:", "rq:workers", "rq:scheduler_instance:", "rq:clean_registries:")
-
-
-@dataclass(slots=True)
-class Store:
-    """What Redis holds.
-
-    Attributes:
-        places: id to every place that a task is in: `schedule`, `queue`, `started`, `finished`, `dead`.
-        jobs: ids that have a job hash.
-        dead: every dead task.
-        remembered: ids that clients chose and that are remembered.
-        graphs: ids that a picture is kept for.
-        strangers: keys that nobody knows.
-        inbox: entries that nobody has taken.
-        consumers: of the inbox.
-        workers: tokens in the table of heartbeats.
-        finished: how many finished tasks are kept.
-    """
-
-    places: dict[str, list[str]] = field(default_factory=dict)
-    jobs: set[str] = field(default_factory=set)
-    dead: list[TaskRecord] = field(default_factory=list)
-    remembered: set[str] = field(default_factory=set)
-    graphs: set[str] = field(default_factory=set)
-    strangers: list[str] = field(default_factory=list)
-    inbox: int = 0
-    consumers: int = 0
-    workers: int = 0
-    finished: int = 0
-    keys: int = 0
-
-
-def read_store(redis: Redis, queue: str) -> Store:
-    """Reads all of a Redis that nobody writes to any more."""
-    store = Store()
-    places: defaultdict[str, list[str]] = defaultdict(list)
-    found: Any = {
-        "schedule": redis.zrange(keys.SCHEDULE, 0, -1),
-        "queue": redis.lrange(keys.queue(queue), 0, -1),
-        "started": redis.zrange(keys.started(queue), 0, -1),
-        "finished": redis.zrange(keys.finished(queue), 0, -1),
-        "dead": redis.zrange(keys.failed(queue), 0, -1),
-    }
-    for place, members in found.items():
-        for member in members:
-            places[member.decode().partition(":")[0]].append(place)
-    store.places = dict(places)
-    store.finished = len(found["finished"])
-    known = {
-        *(keys.SCHEDULE, keys.QUEUES, keys.SCHEDULER_LOCK, keys.INBOX, keys.REFUSED, keys.NODES, keys.WORKERS),
-        *(keys.COUNTERS, keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)),
-    }
-    for raw in redis.scan_iter(count=_PAGE):
-        key = raw.decode()
-        store.keys += 1
-        if key.startswith(keys.JOB_PREFIX):
-            store.jobs.add(key.removeprefix(keys.JOB_PREFIX))
-        elif key.startswith(keys.ID_PREFIX):
-            store.remembered.add(key.removeprefix(keys.ID_PREFIX))
-        elif key.startswith(keys.GRAPH_PREFIX):
-            store.graphs.add(key.removeprefix(keys.GRAPH_PREFIX))
-        elif key.startswith(REPLY_PREFIX):
-            if redis.ttl(key) == -1:
-                store.strangers.append(f"{key}, which never expires")
-        elif not (key in known or key.startswith((keys.STATS_PREFIX, *_REGISTRATIONS))):
-            store.strangers.append(key)
-    for page in tasks.find_dead(redis, queue, tasks.Filter()):
-        store.dead += [tasks.show(redis, task_id) for task_id in page]
-    store.inbox = redis.xlen(keys.INBOX)
-    store.consumers = len(cast("list[Any]", redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)))
-    store.workers = redis.zcard(keys.WORKERS)
-    return store
 
 
 @dataclass(slots=True)
@@ -236,23 +158,21 @@ def _check_ids(
         if len(seen) > 1:
             several.append(f"{task.title}: {', '.join(sorted(seen))}")
     ledger.blame("tasks bore several ids", several)
+    told = {task.title: {answer.due for answer in notes[task.number].accepted} for task in plan.tasks}
+    ledger.blame(
+        "tasks were told several due instants", (f"{title}: {dues}" for title, dues in told.items() if len(dues) > 1)
+    )
 
 
 def _check_store(ledger: Ledger, plan: Plan, store: Store) -> None:
     chosen = {task.chosen_id for task in plan.tasks}
     graphs = {task.chosen_id for task in plan.tasks if task.kind == "__graph__"}
     counts = Counter(place for places in store.places.values() for place in places)
-    ledger.say("in Redis", f"{store.keys} keys; tasks: {_counts(counts)}; {store.inbox} entries in the inbox")
-    waiting = [one for one, places in store.places.items() if set(places) & {"schedule", "queue", "started"}]
-    ledger.blame("tasks still wait", waiting)
-    ledger.blame("tasks stand in several places", (f"{o}: {p}" for o, p in store.places.items() if len(p) > 1))
-    ledger.blame("job hashes stand in no place", store.jobs - store.places.keys())
-    ledger.blame("ids have no job hash", store.places.keys() - store.jobs)
-    ledger.blame("keys belong to no task", store.strangers)
+    ledger.say("in Redis", f"{store.keys} keys; tasks: {_counts(counts)}; {store.consumers} consumers of the inbox")
+    for fault, about in disorder(store).items():
+        ledger.blame(fault, about)
     ledger.blame("remembered ids were never chosen", store.remembered - chosen)
     ledger.blame("pictures belong to no task", store.graphs - graphs)
-    ledger.blame("entries are left in the inbox", range(store.inbox))
-    ledger.blame("workers that ended are still known", range(store.workers))
 
 
 def say_blows(ledger: Ledger, blows: Sequence[Blow], cuts: dict[str, int]) -> None:

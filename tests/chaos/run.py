@@ -13,10 +13,11 @@ from redis.exceptions import RedisError
 
 from qtask.store import keys
 from tests.chaos.cast import QUEUE, Cast
-from tests.chaos.ledger import Ledger, balance, read_store, say_blows
+from tests.chaos.ledger import Ledger, balance, say_blows
 from tests.chaos.plan import Plan, make_plan
 from tests.chaos.receivers import Receivers
-from tests.chaos.submitters import ClientSubmitter, InboxSubmitter, Notes, Submitter
+from tests.chaos.store import read_store
+from tests.chaos.submitters import REPLY_PREFIX, ClientSubmitter, InboxSubmitter, Notes, Submitter
 
 DRAIN_SECONDS = 90.0  # after the last blow: leases, retries and entries of the inbox come to their end within it
 SUBMIT_SECONDS = 30.0  # after the last blow: what was not answered is sent again
@@ -44,7 +45,7 @@ def run(plan: Plan, folder: Path) -> Ledger:
         _drain(cast)
         drained = time.monotonic()
         cast.end()
-        store = read_store(cast.redis, QUEUE)
+        store = read_store(cast.redis, QUEUE, reply_prefix=REPLY_PREFIX)
         arrivals = receivers.close()
         ledger = balance(plan, notes, arrivals, store, cast.blows)
         say_blows(ledger, cast.blows, cast.cuts)

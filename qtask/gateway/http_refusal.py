@@ -1,0 +1,22 @@
+"""A whole HTTP answer by hand, for where no HTTP server is at work to make one."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from qtask.errors import Refused
+from qtask.gateway.intake import encode_answer
+
+
+def http_refusal(status: HTTPStatus, refused: Refused) -> bytes:
+    """A refusal as an HTTP/1.1 answer, after which the connection is closed."""
+    body = encode_answer(refused) + b"\n"
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        lines.append("Retry-After: 1")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

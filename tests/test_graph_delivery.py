@@ -1,0 +1,144 @@
+"""`__graph__` tasks on their own loop, with the drawing in its real process: where the picture is, and who waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from qtask.config import Config
+from qtask.delivery.graph import GraphDeliverer
+from qtask.delivery.kinds import Claim
+from qtask.delivery.loop import Loop
+from qtask.outcome import Answer, Failure
+from qtask.store import keys
+from qtask.task import Task
+from tests.command import qtask
+from tests.live import children
+from tests.redis_server import RedisServer, free_port
+from tests.waiting import until
+
+
+@dataclass
+class Drawing:
+    """A deliverer on a loop that the test turns."""
+
+    url: str
+    loop: Loop = field(default_factory=Loop)
+    results: dict[str, Answer | Failure] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.deliverer = GraphDeliverer(self.loop, Config(redis_url=self.url))
+
+    def start(self, task_id: str, timeout: float = 30.0) -> None:
+        dict_ = {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": timeout}}
+        claim = Claim(task_id, 1, msgspec.convert(dict_, Task), 0.0)
+        self.deliverer.start(claim, lambda result: self._note(task_id, result))
+
+    def wait_for(self, count: int) -> None:
+        def turned() -> bool:
+            self.loop.run_once(0.05)
+            return len(self.results) >= count
+
+        until(turned, 30)
+
+    def _note(self, task_id: str, result: Answer | Failure) -> None:
+        assert task_id not in self.results, "reported once"
+        self.results[task_id] = result
+
+
+@contextmanager
+def drawing(url: str) -> Iterator[Drawing]:
+    one = Drawing(url)
+    try:
+        yield one
+    finally:
+        one.deliverer.close()
+        one.loop.close()
+
+
+def drawings() -> list[int]:
+    """Process ids of the drawings under way."""
+    return [
+        pid for pid in children(os.getpid()) if b"qtask.delivery.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_the_answer_says_where_the_picture_is_for_a_day(
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with drawing(redis_server.url) as one:
+        one.start("GRAPH-1")
+        one.wait_for(1)
+    result = one.results["GRAPH-1"]
+    assert isinstance(result, Answer), result
+    where = json.loads(result.text)
+    picture: Any = redis.get(where["key"])
+    assert where == {
+        "graph": "/graphs/GRAPH-1",
+        "key": keys.graph("GRAPH-1"),
+        "type": "image/png",
+        "bytes": len(picture),
+    }
+    assert picture.startswith(b"\x89PNG\r\n")
+    assert 86_300 < redis.ttl(where["key"]) <= 86_400
+    fetched = qtask("graph", "--redis", redis_server.url, "--id", "GRAPH-1", "-o", str(tmp_path / "fetched.png"))
+    assert fetched.returncode == 0, fetched.stderr
+    assert (tmp_path / "fetched.png").read_bytes() == picture
+
+
+def test_tasks_that_come_while_it_draws_share_the_next_picture(redis: Redis, redis_server: RedisServer) -> None:
+    with drawing(redis_server.url) as one:
+        one.start("FIRST")
+        for number in range(20):
+            one.start(f"LATER-{number}")
+        assert len(drawings()) == 1, "one process draws, however many tasks wait"
+        one.wait_for(21)
+    assert all(isinstance(result, Answer) for result in one.results.values()), one.results
+    kept = {bytes(key).decode() for key in redis.scan_iter(keys.graph("*"))}
+    assert kept == {keys.graph(task_id) for task_id in one.results}
+
+
+def test_a_drawing_that_hangs_ends_at_the_timeout_and_does_not_keep_others_waiting(
+    redis: Redis, redis_server: RedisServer
+) -> None:
+    with drawing(redis_server.url) as one:
+        one.start("HANGS", timeout=0.3)
+        (process,) = drawings()
+        os.kill(process, signal.SIGSTOP)
+        one.start("NEXT")
+        one.wait_for(2)
+        hung, drawn = one.results["HANGS"], one.results["NEXT"]
+    assert isinstance(hung, Failure)
+    assert (hung.kind, hung.message) == ("timeout", "the graph was not drawn within 0.3 s")
+    assert isinstance(drawn, Answer), drawn
+    assert redis.exists(keys.graph("HANGS")) == 0
+
+
+def test_a_drawing_that_fails_says_why() -> None:
+    with drawing(f"redis://:secret@127.0.0.1:{free_port()}/0") as one:
+        one.start("FAILS")
+        (process,) = drawings()
+        assert b"secret" not in Path(f"/proc/{process}/cmdline").read_bytes()
+        one.wait_for(1)
+        result = one.results["FAILS"]
+    assert isinstance(result, Failure)
+    assert result.kind == "internal"
+    assert "Connection refused" in result.message
+
+
+def test_close_ends_the_drawing(redis_server: RedisServer) -> None:
+    with drawing(redis_server.url) as one:
+        one.start("ENDS")
+        (process,) = drawings()
+        os.kill(process, signal.SIGSTOP)  # by itself it would not end
+    until(lambda: process not in drawings())
+    assert one.results == {}

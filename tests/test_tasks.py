@@ -1,0 +1,169 @@
+"""Looking at tasks and removing them, in every state, on a real Redis; claims and outcomes by QTask's own scripts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from qtask import stats
+from qtask.errors import NotFound, QTaskError
+from qtask.outcome import Outcome, encode_outcome
+from qtask.scheduler import Scheduler
+from qtask.store import keys
+from qtask.store.scripts import Value, script
+from qtask.store.tasks import cancel, count_tasks, list_tasks, show
+
+LATER = 4_000_000_000.0
+
+
+def task(title: str) -> dict[str, Any]:
+    return {"title": title, "address": {"type": "http", "link": "http://127.0.0.1:1/"}, "settings": {"time": 0}}
+
+
+def submit(redis: Redis, *dues: float, queue: str = "qtask") -> list[str]:
+    """Submits a task for each due instant; its title is its place in the list."""
+    dicts = [(due, task(str(number))) for number, due in enumerate(dues)]
+    return [job.id for job in Scheduler(queue, redis).enqueue_many(dicts)]
+
+
+def release(redis: Redis) -> None:
+    Scheduler("qtask", redis).release()
+
+
+def claim(redis: Redis, most: int = 100) -> list[str]:
+    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS]
+    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
+    return [task_id.decode() for task_id in reply[1::4]]
+
+
+def settle(redis: Redis, *ids: str, error: Any = "") -> None:
+    arguments: list[Value] = [keys.JOB_PREFIX, "token", keys.STATS_PREFIX, 100, 3_600, 100, 3_600, keys.FOREVER_SECONDS]
+    for task_id in ids:
+        outcome = Outcome("failed" if error else "delivered", 1.0, 2.0, 0.5, 1.0, code=200, error=error, message=error)
+        arguments += [
+            *(task_id, "failed" if error else "finished", encode_outcome(outcome), error),
+            *(stats.counter("http", outcome), 2.0, stats.member(task_id, outcome)),
+        ]
+    registries = [keys.started("qtask"), keys.finished("qtask"), keys.failed("qtask"), keys.COUNTERS]
+    assert script("settle").run(redis, registries, arguments) == len(ids)
+
+
+def everything(redis: Redis) -> str:
+    """All keys and what they hold."""
+    read: dict[Any, Any] = {
+        b"zset": lambda key: redis.zrange(key, 0, -1),
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"set": redis.smembers,
+        b"hash": redis.hgetall,
+        b"string": redis.get,
+    }
+    return str({key: read[redis.type(key)](key) for key in redis.scan_iter()})
+
+
+def in_every_state(redis: Redis) -> dict[str, str]:
+    """One task in each state."""
+    (delivered,) = submit(redis, 1.0)
+    release(redis)
+    settle(redis, *claim(redis))
+    (dead,) = submit(redis, 2.0)
+    release(redis)
+    settle(redis, *claim(redis), error="timeout")
+    (started,) = submit(redis, 3.0)
+    release(redis)
+    claim(redis)
+    (queued,) = submit(redis, 4.0)
+    release(redis)
+    (scheduled,) = submit(redis, LATER)
+    return {"scheduled": scheduled, "queued": queued, "started": started, "delivered": delivered, "dead": dead}
+
+
+def test_a_task_is_shown_in_every_state(redis: Redis) -> None:
+    ids = in_every_state(redis)
+    assert {state: show(redis, task_id).state for state, task_id in ids.items()} == {state: state for state in ids}
+    assert count_tasks(redis, "qtask") == dict.fromkeys(ids, 1)
+    for state, task_id in ids.items():
+        assert [record.id for record in list_tasks(redis, "qtask", state)] == [task_id]  # type: ignore[arg-type]
+
+
+def test_a_record_holds_the_task_and_its_outcomes(redis: Redis) -> None:
+    ids = in_every_state(redis)
+    waiting, dead = show(redis, ids["scheduled"]), show(redis, ids["dead"])
+    assert (waiting.due, waiting.attempts, waiting.outcomes) == (LATER, 0, [])
+    assert (waiting.queue, waiting.title, waiting.kind, waiting.link) == ("qtask", "0", "http", "http://127.0.0.1:1/")
+    assert json.loads(bytes(waiting.task)) == task("0") | {"settings": {"at": LATER}}
+    assert waiting.accepted is not None
+    assert waiting.accepted == pytest.approx(redis.time()[0], abs=5)
+    (outcome,) = dead.outcomes
+    assert (dead.attempts, outcome.status, outcome.error, outcome.message) == (1, "failed", "timeout", "timeout")
+    assert dead.due == pytest.approx(dead.accepted or 0, abs=5), "a due instant in the past is now"
+
+
+def test_what_is_due_next_comes_first_and_of_what_ended_the_newest(redis: Redis) -> None:
+    waiting = submit(redis, LATER + 3, LATER + 1, LATER + 2)
+    assert [record.title for record in list_tasks(redis, "qtask", "scheduled")] == ["1", "2", "0"]
+    assert [record.id for record in list_tasks(redis, "qtask", "scheduled", 1)] == [waiting[1]]
+    early = submit(redis, 1.0, 1.0, 1.0)
+    release(redis)
+    assert [record.id for record in list_tasks(redis, "qtask", "queued")] == early
+    for task_id in claim(redis):
+        redis.zadd(keys.started("qtask"), {f"{task_id}:token": 1.0})
+        settle(redis, task_id)
+        redis.zincrby(keys.finished("qtask"), early.index(task_id), task_id)  # as if a second lay between them
+    assert [record.id for record in list_tasks(redis, "qtask", "delivered", 2)] == early[:0:-1]
+
+
+def test_what_is_not_there_is_told(redis: Redis) -> None:
+    with pytest.raises(NotFound, match="no task has the id 'nobody'"):
+        show(redis, "nobody")
+    with pytest.raises(NotFound, match="nobody"):
+        cancel(redis, "nobody")
+    assert list_tasks(redis, "qtask", "dead") == []
+    assert set(count_tasks(redis, "another").values()) == {0}
+
+
+@pytest.mark.parametrize("state", ["scheduled", "queued", "delivered", "dead"])
+def test_cancel_leaves_nothing_of_a_task(redis: Redis, state: str) -> None:
+    ids = in_every_state(redis)
+    redis.delete(keys.COUNTERS, keys.stats("http"))  # statistics outlive tasks
+    assert cancel(redis, ids[state]) == state
+    assert count_tasks(redis, "qtask") == {**dict.fromkeys(ids, 1), state: 0}
+    assert ids[state] not in everything(redis)
+    with pytest.raises(NotFound):
+        cancel(redis, ids[state])
+
+
+def test_a_task_that_is_being_delivered_is_left_alone(redis: Redis) -> None:
+    ids = in_every_state(redis)
+    with pytest.raises(QTaskError, match="is being delivered right now"):
+        cancel(redis, ids["started"])
+    assert show(redis, ids["started"]).state == "started"
+    settle(redis, ids["started"])
+
+
+def test_a_cancelled_task_is_not_claimed(redis: Redis) -> None:
+    ids = submit(redis, 1.0, 1.0, 1.0)
+    release(redis)
+    cancel(redis, ids[1])
+    assert claim(redis) == [ids[0], ids[2]]
+
+
+def test_a_task_that_waits_again_is_scheduled_whatever_its_job_says(redis: Redis) -> None:
+    """As rq-scheduler's tools leave it: `change_execution_time` and the like touch only the sorted set."""
+    ids = in_every_state(redis)
+    redis.zadd(keys.SCHEDULE, {ids["dead"]: LATER})
+    assert (show(redis, ids["dead"]).state, show(redis, ids["dead"]).due) == ("scheduled", LATER)
+    assert cancel(redis, ids["dead"]) == "scheduled"
+    assert count_tasks(redis, "qtask")["dead"] == 0
+
+
+def test_a_job_that_is_no_task_is_shown_and_can_be_removed(redis: Redis) -> None:
+    redis.hset(keys.job("foreign"), mapping={"data": '["os.getpid",null,[],{}]', "status": "failed"})
+    redis.zadd(keys.failed(""), {"foreign": 1})
+    record = show(redis, "foreign")
+    assert (record.state, record.kind, record.title, record.link, record.due) == ("dead", "unknown", "", "", 0.0)
+    assert bytes(record.task) == b"null"
+    assert cancel(redis, "foreign") == "dead"
+    assert redis.exists(keys.job("foreign"), keys.failed("")) == 0
