@@ -251,7 +251,10 @@ def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
 @_json_flag
 @settings(*_LOOK)
 def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
-    """Give dead tasks another chance: those with the given ids, those that fit, or --all."""
+    """Give dead tasks another chance.
+
+    Those with the given ids, or those that fit, or --all.
+    """
     from qtask.store import tasks
 
     redis = _connect(config)
@@ -267,7 +270,10 @@ def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) ->
 @_json_flag
 @settings(*_LOOK)
 def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
-    """Remove dead tasks: those with the given ids, those that fit, or --all. For tasks that wait: cancel."""
+    """Remove dead tasks.
+
+    Those with the given ids, or those that fit, or --all. For tasks that wait there is `cancel`.
+    """
     from qtask.store import tasks
 
     redis = _connect(config)

@@ -295,7 +295,10 @@ class Worker(BaseWorker):
             self._on_claimed,
             script("claim"),
             [self._queue_key, self._started_key],
-            [most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS],
+            [
+                *(most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS),
+                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP),
+            ],
         )
         # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
         # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.

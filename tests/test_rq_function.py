@@ -96,9 +96,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 
 def _dicts(url: str, socket_port: int, closed_port: int) -> dict[str, dict[str, Any]]:
     def http(path: str, **settings: Any) -> dict[str, Any]:
-        return {"title": "t", "address": {"type": "http", "link": url + path}, "settings": {"time": 0, **settings}}
+        return {"title": "t", "address": {"type": "http", "link": url + path}, "settings": {**once, **settings}}
 
-    pipe: dict[str, Any] = {"time": 0, "data": {"data": {"n": 1}}}
+    once = {"time": 0, "retry": {"attempts": 1}}
+    pipe: dict[str, Any] = {**once, "data": {"data": {"n": 1}}}
     to_socket = {"type": "socket", "link": f"127.0.0.1:{socket_port}"}
     to_closed = {"type": "socket", "link": f"127.0.0.1:{closed_port}"}
     return {
@@ -106,7 +107,7 @@ def _dicts(url: str, socket_port: int, closed_port: int) -> dict[str, dict[str, 
         "http missing": http("missing"),
         "http slow": http("slow", timeout=0.3),
         "socket": {"title": "t", "address": to_socket, "settings": {"time": 0, "data": "hello"}},
-        "socket closed": {"title": "t", "address": to_closed, "settings": {"time": 0, "data": "hello"}},
+        "socket closed": {"title": "t", "address": to_closed, "settings": {**once, "data": "hello"}},
         "pipe": {"title": "t", "address": {"type": "pipe", "link": "orders"}, "settings": pipe},
         "pipe absent": {"title": "t", "address": {"type": "pipe", "link": "absent"}, "settings": pipe},
         "graph": {"title": "t", "address": {"type": "__graph__"}},

@@ -55,9 +55,19 @@ def rq_queue(live: Live, name: str) -> Queue:
     return Queue(name, connection=live.redis, serializer=JSONSerializer, job_class=TaskJob)
 
 
-def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0) -> list[str]:
+def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, attempts: int = 5) -> list[str]:
+    address = {"type": "http", "link": url}
     with live.client(queue) as client:
-        return [client.http(url, delay=delay * number / count, title=f"number {number}").id for number in range(count)]
+        return [
+            client.send(
+                {
+                    "title": f"number {number}",
+                    "address": address,
+                    "settings": {"time": delay * number / count, "retry": {"attempts": attempts}},
+                }
+            ).id
+            for number in range(count)
+        ]
 
 
 def ids_of(receiver: Receiver) -> list[str]:
@@ -260,7 +270,7 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
 
     with Receiver(heal) as receiver:
         live.start("worker", queue=queue)
-        (task_id,) = send(live, queue, receiver.url)
+        (task_id,) = send(live, queue, receiver.url, attempts=1)
         assert live.ended([task_id])[0].state == "dead"
         if way == "rq requeue":
             live.command("rq", "requeue", "-u", live.server.url, *JSON, "--queue", queue, task_id)
@@ -268,7 +278,8 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
             TaskJob.fetch(task_id, connection=live.redis).requeue()
         until(lambda: tasks.show(live.redis, task_id).state == "delivered")
         assert ids_of(receiver) == [task_id] * 2
-        assert [request.header("QTask-Attempt") for request in receiver.requests] == ["1", "2"]
+        assert [request.header("QTask-Attempt") for request in receiver.requests] == ["1", "1"], "with all its attempts anew"
+        assert [outcome.code for outcome in tasks.show(live.redis, task_id).outcomes] == [500, 200]
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
 
 

@@ -34,6 +34,7 @@ def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
     assert {kind: len(samples) for kind, samples in by_kind.items()} == {
         "http": 2,
         "socket": 0,
+        "udp": 0,
         "pipe": 1,
         "__graph__": 0,
         "unknown": 0,

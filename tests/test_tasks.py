@@ -34,21 +34,24 @@ def release(redis: Redis) -> None:
 
 
 def claim(redis: Redis, most: int = 100) -> list[str]:
-    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS]
+    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS, 20]
     reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
     return [task_id.decode() for task_id in reply[1::4]]
 
 
 def settle(redis: Redis, *ids: str, error: Any = "") -> None:
-    arguments: list[Value] = [keys.JOB_PREFIX, "token", keys.STATS_PREFIX, 100, 3_600, 100, 3_600, keys.FOREVER_SECONDS]
+    arguments: list[Value] = [
+        *(keys.JOB_PREFIX, "token", keys.STATS_PREFIX, 100, 3_600, 100, 3_600, keys.FOREVER_SECONDS),
+        *(0, keys.WAKE, keys.ID_PREFIX, 20, keys.RESULTS_PREFIX),
+    ]
     for task_id in ids:
         outcome = Outcome("failed" if error else "delivered", 1.0, 2.0, 0.5, 1.0, code=200, error=error, message=error)
         arguments += [
             *(task_id, "failed" if error else "finished", encode_outcome(outcome), error),
-            *(stats.counter("http", outcome), 2.0, stats.member(task_id, outcome)),
+            *(stats.counter("http", outcome), 2.0, stats.member(task_id, outcome), ""),
         ]
-    registries = [keys.started("qtask"), keys.finished("qtask"), keys.failed("qtask"), keys.COUNTERS]
-    assert script("settle").run(redis, registries, arguments) == len(ids)
+    registries = [keys.started("qtask"), keys.finished("qtask"), keys.failed("qtask"), keys.COUNTERS, keys.SCHEDULE]
+    assert script("settle").run(redis, registries, arguments) == [len(ids)]
 
 
 def everything(redis: Redis) -> str:
@@ -154,7 +157,7 @@ def test_a_task_that_waits_again_is_scheduled_whatever_its_job_says(redis: Redis
     """As rq-scheduler's tools leave it: `change_execution_time` and the like touch only the sorted set."""
     ids = in_every_state(redis)
     redis.zadd(keys.SCHEDULE, {ids["dead"]: LATER})
-    assert (show(redis, ids["dead"]).state, show(redis, ids["dead"]).due) == ("scheduled", LATER)
+    assert (show(redis, ids["dead"]).state, show(redis, ids["dead"]).retry_at) == ("scheduled", LATER)
     assert cancel(redis, ids["dead"]) == "scheduled"
     assert count_tasks(redis, "qtask")["dead"] == 0
 

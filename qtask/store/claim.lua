@@ -1,4 +1,6 @@
 -- Claims tasks from a queue for one worker: each gets a lease in RQ's started registry.
+-- Needs newest_lines.lua.
+-- Needs start_over.lua.
 --
 -- KEYS[1]  queue (list)
 -- KEYS[2]  started registry (sorted set)
@@ -8,6 +10,7 @@
 -- ARGV[4]  seconds of a lease beyond the task's own timeout
 -- ARGV[5]  seconds of timeout where the job names none
 -- ARGV[6]  seconds added to the score of a lease, so that RQ's own clean-up leaves it to us
+-- ARGV[7]  outcomes to keep in the history of a dead task that RQ's own tools put back into the queue
 --
 -- Returns {now in Unix seconds, id, attempt, due, data, …}, four a task: attempt counts claims, from 1; due is in
 -- Unix seconds, or '' where a stock rqscheduler released the task and did not write it down.
@@ -16,9 +19,14 @@ local now = time[1] + time[2] / 1000000
 local claimed, leases = {string.format('%.6f', now)}, {}
 for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
   local key = ARGV[2] .. id
-  local job = redis.call('HMGET', key, 'data', 'attempt', 'timeout', 'due')
+  -- Somebody else's key under such a name, of another type, must not cost the whole batch: it is passed over.
+  local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info')
   if job[1] then
     local attempt = (tonumber(job[2]) or 0) + 1
+    if job[5] then
+      start_over(key, ARGV[7])
+      attempt = 1
+    end
     redis.call('HSET', key, 'status', 'started', 'attempt', attempt)
     leases[#leases + 1] = string.format('%.3f', now + (tonumber(job[3]) or ARGV[5]) + ARGV[4] + ARGV[6])
     leases[#leases + 1] = id .. ':' .. ARGV[3]

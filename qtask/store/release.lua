@@ -39,6 +39,7 @@ for i, id in ipairs(moved) do
     end
     if was_failed then
       redis.call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
+      redis.call('HDEL', key, 'exc_info')
     end
     local queue = ARGV[3] .. origin
     by_queue[queue] = by_queue[queue] or {}

@@ -1,6 +1,7 @@
 -- Gives dead tasks another chance: back into their queue, with all their attempts; what became of the former ones
 -- stays in their history.
 -- Needs newest_lines.lua.
+-- Needs start_over.lua.
 --
 -- KEYS[1]  set of queue keys
 -- ARGV[1]  prefix of job keys
@@ -15,16 +16,13 @@ local queued = {}
 for i = 6, #ARGV do
   local id = ARGV[i]
   local key = ARGV[1] .. id
-  local job = redis.call('HMGET', key, 'origin', 'outcomes', 'history')
-  if job[1] and redis.call('ZREM', ARGV[3] .. job[1], id) == 1 then
-    redis.call('HDEL', key, 'attempt', 'exc_info', 'outcomes')
+  local origin = redis.call('HGET', key, 'origin')
+  if origin and redis.call('ZREM', ARGV[3] .. origin, id) == 1 then
+    start_over(key, ARGV[5])
     redis.call('HSET', key, 'status', 'queued')
     redis.call('UNLINK', ARGV[4] .. id)
-    if job[2] then
-      redis.call('HSET', key, 'history', newest_lines((job[3] or '') .. '\n' .. job[2], ARGV[5]))
-    end
-    redis.call('SADD', KEYS[1], ARGV[2] .. job[1])
-    redis.call('RPUSH', ARGV[2] .. job[1], id)
+    redis.call('SADD', KEYS[1], ARGV[2] .. origin)
+    redis.call('RPUSH', ARGV[2] .. origin, id)
     queued[#queued + 1] = id
   end
 end

@@ -65,8 +65,8 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script in `name.lua` of this folder, behind what it needs."""
+    """The script in `name.lua` of this folder, behind what it needs, in the order in which it asks."""
     text = (_FOLDER / f"{name}.lua").read_bytes()
-    for needed in _NEEDS.findall(text):
+    for needed in reversed(_NEEDS.findall(text)):
         text = (_FOLDER / needed.decode()).read_bytes() + text
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
