@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from qtask.config import Config
 from qtask.embedded import reachable_url
@@ -189,7 +189,25 @@ def _durability(redis: Redis) -> Finding:
         return Finding("wrong", "tasks are lost when Redis restarts: it keeps no append-only file", advice)
     if persistence.get("aof_last_write_status") != "ok":
         return Finding("wrong", "Redis cannot write its append-only file", "look at its log; the disk may be full")
-    return Finding("fine", "Redis keeps an append-only file")
+    try:
+        kept = {**redis.config_get("appendfsync"), **redis.config_get("no-appendfsync-on-rewrite")}
+    except ResponseError:  # who hosts Redis for others often hides its settings
+        return Finding("fine", "Redis keeps an append-only file, and does not tell how well")
+    return _syncing(str(kept.get("appendfsync")), kept.get("no-appendfsync-on-rewrite") == "yes")
+
+
+def _syncing(when: str, pauses: bool) -> Finding:
+    lost = {"everysec": "the last second", "no": "the last half minute"}.get(when)
+    if lost is not None:
+        advice = "CONFIG SET appendfsync always, and write it into redis.conf; or leave it, which is faster"
+        what = f"Redis keeps an append-only file, of which a power cut may take {lost} (appendfsync {when})"
+        return Finding("note", what, advice)
+    if pauses:
+        advice = "CONFIG SET no-appendfsync-on-rewrite no, and write it into redis.conf"
+        return Finding(
+            "note", "Redis keeps an append-only file, but not forced onto the disk while it rewrites it", advice
+        )
+    return Finding("fine", "Redis keeps an append-only file, forced onto the disk before it answers")
 
 
 def _clock(redis: Redis) -> Finding:

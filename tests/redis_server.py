@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,13 +30,23 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """`redis-server` as a process: start, kill, stop and continue it as real failures do."""
+    """`redis-server` as a process: start, kill, stop and continue it as real failures do.
 
-    def __init__(self, folder: Path, *options: str, password: str = "") -> None:
+    Args:
+        folder: gets its data.
+        options: of its command line.
+        password: of its default user.
+        environment: set on top of our own.
+    """
+
+    def __init__(
+        self, folder: Path, *options: str, password: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
+        self._environment = environment or {}
         if password:
             self.url = f"redis://:{quote(password, safe='')}@127.0.0.1:{self.port}/0"
             self._options += ("--requirepass", password)
@@ -56,9 +67,10 @@ class RedisServer:
 
     def begin(self, *options: str) -> None:
         """Starts without waiting; `options` hold for this time only."""
+        place = ["--port", str(self.port), "--dir", str(self.folder)]
         self._process = subprocess.Popen(
-            [redis_binary(), "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
-            + [*self._options, *options],
+            [redis_binary(), *place, "--save", "", *self._options, *options],
+            env={**os.environ, **self._environment},
             stdout=subprocess.DEVNULL,
         )
 

@@ -68,6 +68,7 @@ async def _serve(config: Config) -> None:
     if reading.done():
         reading.result()  # it ends by itself only through a fault of ours, and then nobody would read the inbox
     logger.info("stopping", extra={"connections": len(sockets.connections)})
+    intake.stop_holding()
     try:
         async with asyncio.timeout(GRACE_SECONDS):
             await asyncio.gather(sockets.stop(), http.stop(), inbox.stop())

@@ -24,6 +24,7 @@ BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
 MAX_WAITING = 10_000  # tasks that wait for Redis; beyond it nothing more is read
 COMMIT_TIMEOUT_SECONDS = 5.0
+QUEUED_SECONDS = 1.0  # beyond the hold; who has waited longer for a turn is refused when those before are
 HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
 
 logger = logging.getLogger("qtask.gateway")
@@ -96,6 +97,10 @@ class Intake:
         """Calls back, once, when something may be read again."""
         self._on_room.append(callback)
 
+    def stop_holding(self) -> None:
+        """Has every commit that fails end with an answer at once, from now on."""
+        self._hold_seconds = 0.0
+
     async def room(self) -> None:
         """Returns when something may be read again; at once when nothing is in the way."""
         while self.full:
@@ -126,7 +131,6 @@ class Intake:
     async def _commit(self, batch: list[_Waiting]) -> None:
         answers: list[Answer] = []
         submissions: list[Submission] = []
-        hold_until = batch[0].since + self._hold_seconds
         pause, longest = HOLD_PAUSE_SECONDS
         while not answers:
             try:
@@ -136,7 +140,7 @@ class Intake:
                     places = await submit_async(self._redis, self._queue, submissions, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
                 reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
-                if (left := hold_until - monotonic()) > 0:
+                if (left := batch[0].since + self._hold_seconds - monotonic()) > 0:
                     await asyncio.sleep(min(pause, left))
                     pause = min(pause * 2, longest)
                     continue  # with the same ids: what had come through is not repeated
@@ -154,8 +158,8 @@ class Intake:
             waiting.on_answer(answer)
 
     def _give_up(self, reason: str) -> None:
-        """Refuses those behind a failed commit who have waited as long as it did: in their turn, they would wait on."""
-        since = monotonic() - self._hold_seconds - COMMIT_TIMEOUT_SECONDS
+        """Refuses those behind a failed commit who have waited for long, too: each batch in its turn would wait anew."""
+        since = monotonic() - self._hold_seconds - QUEUED_SECONDS
         while self._waiting and self._waiting[0].since < since:
             self._waiting.popleft().on_answer(unavailable(reason))
 

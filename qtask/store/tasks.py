@@ -159,7 +159,8 @@ _FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes", "history")
 
 
 def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
-    with redis.pipeline() as pipeline:
+    # No transaction: Redis would refuse it when it has no memory, when people look most.
+    with redis.pipeline(transaction=False) as pipeline:
         for task_id in ids:
             pipeline.hmget(keys.job(task_id), *_FIELDS)
             pipeline.zscore(keys.SCHEDULE, task_id)

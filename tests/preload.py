@@ -1,0 +1,42 @@
+"""Small C libraries of the tests that are preloaded into a process, to have its world go wrong as the real one may."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Preload:
+    """One of them, built from `NAME.c` of this folder, and the number that it shares with the test.
+
+    Args:
+        name: of the source.
+        variable: that tells the library the file of the number.
+        folder: gets the library and the file.
+    """
+
+    def __init__(self, name: str, variable: str, folder: Path) -> None:
+        library = folder / f"{name}.so"
+        if not library.exists():
+            source = Path(__file__).with_name(f"{name}.c")
+            command = ["cc", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
+            subprocess.run([*command, "-ldl"], check=True)
+        number = 0
+        while (place := folder / f"{name}.{number}").exists():
+            number += 1
+        place.write_bytes(struct.pack("q", 0))
+        with place.open("r+b") as file:
+            self._number = mmap.mmap(file.fileno(), 8)
+        self.environment: Mapping[str, str] = {"LD_PRELOAD": str(library), variable: str(place)}
+
+    @property
+    def number(self) -> int:
+        """The number as it is now, whoever wrote it."""
+        return int(struct.unpack("q", self._number[:])[0])
+
+    @number.setter
+    def number(self, value: int) -> None:
+        self._number[:] = struct.pack("q", value)
