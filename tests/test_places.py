@@ -1,0 +1,465 @@
+"""Each task is in exactly one place: the scripts on a real Redis, in random order, against a plain model.
+
+Time in Redis cannot be moved, so what is to be due gets a score in the past, a lease that is to have ended is claimed
+with a negative margin, and a worker that is to be dead gets an old heartbeat.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal, cast
+
+import pytest
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from redis import Redis
+
+from qtask.errors import QTaskError
+from qtask.outcome import OUTCOMES_KEEP
+from qtask.scheduler import Scheduler
+from qtask.store import keys, tasks
+from qtask.store.scripts import Value, script
+from qtask.store.submit import Submission, submit
+from qtask.task import DEFAULT_TIMEOUT_SECONDS, check_task
+
+QUEUES = ("one", "two")
+TOKENS = ("alice", "bob")  # of workers
+CHOSEN = ("order-1", "order-2", "order-3")  # ids that clients choose
+HISTORY_KEEP = 3
+FAR_SECONDS = 3_600.0
+FATES = ("finished", "finished", "failed", "failed", "retry", "retry far", "lost")
+LINE = json.dumps({"status": "failed", "started": 1.0, "ended": 1.0, "lateness": None, "duration": 0.0})
+STEPS = ("submit", "work", "work", "work", "suffer", "decide")
+MOST_TASKS = 10  # at once: few, so that they often meet
+
+Place = Literal["schedule", "queue", "started", "finished", "dead"]
+_STATUS = {"queue": "queued", "started": "started", "finished": "finished", "dead": "failed"}
+_STATE = {"schedule": "scheduled", "queue": "queued", "finished": "delivered", "dead": "dead"}
+
+
+@dataclass
+class ModelTask:
+    """What the model knows of a task.
+
+    Attributes:
+        due: of its first delivery, in Unix seconds.
+        waits: in the schedule, and due in the far future.
+        holder: token of the worker whose lease it is under.
+        expired: that lease has ended.
+        outcomes, history: lines in the fields of these names.
+    """
+
+    queue: str
+    due: float
+    waits: bool
+    chosen: bool
+    place: Place = "schedule"
+    attempt: int = 0
+    holder: str = ""
+    expired: bool = False
+    outcomes: int = 0
+    history: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was submitted together, and may be submitted again, as by a gateway whose reply was lost."""
+
+    queue: str
+    submissions: Sequence[Submission]
+    delays: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was settled together, and may be settled again: late, or because the reply was lost."""
+
+    queue: str
+    token: str
+    ids: Sequence[str]
+
+
+class Places(RuleBasedStateMachine):
+    """Every step of a task, by the scripts that the processes run."""
+
+    redis: Redis  # set by the test
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[str, ModelTask] = {}
+        self.queued: dict[str, list[str]] = {queue: [] for queue in QUEUES}
+        self.remembered: dict[str, float] = {}
+        self.alive: set[str] = set()
+        self.settled = 0
+        self.batches: list[Batch] = []
+        self.settles: list[Settled] = []
+        self.numbers = count(1)
+        self.scheduler = Scheduler("one", self.redis)
+
+    @initialize()
+    def empty(self) -> None:
+        self.redis.flushall()
+        self.redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
+        for queue in QUEUES:
+            self.redis.sadd(keys.QUEUES, keys.queue(queue))
+
+    # One rule for all steps: of several, Hypothesis leaves out some at random, and then no task comes far.
+    @rule(step=st.sampled_from(STEPS), data=st.data())
+    def step(self, step: str, data: st.DataObject) -> None:
+        {"submit": self.draw_submit, "work": self.draw_work, "suffer": self.draw_loss, "decide": self.draw_decision}[
+            step
+        ](data)
+
+    def draw_submit(self, data: st.DataObject) -> None:
+        if self.batches and data.draw(st.integers(0, 3)) == 0:
+            self.submit(data.draw(st.sampled_from(self.batches)))
+        elif len(self.tasks) < MOST_TASKS:
+            self.batches.append(self.draw_batch(data))
+            self.submit(self.batches[-1])
+
+    def draw_work(self, data: st.DataObject) -> None:
+        work = data.draw(st.sampled_from(("claim", "settle", "settle", "release", "settle again", "put back")))
+        started = self.ids(lambda task: task.place == "started")
+        if work == "settle again" and self.settles:
+            self.settle_again(data.draw(st.sampled_from(self.settles)))
+        elif work == "claim" or not started:
+            if not any(self.queued.values()):
+                self.release(500)
+            self.claim(data.draw(st.sampled_from(TOKENS)), data.draw(st.integers(1, 4)), data.draw(st.booleans()))
+        elif work == "release":
+            self.release(data.draw(st.integers(1, 2)))
+        else:
+            task = self.tasks[data.draw(st.sampled_from(started))]
+            if work == "put back":
+                self.put_back(task.queue, task.holder, data.draw(st.integers(0, 1)))
+            else:
+                fates = data.draw(st.lists(st.sampled_from(FATES), min_size=2, max_size=4))
+                self.settle(task.queue, task.holder, fates, data.draw(st.sampled_from((0, 0, 2))))
+
+    def draw_loss(self, data: st.DataObject) -> None:
+        far = self.ids(lambda task: task.waits)
+        held = self.ids(lambda task: task.holder in self.alive)
+        if data.draw(st.booleans()) and far:
+            self.time_passes(data.draw(st.sampled_from(far)))
+        elif data.draw(st.booleans()) and held:
+            self.worker_dies(self.tasks[data.draw(st.sampled_from(held))].holder)
+        else:
+            self.take_back()
+
+    def draw_decision(self, data: st.DataObject) -> None:
+        dead = self.ids(lambda task: task.place == "dead")
+        if not dead or data.draw(st.integers(0, 3)) == 0:
+            if self.tasks:
+                self.cancel(data.draw(st.sampled_from(list(self.tasks))))
+            return
+        drawn = data.draw(st.lists(st.sampled_from(dead), unique=True, min_size=1, max_size=3))
+        # With them one that may not be dead, and one that there is not.
+        wanted = list(dict.fromkeys([*drawn, next(iter(self.tasks)), "unknown"]))
+        (self.remove_dead if data.draw(st.integers(0, 2)) == 0 else self.retry_dead)(wanted)
+
+    # --- accepting -----------------------------------------------------------------------------------------------
+
+    def draw_batch(self, data: st.DataObject) -> Batch:
+        ids = st.sampled_from(("", "", "", *CHOSEN))
+        dicts = data.draw(st.lists(st.tuples(ids, st.booleans(), st.booleans()), min_size=2, max_size=6))
+        by_inbox = data.draw(st.booleans())
+        submissions, delays = [], []
+        for chosen, far, by_instant in dicts:
+            delay = FAR_SECONDS if far else 0.0
+            when = {"at": self.now() + FAR_SECONDS if far else 1.0} if by_instant else {"time": delay}
+            given = {**when, **({"id": chosen} if chosen else {}), "timeout": 7.5}
+            address = {"type": "http", "link": "http://127.0.0.1:1/"}
+            checked = check_task({"title": "t", "address": address, "settings": given})
+            entry = ""
+            if by_inbox:
+                entry = cast(bytes, self.redis.xadd(keys.INBOX, {"task": checked.body})).decode()
+                self.redis.xreadgroup(keys.INBOX_GROUP, "gateway", {keys.INBOX: ">"})
+            submissions.append(Submission(chosen or f"made-{next(self.numbers)}", checked, entry))
+            delays.append(delay)
+        return Batch(data.draw(st.sampled_from(QUEUES)), submissions, delays)
+
+    def submit(self, batch: Batch) -> None:
+        entries_are_new = self.redis.xlen(keys.INBOX) > 0
+        places = submit(self.redis, batch.queue, batch.submissions)
+        for submission, delay, place in zip(batch.submissions, batch.delays, places, strict=True):
+            known = self.tasks.get(submission.id)
+            chosen = submission.id in CHOSEN
+            if known is None and submission.id in self.remembered:
+                assert place is not None and place.duplicate
+                assert place.due == self.remembered[submission.id]
+            elif known is not None:
+                assert place is not None and place.duplicate is chosen
+                score: Any = None if known.attempt else self.redis.zscore(keys.SCHEDULE, submission.id)
+                assert place.due == (known.due if score is None else score)
+            elif submission.entry and not entries_are_new:
+                assert place is None, "its entry is gone, and so is the task"
+            else:
+                assert place is not None and not place.duplicate
+                assert place.due >= self.now() + delay - 60
+                self.tasks[submission.id] = ModelTask(batch.queue, place.due, delay > 0, chosen)
+
+    # --- from the schedule to a worker ---------------------------------------------------------------------------
+
+    def time_passes(self, task_id: str) -> None:
+        task = self.tasks[task_id]
+        self.redis.zadd(keys.SCHEDULE, {task_id: self.now() - 1})
+        task.waits = False
+        if not task.attempt:
+            score: Any = self.redis.zscore(keys.SCHEDULE, task_id)
+            task.due = score
+
+    def release(self, most: int) -> None:
+        scheduled = [one.decode() for one in cast("list[bytes]", self.redis.zrange(keys.SCHEDULE, 0, -1))]
+        due = [task_id for task_id in scheduled if not self.tasks[task_id].waits]
+        prefixes = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX]
+        reply = script("release").run(self.redis, [keys.SCHEDULE, keys.QUEUES], [most, *prefixes])
+        assert reply[0] == min(most, len(due))
+        assert len(reply) == 2, "none of them is foreign"
+        for task_id in due[:most]:
+            self.tasks[task_id].place = "queue"
+            self.queued[self.tasks[task_id].queue].append(task_id)
+
+    def claim(self, token: str, most: int, ends_at_once: bool) -> None:
+        queue = max(QUEUES, key=lambda one: len(self.queued[one]))
+        self.beat(token)
+        margin = -FAR_SECONDS if ends_at_once else 15.0
+        arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS]
+        reply = script("claim").run(self.redis, [keys.queue(queue), keys.started(queue)], arguments)
+        claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
+        assert [task_id.decode() for task_id in reply[1::4]] == claimed
+        for task_id, attempt, due in zip(claimed, reply[2::4], reply[3::4], strict=True):
+            task = self.tasks[task_id]
+            task.place, task.holder, task.expired = "started", token, ends_at_once
+            task.attempt += 1
+            assert int(attempt) == task.attempt
+            assert float(due) == task.due, "at every attempt it is that of the first"
+
+    def beat(self, token: str) -> None:
+        arguments: list[Value] = [token, 420, "last_heartbeat", "now"]
+        script("heartbeat").run(self.redis, [keys.WORKERS, f"rq:worker:{token}"], arguments)
+        self.alive.add(token)
+
+    # --- settling ------------------------------------------------------------------------------------------------
+
+    def settle(self, queue: str, token: str, fates: Sequence[str], dead_keep: int) -> None:
+        """Settles what a worker holds, and something that it does not hold, or does not hold any more."""
+        mine = self.held(queue, token)
+        entries = [(task_id, "finished") for task_id in [one for one in self.tasks if one not in mine][:2]]
+        entries += zip(mine, fates, strict=False)
+        self.run_settle(queue, token, entries, dead_keep)
+        self.settles.append(Settled(queue, token, [task_id for task_id, _ in entries]))
+
+    def settle_again(self, settled: Settled) -> None:
+        """What this worker has claimed anew since then it may settle, and nothing else."""
+        self.run_settle(settled.queue, settled.token, [(task_id, "finished") for task_id in settled.ids], 0)
+
+    def run_settle(self, queue: str, token: str, entries: Sequence[tuple[str, str]], dead_keep: int) -> None:
+        arguments: list[Value] = [
+            *(keys.JOB_PREFIX, token, keys.STATS_PREFIX, HISTORY_KEEP, 86_400, 50_000, 604_800),
+            *(keys.FOREVER_SECONDS, dead_keep, keys.WAKE, keys.ID_PREFIX, OUTCOMES_KEEP, keys.RESULTS_PREFIX),
+        ]
+        expected = 0
+        for task_id, fate in entries:
+            task = self.tasks.get(task_id)
+            again = fate == "lost" or (task is not None and task.attempt > 1)
+            rare: dict[str, Any] = {"again": True} if again else {}
+            if fate.startswith("retry"):
+                rare["delay"] = FAR_SECONDS if fate == "retry far" else 0.0
+            if fate == "finished" and task_id in CHOSEN:
+                rare["remember"] = 86_400
+            words = {"lost": "failed", "retry far": "retry"}.get(fate, fate)
+            figures = ("http:delivered", f"{self.now():.6f}", f"{task_id}:{next(self.numbers)}:x::0.1")
+            line = "" if fate == "lost" else LINE
+            arguments += [task_id, words, line, "why", *figures, json.dumps(rare) if rare else ""]
+            if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
+                expected += 1
+                self.end(task_id, task, fate, again)
+        registries = [keys.started(queue), keys.finished(queue), keys.failed(queue)]
+        settled, *dropped = script("settle").run(self.redis, [*registries, keys.COUNTERS, keys.SCHEDULE], arguments)
+        assert settled == expected
+        self.settled += settled
+        self.forget_finished(queue)
+        self.forget_dead(queue, [task_id.decode() for task_id in dropped], dead_keep)
+
+    def end(self, task_id: str, task: ModelTask, fate: str, again: bool) -> None:
+        event(f"{'a further' if again else 'a first'} delivery ends: {fate}")
+        task.holder, task.expired = "", False
+        if fate == "lost":
+            task.attempt -= 1
+            task.place = "dead"
+            return
+        task.outcomes = min(OUTCOMES_KEEP, task.outcomes + 1 if again else 1)
+        if fate.startswith("retry"):
+            task.place, task.waits = "schedule", fate == "retry far"
+        else:
+            task.place = "finished" if fate == "finished" else "dead"
+        if fate == "finished" and task.chosen:
+            self.remembered[task_id] = task.due
+
+    def forget_finished(self, queue: str) -> None:
+        """The oldest leave the history; of those that ended in one millisecond it may be any."""
+        mine = set(self.ids(lambda task: task.place == "finished" and task.queue == queue))
+        kept = {one.decode() for one in cast("list[bytes]", self.redis.zrange(keys.finished(queue), 0, -1))}
+        assert kept <= mine
+        assert len(kept) == min(len(mine), HISTORY_KEEP)
+        for task_id in mine - kept:
+            del self.tasks[task_id]
+
+    def forget_dead(self, queue: str, dropped: Sequence[str], keep: int) -> None:
+        """Those, and only those, that the worker is told of."""
+        mine = self.ids(lambda task: task.place == "dead" and task.queue == queue)
+        assert not dropped or (keep and len(mine) - len(dropped) == keep)
+        for task_id in dropped:
+            event("a dead one is dropped")
+            assert task_id in mine
+            del self.tasks[task_id]
+
+    # --- taking back, putting back -------------------------------------------------------------------------------
+
+    def worker_dies(self, token: str) -> None:
+        self.alive.discard(token)
+        self.redis.zadd(keys.WORKERS, {token: self.now() - 60})
+
+    def take_back(self) -> None:
+        known = {token.decode() for token in cast("list[bytes]", self.redis.zrange(keys.WORKERS, 0, -1))}
+        dead = known - self.alive
+        taken = self.scheduler.take_back(*QUEUES)
+        gone = self.ids(lambda task: task.place == "started" and (task.expired or task.holder in dead))
+        assert Counter(taken) == Counter(gone)
+        for task_id in taken:
+            event("one is taken back")
+            task = self.tasks[task_id]
+            task.outcomes = min(OUTCOMES_KEEP, task.outcomes + 1)
+            self.return_to_queue(task_id)
+
+    def put_back(self, queue: str, token: str, keep: int) -> None:
+        mine = self.held(queue, token)
+        kept, given_back = mine[:keep], mine[keep:]
+        keys_of_queue = [keys.started(queue), keys.queue(queue)]
+        assert script("put_back").run(self.redis, keys_of_queue, [keys.JOB_PREFIX, token, *kept]) == len(given_back)
+        returned = self.in_queue(queue)[: len(given_back)]
+        assert Counter(returned) == Counter(given_back)
+        for task_id in reversed(returned):
+            event("one is put back")
+            self.tasks[task_id].attempt -= 1
+            self.return_to_queue(task_id)
+
+    def return_to_queue(self, task_id: str) -> None:
+        task = self.tasks[task_id]
+        task.place, task.holder, task.expired = "queue", "", False
+        self.queued[task.queue].insert(0, task_id)
+
+    # --- what people do ------------------------------------------------------------------------------------------
+
+    def cancel(self, task_id: str) -> None:
+        task = self.tasks[task_id]
+        if task.place == "started":
+            with pytest.raises(QTaskError, match="right now"):
+                tasks.cancel(self.redis, task_id)
+            return
+        assert tasks.cancel(self.redis, task_id) == _STATE[task.place]
+        event(f"one is cancelled: {task.place}")
+        if task.place == "queue":
+            self.queued[task.queue].remove(task_id)
+        del self.tasks[task_id]
+        self.remembered.pop(task_id, None)
+
+    def retry_dead(self, wanted: list[str]) -> None:
+        dead = self.dead_of(wanted)
+        assert tasks.retry(self.redis, wanted) == dead
+        for task_id in dead:
+            event("a dead one is tried again")
+            task = self.tasks[task_id]
+            task.history = min(OUTCOMES_KEEP, task.history + task.outcomes)
+            task.place, task.attempt, task.outcomes = "queue", 0, 0
+            self.queued[task.queue].append(task_id)
+
+    def remove_dead(self, wanted: list[str]) -> None:
+        dead = self.dead_of(wanted)
+        assert tasks.remove_dead(self.redis, wanted) == dead
+        for task_id in dead:
+            event("a dead one is removed")
+            del self.tasks[task_id]
+
+    def dead_of(self, wanted: list[str]) -> list[str]:
+        return [task_id for task_id in wanted if task_id in self.tasks and self.tasks[task_id].place == "dead"]
+
+    # --- what always holds ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def each_is_in_its_one_place(self) -> None:
+        found: dict[str, list[tuple[str, str]]] = {task_id: [] for task_id in self.tasks}
+
+        def note(place: str, queue: str, members: Any) -> None:
+            for member in members:
+                found.setdefault(member.decode().partition(":")[0], []).append((place, queue))
+
+        note("schedule", "", self.redis.zrange(keys.SCHEDULE, 0, -1))
+        for queue in QUEUES:
+            note("queue", queue, self.redis.lrange(keys.queue(queue), 0, -1))
+            note("started", queue, self.redis.zrange(keys.started(queue), 0, -1))
+            note("finished", queue, self.redis.zrange(keys.finished(queue), 0, -1))
+            note("dead", queue, self.redis.zrange(keys.failed(queue), 0, -1))
+            assert self.in_queue(queue) == self.queued[queue]
+        for task_id, places in found.items():
+            assert task_id in self.tasks, f"{task_id} belongs to no task"
+            task = self.tasks[task_id]
+            assert places == [(task.place, "" if task.place == "schedule" else task.queue)], task_id
+
+    @invariant()
+    def each_has_a_job_that_says_where_it_is(self) -> None:
+        for task_id, task in self.tasks.items():
+            fields: Any = self.redis.hgetall(keys.job(task_id))
+            job = {name.decode(): value for name, value in fields.items()}
+            assert job["data"].startswith(b'["qtask.deliver",null,[{')
+            assert job["origin"].decode() == task.queue
+            assert job["timeout"] == b"18"
+            status = job.get("status", b"scheduled").decode()
+            assert status == _STATUS.get(task.place, "scheduled"), task_id
+            assert int(job.get("attempt", 0)) == task.attempt
+            for name, lines in (("outcomes", task.outcomes), ("history", task.history)):
+                assert len(job.get(name, b"").splitlines()) == lines, (task_id, name)
+            assert (self.redis.ttl(keys.job(task_id)) == -1) is (task.place != "finished")
+
+    @invariant()
+    def nothing_else_is_left_behind(self) -> None:
+        fixed = {keys.INBOX, keys.QUEUES, keys.COUNTERS, keys.WORKERS, keys.SCHEDULE, keys.stats("http")}
+        for queue in QUEUES:
+            fixed |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}
+        fixed |= {f"rq:worker:{token}" for token in TOKENS}
+        found = {key.decode() for key in cast("list[bytes]", self.redis.keys("*"))}
+        jobs = {key for key in found if key.startswith(keys.JOB_PREFIX)}
+        ids = {key for key in found if key.startswith(keys.ID_PREFIX)}
+        assert jobs == {keys.job(task_id) for task_id in self.tasks}
+        assert ids == {keys.ID_PREFIX + task_id for task_id in self.remembered}
+        assert found - jobs - ids <= fixed
+        assert self.redis.xlen(keys.INBOX) == 0
+        assert sum(map(int, self.redis.hvals(keys.COUNTERS))) == self.settled
+
+    # --- small things --------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        seconds, microseconds = self.redis.time()
+        return float(seconds) + microseconds / 1e6
+
+    def in_queue(self, queue: str) -> list[str]:
+        return [one.decode() for one in cast("list[bytes]", self.redis.lrange(keys.queue(queue), 0, -1))]
+
+    def ids(self, fits: Callable[[ModelTask], bool]) -> list[str]:
+        return [task_id for task_id, task in self.tasks.items() if fits(task)]
+
+    def held(self, queue: str, token: str) -> list[str]:
+        return self.ids(lambda task: (task.place, task.queue, task.holder) == ("started", queue, token))
+
+
+@pytest.mark.timeout(300)  # a failure is shrunk to its least steps, which takes longer than the test
+def test_each_task_is_in_exactly_one_place_whatever_happens(redis: Redis) -> None:
+    Places.redis = redis
+    bounds = settings(max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+    run_machine(Places, settings=bounds)
