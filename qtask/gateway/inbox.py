@@ -19,6 +19,7 @@ from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.store import keys
+from qtask.store.faults import reach
 from qtask.store.scripts import script
 from qtask.task import parse
 
@@ -28,6 +29,7 @@ TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not fin
 TAKE_OVER_EVERY_SECONDS = 5.0
 CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long without a read it is dead
 BACKOFF_SECONDS = (0.05, 2.0)
+CANCEL_AGAIN_SECONDS = 0.1
 TURN_BYTES = 65_536  # of dicts that are checked in one turn of the loop
 _GONE = ("NOGROUP", "UNBLOCKED")  # how Redis says that the stream or its group was deleted
 
@@ -74,9 +76,9 @@ class Inbox:
 
     async def stop(self) -> None:
         """Stops reading, and finishes what was read; what cannot be finished is taken over by another gateway."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        while self._reader is not None and not self._reader.done():
+            self._reader.cancel()  # redis-py loses one that comes while it connects, and would read on
+            await asyncio.wait({self._reader}, timeout=CANCEL_AGAIN_SECONDS)
         try:
             await self._take_own()  # Redis may have handed out more while the read was given up
             while self._in_hand or self._replying is not None:
@@ -211,6 +213,7 @@ class Inbox:
     async def _refuse(self, refusals: list[_Refusal]) -> None:
         """Moves refused entries into the stream of the refused, in one round trip."""
         refuse = script("refuse")
+        reach(refuse.before)
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.script_load(refuse.text.decode())
             for one in refusals:
@@ -221,6 +224,7 @@ class Inbox:
                     *(keys.INBOX_GROUP, one.entry, one.raw, encode_answer(one.refused), keys.REFUSED_KEEP),
                 )
             taken = (await pipeline.execute())[1:]
+        reach(refuse.after)
         for one, was_ours in zip(refusals, taken, strict=True):
             if was_ours and one.reply_key:
                 self._reply(one.reply_key, one.refused)

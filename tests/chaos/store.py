@@ -1,0 +1,107 @@
+"""What Redis holds at the end, and what of it must not be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis import Redis
+
+from qtask.store import keys, tasks
+from qtask.store.tasks import TaskRecord
+
+_PAGE = 1_000
+
+# What RQ and rq-scheduler write of live and lately dead processes; no task stands in it.
+_REGISTRATIONS = ("rq:worker:", "rq:workers", "rq:scheduler_instance:")
+
+
+@dataclass(slots=True)
+class Store:
+    """What Redis holds.
+
+    Attributes:
+        places: id to every place that it is in: `schedule`, `queue`, `started`, `finished`, `dead`.
+        jobs: ids that have a job hash.
+        dead: every dead task.
+        remembered: ids that clients chose and that are remembered.
+        graphs: ids that a picture is kept for.
+        strangers: keys that belong to no task and to nothing else.
+        inbox: entries that nobody has taken.
+        consumers: how many the inbox knows.
+        workers: tokens of the workers that are not known to have ended.
+        keys: how many there are in all.
+    """
+
+    places: dict[str, list[str]] = field(default_factory=dict)
+    jobs: set[str] = field(default_factory=set)
+    dead: list[TaskRecord] = field(default_factory=list)
+    remembered: set[str] = field(default_factory=set)
+    graphs: set[str] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
+    inbox: int = 0
+    consumers: int = 0
+    workers: list[str] = field(default_factory=list)
+    keys: int = 0
+
+
+def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Store:
+    """Reads all of a Redis that nobody writes to any more.
+
+    Args:
+        queues: every queue that tasks went to.
+        reply_prefix: of the keys that clients of the inbox named for their answers; these must expire.
+    """
+    store = Store()
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    known = {keys.SCHEDULE, keys.QUEUES, keys.SCHEDULER_LOCK, keys.INBOX, keys.REFUSED, keys.NODES, keys.WORKERS}
+    known.add(keys.COUNTERS)
+    _place(places, "schedule", redis.zrange(keys.SCHEDULE, 0, -1))
+    for queue in queues:
+        known |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}
+        _place(places, "queue", redis.lrange(keys.queue(queue), 0, -1))
+        _place(places, "started", redis.zrange(keys.started(queue), 0, -1))
+        _place(places, "finished", redis.zrange(keys.finished(queue), 0, -1))
+        _place(places, "dead", redis.zrange(keys.failed(queue), 0, -1))
+        for page in tasks.find_dead(redis, queue, tasks.Filter()):
+            store.dead += [tasks.show(redis, task_id) for task_id in page]
+    store.places = dict(places)
+    for raw in redis.scan_iter(count=_PAGE):
+        key = raw.decode()
+        store.keys += 1
+        if key.startswith(keys.JOB_PREFIX):
+            store.jobs.add(key.removeprefix(keys.JOB_PREFIX))
+        elif key.startswith(keys.ID_PREFIX):
+            store.remembered.add(key.removeprefix(keys.ID_PREFIX))
+        elif key.startswith(keys.GRAPH_PREFIX):
+            store.graphs.add(key.removeprefix(keys.GRAPH_PREFIX))
+        elif key.startswith(reply_prefix):
+            if redis.ttl(key) == -1:
+                store.strangers.append(f"{key}, which never expires")
+        elif not (key in known or key.startswith((keys.STATS_PREFIX, *_REGISTRATIONS))):
+            store.strangers.append(key)
+    if redis.exists(keys.INBOX):
+        store.inbox = redis.xlen(keys.INBOX)
+        store.consumers = len(cast("list[Any]", redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)))
+    store.workers = [token.decode() for token in cast("list[bytes]", redis.zrange(keys.WORKERS, 0, -1))]
+    return store
+
+
+def disorder(store: Store) -> dict[str, list[str]]:
+    """What must not be when every task has come to its end and every process, too: a fault to its examples."""
+    places = store.places
+    return {
+        "tasks still wait": [one for one, found in places.items() if set(found) & {"schedule", "queue", "started"}],
+        "tasks stand in several places": [f"{one}: {found}" for one, found in places.items() if len(found) > 1],
+        "job hashes stand in no place": sorted(store.jobs - places.keys()),
+        "ids have no job hash": sorted(places.keys() - store.jobs),
+        "keys belong to no task": store.strangers,
+        "entries are left in the inbox": [f"{store.inbox} entries"] * bool(store.inbox),
+        "workers have ended and are still known": store.workers,
+    }
+
+
+def _place(places: defaultdict[str, list[str]], name: str, members: Any) -> None:
+    for member in members:
+        places[member.decode().partition(":")[0]].append(name)
