@@ -229,7 +229,9 @@ class Places(RuleBasedStateMachine):
         queue = max(QUEUES, key=lambda one: len(self.queued[one]))
         self.beat(token)
         margin = -FAR_SECONDS if ends_at_once else 15.0
-        arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS]
+        arguments: list[Value] = [
+            *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS, OUTCOMES_KEEP)
+        ]
         reply = script("claim").run(self.redis, [keys.queue(queue), keys.started(queue)], arguments)
         claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
         assert [task_id.decode() for task_id in reply[1::4]] == claimed
