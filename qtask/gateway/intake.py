@@ -42,8 +42,9 @@ OnAnswer = Callable[[Answer], None]
 @dataclass(slots=True)
 class _Waiting:
     checked: Checked
-    entry: str
     on_answer: OnAnswer
+    entry: str
+    reply_key: bytes
 
 
 class Intake:
@@ -73,9 +74,12 @@ class Intake:
         """How many tasks wait for Redis, without those that are on their way."""
         return len(self._waiting)
 
-    def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "") -> None:
-        """Takes a task; `on_answer` is called when Redis holds it, or when it does not."""
-        self._waiting.append(_Waiting(checked, entry, on_answer))
+    def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "", reply_key: bytes = b"") -> None:
+        """Takes a task; `on_answer` is called when Redis holds it, or when it does not.
+
+        For one from the inbox also its `entry` there, and the key that its answer is pushed to.
+        """
+        self._waiting.append(_Waiting(checked, on_answer, entry, reply_key))
         if not self._scheduled and len(self._commits) < COMMITS_IN_FLIGHT:
             # Not at once but after this turn of the loop, so that all that has arrived goes together.
             self._scheduled = True
@@ -118,7 +122,9 @@ class Intake:
             async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                 if self._ids is None:
                     self._ids = await id_source_async(self._redis)
-                submissions = [Submission(self._ids.next(), waiting.checked, waiting.entry) for waiting in batch]
+                submissions = [
+                    Submission(self._ids.next(), waiting.checked, waiting.entry, waiting.reply_key) for waiting in batch
+                ]
                 dues = await submit_async(self._redis, self._queue, submissions)
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"

@@ -7,9 +7,11 @@
 -- ARGV[2]  queue name
 -- ARGV[3]  channel that wakes schedulers
 -- ARGV[4]  consumer group of the inbox
+-- ARGV[5]  seconds after which a pushed answer expires
 -- then six a task:
 --   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds), seconds,
---   RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way)
+--   RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way), and after it,
+--   with a space between, the key that its answer is pushed to
 --
 -- Returns one string a task: its due instant in Unix seconds, or '' when its inbox entry was already taken.
 local time = redis.call('TIME')
@@ -18,14 +20,17 @@ local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
 local dues, entries = {}, {}
-for i = 5, #ARGV, 6 do
+for i = 6, #ARGV, 6 do
   local id, due = ARGV[i], tonumber(ARGV[i + 3])
   if ARGV[i + 2] == 'in' then
     due = now + due
   elseif due < now then
     due = now
   end
-  local entry = ARGV[i + 5]
+  local entry, reply = ARGV[i + 5], ''
+  if entry ~= '' then
+    entry, reply = string.match(entry, '^(%S+) ?(.*)$')
+  end
   if entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0 then
     dues[#dues + 1] = ''
   else
@@ -37,6 +42,12 @@ for i = 5, #ARGV, 6 do
     end
     if entry ~= '' then
       redis.call('XDEL', KEYS[2], entry)
+    end
+    if reply ~= '' then
+      local answer = '{"ok":true,"id":"' .. id .. '","due":' .. text .. '}'
+      if type(redis.pcall('RPUSH', reply, answer)) == 'number' then -- a key of another type gets no answer
+        redis.call('EXPIRE', reply, ARGV[5])
+      end
     end
     entries[#entries + 1] = text
     entries[#entries + 1] = id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from msgspec import UNSET
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from qtask.ids import IdSource
+from qtask.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
 from qtask.store.scripts import Value, script
 from qtask.task import Checked
@@ -27,11 +28,13 @@ class Submission:
         id: its id.
         checked: the task.
         entry: id of its entry in the inbox, which is acknowledged in the same step; empty for other ways in.
+        reply_key: key that the answer to this entry is pushed to, in the same step; empty for none.
     """
 
     id: str
     checked: Checked
     entry: str = ""
+    reply_key: bytes = b""
 
 
 def submit(redis: Redis, queue: str, submissions: Sequence[Submission]) -> list[float | None]:
@@ -49,19 +52,27 @@ async def submit_async(redis: AsyncRedis, queue: str, submissions: Sequence[Subm
 
 def id_source(redis: Redis) -> IdSource:
     """A source of ids for this process, with a node number of its own."""
-    return IdSource(int(redis.incr(keys.NODES)))
+    with redis.pipeline() as pipeline:
+        return IdSource(int(_take_number(pipeline).execute()[-1]))
 
 
 async def id_source_async(redis: AsyncRedis) -> IdSource:
     """As `id_source`, for redis.asyncio."""
-    return IdSource(int(await redis.incr(keys.NODES)))
+    async with redis.pipeline() as pipeline:
+        return IdSource(int((await _take_number(pipeline).execute())[-1]))
+
+
+def _take_number(pipeline: Any) -> Any:
+    # Counted from a random number on: a Redis that lost its data does not give the numbers of processes that run on.
+    pipeline.set(keys.NODES, secrets.randbelow(NODE_LIMIT), nx=True)
+    return pipeline.incr(keys.NODES)
 
 
 _KEYS = [keys.SCHEDULE, keys.INBOX]
 
 
 def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
-    arguments: list[Value] = [keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP]
+    arguments: list[Value] = [keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP, keys.REPLY_SECONDS]
     for submission in submissions:
         checked = submission.checked
         timeout = checked.task.settings.timeout
@@ -71,7 +82,7 @@ def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
             "in" if checked.instant is None else "at",
             repr(checked.delay if checked.instant is None else checked.instant),
             "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
-            submission.entry,
+            submission.entry.encode() + b" " + submission.reply_key if submission.reply_key else submission.entry,
         )
     return arguments
 
