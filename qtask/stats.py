@@ -40,7 +40,7 @@ def counter(kind: str, outcome: Outcome) -> str:
 
 
 def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
-    """Adds one outcome, also to a pipeline; for a stock worker. QTask's own worker does the same in `settle.lua`, by the batch."""
+    """Adds one outcome, also to a pipeline; for a stock worker. QTask's own does the same in `settle.lua`."""
     key = keys.stats(kind)
     redis.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
     redis.zadd(key, {member(task_id, outcome): outcome.ended})

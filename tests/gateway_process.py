@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Gateway:
     Args:
         redis_url: its Redis.
         folder: gets its log.
+        environment: set beside.
         settings: by their name in the environment without the prefix, such as `MAX_BYTES=1000`.
 
     Attributes:
@@ -31,10 +32,13 @@ class Gateway:
         process: the process.
     """
 
-    def __init__(self, redis_url: str, folder: Path, **settings: object) -> None:
-        environment = {"REDIS_URL": redis_url, "PORT": 0, "HTTP_PORT": 0, "LOG_FORMAT": "json", **settings}
+    def __init__(
+        self, redis_url: str, folder: Path, environment: Mapping[str, str] | None = None, **settings: object
+    ) -> None:
+        given = {"REDIS_URL": redis_url, "PORT": 0, "HTTP_PORT": 0, "LOG_FORMAT": "json", **settings}
         log = folder / f"gateway-{time.monotonic_ns()}.log"
-        self.process = Process("gateway", {f"QTASK_{name}": str(value) for name, value in environment.items()}, log)
+        told = {f"QTASK_{name}": str(value) for name, value in given.items()}
+        self.process = Process("gateway", {**told, **(environment or {})}, log)
         (listening,) = until(lambda: self._ended_or(self.events("listening")), 20, "a gateway that listens")
         self.port = int(listening["port"])
         self.http_port = int(listening["http_port"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from redis import Redis
 from rq import Worker
@@ -25,23 +25,24 @@ SECONDS = 30.0  # for a command that hangs
 _READY = {"worker": "working", "scheduler": "scheduling"}  # what each logs when it has begun
 
 
-class Live:
-    """Redis, and the processes that a test starts on it; a context manager that ends them all.
+class Around:
+    """The processes that a test starts around a Redis; a context manager that ends them all.
 
     Args:
-        folder: gets its data, its pipes and its logs.
-        options: of the Redis.
+        url: of the Redis.
+        redis: a client of it, which is closed at the end.
+        folder: gets pipes and logs.
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, url: str, redis: Redis, folder: Path) -> None:
+        self.url = url
+        self.redis = redis
         self.folder = folder
         self.pipes = folder / "pipes"
         self.pipes.mkdir()
-        self.server = RedisServer(folder, *options)
-        self.redis: Redis = self.server.client()
         self._processes: list[Process | subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,17 +51,16 @@ class Live:
             if isinstance(process, subprocess.Popen):
                 process.wait()
         self.redis.close()
-        self.server.kill()
 
     @property
     def environment(self) -> dict[str, str]:
         """What every process, also one of RQ's, needs to find it."""
-        return {"QTASK_REDIS_URL": self.server.url, "QTASK_PIPE_DIR": str(self.pipes)}
+        return {"QTASK_REDIS_URL": self.url, "QTASK_PIPE_DIR": str(self.pipes)}
 
-    def start(self, name: str, **settings: Any) -> Process:
+    def start(self, name: str, environment: Mapping[str, str] | None = None, **settings: Any) -> Process:
         """Starts `qtask NAME`, and returns when it has begun; settings by the names of their fields."""
         given = {f"QTASK_{key.upper()}": str(value) for key, value in settings.items()}
-        process = Process(name, self.environment | given, self._log(name))
+        process = Process(name, {**self.environment, **given, **(environment or {})}, self._log(name))
         self._processes.append(process)
         ready = f'"event": "{_READY[name]}"'
         until(lambda: ready in process.log.read_text() or not process.running, what=f"the {name} to begin")
@@ -96,7 +96,7 @@ class Live:
 
     def client(self, queue: str = "qtask") -> Client:
         """A client that goes straight into its Redis."""
-        return Client(self.server.url, queue=queue)
+        return Client(self.url, queue=queue)
 
     def queued(self, queue: str) -> list[str]:
         """Ids of the tasks in a queue, in order."""
@@ -137,6 +137,23 @@ class Live:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}-{len(self._processes)}.log"
+
+
+class Live(Around):
+    """As `Around`, with a Redis of its own.
+
+    Args:
+        folder: gets its data, its pipes and its logs.
+        options: of the Redis.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.server = RedisServer(folder, *options)
+        super().__init__(self.server.url, self.server.client(), folder)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.server.kill()
 
 
 def children(pid: int) -> list[int]:

@@ -64,6 +64,7 @@ class HttpServer:
             ],
             exception_handlers={HTTPException: _no_such_thing},
         )
+        app.router.redirect_slashes = False
         protocol: Any = partial(_Connection, config)  # uvicorn calls it as it would call a class
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -184,6 +185,7 @@ class _Connection(H11Protocol):
         self._idle_seconds = limits.idle_seconds
         self._socket_port = limits.port
         self._last_byte = monotonic()
+        self._begun = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -196,7 +198,12 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_byte = monotonic()
-        if not self.transport.is_closing():
+        begins, self._begun = not self._begun, True
+        if self.transport.is_closing():
+            return
+        if begins and data[:1] in (b"{", b"["):  # uvicorn would wait for the end of a request
+            self.send_400_response("")
+        else:
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from qtask.task import parse
 
 COUNT = 500  # entries a read
 BLOCK_MS = 2_000
+RETRY_SECONDS = 0.2
 TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not finish
 TAKE_OVER_EVERY_SECONDS = 5.0
 CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long without a read it is dead
@@ -65,8 +65,7 @@ class Inbox:
         self._max_bytes = config.max_bytes
         self._name = secrets.token_urlsafe(6)
         self._in_hand: set[str] = set()  # entries that are with the intake
-        self._replies: deque[tuple[bytes, Answer]] = deque()
-        self._replying: asyncio.Task[None] | None = None
+        self._failed = False  # an entry could not be committed
         self._reader: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
@@ -81,8 +80,7 @@ class Inbox:
             await asyncio.wait({self._reader}, timeout=CANCEL_AGAIN_SECONDS)
         try:
             await self._take_own()  # Redis may have handed out more while the read was given up
-            while self._in_hand or self._replying is not None:
-                await asyncio.sleep(0.01)
+            await self._finish()
             await self._leave(self._name)
         except (RedisError, OSError) as error:
             logger.warning("inbox_left_open", extra={"error": str(error)})
@@ -114,8 +112,6 @@ class Inbox:
     async def _leave(self, name: str) -> None:
         await script("leave_inbox").run_async(self._redis, [keys.INBOX], [keys.INBOX_GROUP, name])
 
-    # --- entries in ------------------------------------------------------------------------------------------
-
     async def _read_new(self) -> None:
         loop = asyncio.get_running_loop()
         next_take_over = 0.0
@@ -124,11 +120,25 @@ class Inbox:
                 await self._take_over()
                 await self._remove_dead()
                 next_take_over = loop.time() + TAKE_OVER_EVERY_SECONDS
+            while self._failed:
+                await self._try_again()
             await self._intake.room()
             reply: Any = await self._blocking.xreadgroup(
                 keys.INBOX_GROUP, self._name, {keys.INBOX: ">"}, COUNT, BLOCK_MS
             )
             await self._take_all(_entries(reply))
+
+    async def _try_again(self) -> None:
+        """Takes once more what Redis would not, and waits how that ends: nothing new is read in the meantime."""
+        self._failed = False
+        await asyncio.sleep(RETRY_SECONDS)
+        await self._take_own()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Returns when the intake is done with what this consumer gave it."""
+        while self._in_hand:
+            await asyncio.sleep(0.01)
 
     async def _take_own(self) -> None:
         """Takes what was handed to this consumer and is not finished."""
@@ -197,7 +207,6 @@ class Inbox:
         if entry in self._in_hand:
             return None
         raw = fields.get(b"task")
-        reply_key = fields.get(b"reply", b"")
         try:
             if raw is None:
                 raise Refused(
@@ -207,8 +216,13 @@ class Inbox:
         except Refused as refused:
             return refused
         self._in_hand.add(entry)
-        self._intake.add(checked, lambda answer: self._on_answer(entry, reply_key, answer), entry)
+        self._intake.add(checked, lambda answer: self._on_answer(entry, answer), entry, fields.get(b"reply", b""))
         return None
+
+    def _on_answer(self, entry: str, answer: Answer) -> None:
+        # Redis has pushed the answer itself. What it could not take stays pending, and is tried again.
+        self._in_hand.discard(entry)
+        self._failed = self._failed or isinstance(answer, Refused)
 
     async def _refuse(self, refusals: list[_Refusal]) -> None:
         """Moves refused entries into the stream of the refused, in one round trip."""
@@ -222,47 +236,10 @@ class Inbox:
                     2,
                     *(keys.INBOX, keys.REFUSED),
                     *(keys.INBOX_GROUP, one.entry, one.raw, encode_answer(one.refused), keys.REFUSED_KEEP),
+                    *(one.reply_key, keys.REPLY_SECONDS),
                 )
-            taken = (await pipeline.execute())[1:]
+            await pipeline.execute()
         reach(refuse.after)
-        for one, was_ours in zip(refusals, taken, strict=True):
-            if was_ours and one.reply_key:
-                self._reply(one.reply_key, one.refused)
-
-    # --- answers out -----------------------------------------------------------------------------------------
-
-    def _on_answer(self, entry: str, reply_key: bytes, answer: Answer) -> None:
-        # An entry that Redis could not take stays pending, and is taken over later; its client is told then.
-        self._in_hand.discard(entry)
-        if reply_key and answer is not None and not isinstance(answer, Refused):
-            self._reply(reply_key, answer)
-
-    def _reply(self, reply_key: bytes, answer: Answer) -> None:
-        self._replies.append((reply_key, answer))
-        if self._replying is None:
-            self._replying = asyncio.get_running_loop().create_task(self._push_replies())
-
-    async def _push_replies(self) -> None:
-        """Pushes answers, as many as there are in one round trip, until none is left."""
-        try:
-            while self._replies:
-                batch = [self._replies.popleft() for _ in range(min(len(self._replies), COUNT))]
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for reply_key, answer in batch:
-                        pipeline.rpush(reply_key, encode_answer(answer))
-                        pipeline.expire(reply_key, keys.REPLY_SECONDS)
-                    results = await pipeline.execute(raise_on_error=False)
-                for (reply_key, _), result in zip(batch, results[::2], strict=True):
-                    if isinstance(result, Exception):
-                        self._log_failed_reply(reply_key, result)
-        except (RedisError, OSError) as error:
-            for reply_key, _ in batch:
-                self._log_failed_reply(reply_key, error)
-        finally:
-            self._replying = None
-
-    def _log_failed_reply(self, reply_key: bytes, error: Exception) -> None:
-        logger.warning("reply_failed", extra={"key": reply_key.decode("utf-8", "replace"), "error": str(error)})
 
 
 def _entries(reply: Any) -> list[_Entry]:

@@ -51,9 +51,10 @@ OnAnswer = Callable[[Answer], None]
 @dataclass(slots=True)
 class _Waiting:
     checked: Checked
-    entry: str
     on_answer: OnAnswer
     since: float  # by monotonic
+    entry: str
+    reply_key: bytes
 
 
 class Intake:
@@ -85,9 +86,12 @@ class Intake:
         """How many tasks wait for Redis, without those that are on their way."""
         return len(self._waiting)
 
-    def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "") -> None:
-        """Takes a task; `on_answer` is called when Redis holds it, or when it does not."""
-        self._waiting.append(_Waiting(checked, entry, on_answer, monotonic()))
+    def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "", reply_key: bytes = b"") -> None:
+        """Takes a task; `on_answer` is called when Redis holds it, or when it does not.
+
+        For one from the inbox also its `entry` there, and the key that its answer is pushed to.
+        """
+        self._waiting.append(_Waiting(checked, on_answer, monotonic(), entry, reply_key))
         if not self._scheduled and len(self._commits) < COMMITS_IN_FLIGHT:
             # Not at once but after this turn of the loop, so that all that has arrived goes together.
             self._scheduled = True
@@ -158,7 +162,7 @@ class Intake:
             waiting.on_answer(answer)
 
     def _give_up(self, reason: str) -> None:
-        """Refuses those behind a failed commit who have waited for long, too: each batch in its turn would wait anew."""
+        """Refuses those behind a failed commit who have waited for long: each batch in its turn would wait anew."""
         since = monotonic() - self._hold_seconds - QUEUED_SECONDS
         while self._waiting and self._waiting[0].since < since:
             self._waiting.popleft().on_answer(unavailable(reason))
@@ -166,7 +170,10 @@ class Intake:
     async def _with_ids(self, batch: list[_Waiting]) -> list[Submission]:
         if self._ids is None:
             self._ids = await id_source_async(self._redis)
-        return [Submission(id_of(waiting.checked, self._ids), waiting.checked, waiting.entry) for waiting in batch]
+        return [
+            Submission(id_of(waiting.checked, self._ids), waiting.checked, waiting.entry, waiting.reply_key)
+            for waiting in batch
+        ]
 
 
 def unavailable(reason: str) -> Refused:

@@ -8,9 +8,11 @@
 -- ARGV[3]  channel that wakes schedulers
 -- ARGV[4]  consumer group of the inbox
 -- ARGV[5]  prefix of the keys that remember the ids which clients chose
+-- ARGV[6]  seconds after which a pushed answer expires
 -- then six a task:
 --   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds; 'IN' and 'AT' where the client chose the id),
---   seconds, RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way)
+--   seconds, RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way), and
+--   after it, with a space between, the key that its answer is pushed to
 --
 -- Returns one string a task: its due instant in Unix seconds, '=' and that of the first task where the client's id
 -- is known already, or '' when its inbox entry was already taken. A batch may be sent again when its reply was lost:
@@ -30,14 +32,25 @@ local function due_of_known(id, key)
   return redis.call('ZSCORE', KEYS[1], id) or job[2] or string.format('%.6f', now)
 end
 
-for i = 6, #ARGV, 6 do
-  local id, mode, due, entry = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 5]
+local function push_answer(reply, id, due, more)
+  local answer = '{"ok":true,"id":"' .. id .. '","due":' .. due .. more .. '}'
+  if type(redis.pcall('RPUSH', reply, answer)) == 'number' then -- a key of another type gets no answer
+    redis.call('EXPIRE', reply, ARGV[6])
+  end
+end
+
+for i = 7, #ARGV, 6 do
+  local id, mode, due = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 3])
   local key = ARGV[1] .. id
   local chosen = mode == 'IN' or mode == 'AT'
   if mode == 'in' or mode == 'IN' then
     due = now + due
   elseif due < now then
     due = now
+  end
+  local entry, reply = ARGV[i + 5], ''
+  if entry ~= '' then
+    entry, reply = string.match(entry, '^(%S+) ?(.*)$')
   end
   local known
   if chosen then
@@ -52,6 +65,9 @@ for i = 6, #ARGV, 6 do
   end
   if known then
     dues[#dues + 1] = '=' .. known
+    if reply ~= '' and not taken then
+      push_answer(reply, id, known, ',"duplicate":true')
+    end
   elseif taken then
     dues[#dues + 1] = redis.call('EXISTS', key) == 1 and due_of_known(id, key) or ''
   else
@@ -65,6 +81,9 @@ for i = 6, #ARGV, 6 do
       end
       if chosen then
         redis.call('HSET', key, 'due', text) -- such an id does not tell when the task was accepted
+      end
+      if reply ~= '' then
+        push_answer(reply, id, text, '')
       end
       entries[#entries + 1] = text
       entries[#entries + 1] = id

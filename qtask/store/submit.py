@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic_ns
@@ -13,7 +14,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from qtask.errors import Unavailable
-from qtask.ids import IdSource
+from qtask.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
 from qtask.store.scripts import Value, script
 from qtask.task import Checked
@@ -30,11 +31,13 @@ class Submission:
         id: its id.
         checked: the task.
         entry: id of its entry in the inbox, which is acknowledged in the same step; empty for other ways in.
+        reply_key: key that the answer to this entry is pushed to, in the same step; empty for none.
     """
 
     id: str
     checked: Checked
     entry: str = ""
+    reply_key: bytes = b""
 
 
 class Place(NamedTuple):
@@ -83,21 +86,24 @@ async def submit_async(
 def id_source(redis: Redis) -> IdSource:
     """A source of ids for this process, with a node number of its own and by Redis's clock."""
     with redis.pipeline() as pipeline:
-        pipeline.time()
-        pipeline.incr(keys.NODES)
-        return _id_source(pipeline.execute())
+        return _id_source(_take_number(pipeline).execute())
 
 
 async def id_source_async(redis: AsyncRedis) -> IdSource:
     """As `id_source`, for redis.asyncio."""
     async with redis.pipeline() as pipeline:
-        pipeline.time()
-        pipeline.incr(keys.NODES)
-        return _id_source(await pipeline.execute())
+        return _id_source(await _take_number(pipeline).execute())
+
+
+def _take_number(pipeline: Any) -> Any:
+    # Counted from a random number on: a Redis that lost its data does not give the numbers of processes that run on.
+    pipeline.set(keys.NODES, secrets.randbelow(NODE_LIMIT), nx=True)
+    pipeline.incr(keys.NODES)
+    return pipeline.time()
 
 
 def _id_source(reply: list[Any]) -> IdSource:
-    (seconds, microseconds), node = reply
+    _, node, (seconds, microseconds) = reply
     offset = (seconds * 1_000_000 + microseconds) * 1_000 - monotonic_ns()
     return IdSource(node, lambda: monotonic_ns() + offset)
 
@@ -112,7 +118,9 @@ def id_of(checked: Checked, ids: IdSource) -> str:
 
 
 def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
-    arguments: list[Value] = [keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP, keys.ID_PREFIX]
+    arguments: list[Value] = [
+        *(keys.JOB_PREFIX, queue, keys.WAKE, keys.INBOX_GROUP, keys.ID_PREFIX, keys.REPLY_SECONDS)
+    ]
     for submission in submissions:
         checked = submission.checked
         timeout = checked.task.settings.timeout
@@ -122,7 +130,7 @@ def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
             _MODES[checked.instant is None, checked.task.settings.id is UNSET],
             repr(checked.delay if checked.instant is None else checked.instant),
             "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
-            submission.entry,
+            submission.entry.encode() + b" " + submission.reply_key if submission.reply_key else submission.entry,
         )
     return arguments
 
