@@ -37,11 +37,14 @@ class Blow:
 
     Attributes:
         actor, act: to whom, and what.
+        at, over: from when to when, in Unix seconds; a kill is over at once.
         in_flight: tasks that a worker had claimed and not settled, whose deliveries this may repeat.
     """
 
     actor: str
     act: Act
+    at: float
+    over: float
     in_flight: int
 
 
@@ -207,6 +210,7 @@ class Cast:
                 self.complaints.append(f"{event}: {error}")
 
     def _befall_redis(self, event: Event) -> None:
+        at = time.time()
         self._redis_away_at = time.monotonic()
         if event.act == "stop":
             self._server.signal(signal.SIGSTOP)
@@ -220,7 +224,7 @@ class Cast:
             time.sleep(event.seconds)
             self._server.start()
         self._redis_back_at = time.monotonic()
-        self.blows.append(Blow(event.actor, event.act, 0))
+        self.blows.append(Blow(event.actor, event.act, at, time.time(), 0))
 
     def _befall(self, actor: _Actor, event: Event) -> None:
         if not actor.running:
@@ -229,20 +233,24 @@ class Cast:
             return
         actor.wait_until_ready()
         token = self._token(actor)
+        at = time.time()
         if event.act == "stop":
             actor.signal(signal.SIGSTOP)
             in_flight = self._leases(token)
             time.sleep(event.seconds)
             actor.signal(signal.SIGCONT)
+            over = time.time()
         else:
             if event.act == "kill":
                 actor.kill()
+                over = time.time()
                 in_flight = self._leases(token)
             else:
                 in_flight = 0 if self._stop(actor) else MOST_LEASES
+                over = time.time()
             time.sleep(event.seconds)
             actor.start()
-        self.blows.append(Blow(event.actor, event.act, in_flight))
+        self.blows.append(Blow(event.actor, event.act, at, over, in_flight))
 
     def _stop(self, actor: _Actor) -> bool:
         """Asks a process to end; returns whether it could bring everything to its end."""

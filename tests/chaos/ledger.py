@@ -17,6 +17,7 @@ from tests.chaos.store import Store, disorder
 from tests.chaos.submitters import Note, Notes
 
 CLOCK_SECONDS = 0.000_002  # two microseconds, to which due instants are rounded
+NOTED_SECONDS = 1.0  # by which a busy receiver may note an arrival too late
 
 
 @dataclass(slots=True)
@@ -129,19 +130,24 @@ def _check_punctuality(ledger: Ledger, plan: Plan, notes: Notes, by_number: dict
 
 
 def _check_duplicates(ledger: Ledger, plan: Plan, by_number: dict[int, list[Arrival]], blows: Sequence[Blow]) -> None:
-    repeated = []
+    blamed = [blow for blow in blows if blow.actor.startswith("worker") and blow.in_flight]
+    repeated, unexplained = [], []
     for number, arrived in by_number.items():
         for before, after in pairwise(arrived):
-            if not before.failed:  # a delivery after one that failed is a retry
-                story = ", ".join(f"{one.answer} attempt {one.attempt} at {one.instant:.3f}" for one in (before, after))
-                repeated.append(f"{plan.tasks[number].title} ({story})")
-    workers = [blow for blow in blows if blow.actor.startswith("worker")]
-    bound = sum(blow.in_flight for blow in workers)
+            if before.failed:
+                continue  # a delivery after one that failed is a retry
+            story = ", ".join(f"{one.answer} attempt {one.attempt} at {one.instant:.3f}" for one in (before, after))
+            repeated.append(f"{plan.tasks[number].title} ({story})")
+            since, till = before.instant - NOTED_SECONDS, after.instant
+            if not any(blow.at <= till and blow.over >= since for blow in blamed):
+                unexplained.append(repeated[-1])
+    bound = sum(blow.in_flight for blow in blamed)
     ledger.say(
         "duplicates", f"{len(repeated)} of at most {bound}, which were in flight when workers were killed or stopped"
     )
     if len(repeated) > bound:
         ledger.blame(f"duplicates, where at most {bound} tasks were in flight at a kill", repeated)
+    ledger.blame("duplicates between whose deliveries no worker was killed or stopped", unexplained)
 
 
 def _check_ids(

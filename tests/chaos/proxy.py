@@ -142,6 +142,7 @@ async def _serve(ports: Mapping[str, int]) -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         name, skip, share = line.split()
         cuts[name].order(int(skip), float(share))
+        print("ordered", flush=True)
     print(json.dumps({name: one.made for name, one in cuts.items()}), flush=True)
 
 
@@ -159,12 +160,13 @@ class Proxy:
         command = [sys.executable, "-m", "tests.chaos.proxy", *(f"{name}={port}" for name, port in ports.items())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._orders = self._process.stdin
-        self.ports = cast("dict[str, int]", json.loads(self._process.stdout.readline()))
+        self._orders, self._said = self._process.stdin, self._process.stdout
+        self.ports = cast("dict[str, int]", json.loads(self._said.readline()))
 
     def cut(self, name: str, skip: int, share: float) -> None:
-        """Cuts a connection in the middle of a reply of this server."""
+        """Cuts a connection in the middle of a reply of this server; returns when the proxy knows."""
         print(name, skip, share, file=self._orders, flush=True)
+        self._said.readline()
 
     def close(self) -> dict[str, int]:
         """Ends it; returns how many connections it has cut, for each server."""

@@ -52,7 +52,7 @@ class Run:
         dead = TaskRecord(id="c", state="dead", attempts=1, title="chaos 2", outcomes=[outcome(1, 404)], **about)
         places = {"a": ["finished"], "chaos-1": ["finished"], "c": ["dead"], "chaos-3": ["finished"]}
         self.store = Store(places, set(IDS), [dead], {"chaos-1"}, {"chaos-3"})
-        self.blows = [Blow("worker-1", "kill", 1)]
+        self.blows = [Blow("worker-1", "kill", DUE + 0.5, DUE + 0.5, 1)]
 
     def ledger(self) -> Ledger:
         return balance(self.plan, self.notes, self.arrivals, self.store, self.blows)
@@ -111,6 +111,13 @@ def test_duplicates_are_bounded_by_what_was_in_flight(run: Run) -> None:
     assert run.ledger().faults == []
     run.arrivals.append(replace_arrival(run.arrivals[1], instant=DUE + 1))
     assert run.fault().startswith("2 duplicates, where at most 1 tasks were in flight")
+
+
+def test_a_duplicate_needs_a_worker_that_was_hit_between_its_deliveries(run: Run) -> None:
+    run.arrivals.append(replace_arrival(run.arrivals[0], instant=DUE + 1))
+    for at, over, explains in ((DUE + 2, DUE + 3, False), (DUE - 9, DUE - 8, False), (DUE - 9, DUE + 0.5, True)):
+        run.blows = [Blow("worker-1", "stop", at, over, 5)]
+        assert (run.ledger().faults == []) == explains
 
 
 def test_a_delivery_after_one_that_failed_is_no_duplicate(run: Run) -> None:
