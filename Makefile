@@ -25,8 +25,9 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 demo: $(READY) ## show the whole of it, on a Redis of its own
 	@$(BIN)/qtask demo
 
+# Most tests wait for real processes, so more of them run at once than there are cores; a file shares its processes.
 test: lint ## check and test everything, in under five minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 lint: $(READY) ## style, types, and what may import what
 	$(BIN)/ruff check .
