@@ -1,4 +1,4 @@
-"""What was accepted survives the death of Redis, and of the machine; what the doctor says of a Redis that may forget."""
+"""What was accepted survives the death of Redis and of the machine; what the doctor says of one that may forget."""
 
 from __future__ import annotations
 

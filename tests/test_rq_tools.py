@@ -278,7 +278,8 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
             TaskJob.fetch(task_id, connection=live.redis).requeue()
         until(lambda: tasks.show(live.redis, task_id).state == "delivered")
         assert ids_of(receiver) == [task_id] * 2
-        assert [request.header("QTask-Attempt") for request in receiver.requests] == ["1", "1"], "with all its attempts anew"
+        attempts = [request.header("QTask-Attempt") for request in receiver.requests]
+        assert attempts == ["1", "1"], "with all its attempts anew"
         assert [outcome.code for outcome in tasks.show(live.redis, task_id).outcomes] == [500, 200]
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
 
