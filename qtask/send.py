@@ -96,9 +96,11 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool) -> int:
                 else:
                     accepted += 1
                     if as_json:
-                        click.echo(json.dumps({"ok": True, "id": answer.id, "due": answer.due}))
+                        again = {"duplicate": True} if answer.duplicate else {}
+                        click.echo(json.dumps({"ok": True, "id": answer.id, "due": answer.due, **again}))
                     elif accepted <= _SHOWN:
-                        click.echo(f"{answer.id}  due {format_instant(answer.due)}")
+                        again_in_words = "  was accepted before" if answer.duplicate else ""
+                        click.echo(f"{answer.id}  due {format_instant(answer.due)}{again_in_words}")
     finally:  # also when the connection is lost in the middle
         if not as_json:
             if accepted > _SHOWN:
