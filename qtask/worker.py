@@ -47,6 +47,7 @@ SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
 SETTLE_MOST = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
 LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
+BACKLOG_SECONDS = 5.0  # for which a claimed task waits for its turn; later its lease might end before its delivery
 TICK_SECONDS = 1.0  # between heartbeats
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
 GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
@@ -88,6 +89,7 @@ class Worker(BaseWorker):
         self._settling: list[tuple[Value, ...]] = []  # on their way to Redis
         self._settle_at = 0.0
         self._claiming = False
+        self._claimed_at = 0.0
         self._waiting = False  # for the queue to hold something
         self._more = True  # the queue may hold something
         self._suspended = False
@@ -188,8 +190,7 @@ class Worker(BaseWorker):
 
     def _on_connected(self) -> None:
         try:
-            self._held.difference_update(entry[0] for entry in self._backlog)
-            self._backlog.clear()
+            self._forget_backlog()
             script("put_back").run(self.connection, *self._put_back())
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
@@ -230,7 +231,10 @@ class Worker(BaseWorker):
             return
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
             self._on_redis_error(TimeoutError(f"no reply within {STALL_SECONDS:g} s"))
-        else:
+            return
+        if self._backlog and not self._claiming and monotonic() - self._claimed_at > BACKLOG_SECONDS:
+            self._return_backlog()
+        if self._connected:
             self._beat()
 
     def _beat(self) -> None:
@@ -310,6 +314,7 @@ class Worker(BaseWorker):
         if isinstance(reply, ResponseError):
             raise reply
         self._set_clock(float(reply[0]))
+        self._claimed_at = monotonic()
         for position in range(1, len(reply), 4):
             raw_id, attempt, due, data = reply[position : position + 4]
             task_id = raw_id.decode()
@@ -317,6 +322,25 @@ class Worker(BaseWorker):
             if task_id not in self._held:
                 self._held.add(task_id)
                 self._backlog.append((task_id, attempt, due, data))
+
+    def _return_backlog(self) -> None:
+        """Puts back what waits behind receivers that hang: other workers may have room, and a lease does not wait."""
+        self._forget_backlog()
+        self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
+        try:
+            self._settles.run(self._on_returned, script("put_back"), *self._put_back())
+        except (RedisError, OSError) as error:
+            self._on_redis_error(error)
+
+    def _on_returned(self, reply: Any) -> None:
+        self._claiming = False
+        if isinstance(reply, ResponseError):
+            raise reply
+        self._more = True
+
+    def _forget_backlog(self) -> None:
+        self._held.difference_update(entry[0] for entry in self._backlog)
+        self._backlog.clear()
 
     def _on_more(self, reply: Any) -> None:
         self._waiting = False

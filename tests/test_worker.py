@@ -236,6 +236,21 @@ def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> N
     assert sorted(ids_of(receiver)) == sorted(ids)
 
 
+def test_what_waits_behind_receivers_that_hang_goes_to_another_worker(live: Live, queue: str) -> None:
+    gate = Gate()
+    live.start("worker", queue=queue, concurrency=8)
+    with Receiver(gate) as receiver:
+        ids = send(live, queue, *[http(receiver.url) for _ in range(9)])
+        receiver.wait_for(8)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 9)  # one waits in the worker itself
+        live.start("worker", queue=queue, concurrency=8)
+        receiver.wait_for(9, 15)
+        gate.open()
+        records = live.ended(ids)
+    assert sorted(ids_of(receiver)) == sorted(ids)
+    assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+
+
 def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: str) -> None:
     """Due at random instants over 4 s; arrivals by the clock of this machine, which is Redis's."""
     arrivals: dict[str, float] = {}
