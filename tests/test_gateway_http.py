@@ -226,7 +226,9 @@ def test_health_is_well_while_redis_answers(browser: Browser, redis: Redis) -> N
         ("GET", "/tasks", 405),
         ("PUT", "/tasks", 405),
         ("POST", "/health", 405),
-        ("DELETE", "/tasks/P7DVFCP--0--", 405),
+        ("PATCH", "/tasks/P7DVFCP--0--", 405),
+        ("GET", "/tasks/P7DVFCP--0--/retry", 405),
+        ("POST", "/tasks/P7DVFCP--0--/cancel", 404),
     ],
 )
 def test_what_is_not_known_is_answered_in_json(browser: Browser, method: str, path: str, status: int) -> None:

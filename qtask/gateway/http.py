@@ -1,4 +1,4 @@
-"""The gateway's HTTP: submit a task, look at one, fetch a graph, ask for its health."""
+"""The gateway's HTTP: submit a task, look at one, cancel or retry it, fetch a graph, ask for its health."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import socket
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import uvicorn
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
@@ -24,7 +26,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.config import Config
-from qtask.errors import NotFound, Refused
+from qtask.errors import NotFound, QTaskError, Refused
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
@@ -59,6 +61,8 @@ class HttpServer:
             routes=[
                 Route("/tasks", self._submit, methods=["POST"]),
                 Route("/tasks/{id}", self._show, methods=["GET"]),
+                Route("/tasks/{id}", self._cancel, methods=["DELETE"]),
+                Route("/tasks/{id}/retry", self._retry, methods=["POST"]),
                 Route("/graphs/{id}", self._graph, methods=["GET"]),
                 Route("/health", self._health, methods=["GET"]),
             ],
@@ -102,8 +106,7 @@ class HttpServer:
     # --- submitting ------------------------------------------------------------------------------------------
 
     async def _submit(self, request: Request) -> Response:
-        # A web page may post text across origins without asking, but not this content type.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if not _is_json(request):
             return _refusal(Refused("wrong_protocol", "", "send the dict with Content-Type: application/json"), 415)
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
@@ -156,6 +159,31 @@ class HttpServer:
         except (RedisError, OSError) as error:
             return _redis_away(error)
         return Response(msgspec.json.encode(record), media_type="application/json")
+
+    # --- deciding --------------------------------------------------------------------------------------------
+
+    async def _cancel(self, request: Request) -> Response:
+        return await self._decide(tasks.cancel, request)
+
+    async def _retry(self, request: Request) -> Response:
+        if not _is_json(request):
+            return _refusal(Refused("wrong_protocol", "", "say it with Content-Type: application/json"), 415)
+        return await self._decide(tasks.retry_one, request)
+
+    async def _decide(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
+        """Takes a step with a task, and answers with the state it was in."""
+        task_id = request.path_params["id"]
+        try:
+            state = await run_in_threadpool(step, self._reading, task_id)
+        except NotFound as error:
+            return _error(404, "not_found", str(error))
+        except QTaskError as error:
+            return _error(409, "wrong_state", str(error))
+        except (RedisError, OSError) as error:
+            return _redis_away(error)
+        return JSONResponse({"ok": True, "id": task_id, "was": state})
+
+    # --- graphs and health -----------------------------------------------------------------------------------
 
     async def _graph(self, request: Request) -> Response:
         task_id = request.path_params["id"]
@@ -236,6 +264,11 @@ class _Connection(H11Protocol):
         self.transport.close()
 
 
+def _is_json(request: Request) -> bool:
+    """Whether a body is JSON by its content type, which a web page may not send to another origin without asking."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
     if not future.done():  # its request may have been given up
         future.set_result(answer)
@@ -245,7 +278,8 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
     """Answers an unknown path or method."""
     assert isinstance(error, HTTPException)
     message = (
-        f"{request.method} {request.url.path} is not known here; POST /tasks, GET /tasks/ID, /graphs/ID, /health are"
+        f"{request.method} {request.url.path} is not known here; POST /tasks and /tasks/ID/retry, GET /tasks/ID, "
+        "/graphs/ID and /health, DELETE /tasks/ID are"
     )
     response = _error(error.status_code, "not_found", message)
     response.headers.update(error.headers or {})

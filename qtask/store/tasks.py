@@ -1,4 +1,4 @@
-"""Looking at tasks and removing them: one by id, or a page of those in one state."""
+"""Looking at tasks, removing them, retrying the dead: one by id, or a page of those in one state."""
 
 from __future__ import annotations
 
@@ -144,14 +144,30 @@ def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
 def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
     """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
     prefixes = (keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    arguments: list[Value] = [*prefixes, OUTCOMES_KEEP, *ids]
-    return _texts(script("retry").run(redis, [keys.QUEUES], arguments))
+    return _by_the_page(redis, "retry", [keys.QUEUES], [*prefixes, OUTCOMES_KEEP], ids)
+
+
+def retry_one(redis: Redis, task_id: str) -> State:
+    """As `retry`, for one task; returns the state it was in. Raises `NotFound`, or `QTaskError` when it is not dead."""
+    if not retry(redis, [task_id]):
+        raise QTaskError(f"task {task_id} is {show(redis, task_id).state}; only what is dead is retried")
+    return "dead"
 
 
 def remove_dead(redis: Redis, ids: Sequence[str]) -> list[str]:
     """Removes dead tasks; returns the ids of those that were dead."""
     prefixes = (keys.JOB_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    return _texts(script("remove_dead").run(redis, [], [*prefixes, *ids]))
+    return _by_the_page(redis, "remove_dead", [], prefixes, ids)
+
+
+def _by_the_page(
+    redis: Redis, name: str, script_keys: list[str], arguments: Sequence[Value], ids: Sequence[str]
+) -> list[str]:
+    """Runs a script for a page of ids after the other, so that others get their turn at Redis."""
+    done: list[str] = []
+    for start in range(0, len(ids), _PAGE):
+        done += _texts(script(name).run(redis, script_keys, [*arguments, *ids[start : start + _PAGE]]))
+    return done
 
 
 _PAGE = 500
