@@ -221,6 +221,7 @@ def ask_client(system: System) -> Iterator[Callable[[Any], Any]]:
         return json.loads(out_of.readline())
 
     with into, out_of:
+        assert ask([]) == []  # it has begun
         yield ask
         process.kill()
         process.wait()

@@ -278,7 +278,10 @@ def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]
             connection.socket.settimeout(30)  # longer than the gateway holds
             refused, held = system.task(), system.task()
             later = pool.submit(connection.ask, held)
-            assert words in refusal(system.prompt, refused)
+            said = [refusal(system.prompt, refused)]
+            if words not in said[0]:  # a connection that Redis closed as it changed says that first
+                said.append(refusal(system.prompt, refused))
+            assert words in said[-1], said
             yield
             assert not later.done(), "the patient gateway has no answer before Redis has the task"
             system.receipts.let_go["held"].set()  # at the latest now it ends, and cannot be settled

@@ -103,7 +103,7 @@ def test_a_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
                 {
                     "title": "e",
                     "address": {"type": "http", "link": f"http://127.0.0.1:{free_port()}/"},
-                    "settings": {"time": 0},
+                    "settings": {"time": 0, "retry": {"attempts": 1}},
                 },
             ]
         )
