@@ -45,7 +45,8 @@ class AsyncSocketWay:
                 owed.append(line.submit(requests.line_of(task)))
             except Refused as refused:
                 owed.append(refused)
-            await self._writable(line)
+            if not line.writable.is_set():
+                await self._writable(line)
             while owed and (len(owed) >= WINDOW or _is_known(owed[0])):
                 yield await self._answer(line, owed)
         while owed:
@@ -70,17 +71,20 @@ class AsyncSocketWay:
         except TimeoutError:
             line.end(f"it took nothing within {self._timeout:g} s")
 
+    async def _wait(self, line: _Line, owed: _Owed) -> Answer | _Lost:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await owed
+        except TimeoutError:
+            line.end(f"nothing came within {self._timeout:g} s")
+            return _Lost(line.why)
+
     async def _answer(self, line: _Line, owed: deque[_Owed | Refused]) -> Answer:
         """The next answer; when it will not come, tells how many are owed with it."""
         first = owed[0]
         if isinstance(first, Refused):
             return cast(Refused, owed.popleft())
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await first
-        except TimeoutError:
-            line.end(f"nothing came within {self._timeout:g} s")
-            answer = _Lost(line.why)
+        answer = first.result() if first.done() else await self._wait(line, first)
         if isinstance(answer, _Lost):
             unknown = sum(1 for one in owed if not isinstance(one, Refused) and not _has_answer(one))
             raise requests.lost(f"the gateway at {self._host}:{self._port}", answer.why, unknown) from None
