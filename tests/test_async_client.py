@@ -357,12 +357,12 @@ def test_a_gateway_that_closed_an_idle_connection_is_connected_to_again(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
     async def talk(client: AsyncClient) -> None:
-        for n in range(3):
+        for n in range(2):
             accepted = await client.send(task(str(n)))
             assert stored(redis, accepted.id)["title"] == str(n)
-            await asyncio.sleep(0.5)  # the gateway says `idle` and hangs up
+            await asyncio.sleep(0.3)  # the gateway says `idle` and hangs up
 
-    with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.2) as gateway:
+    with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.1) as gateway:
         run(gateway.url, talk)
 
 

@@ -353,10 +353,10 @@ def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> 
 def test_a_gateway_that_closed_an_idle_connection_is_connected_to_again(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
-    with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.2) as gateway, Client(gateway.url) as client:
-        for n in range(3):
+    with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.1) as gateway, Client(gateway.url) as client:
+        for n in range(2):
             assert stored(redis, client.send(task(str(n))).id)["title"] == str(n)
-            time.sleep(0.5)  # the gateway says `idle` and hangs up
+            time.sleep(0.3)  # the gateway says `idle` and hangs up
 
 
 def test_a_gateway_without_room_is_unavailable(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
