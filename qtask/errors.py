@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class QTaskError(Exception):
     """Base of all errors below; catching it catches whatever QTask raises on purpose."""
@@ -46,7 +49,13 @@ class Refused(QTaskError):
 
 
 class Unavailable(QTaskError):
-    """QTask or its Redis cannot be reached; the message names the address and says what to try."""
+    """QTask or its Redis cannot be reached; the message names the address and says what to try.
+
+    Attributes:
+        answers: when many tasks were sent at once, the answers that had come before, in order.
+    """
+
+    answers: Sequence[Any] = ()
 
 
 class NotFound(QTaskError):

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qtask.client import requests
-from qtask.client.requests import Accepted, Answer, Delay, Instant, TaskLike
-from qtask.errors import Refused, Unavailable
+from qtask.client.async_socket_way import AsyncSocketWay
+from qtask.client.requests import Accepted, Answer, TaskLike
+from qtask.client.shorthands import Shorthands
+from qtask.client.synchronous import Client
+from qtask.errors import Unavailable
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from qtask.client.redis_way import AsyncRedisWay
+    from qtask.store.tasks import State, TaskRecord
 
-    from qtask.ids import IdSource
+Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
 
 
-class AsyncClient:
-    """Submits tasks from asyncio; arguments and meaning as those of `Client`."""
+class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
+    """Submits tasks from asyncio; arguments and meaning as those of `Client`, each method to be awaited.
+
+    Any number of coroutines of one event loop may use it at once.
+    """
 
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
-        self.url = requests.choose_url(url)
-        self._queue = queue
-        self._timeout = timeout
-        self._over_redis = requests.is_redis(self.url)
-        self._redis: Redis | None = None
-        self._ids: IdSource | None = None
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._turn = asyncio.Lock()  # answers come in the order of the lines, so one exchange at a time
+        self._plain = Client(url, queue=queue, timeout=timeout)  # for what is not done often enough to be done twice
+        self.url = self._plain.url
+        self._way: AsyncRedisWay | AsyncSocketWay
+        if requests.is_redis(self.url):
+            from qtask.client.redis_way import AsyncRedisWay  # a client of a gateway does without Redis's package
+
+            self._way = AsyncRedisWay(self.url, queue, timeout)
+        else:
+            self._way = AsyncSocketWay(self.url, timeout)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -37,125 +45,50 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-        if self._redis is not None:
-            await self._redis.aclose()
-            self._redis = None
+        await self._way.close()
+        self._plain.close()
 
     async def send(self, task: TaskLike) -> Accepted:
-        """Submits one task, and returns when Redis holds it. Raises `Refused` or `Unavailable`."""
-        (answer,) = await self.send_many([task])
-        if isinstance(answer, Refused):
-            raise answer
-        return answer
+        """As `Client.send`."""
+        (answer,) = [answer async for answer in self.send_iter([task])]
+        return requests.accepted(answer)
 
-    async def send_many(self, tasks: Iterable[TaskLike]) -> list[Answer]:
-        """Submits many; one answer a task, in order: `Accepted` or `Refused`. Raises `Unavailable`."""
-        return [answer async for answer in self.send_iter(tasks)]
-
-    async def send_iter(self, tasks: Iterable[TaskLike]) -> AsyncIterator[Answer]:
-        """As `send_many`, but takes tasks and yields answers as they come."""
-        async with self._turn:
-            for batch in requests.batches(tasks, requests.BATCH):
-                answers = await (self._send_redis(batch) if self._over_redis else self._send_socket(batch))
-                for answer in answers:
-                    yield answer
-
-    async def http(
-        self,
-        url: str,
-        *,
-        delay: Delay | None = None,
-        at: Instant | None = None,
-        method: str = "GET",
-        headers: Mapping[str, str] | str | None = None,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        data: str | Mapping[str, Any] | None = None,
-        title: str = "",
-        timeout: float | None = None,
-    ) -> Accepted:
-        """As `Client.http`."""
-        body = requests.http_data(method, {"headers": headers, "params": params, "json": json, "data": data})
-        return await self.send(requests.build("http", url, body, delay, at, title, timeout))
-
-    async def socket(
-        self, address: str, data: Any, *, delay: Delay | None = None, at: Instant | None = None, title: str = ""
-    ) -> Accepted:
-        """As `Client.socket`."""
-        return await self.send(requests.build("socket", address, data, delay, at, title, None))
-
-    async def pipe(
-        self, name: str, data: Any, *, delay: Delay | None = None, at: Instant | None = None, title: str = ""
-    ) -> Accepted:
-        """As `Client.pipe`."""
-        return await self.send(requests.build("pipe", name, {"data": data}, delay, at, title, None))
-
-    async def graph(self, *, title: str = "graph") -> Accepted:
-        """As `Client.graph`."""
-        return await self.send(requests.build("__graph__", "", None, None, None, title, None))
-
-    async def _send_redis(self, batch: list[TaskLike]) -> list[Answer]:
-        from redis.exceptions import RedisError
-
-        from qtask.store.connect import connect_async
-        from qtask.store.submit import Submission, id_of, id_source_async, submit_async
-        from qtask.task import check_task
-
-        answers: list[Answer | None] = []
-        submissions: list[Submission] = []
+    async def send_many(self, tasks: Tasks) -> list[Answer]:
+        """As `Client.send_many`; the tasks may also come from an async iterable."""
+        answers: list[Answer] = []
         try:
-            if self._redis is None:
-                self._redis = connect_async(self.url, self._timeout)
-            if self._ids is None:
-                self._ids = await id_source_async(self._redis)
-            for task in batch:
-                try:
-                    checked = check_task(task)
-                    submissions.append(Submission(id_of(checked, self._ids), checked))
-                    answers.append(None)
-                except Refused as refused:
-                    answers.append(refused)
-            places = await submit_async(self._redis, self._queue, submissions) if submissions else []
-        except (RedisError, OSError) as error:
-            raise Unavailable(
-                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
-                "is not known"
-            ) from None
-        accepted = requests.accepted((submission.id for submission in submissions), places)
-        return [answer or next(accepted) for answer in answers]
-
-    async def _send_socket(self, batch: list[TaskLike]) -> list[Answer]:
-        answers: list[Answer | None] = []
-        lines = []
-        for task in batch:
-            try:
-                lines.append(requests.line_of(task))
-                answers.append(None)
-            except Refused as refused:
-                answers.append(refused)
-        if not lines:
-            return [answer for answer in answers if answer is not None]
-        host, port = requests.host_and_port(self.url)
-        try:
-            async with asyncio.timeout(self._timeout):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection(host, port, limit=2**20)
-                reader, writer = self._streams
-                # A batch of lines is at most what the gateway takes without its answers being read.
-                writer.write(b"".join(lines))
-                await writer.drain()
-                received = [await reader.readuntil(b"\n") for _ in lines]
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            await self.close()
-            raise Unavailable(
-                f"no answer from the gateway at {host}:{port}: {error or type(error).__name__}; whether the "
-                f"{len(lines)} tasks of this batch were accepted is not known, and they were not sent again"
-            ) from None
-        except asyncio.CancelledError:
-            await self.close()  # answers of an abandoned exchange must not be taken for those of the next
+            async for answer in self.send_iter(tasks):
+                answers.append(answer)  # noqa: PERF401  # those that came are kept when the next do not
+        except Unavailable as error:
+            error.answers = answers
             raise
-        read = iter(received)
-        return [answer or requests.read_answer(next(read)) for answer in answers]
+        return answers
+
+    def send_iter(self, tasks: Tasks) -> AsyncIterator[Answer]:
+        """As `Client.send_iter`, for `async for`; the tasks may also come from an async iterable."""
+        return self._way.send(tasks if isinstance(tasks, AsyncIterable) else _each(tasks))
+
+    async def show(self, task_id: str) -> TaskRecord:
+        """As `Client.show`."""
+        return await asyncio.to_thread(self._plain.show, task_id)
+
+    async def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
+        """As `Client.list`."""
+        return await asyncio.to_thread(self._plain.list, state, limit)
+
+    async def cancel(self, task_id: str) -> State:
+        """As `Client.cancel`."""
+        return await asyncio.to_thread(self._plain.cancel, task_id)
+
+    async def retry(self, ids: Sequence[str]) -> Sequence[str]:
+        """As `Client.retry`."""
+        return await asyncio.to_thread(self._plain.retry, ids)
+
+    async def remove(self, ids: Sequence[str]) -> Sequence[str]:
+        """As `Client.remove`."""
+        return await asyncio.to_thread(self._plain.remove, ids)
+
+
+async def _each(tasks: Iterable[TaskLike]) -> AsyncIterator[TaskLike]:
+    for task in tasks:
+        yield task

@@ -1,12 +1,11 @@
-"""What both clients share: dicts out, answers in, and the dicts that their shorthands make. Pure."""
+"""What both clients share: where to, dicts out, answers in, and what is said when none comes. Pure."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,17 +13,14 @@ import msgspec
 from qtask.errors import ConfigError, Refused, Unavailable
 from qtask.task import Task, encode
 
-if TYPE_CHECKING:
-    from qtask.store.submit import Place
-
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"
-BATCH = 500  # tasks a round trip
 WINDOW = 2_000  # tasks that may be unanswered on a connection
 
 TaskLike = Task | Mapping[str, Any]
-Delay = float | timedelta
-Instant = float | datetime
+
+# With these the gateway ends a connection; they say nothing about a task.
+_CONNECTION_CODES = ("idle", "too_many")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,66 +77,48 @@ def host_and_port(url: str) -> tuple[str, int]:
 
 
 def line_of(task: TaskLike) -> bytes:
-    """A task as one line for the socket. Raises `Refused` when it cannot be written as JSON."""
-    return encode(task) + b"\n"
+    """A task as one line for the socket. Raises `Refused` when it cannot be one."""
+    line = encode(task)
+    if not line.startswith(b"{"):  # the gateway would take an array for many tasks
+        raise Refused("wrong_type", "", f"a task is a dict or a Task, got {type(task).__name__}")
+    return line + b"\n"
 
 
 def read_answer(line: bytes) -> Answer:
-    """Reads one answer line of the gateway. Raises `Unavailable` when it is none."""
+    """Reads one answer line of the gateway. Raises `Unavailable` when it answers no task."""
     try:
         answer = _DECODER.decode(line)
     except msgspec.DecodeError:
         raise Unavailable(f"the answer is not QTask's: {line[:80]!r}; is another service on this port?") from None
     if answer.ok:
         return Accepted(answer.id, answer.due, answer.duplicate)
-    error = answer.error
-    return Refused(error.get("code", ""), error.get("field", ""), error.get("message", ""))
+    code, message = answer.error.get("code", ""), answer.error.get("message", "")
+    if code in _CONNECTION_CODES:
+        raise Unavailable(message)
+    return Refused(code, answer.error.get("field", ""), message)
 
 
-def accepted(ids: Iterable[str], places: Iterable[Place | None]) -> Iterator[Accepted]:
-    """The answers to tasks that went straight into Redis."""
-    for task_id, place in zip(ids, places, strict=True):
-        assert place is not None  # only an entry of the inbox may be somebody else's by now
-        yield Accepted(task_id, place.due, place.duplicate)
+def accepted(answer: Answer) -> Accepted:
+    """The answer to a single task. Raises the `Refused`, or `Unavailable` when that was the reason."""
+    if isinstance(answer, Accepted):
+        return answer
+    if answer.code == "unavailable":
+        raise Unavailable(answer.message)
+    raise answer
 
 
-def batches(tasks: Iterable[TaskLike], size: int) -> Iterable[list[TaskLike]]:
-    """Cuts an iterable into lists of at most `size`."""
-    batch: list[TaskLike] = []
-    for task in tasks:
-        batch.append(task)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def no_gateway(host: str, port: int, why: str) -> Unavailable:
+    """What is said when no connection comes about."""
+    return Unavailable(
+        f"no gateway answers on {host}:{port}: {why}. Start one with `qtask up`, or name another with {URL_VARIABLE}"
+    )
 
 
-def build(
-    kind: str, link: str, data: Any, delay: Delay | None, at: Instant | None, title: str, timeout: float | None
-) -> dict[str, Any]:
-    """A dict from the arguments of a shorthand. Raises `Refused` for both `delay` and `at`, or a naive datetime."""
-    settings: dict[str, Any] = {}
-    if delay is not None and at is not None:
-        raise Refused("invalid_value", "settings.at", "either delay or at says when, not both")
-    if isinstance(at, datetime):
-        if at.tzinfo is None:
-            raise Refused(
-                "invalid_value", "settings.at", "a datetime needs its zone: datetime.now(UTC) + …, for example"
-            )
-        settings["at"] = at.timestamp()
-    elif at is not None:
-        settings["at"] = at
-    else:
-        settings["time"] = delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
-    if data is not None:
-        settings["data"] = data
-    if timeout is not None:
-        settings["timeout"] = timeout
-    address = {"type": kind, "link": link} if link else {"type": kind}
-    return {"title": title or f"{kind} {link}".strip()[:500], "address": address, "settings": settings}
-
-
-def http_data(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of an `http` task; what was not given is left out."""
-    return {"method": method, **{key: value for key, value in given.items() if value is not None}}
+def lost(place: str, why: str, unknown: int) -> Unavailable:
+    """What is said when answers are owed and will not come."""
+    tasks = "the task" if unknown == 1 else f"the {unknown} tasks"
+    was = "was" if unknown == 1 else "were"
+    return Unavailable(
+        f"{place} does not answer: {why}; whether {tasks} without an answer {was} accepted is not known, and "
+        "nothing was sent again"
+    )

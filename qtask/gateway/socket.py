@@ -23,7 +23,7 @@ from qtask.task import parse, split_batch
 
 TURN = 200  # dicts that one connection may have checked in one turn of the loop
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
-MAX_UNANSWERED = 5_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
+MAX_UNANSWERED = 2_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
 MAX_IN_ARRAY = 10_000
 ARRAY_FACTOR = 16  # an array may be this many times as large as a dict
 LINGER_SECONDS = 1.0  # for a client to take its last answers and to close its side

@@ -1,0 +1,387 @@
+"""The Python client over a gateway's socket and straight into Redis, on real ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+
+from qtask import Client, NotFound, QTaskError, Refused, Unavailable
+from qtask.client.requests import Accepted
+from qtask.errors import ConfigError
+from qtask.store import keys
+from qtask.task import Task
+from tests.answering import answer_line, answering
+from tests.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
+from tests.redis_server import RedisServer, free_port
+from tests.shorthands import HTTP, SHORTHANDS
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with Gateway(redis_server.url, tmp_path_factory.mktemp("client")) as running:
+        yield running
+
+
+@pytest.fixture(params=["socket", "redis"])
+def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
+    """Both ways, one after the other, on an empty Redis."""
+    return gateway.url if request.param == "socket" else redis_server.url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as opened:
+        yield opened
+
+
+def ok(answer: Any) -> Accepted:
+    assert isinstance(answer, Accepted), answer
+    return answer
+
+
+# --- sending ------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_accepted_when_redis_holds_it(client: Client, redis: Redis) -> None:
+    before = time.time()
+    accepted = client.send(task("one", delay=90.25))
+    assert stored(redis, accepted.id) == task("one", delay=90.25)
+    assert redis.zscore(keys.SCHEDULE, accepted.id) == accepted.due
+    assert before - 1 < accepted.due - 90.25 < time.time() + 1
+    assert ok(client.send(msgspec.convert(task("two"), Task))).id != accepted.id
+
+
+def test_a_task_that_is_refused_raises_and_the_client_goes_on(client: Client, redis: Redis) -> None:
+    with pytest.raises(Refused, match="delay in seconds") as refused:
+        client.send(task(delay=-1))
+    assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.time")
+    assert client.send(task("after")).id in scheduled(redis)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 7, "text", [], [task(), task()], {"title": object()}, {"title": float("nan")}, {1: 2}, {}]
+)
+def test_what_is_no_task_is_refused(client: Client, redis: Redis, wrong: Any) -> None:
+    with pytest.raises(Refused):
+        client.send(wrong)
+    answers = client.send_many([task("a"), wrong, task("b")])
+    assert [isinstance(answer, Refused) for answer in answers] == [False, True, False]
+    assert sorted(title_of_id(redis, scheduled(redis)).values()) == ["a", "b"]
+
+
+def test_many_are_answered_in_order_with_the_refused_among_them(client: Client, redis: Redis) -> None:
+    texts = [{"title": object()} if n % 10 == 4 else task(str(n), delay=-1 if n % 10 == 7 else 60) for n in range(100)]
+    answers = client.send_many(texts)
+    assert [isinstance(answer, Refused) for answer in answers] == [n % 10 in (4, 7) for n in range(100)]
+    for n, answer in enumerate(answers):
+        if isinstance(answer, Accepted):
+            assert stored(redis, answer.id)["title"] == str(n)
+        else:
+            assert answer.code == ("wrong_type" if n % 10 == 4 else "invalid_value")
+    assert client.send_many([]) == []
+
+
+def test_five_thousand_are_pipelined_in_order(client: Client, redis: Redis) -> None:
+    answers = client.send_many(task(str(n)) for n in range(5_000))
+    title_of = title_of_id(redis, [ok(answer).id for answer in answers])
+    assert [title_of[ok(answer).id] for answer in answers] == [str(n) for n in range(5_000)]
+
+
+def test_large_tasks_pass(client: Client, redis: Redis) -> None:
+    answers = client.send_many(task(str(n), text="x" * 1_000_000) for n in range(8))
+    assert [stored(redis, ok(answer).id)["title"] for answer in answers] == [str(n) for n in range(8)]
+    with pytest.raises(Refused) as refused:
+        client.send(task(text="x" * 1_048_576))
+    assert refused.value.code == "too_large"
+    assert ok(client.send(task()))
+
+
+def test_answers_come_while_tasks_are_still_made(client: Client, redis: Redis) -> None:
+    made: list[int] = []
+
+    def endless() -> Iterator[dict[str, Any]]:
+        while True:
+            made.append(len(made))
+            yield task(str(made[-1]))
+
+    answers = client.send_iter(endless())
+    for n in range(3_000):
+        assert stored(redis, ok(next(answers)).id)["title"] == str(n)
+        assert len(made) - n <= 2_100
+    assert ok(client.send(task("meanwhile")))
+    for n in range(3_000, 3_100):
+        assert stored(redis, ok(next(answers)).id)["title"] == str(n)
+
+
+def test_a_task_does_not_wait_for_others_that_come_slowly(client: Client, redis: Redis) -> None:
+    def slow() -> Iterator[dict[str, Any]]:
+        for n in range(3):
+            yield task(str(n))
+            time.sleep(0.02)
+            until(lambda: len(scheduled(redis)) >= n)  # noqa: B023  # each is accepted while the next is made
+
+    assert len(client.send_many(slow())) == 3
+
+
+def test_a_caller_that_takes_its_time_loses_nothing(url: str, redis: Redis) -> None:
+    with Client(url, timeout=0.3) as client:
+        answers = client.send_iter(task(str(n)) for n in range(1_000))
+        for n in range(1_000):
+            if n in (0, 1, 500):
+                time.sleep(0.4)  # longer than the client waits for an answer
+            assert ok(next(answers))
+        assert next(answers, None) is None
+
+
+def test_calls_may_be_nested(client: Client, redis: Redis) -> None:
+    for n, outer in enumerate(client.send_iter(task(f"outer {n}") for n in range(1_000))):
+        if n % 250 == 0:
+            inner = client.send(task(f"inner {n}"))
+            assert stored(redis, inner.id)["title"] == f"inner {n}"
+        assert stored(redis, ok(outer).id)["title"] == f"outer {n}"
+
+
+def test_an_abandoned_call_does_not_disturb_the_next(client: Client, redis: Redis) -> None:
+    for _ in client.send_iter(task("abandoned") for _ in range(1_000)):
+        break
+    for n in range(3):
+        assert stored(redis, client.send(task(str(n))).id)["title"] == str(n)
+
+
+def test_a_generator_that_fails_is_heard_and_the_client_goes_on(client: Client, redis: Redis) -> None:
+    def failing() -> Iterator[dict[str, Any]]:
+        yield task()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client.send_many(failing())
+    assert stored(redis, client.send(task("after")).id)["title"] == "after"
+
+
+def test_a_closed_client_opens_again(client: Client, redis: Redis) -> None:
+    client.close()
+    assert ok(client.send(task()))
+    client.close()
+    client.close()
+    assert ok(client.send(task()))
+
+
+# --- shorthands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHORTHANDS)
+def test_a_shorthand_makes_its_dict(client: Client, redis: Redis, name: str) -> None:
+    submit, expected = SHORTHANDS[name]
+    assert stored(redis, submit(client).id) == expected
+
+
+def test_without_an_instant_a_task_is_due_at_once(client: Client, redis: Redis) -> None:
+    seconds, microseconds = redis.time()
+    accepted = client.http(HTTP)
+    assert 0 <= accepted.due - (seconds + microseconds / 1e6) < 5
+
+
+def test_an_instant_may_have_any_zone(client: Client, redis: Redis) -> None:
+    instant = datetime.now(UTC) + timedelta(days=1, microseconds=123_456)
+    for at in (instant, instant.astimezone(timezone(timedelta(hours=-9, minutes=-30))), instant.timestamp()):
+        assert client.pipe("p", 1, at=at).due == pytest.approx(instant.timestamp(), abs=1e-6)
+
+
+def test_what_is_not_clear_about_the_instant_is_refused(client: Client, redis: Redis) -> None:
+    with pytest.raises(Refused, match="zone"):
+        client.http(HTTP, at=datetime(2099, 1, 1))  # that is what is wrong with it
+    with pytest.raises(Refused, match="not both"):
+        client.socket("127.0.0.1:9", 1, delay=0, at=datetime.now(UTC))
+    with pytest.raises(Refused, match="delay in seconds"):
+        client.pipe("p", 1, delay=timedelta(seconds=-1))
+    assert scheduled(redis) == []
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------
+
+
+def test_the_address_may_come_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTASK_URL", url)
+    with Client() as client:
+        assert client.url == url
+        assert client.send(task()).id in scheduled(redis)
+    with Client(f"socket://127.0.0.1:{free_port()}") as other, pytest.raises(Unavailable):
+        other.send(task())
+    monkeypatch.delenv("QTASK_URL")
+    assert Client().url == "socket://127.0.0.1:5123"
+
+
+@pytest.mark.parametrize("wrong", ["", "http://127.0.0.1:5123", "127.0.0.1:5123", "socket://h:port", "redis://h:port"])
+def test_a_wrong_address_is_told_at_once(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTASK_URL", "nonsense")
+    with pytest.raises(ConfigError, match=wrong.replace(".", r"\.") or "nonsense"):
+        Client(wrong)
+
+
+def test_tasks_go_to_the_queue_that_is_named(redis_server: RedisServer, redis: Redis) -> None:
+    with Client(redis_server.url, queue="other") as client:
+        accepted = client.send(task())
+        assert redis.hget(keys.job(accepted.id), "origin") == b"other"
+        assert client.show(accepted.id).queue == "other"
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServer, redis: Redis) -> None:
+    with Client(redis_server.url) as client:
+        first, second = (ok(answer) for answer in client.send_many([task("b", delay=200), task("a", delay=100)]))
+        assert client.show(first.id).title == "b"
+        assert client.show(first.id).due == first.due
+        assert [record.id for record in client.list("scheduled")] == [second.id, first.id]
+        assert [record.id for record in client.list("scheduled", limit=1)] == [second.id]
+        assert client.list("dead") == []
+        assert client.cancel(first.id) == "scheduled"
+        assert scheduled(redis) == [second.id]
+        for missing in (client.show, client.cancel):
+            with pytest.raises(NotFound, match=first.id):
+                missing(first.id)
+
+
+def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
+    with Client(gateway.url) as client:
+        for call in (lambda: client.show("x"), lambda: client.cancel("x"), lambda: client.list("scheduled")):
+            with pytest.raises(QTaskError, match="redis:// address"):
+                call()
+
+
+# --- when nobody answers ------------------------------------------------------------------------------------------
+
+
+def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
+    port = free_port()
+    with Client(f"socket://127.0.0.1:{port}") as client, pytest.raises(Unavailable, match="qtask up") as away:
+        client.send(task())
+    assert f"127.0.0.1:{port}" in str(away.value)
+    with Client(f"redis://127.0.0.1:{port}/0") as client:
+        for call in (
+            lambda: client.send(task()),
+            lambda: client.show("x"),
+            lambda: client.cancel("x"),
+            lambda: client.list("dead"),
+        ):
+            with pytest.raises(Unavailable, match="Redis does not answer"):
+                call()
+        assert isinstance(client.send_many([{"title": 1}])[0], Refused), "what is not sound needs no Redis"
+
+
+def test_a_connection_that_is_lost_in_the_middle_says_what_is_not_known() -> None:
+    with answering(answer_line(0), answer_line(1), None) as url, Client(url) as client:
+        with pytest.raises(
+            Unavailable, match="whether the 3 tasks without an answer were accepted is not known"
+        ) as lost:
+            client.send_many([task(), task(), task(), {"title": object()}, task(), task()])
+        assert [answer.id for answer in lost.value.answers] == ["id-0", "id-1"]
+        answers = client.send_iter(task() for _ in range(3))
+        assert [ok(next(answers)).id for _ in range(2)] == ["id-0", "id-1"]
+        with pytest.raises(Unavailable, match="whether the task without an answer was accepted is not known"):
+            next(answers)
+        assert client.send(task()).id == "id-0", "the next call opens a connection of its own"
+
+
+def test_a_gateway_that_is_killed_in_the_middle_is_heard_of(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
+    with Gateway(redis_server.url, tmp_path) as doomed, Client(doomed.url) as client:
+        answers = client.send_iter(task(str(n)) for n in range(100_000))
+        ids = [ok(next(answers)).id for _ in range(1_000)]
+        doomed.process.kill()
+        with pytest.raises(Unavailable, match="not known"):
+            ids.extend(ok(answer).id for answer in answers)
+        assert list(title_of_id(redis, ids).values()) and len(title_of_id(redis, ids)) == len(ids)
+        with pytest.raises(Unavailable, match="no gateway answers"):
+            client.send(task())
+
+
+def test_a_gateway_that_says_nothing_is_given_up() -> None:
+    silence = r"nothing came within 0\.2 s; whether the task without an answer was"
+    with answering() as url, Client(url, timeout=0.2) as client, pytest.raises(Unavailable, match=silence):
+        client.send(task())
+
+
+def test_another_service_is_recognised() -> None:
+    for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "unasked")):
+        with answering(said) as url, Client(url) as client, pytest.raises(Unavailable, match=words):
+            client.send_many([task()])
+
+
+def test_a_redis_that_the_gateway_cannot_reach_is_unavailable(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.kill()
+    with Gateway(server.url, tmp_path) as gateway, Client(gateway.url) as client:
+        with pytest.raises(Unavailable, match="send it again"):
+            client.send(task())
+        (answer,) = client.send_many([task()])
+        assert isinstance(answer, Refused) and answer.code == "unavailable"
+        server.start()
+        try:
+            assert ok(client.send(task()))
+        finally:
+            server.kill()
+
+
+def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    try:
+        with Client(server.url) as client:
+            assert ok(client.send(task()))
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="whether the task without an answer was accepted is not known"):
+                    client.send(task())
+            server.start()
+            assert ok(client.send(task()))
+    finally:
+        server.kill()
+
+
+def test_a_gateway_that_closed_an_idle_connection_is_connected_to_again(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
+    with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.1) as gateway, Client(gateway.url) as client:
+        for n in range(2):
+            assert stored(redis, client.send(task(str(n))).id)["title"] == str(n)
+            time.sleep(0.3)  # the gateway says `idle` and hangs up
+
+
+def test_a_gateway_without_room_is_unavailable(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
+    with Gateway(redis_server.url, tmp_path, MAX_CONNECTIONS=1) as gateway, Client(gateway.url) as first:
+        assert ok(first.send(task()))
+        with Client(gateway.url) as second:
+            with pytest.raises(Unavailable, match="connections are served at once"):
+                second.send(task())
+            first.close()
+
+            def accepted() -> bool:
+                try:
+                    return bool(second.send(task()).id)
+                except Unavailable:
+                    return False
+
+            until(accepted)
+
+
+def test_a_client_of_a_gateway_does_without_redis_and_rq(gateway: Gateway, redis: Redis) -> None:
+    program = (
+        "import sys, qtask\n"
+        f"with qtask.Client({gateway.url!r}) as client: client.http('http://127.0.0.1:9/', delay={HOUR})\n"
+        "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    assert ran.stdout.strip() == "[]"
+    assert len(scheduled(redis)) == 1
