@@ -26,7 +26,7 @@ from rq.utils import now as utc_now
 from rq.utils import utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 
-from qtask import stats
+from qtask import descriptors, stats
 from qtask.config import Config
 from qtask.crew import Crew, Member
 from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
@@ -508,6 +508,7 @@ def run(config: Config) -> None:
         crew.keep()
         crew.stop()
         return
+    descriptors.allow_all()
     redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
     pause = BACKOFF_SECONDS[0]
     while True:

@@ -72,6 +72,24 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
         lambda client: client.socket("127.0.0.1:9", None, delay=60, title="t"),
         {"title": "t", "address": {"type": "socket", "link": "127.0.0.1:9"}, "settings": {"time": 60, "data": None}},
     ),
+    "udp": (
+        lambda client: client.udp("127.0.0.1:9", "hello", delay=60),
+        {
+            "title": "udp 127.0.0.1:9",
+            "address": {"type": "udp", "link": "127.0.0.1:9"},
+            "settings": {"time": 60, "data": "hello"},
+        },
+    ),
+    "pipe with retries and an end": (
+        lambda client: client.pipe(
+            "orders", 1, delay=60, retry={"attempts": 2, "base": 0.5}, expires=timedelta(minutes=5)
+        ),
+        {
+            "title": "pipe orders",
+            "address": {"type": "pipe", "link": "orders"},
+            "settings": {"time": 60, "data": {"data": 1}, "retry": {"attempts": 2, "base": 0.5}, "expires": 300.0},
+        },
+    ),
     "pipe": (
         lambda client: client.pipe("orders", None, delay=60, timeout=2),
         {

@@ -385,3 +385,11 @@ def test_a_client_of_a_gateway_does_without_redis_and_rq(gateway: Gateway, redis
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
     assert ran.stdout.strip() == "[]"
     assert len(scheduled(redis)) == 1
+
+
+def test_a_second_task_of_an_id_is_answered_with_the_first(client: Client) -> None:
+    first = client.http("http://127.0.0.1:9/hook", delay=60, id="order-7")
+    again = client.http("http://127.0.0.1:9/hook", delay=90, id="order-7")
+    assert (first.id, first.duplicate) == ("order-7", False)
+    assert again == Accepted("order-7", first.due, True)
+    assert client.http("http://127.0.0.1:9/hook", delay=60, id="order-8").duplicate is False

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 from dataclasses import replace
 
 import uvloop
 
+from qtask import descriptors
 from qtask.config import Config
 from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
@@ -31,14 +31,8 @@ def run(config: Config) -> None:
 
     Raises `QTaskError` when a port is taken.
     """
-    _allow_descriptors()
+    descriptors.allow_all()
     uvloop.run(_serve(config))
-
-
-def _allow_descriptors() -> None:
-    """Each connection takes a descriptor, and shells and services often start with no more than 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: Config) -> None:
