@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from qtask import children
 
 STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
+STOP_AT_ONCE_SECONDS = 3.0  # for a worker that is asked a second time: it puts back what is in flight
 RESTART_PAUSE_SECONDS = (0.2, 10.0)  # first and longest pause before a process that died is started again
 STEADY_SECONDS = 30.0  # a process that has run so long starts with the first pause again
 LOOK_SECONDS = 0.1
@@ -112,15 +114,22 @@ class Crew:
                 member.look()
 
     def stop(self) -> None:
-        """Asks all to end at the same time, and waits; at a second signal, or when it takes too long, kills them."""
-        for member in self.members:
-            member.ask_to_end()
-        deadline = time.monotonic() + STOP_SECONDS
-        while any(member.running for member in self.members) and time.monotonic() < deadline and self.signals < 2:
-            time.sleep(0.02)
+        """Asks all to end at the same time, and waits; a second signal is passed on. What does not end is killed."""
+        self._ask_to_end(STOP_SECONDS, most_signals=1)
+        if self.signals > 1:
+            self._ask_to_end(STOP_AT_ONCE_SECONDS)
         for member in self.members:
             member.end()
         self.members = []
+
+    def _ask_to_end(self, seconds: float, most_signals: float = math.inf) -> None:
+        for member in self.members:
+            member.ask_to_end()
+        deadline = time.monotonic() + seconds
+        while any(member.running for member in self.members) and time.monotonic() < deadline:
+            if self.signals > most_signals:
+                return
+            time.sleep(0.02)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signals += 1

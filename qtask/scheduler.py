@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
@@ -105,8 +106,13 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
 
     # --- the process ---------------------------------------------------------------------------------------
 
-    def stop(self, *_: Any) -> None:
-        """Makes `run` return after the move under way; also a signal handler."""
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping
+
+    def stop(self) -> None:
+        """Makes `run` return after the move under way."""
         self._stopping = True
 
     def run(self, burst: bool = False) -> None:
@@ -269,8 +275,14 @@ def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:
 
 
 def run(config: Config) -> None:
-    """Runs a scheduler until SIGTERM or SIGINT."""
+    """Runs a scheduler until SIGTERM or SIGINT; a second signal does not wait for Redis."""
     scheduler = Scheduler(config.queue, connect(config.redis, REPLY_TIMEOUT_SECONDS))
-    signal.signal(signal.SIGTERM, scheduler.stop)
-    signal.signal(signal.SIGINT, scheduler.stop)
+
+    def on_signal(number: int, frame: object) -> None:
+        if scheduler.stopping:
+            sys.exit()  # nothing is in its hands, at whatever moment
+        scheduler.stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     scheduler.run()

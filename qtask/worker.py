@@ -280,6 +280,8 @@ class Worker(BaseWorker):
             self._begin(*self._backlog.popleft())
         if not self._connected:
             return
+        if self._stopping and self._backlog and not self._claiming:
+            self._return_backlog()
         try:
             if self._more and not (self._claiming or self._waiting or self._suspended or self._stopping):
                 room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
@@ -324,7 +326,10 @@ class Worker(BaseWorker):
                 self._backlog.append((task_id, attempt, due, data))
 
     def _return_backlog(self) -> None:
-        """Puts back what waits behind receivers that hang: other workers may have room, and a lease does not wait."""
+        """Puts back what is not begun: other workers may have room, and a lease does not wait.
+
+        That is so behind receivers that hang, and when this worker is asked to end.
+        """
         self._forget_backlog()
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
