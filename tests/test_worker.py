@@ -370,10 +370,15 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
     assert {record.state for record in records} == {"delivered"}
 
 
+def _draws(pid: int) -> bool:
+    return b"qtask.delivery.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (graph,) = send(live, queue, {"title": "g", "address": {"type": "__graph__"}})
-    (drawing,) = until(lambda: children(worker.pid))
+    # Once it runs, and not while it still is its parent's image: until then its parent waits for it, and so would stop.
+    (drawing,) = until(lambda: [one for one in children(worker.pid) if _draws(one)])
     os.kill(drawing, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
     until(lambda: "stopping" in worker.log.read_text())
