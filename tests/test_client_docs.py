@@ -34,6 +34,7 @@ class Reader:
     environment: dict[str, str]
     receiver: Receiver
     listener: socket.socket
+    datagrams: socket.socket
     pipe: int
     texts: list[bytes] = field(default_factory=list)
 
@@ -65,14 +66,17 @@ def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
         Installation(folder, *flags) as running,
         Receiver() as receiver,
         socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
     ):
+        datagrams.bind(listener.getsockname())
+        datagrams.settimeout(10)
         ports = {
             "5123": running.port,
             "6379": redis_server.port,
             "8000": receiver.port,
             "5000": listener.getsockname()[1],
         }
-        reader = Reader(folder, ports, {"QTASK_URL": running.url}, receiver, listener, pipe)
+        reader = Reader(folder, ports, {"QTASK_URL": running.url}, receiver, listener, datagrams, pipe)
         thread = threading.Thread(target=reader.listen)
         thread.start()
         yield reader
@@ -92,7 +96,16 @@ def arrived(reader: Reader, target: str, count: int = 1) -> None:
 
 
 def test_every_block_is_in_one_of_these_tests() -> None:
-    told = ["/hook", "client.socket(", "client.send(\n", "def reminder", "asyncio.run", "client.show", "except"]
+    told = [
+        "/hook",
+        "client.socket(",
+        "/charge",
+        "client.send(\n",
+        "def reminder",
+        "asyncio.run",
+        "client.show",
+        "except",
+    ]
     assert [block_with(words) for words in told] == BLOCKS
     assert {block.language for block in BLOCKS} == {"python"}
 
@@ -109,6 +122,7 @@ def test_a_task_of_each_type(reader: Reader) -> None:
     assert reader.run(block_with("client.socket(")) == []
     arrived(reader, "/search?q=later")
     assert [json.loads(text) for text in until(lambda: reader.texts)] == [{"to": "a socket", "n": [1, 2, 3]}]
+    assert json.loads(reader.datagrams.recv(1_000)) == {"to": "whom it may concern"}
     assert json.loads(until(lambda: _read(reader.pipe))) == {"order": 7}
 
 
@@ -117,6 +131,11 @@ def _read(pipe: int) -> bytes:
         return os.read(pipe, 1_000)
     except BlockingIOError:
         return b""
+
+
+def test_an_id_of_ones_own(reader: Reader) -> None:
+    assert reader.run(block_with("/charge")) == ["charge-7 False", "charge-7 True"]
+    arrived(reader, "/charge")
 
 
 def test_a_whole_dict(reader: Reader) -> None:
@@ -135,9 +154,10 @@ def test_many_at_once(reader: Reader) -> None:
 
 
 def test_asyncio(reader: Reader) -> None:
-    first, second = reader.run(block_with("asyncio.run"))
+    first, second, third = reader.run(block_with("asyncio.run"))
     assert len(first) == 12
     assert second == "100 accepted"
+    assert third == "it was scheduled"
     arrived(reader, "/async", 101)
 
 

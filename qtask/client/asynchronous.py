@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qtask.client import requests
-from qtask.client.requests import Accepted, Answer, Delay, Instant, TaskLike
-from qtask.errors import Refused, Unavailable
+from qtask.client.requests import Accepted, Answer, TaskArguments, TaskLike
+from qtask.client.shorthands import Shorthands
+from qtask.client.synchronous import Client
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from qtask.ids import IdSource
+    from qtask.store.tasks import State, TaskRecord
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class AsyncClient:
-    """Submits tasks from asyncio; arguments and meaning as those of `Client`."""
+class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
+    """Submits tasks from asyncio; arguments and meaning as those of `Client`.
+
+    Any number of coroutines of one event loop may use it at once; they take turns, a batch each.
+    """
 
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
         self.url = requests.choose_url(url)
@@ -26,8 +33,10 @@ class AsyncClient:
         self._over_redis = requests.is_redis(self.url)
         self._redis: Redis | None = None
         self._ids: IdSource | None = None
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._streams: _Streams | None = None
         self._turn = asyncio.Lock()  # answers come in the order of the lines, so one exchange at a time
+        # People look at tasks now and then, one at a time: a thread does for that, and connects only then.
+        self._looking = Client(self.url, queue=queue, timeout=timeout)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -37,9 +46,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+        self._hang_up()
+        self._looking.close()
         if self._redis is not None:
             await self._redis.aclose()
             self._redis = None
@@ -47,9 +55,7 @@ class AsyncClient:
     async def send(self, task: TaskLike) -> Accepted:
         """Submits one task, and returns when Redis holds it. Raises `Refused` or `Unavailable`."""
         (answer,) = await self.send_many([task])
-        if isinstance(answer, Refused):
-            raise answer
-        return answer
+        return requests.only(answer)
 
     async def send_many(self, tasks: Iterable[TaskLike]) -> list[Answer]:
         """Submits many; one answer a task, in order: `Accepted` or `Refused`. Raises `Unavailable`."""
@@ -57,105 +63,108 @@ class AsyncClient:
 
     async def send_iter(self, tasks: Iterable[TaskLike]) -> AsyncIterator[Answer]:
         """As `send_many`, but takes tasks and yields answers as they come."""
-        async with self._turn:
-            for batch in requests.batches(tasks, requests.BATCH):
+        for batch in requests.batches(tasks, requests.BATCH):
+            async with self._turn:  # not while the caller has the answers: it may want to send, too
                 answers = await (self._send_redis(batch) if self._over_redis else self._send_socket(batch))
-                for answer in answers:
-                    yield answer
+            for answer in answers:
+                yield answer
 
-    async def http(
-        self,
-        url: str,
-        *,
-        delay: Delay | None = None,
-        at: Instant | None = None,
-        method: str = "GET",
-        headers: Mapping[str, str] | str | None = None,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        data: str | Mapping[str, Any] | None = None,
-        title: str = "",
-        timeout: float | None = None,
-    ) -> Accepted:
-        """As `Client.http`."""
-        body = requests.http_data(method, {"headers": headers, "params": params, "json": json, "data": data})
-        return await self.send(requests.build("http", url, body, delay, at, title, timeout))
+    async def _submit(self, kind: str, link: str, data: Any, arguments: TaskArguments) -> Accepted:
+        return await self.send(requests.build(kind, link, data, **arguments))
 
-    async def socket(
-        self, address: str, data: Any, *, delay: Delay | None = None, at: Instant | None = None, title: str = ""
-    ) -> Accepted:
-        """As `Client.socket`."""
-        return await self.send(requests.build("socket", address, data, delay, at, title, None))
+    async def show(self, task_id: str) -> TaskRecord:
+        """As `Client.show`."""
+        return await asyncio.to_thread(self._looking.show, task_id)
 
-    async def pipe(
-        self, name: str, data: Any, *, delay: Delay | None = None, at: Instant | None = None, title: str = ""
-    ) -> Accepted:
-        """As `Client.pipe`."""
-        return await self.send(requests.build("pipe", name, {"data": data}, delay, at, title, None))
+    async def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
+        """As `Client.list`."""
+        return await asyncio.to_thread(self._looking.list, state, limit)
 
-    async def graph(self, *, title: str = "graph") -> Accepted:
-        """As `Client.graph`."""
-        return await self.send(requests.build("__graph__", "", None, None, None, title, None))
+    async def cancel(self, task_id: str) -> State:
+        """As `Client.cancel`."""
+        return await asyncio.to_thread(self._looking.cancel, task_id)
 
-    async def _send_redis(self, batch: list[TaskLike]) -> list[Answer]:
+    async def _send_redis(self, batch: Sequence[TaskLike]) -> Sequence[Answer]:
         from redis.exceptions import RedisError
 
         from qtask.store.connect import connect_async
-        from qtask.store.submit import Submission, id_of, id_source_async, submit_async
-        from qtask.task import check_task
+        from qtask.store.submit import id_source_async, submit_async
 
-        answers: list[Answer | None] = []
-        submissions: list[Submission] = []
-        try:
-            if self._redis is None:
-                self._redis = connect_async(self.url, self._timeout)
-            if self._ids is None:
+        if self._redis is None:
+            self._redis = connect_async(self.url, self._timeout)
+        if self._ids is None:
+            try:
                 self._ids = await id_source_async(self._redis)
-            for task in batch:
-                try:
-                    checked = check_task(task)
-                    submissions.append(Submission(id_of(checked, self._ids), checked))
-                    answers.append(None)
-                except Refused as refused:
-                    answers.append(refused)
+            except (RedisError, OSError) as error:
+                raise requests.no_redis(self.url, error) from None
+        submissions, known = requests.submissions(batch, self._ids)
+        try:
             places = await submit_async(self._redis, self._queue, submissions) if submissions else []
         except (RedisError, OSError) as error:
-            raise Unavailable(
-                f"Redis does not answer: {error}; whether the {len(batch)} tasks of this batch were accepted "
-                "is not known"
-            ) from None
-        accepted = requests.accepted((submission.id for submission in submissions), places)
-        return [answer or next(accepted) for answer in answers]
+            raise requests.lost_redis(self.url, error, len(submissions)) from None
+        accepted = requests.accepted((one.id for one in submissions), places)
+        return [refused or next(accepted) for refused in known]
 
-    async def _send_socket(self, batch: list[TaskLike]) -> list[Answer]:
-        answers: list[Answer | None] = []
-        lines = []
-        for task in batch:
-            try:
-                lines.append(requests.line_of(task))
-                answers.append(None)
-            except Refused as refused:
-                answers.append(refused)
-        if not lines:
-            return [answer for answer in answers if answer is not None]
+    async def _send_socket(self, batch: Sequence[TaskLike]) -> Sequence[Answer]:
+        lines, known = requests.prepare(batch, requests.line_of)
+        answers: list[Answer] = []
+        while len(answers) < len(lines):  # once, unless the gateway ends the connection and takes no more
+            await self._exchange(lines, answers)
+        read = iter(answers)
+        return [refused or next(read) for refused in known]
+
+    async def _exchange(self, lines: Sequence[bytes], answers: MutableSequence[Answer]) -> None:
+        """Sends the lines that have no answer yet, and adds their answers."""
         host, port = requests.host_and_port(self.url)
+        reader, writer = await self._take_resting() or await self._connect(host, port)
         try:
             async with asyncio.timeout(self._timeout):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection(host, port, limit=2**20)
-                reader, writer = self._streams
                 # A batch of lines is at most what the gateway takes without its answers being read.
-                writer.write(b"".join(lines))
+                writer.write(b"".join(lines[len(answers) :]))
                 await writer.drain()
-                received = [await reader.readuntil(b"\n") for _ in lines]
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            await self.close()
-            raise Unavailable(
-                f"no answer from the gateway at {host}:{port}: {error or type(error).__name__}; whether the "
-                f"{len(lines)} tasks of this batch were accepted is not known, and they were not sent again"
-            ) from None
-        except asyncio.CancelledError:
-            await self.close()  # answers of an abandoned exchange must not be taken for those of the next
-            raise
-        read = iter(received)
-        return [answer or requests.read_answer(next(read)) for answer in answers]
+                while len(answers) < len(lines):
+                    answers.append(requests.read_answer(await reader.readuntil(b"\n")))
+        except requests.Ended:
+            writer.transport.abort()
+        except BaseException as error:
+            writer.transport.abort()  # answers of an abandoned exchange must not be taken for those of the next
+            if not isinstance(error, OSError | EOFError | asyncio.LimitOverrunError):
+                raise
+            raise requests.lost(host, port, self._why(error), len(lines)) from None
+        else:
+            self._streams = reader, writer
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        return "the gateway closed it" if isinstance(error, EOFError) else str(error)
+
+    async def _connect(self, host: str, port: int) -> _Streams:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.open_connection(host, port, limit=2**20)
+        except OSError as error:
+            raise requests.no_gateway(host, port, error) from None
+
+    async def _take_resting(self) -> _Streams | None:
+        """The connection of the last exchange, unless the gateway has ended it."""
+        streams, self._streams = self._streams, None
+        if streams is None or await _is_quiet(streams[0]):
+            return streams
+        streams[1].transport.abort()
+        return None
+
+    def _hang_up(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _is_quiet(reader: asyncio.StreamReader) -> bool:
+    """Whether nothing came while nobody asked; else the gateway has ended the connection, as it does after silence."""
+    try:
+        async with asyncio.timeout(0):
+            await reader.read(1)
+    except OSError as error:
+        return isinstance(error, TimeoutError)
+    return False
