@@ -11,6 +11,7 @@ import secrets
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from time import monotonic, sleep
@@ -25,6 +26,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker_registration import clean_worker_registry
 
 from qtask import stats
 from qtask.config import Config
@@ -43,6 +45,8 @@ from qtask.store.scripts import Value, script
 from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
 
 CLAIM_BATCH = 250  # tasks a claim
+CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
+HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
 SETTLE_MOST = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
@@ -82,7 +86,8 @@ class Worker(BaseWorker):
         self._started_key = keys.started(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
-        self._held: set[Value] = set()  # ids that were claimed and are not settled
+        self._held: dict[Value, int] = {}  # ids that were claimed and are not settled, and bytes of each dict
+        self._held_bytes = 0
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
@@ -146,7 +151,7 @@ class Worker(BaseWorker):
                 entries = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
                 reply = script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(entries))
                 self._report_settled(reply, len(entries))
-            self._held.clear()
+            self._held.clear()  # so that all that is left goes back
             back = script("put_back").run(self.connection, *self._put_back())
             self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
             self.register_death()
@@ -185,6 +190,7 @@ class Worker(BaseWorker):
             self.connection.delete(self.key)  # an earlier attempt may have come through without our knowing
             self.register_birth()
             self._registered = True
+            clean_worker_registry(self.queues[0])  # of those that were killed; only a stock worker would else do it
         except OutOfMemoryError as error:  # RQ's tools do not see us then, but claiming and settling free memory
             logger.warning("not_registered", extra={"error": str(error)})
 
@@ -285,7 +291,7 @@ class Worker(BaseWorker):
         try:
             if self._more and not (self._claiming or self._waiting or self._suspended or self._stopping):
                 room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
-                if room > self._prefetch or not self._in_flight:
+                if self._held_bytes < HELD_BYTES and (room > self._prefetch or not self._in_flight):
                     self._claim(min(room, CLAIM_BATCH))
             if self._outcomes and not self._settling:
                 now = monotonic()
@@ -303,7 +309,7 @@ class Worker(BaseWorker):
             [self._queue_key, self._started_key],
             [
                 *(most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS),
-                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP),
+                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, CLAIM_BYTES),
             ],
         )
         # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
@@ -322,7 +328,8 @@ class Worker(BaseWorker):
             task_id = raw_id.decode()
             # One that is still here was taken back while this worker hung, and came to it again; its lease holds anew.
             if task_id not in self._held:
-                self._held.add(task_id)
+                self._held[task_id] = len(data)
+                self._held_bytes += len(data)
                 self._backlog.append((task_id, attempt, due, data))
 
     def _return_backlog(self) -> None:
@@ -344,8 +351,12 @@ class Worker(BaseWorker):
         self._more = True
 
     def _forget_backlog(self) -> None:
-        self._held.difference_update(entry[0] for entry in self._backlog)
+        self._let_go(entry[0] for entry in self._backlog)
         self._backlog.clear()
+
+    def _let_go(self, ids: Iterable[Value]) -> None:
+        for task_id in ids:
+            self._held_bytes -= self._held.pop(task_id, 0)
 
     def _on_more(self, reply: Any) -> None:
         self._waiting = False
@@ -453,7 +464,7 @@ class Worker(BaseWorker):
         if isinstance(reply, ResponseError):
             raise reply
         self._report_settled(reply, len(self._settling))
-        self._held.difference_update(entry[0] for entry in self._settling)
+        self._let_go(entry[0] for entry in self._settling)
         self._settling = []
 
     def _report_settled(self, reply: Any, sent: int) -> None:
