@@ -24,11 +24,12 @@ from benchmarks.redis_server import RedisServer, server_version
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
 from qtask.client import Client
+from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import BATCH, Scheduler
 from qtask.store import keys
 from qtask.store.scripts import script
 from qtask.task import DEFAULT_TIMEOUT_SECONDS, encode
-from qtask.worker import CLAIM_BATCH, LEASE_MARGIN_SECONDS
+from qtask.worker import CLAIM_BATCH, CLAIM_BYTES, LEASE_MARGIN_SECONDS
 
 FAR_SECONDS = 86_400.0
 _SCRIPT_ROUNDS = 5  # of releasing and claiming; their median leaves out one in which Redis lost its core
@@ -94,11 +95,10 @@ def _script_costs(redis: RedisServer, receiver: Receiver, count: int) -> tuple[f
         scheduler.release()
     released = _script_us(redis)
     arguments: list[Any] = [CLAIM_BATCH, keys.JOB_PREFIX, "bench", LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS]
+    arguments += [keys.FOREVER_SECONDS, OUTCOMES_KEEP, CLAIM_BYTES]
     claimed = 0
     for _ in range(count // CLAIM_BATCH + 1):
-        reply = script("claim").run(
-            redis.client, [keys.queue(queue), keys.started(queue)], [*arguments, keys.FOREVER_SECONDS]
-        )
+        reply = script("claim").run(redis.client, [keys.queue(queue), keys.started(queue)], arguments)
         claimed += len(reply) // 4
     if claimed != count:
         raise RuntimeError(f"{claimed} of {count} tasks were claimed")

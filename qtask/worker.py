@@ -11,6 +11,7 @@ import secrets
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from time import monotonic, sleep
@@ -25,6 +26,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker_registration import clean_worker_registry
 
 from qtask import descriptors, stats
 from qtask.config import Config
@@ -43,6 +45,8 @@ from qtask.store.scripts import Value, script
 from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
 
 CLAIM_BATCH = 250  # tasks a claim
+CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
+HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
 SETTLE_MOST = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
@@ -82,7 +86,10 @@ class Worker(BaseWorker):
         self._started_key = keys.started(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
-        self._held: set[Value] = set()  # ids that were claimed and are not settled
+        # Ids that were claimed and whose outcome is not on its way to Redis, and bytes of each dict.
+        self._held: dict[Value, int] = {}
+        self._held_bytes = 0
+        self._claimed_again: set[Value] = set()  # ids that are held, were taken back, and came here a second time
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
@@ -141,12 +148,12 @@ class Worker(BaseWorker):
             self._connecting.join(LEAVE_WAIT_SECONDS)  # it must not register us again when we have said goodbye
         try:
             self._claims.close()
-            self._outcomes.extendleft(reversed(self._settling))
+            self._keep_settling()
             while self._outcomes:
-                entries = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+                entries = self._next_outcomes()
                 reply = script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(entries))
                 self._report_settled(reply, len(entries))
-            self._held.clear()
+            self._held.clear()  # so that all that is left goes back
             back = script("put_back").run(self.connection, *self._put_back())
             self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
             self.register_death()
@@ -185,6 +192,7 @@ class Worker(BaseWorker):
             self.connection.delete(self.key)  # an earlier attempt may have come through without our knowing
             self.register_birth()
             self._registered = True
+            clean_worker_registry(self.queues[0])  # of those that were killed; only a stock worker would else do it
         except OutOfMemoryError as error:  # RQ's tools do not see us then, but claiming and settling free memory
             logger.warning("not_registered", extra={"error": str(error)})
 
@@ -213,8 +221,7 @@ class Worker(BaseWorker):
             channel.close()
         self._connected = self._claiming = self._waiting = False
         self._more = True
-        self._outcomes.extendleft(reversed(self._settling))
-        self._settling = []
+        self._keep_settling()
         self._loop.call_later(self._pause, self._connect)
         self._pause = min(self._pause * 2, BACKOFF_SECONDS[1])
 
@@ -285,7 +292,7 @@ class Worker(BaseWorker):
         try:
             if self._more and not (self._claiming or self._waiting or self._suspended or self._stopping):
                 room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
-                if room > self._prefetch or not self._in_flight:
+                if self._held_bytes < HELD_BYTES and (room > self._prefetch or not self._in_flight):
                     self._claim(min(room, CLAIM_BATCH))
             if self._outcomes and not self._settling:
                 now = monotonic()
@@ -303,7 +310,7 @@ class Worker(BaseWorker):
             [self._queue_key, self._started_key],
             [
                 *(most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS),
-                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP),
+                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, CLAIM_BYTES),
             ],
         )
         # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
@@ -320,9 +327,11 @@ class Worker(BaseWorker):
         for position in range(1, len(reply), 4):
             raw_id, attempt, due, data = reply[position : position + 4]
             task_id = raw_id.decode()
-            # One that is still here was taken back while this worker hung, and came to it again; its lease holds anew.
-            if task_id not in self._held:
-                self._held.add(task_id)
+            if task_id in self._held:  # it was taken back while this worker hung, and its lease holds anew
+                self._claimed_again.add(task_id)
+            else:
+                self._held[task_id] = len(data)
+                self._held_bytes += len(data)
                 self._backlog.append((task_id, attempt, due, data))
 
     def _return_backlog(self) -> None:
@@ -344,8 +353,13 @@ class Worker(BaseWorker):
         self._more = True
 
     def _forget_backlog(self) -> None:
-        self._held.difference_update(entry[0] for entry in self._backlog)
+        self._let_go(entry[0] for entry in self._backlog)
         self._backlog.clear()
+
+    def _let_go(self, ids: Iterable[Value]) -> None:
+        for task_id in ids:
+            self._held_bytes -= self._held.pop(task_id, 0)
+            self._claimed_again.discard(task_id)
 
     def _on_more(self, reply: Any) -> None:
         self._waiting = False
@@ -444,16 +458,30 @@ class Worker(BaseWorker):
         )
 
     def _settle(self) -> None:
-        self._settling = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+        self._settling = self._next_outcomes()
         self._settles.run(
             self._on_settled, script("settle"), self._settle_keys(), self._settle_arguments(self._settling)
         )
+
+    def _next_outcomes(self) -> list[tuple[Value, ...]]:
+        """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
+        entries = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+        if self._claimed_again:
+            entries = [_with_history(entry) if entry[0] in self._claimed_again else entry for entry in entries]
+        self._let_go(entry[0] for entry in entries)
+        return entries
+
+    def _keep_settling(self) -> None:
+        """Has what was on its way settled again; but what was claimed anew since is not ended by its former outcome."""
+        kept = [entry for entry in self._settling if entry[0] not in self._held]
+        self._held.update((entry[0], 0) for entry in kept)
+        self._outcomes.extendleft(reversed(kept))
+        self._settling = []
 
     def _on_settled(self, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             raise reply
         self._report_settled(reply, len(self._settling))
-        self._held.difference_update(entry[0] for entry in self._settling)
         self._settling = []
 
     def _report_settled(self, reply: Any, sent: int) -> None:
@@ -494,6 +522,13 @@ class Worker(BaseWorker):
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _with_history(entry: tuple[Value, ...]) -> tuple[Value, ...]:
+    """An outcome that does not take the place of those before it; see settle.lua."""
+    *rest, rare = entry
+    given: dict[str, Any] = msgspec.json.decode(rare) if isinstance(rare, bytes) and rare else {}
+    return (*rest, msgspec.json.encode({**given, "again": True}))
 
 
 def _nothing() -> None:

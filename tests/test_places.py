@@ -27,6 +27,7 @@ from qtask.store import keys, tasks
 from qtask.store.scripts import Value, script
 from qtask.store.submit import Submission, submit
 from qtask.task import DEFAULT_TIMEOUT_SECONDS, check_task
+from qtask.worker import CLAIM_BYTES
 
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers
@@ -131,7 +132,8 @@ class Places(RuleBasedStateMachine):
         elif work == "claim" or not started:
             if not any(self.queued.values()):
                 self.release(500)
-            self.claim(data.draw(st.sampled_from(TOKENS)), data.draw(st.integers(1, 4)), data.draw(st.booleans()))
+            token, most = data.draw(st.sampled_from(TOKENS)), data.draw(st.integers(1, 4))
+            self.claim(token, most, data.draw(st.booleans()), data.draw(st.sampled_from((CLAIM_BYTES, CLAIM_BYTES, 1))))
         elif work == "release":
             self.release(data.draw(st.integers(1, 2)))
         else:
@@ -225,14 +227,16 @@ class Places(RuleBasedStateMachine):
             self.tasks[task_id].place = "queue"
             self.queued[self.tasks[task_id].queue].append(task_id)
 
-    def claim(self, token: str, most: int, ends_at_once: bool) -> None:
+    def claim(self, token: str, most: int, ends_at_once: bool, most_bytes: int) -> None:
         queue = max(QUEUES, key=lambda one: len(self.queued[one]))
         self.beat(token)
         margin = -FAR_SECONDS if ends_at_once else 15.0
         arguments: list[Value] = [
-            *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS, OUTCOMES_KEEP)
+            *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS, OUTCOMES_KEEP),
+            most_bytes,
         ]
         reply = script("claim").run(self.redis, [keys.queue(queue), keys.started(queue)], arguments)
+        most = 1 if most_bytes == 1 else most  # the first one has more
         claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
         assert [task_id.decode() for task_id in reply[1::4]] == claimed
         for task_id, attempt, due in zip(claimed, reply[2::4], reply[3::4], strict=True):

@@ -53,7 +53,7 @@ def queued(redis: Redis, queue: str) -> list[str]:
 
 
 def claim(redis: Redis, token: str = "worker", most: int = 100, margin: float = 15) -> list[str]:
-    arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS, 20]
+    arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS, 20, 1_000_000]
     reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
     return [task_id.decode() for task_id in reply[1::4]]
 

@@ -34,7 +34,7 @@ def release(redis: Redis) -> None:
 
 
 def claim(redis: Redis, most: int = 100) -> list[str]:
-    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS, 20]
+    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS, 20, 1_000_000]
     reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
     return [task_id.decode() for task_id in reply[1::4]]
 

@@ -211,6 +211,23 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
 
 
+def test_tasks_that_are_tried_again_at_once_are_delivered_at_once(live: Live, queue: str) -> None:
+    """A task may come to its worker again before the worker knows that its first outcome is settled."""
+    failed: set[str] = set()
+
+    def fail_once(exchange: Exchange) -> None:
+        task_id = exchange.request.header("QTask-Id")
+        exchange.answer(200 if task_id in failed else 500)
+        failed.add(task_id)
+
+    live.start("worker", queue=queue)
+    with Receiver(fail_once) as receiver:
+        at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
+        ids = [task_id for _ in range(8) for task_id in send(live, queue, *[http(receiver.url, retry=at_once)] * 250)]
+        records = live.ended(ids)
+    assert {(record.state, record.attempts, len(record.outcomes)) for record in records} == {("delivered", 2, 2)}
+
+
 def test_500_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: str) -> None:
     gate = Gate(until=500)  # no answer before all 500 requests have come
     live.start("worker", queue=queue)

@@ -19,11 +19,12 @@ from qtask.config import Config
 from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
 from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow, prepare
 from qtask.delivery.kinds import Claim, Done
-from qtask.delivery.loop import READ, WRITE, Loop
+from qtask.delivery.loop import READ, WRITE, Loop, Timer
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
 
 _BUFFER_BYTES = 16_384  # libcurl's default, four times as much, makes 280 MB of 5,000 transfers in flight
 _KEPT_HANDLES = 512
+_KEPT_BODY_BYTES = 16_384  # a handle holds on to the body that it sent last, so after a larger one it is not kept
 # As requests has it: who has certificates of an own authority names them for both transports at once.
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -65,6 +66,7 @@ class HttpDeliverer:
         self._epoll = select.epoll()
         self._watched: dict[int, bool] = {}  # descriptors in the epoll, and whether a transfer waits for them
         self._time_at = self._timer_at = float("inf")
+        self._timer: Timer | None = None
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
         # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/architecture.md.
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
@@ -149,8 +151,10 @@ class HttpDeliverer:
 
     def _set_timer(self) -> None:
         # libcurl moves its one timer several times a transfer; ours is set anew only when it must ring earlier.
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer_at = self._time_at
-        self._loop.call_at(self._timer_at, self._on_time)
+        self._timer = self._loop.call_at(self._timer_at, self._on_time)
 
     def _on_time(self) -> None:
         self._timer_at = float("inf")
@@ -207,7 +211,7 @@ class HttpDeliverer:
         return transfer
 
     def _keep(self, transfer: _Transfer) -> None:
-        if self._kept < _KEPT_HANDLES:
+        if self._kept < _KEPT_HANDLES and transfer.forget():
             self._idle.setdefault(transfer.shape, []).append(transfer)
             self._kept += 1
         else:
@@ -256,8 +260,6 @@ class _Transfer:
         self.deadline = deadline
         self.redirects = redirects
         self.done = done
-        self.headers.clear()
-        self._body.clear()
         self._size = 0
         handle = self.handle
         handle.setopt(pycurl.URL, request.url)
@@ -278,6 +280,14 @@ class _Transfer:
         status = self.handle.getinfo(pycurl.RESPONSE_CODE)
         headers = self._final_headers()
         return status, headers, answer_of(status, headers, b"".join(self._body))
+
+    def forget(self) -> bool:
+        """Lets go of the request and its answer; returns whether what the handle still holds is small."""
+        body = self.request.body
+        self.headers.clear()
+        self._body.clear()
+        del self.request, self.done
+        return body is None or len(body) <= _KEPT_BODY_BYTES
 
     def _on_body(self, chunk: bytes) -> int | None:
         self._size += len(chunk)

@@ -18,19 +18,23 @@ from time import monotonic
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+CANCELLED_KEEP = 1_000  # cancelled timers that may wait for their instant; of more, no more than those that will ring
 
 
 class Timer:
     """One call in the future; `cancel` before its instant and it never happens."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("_loop", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
+        self._loop = loop
 
     def cancel(self) -> None:
         """Forgets the call."""
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._loop.count_cancelled()
 
 
 class Loop:
@@ -40,6 +44,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0  # of these
         self._order = count()  # timers of one instant run in the order in which they were set
         self._from_threads: deque[Callable[[], None]] = deque()
         self._closing = threading.RLock()  # a signal may come while its own thread holds it
@@ -69,13 +74,21 @@ class Loop:
 
     def call_at(self, instant: float, callback: Callable[[], None]) -> Timer:
         """Calls back at an instant of `time.monotonic`."""
-        timer = Timer(callback)
+        timer = Timer(self, callback)
         heapq.heappush(self._timers, (instant, next(self._order), timer))
         return timer
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Calls back after `seconds`."""
         return self.call_at(monotonic() + seconds, callback)
+
+    def count_cancelled(self) -> None:
+        """Takes out cancelled timers when they are many: their instants may be minutes away, and memory is not free."""
+        self._cancelled += 1
+        if self._cancelled > max(CANCELLED_KEEP, len(self._timers) // 2):
+            self._timers[:] = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Calls back in the loop's own thread, soon; the one method that other threads (and signals) may use."""
@@ -89,6 +102,7 @@ class Loop:
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)
+            self._cancelled -= 1
         if timers:
             longest = min(longest, max(0.0, timers[0][0] - monotonic()))
         for descriptor, events in self._epoll.poll(longest, 256):
@@ -98,8 +112,11 @@ class Loop:
         if timers and timers[0][0] <= (now := monotonic()):
             while timers and timers[0][0] <= now:
                 timer = heapq.heappop(timers)[2]
-                if timer.callback is not None:
-                    timer.callback()
+                ring, timer.callback = timer.callback, None
+                if ring is not None:
+                    ring()
+                else:
+                    self._cancelled -= 1
 
     def _run_from_threads(self, events: int) -> None:
         os.eventfd_read(self._wake)

@@ -12,6 +12,7 @@ from qtask.link import SocketLink
 from qtask.outcome import Failure
 
 _THREADS = 8
+_MOST_WAITING = 10_000  # look-ups; a delivery may have ended long before the look-up that it asked for
 
 Address = tuple[int, Any]  # address family and what connect() wants
 
@@ -28,15 +29,24 @@ class Resolver:
         self._loop = loop
         self._kind = kind
         self._threads = ThreadPoolExecutor(_THREADS, "resolver")
+        self._waiting = 0
 
     def resolve(self, link: SocketLink, then: Callable[[list[Address] | Failure], None]) -> None:
-        """Calls `then` with the addresses, of which there is at least one: at once where none is to be looked up."""
+        """Calls `then` with the addresses, of which there is at least one: at once where none is to be looked up.
+
+        So many look-ups wait for a name server that does not answer, and no more: then it is called with a failure.
+        """
         if link.path:
             then([(socket.AF_UNIX, link.path)])
             return
         try:
             numeric = self._look_up(link, socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
+            if self._waiting >= _MOST_WAITING:
+                message = f"{link.host!r} was not looked up: {self._waiting} host names wait for a name server already"
+                then(Failure("dns", message))
+                return
+            self._waiting += 1
             self._threads.submit(self._resolve, link, then)
         else:
             then(numeric)
@@ -55,4 +65,8 @@ class Resolver:
             result = self._look_up(link)
         except (OSError, UnicodeError) as error:
             result = Failure("dns", f"the host name {link.host!r} cannot be resolved: {error}")
-        self._loop.call_from_thread(lambda: then(result))
+        self._loop.call_from_thread(lambda: self._on_resolved(result, then))
+
+    def _on_resolved(self, result: list[Address] | Failure, then: Callable[[list[Address] | Failure], None]) -> None:
+        self._waiting -= 1
+        then(result)

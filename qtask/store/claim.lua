@@ -11,13 +11,22 @@
 -- ARGV[5]  seconds of timeout where the job names none
 -- ARGV[6]  seconds added to the score of a lease, so that RQ's own clean-up leaves it to us
 -- ARGV[7]  outcomes to keep in the history of a dead task that RQ's own tools put back into the queue
+-- ARGV[8]  bytes of dicts with which no more are claimed
 --
 -- Returns {now in Unix seconds, id, attempt, due, data, …}, four a task: attempt counts claims, from 1; due is in
 -- Unix seconds, or '' where a stock rqscheduler released the task and did not write it down.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local claimed, leases = {string.format('%.6f', now)}, {}
-for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
+local room = tonumber(ARGV[8])
+local popped = redis.call('LPOP', KEYS[1], ARGV[1]) or {}
+for position, id in ipairs(popped) do
+  if room <= 0 then
+    for i = #popped, position, -1 do
+      redis.call('LPUSH', KEYS[1], popped[i])
+    end
+    break
+  end
   local key = ARGV[2] .. id
   -- Somebody else's key under such a name, of another type, must not cost the whole batch: it is passed over.
   local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info')
@@ -34,6 +43,7 @@ for _, id in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
     claimed[#claimed + 1] = attempt
     claimed[#claimed + 1] = job[4] or ''
     claimed[#claimed + 1] = job[1]
+    room = room - #job[1]
   end
 end
 if #leases > 0 then
