@@ -70,7 +70,7 @@ class Deployment:
         """A client outside, on the published port."""
         return Client(f"socket://127.0.0.1:{self.port}")
 
-    def send(self, count: int, delay: float, spread: float = 0.0) -> set[str]:
+    def send(self, count: int, delay: float, spread: float = 0.0, attempts: int = 5) -> set[str]:
         """Submits POSTs to the receiver, due `delay` to `delay + spread` seconds from now; returns their ids."""
         tasks = [
             {
@@ -78,6 +78,7 @@ class Deployment:
                 "address": {"type": "http", "link": RECEIVER_LINK},
                 "settings": {
                     "time": delay + spread * number / count,
+                    "retry": {"attempts": attempts},
                     "data": {"method": "POST", "json": number},
                 },
             }

@@ -84,7 +84,7 @@ def test_a_worker_elsewhere_needs_the_address_of_redis_and_nothing_else() -> Non
     elsewhere = f"{host.name}_elsewhere"
     try:
         host.up(workers=0)
-        ids = host.send(20, delay=0.5)
+        ids = host.send(20, delay=0.5, attempts=1)
         address = f"redis://:secret7@127.0.0.1:{port}/0"
         # It shares the host's network and none with the project, as another host would; the receiver's name is
         # unknown there, so the tasks fail, by that worker's hand.
