@@ -87,7 +87,7 @@ def cli() -> None:
 
 
 @cli.command()
-@settings("redis_url", "workers", *dict.fromkeys((*_GATEWAY[1:], *_WORKER[1:])))
+@settings("redis_url", "redis_memory_mib", "workers", *dict.fromkeys((*_GATEWAY[1:], *_WORKER[1:])))
 def up(config: Config) -> None:
     """Run all of QTask, on a Redis of its own.
 

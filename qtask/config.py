@@ -39,6 +39,9 @@ class Config:
     )
     processes: int = _setting(1, "processes of `qtask worker`, one a core", 1, 256)
     data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
+    redis_memory_mib: int = _setting(
+        0, "memory that the embedded Redis may take, in MiB; 0: half of this machine's", 0, 16_777_216
+    )
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     queue: str = _setting("qtask", "name of the RQ queue")
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)

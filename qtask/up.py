@@ -34,7 +34,7 @@ class Up:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir))
+        self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir), config.redis_memory_mib)
         self._crew = Crew()
 
     def run(self) -> None:

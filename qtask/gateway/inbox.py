@@ -235,7 +235,8 @@ class Inbox:
                     refuse.sha,
                     2,
                     *(keys.INBOX, keys.REFUSED),
-                    *(keys.INBOX_GROUP, one.entry, one.raw, encode_answer(one.refused), keys.REFUSED_KEEP),
+                    *(keys.INBOX_GROUP, one.entry, one.raw[: keys.REFUSED_BYTES]),
+                    *(encode_answer(one.refused), keys.REFUSED_KEEP),
                     *(one.reply_key, keys.REPLY_SECONDS),
                 )
             await pipeline.execute()
