@@ -166,6 +166,11 @@ def test_it_keeps_its_data_and_its_address_over_a_crash(tmp_path: Path) -> None:
         assert Redis.from_url(url).get("kept") == b"yes"
 
 
+def fill(client: Redis, mib: int) -> None:
+    for number in range(mib):
+        client.set(f"number {number}", b"x" * 1_048_576)
+
+
 def test_its_memory_is_bounded(tmp_path: Path) -> None:
     with running(tmp_path) as embedded:
         bound: Any = Redis.from_url(embedded.url).config_get("maxmemory")
@@ -173,10 +178,8 @@ def test_its_memory_is_bounded(tmp_path: Path) -> None:
     embedded = EmbeddedRedis(tmp_path, memory_mib=64)
     embedded.start()
     try:
-        client = Redis.from_url(embedded.url)
-        client.mset({f"number {number}": b"x" * 1_048_576 for number in range(65)})
         with pytest.raises(OutOfMemoryError):
-            client.set("one more", "x")
+            fill(Redis.from_url(embedded.url), 65)
     finally:
         embedded.stop()
 
