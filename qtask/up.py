@@ -14,7 +14,7 @@ from qtask.config import Config, flag_name
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
-from qtask.store.connect import connect
+from qtask.store.connect import connect, without_password
 
 READY_SECONDS = 30.0
 _ANSWER_SECONDS = 2.0
@@ -68,7 +68,7 @@ class Up:
                 extra={
                     "socket": f"{config.host}:{config.port}",
                     "http": f"http://{config.host}:{config.http_port}",
-                    "redis": self.redis_url.rpartition("@")[2],
+                    "redis": without_password(self.redis_url),
                     "workers": config.workers,
                 },
             )
