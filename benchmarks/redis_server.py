@@ -23,8 +23,8 @@ class RedisServer:
     """One `redis-server` process; a context manager.
 
     Args:
-        shipped: whether it has the settings that QTask ships (append-only file, fsync every second, limits of small
-            hashes); else Redis's defaults, without any persistence.
+        shipped: whether it has the settings that QTask ships (append-only file, fsync before each answer, limits of
+            small hashes); else Redis's defaults, without any persistence.
     """
 
     def __init__(self, shipped: bool) -> None:

@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format")
-_LIMITS = ("max_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
+_LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
 _GATEWAY = (*_STORE, "host", "port", "http_port", *_LIMITS, *_LOGS)
 _KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
@@ -87,7 +87,7 @@ def cli() -> None:
 
 
 @cli.command()
-@settings("redis_url", "workers", *dict.fromkeys((*_GATEWAY[1:], *_WORKER[1:])))
+@settings("redis_url", "redis_memory_mib", "workers", *dict.fromkeys((*_GATEWAY[1:], *_WORKER[1:])))
 def up(config: Config) -> None:
     """Run all of QTask, on a Redis of its own.
 

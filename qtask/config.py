@@ -39,9 +39,19 @@ class Config:
     )
     processes: int = _setting(1, "processes of `qtask worker`, one a core", 1, 256)
     data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
+    redis_memory_mib: int = _setting(
+        0, "memory that the embedded Redis may take, in MiB; 0: half of this machine's", 0, 16_777_216
+    )
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     queue: str = _setting("qtask", "name of the RQ queue")
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
+    max_held_bytes: int = _setting(
+        268_435_456,
+        "unfinished texts and untaken answers that the gateway holds for all clients together, in bytes; it is never "
+        "less than twice the largest array",
+        1_048_576,
+        1_099_511_627_776,
+    )
     max_connections: int = _setting(4_096, "connections that the gateway serves at once", 1, 1_000_000)
     idle_seconds: float = _setting(
         300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400

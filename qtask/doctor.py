@@ -26,6 +26,7 @@ from qtask.timing import format_duration
 HEARTBEAT_SECONDS = 10.0  # without one for so long, a worker does not count as alive
 OVERDUE_SECONDS = 5.0
 CLOCK_SECONDS = 1.0
+NEARLY_FULL = 0.9  # of what Redis may take
 ANSWER_SECONDS = 2.0
 _OTHER_PORT = "give QTask another port with --port"
 _OTHER_HTTP_PORT = "give QTask another port with --http-port"
@@ -57,7 +58,7 @@ def examine(config: Config) -> list[Finding]:
     redis = _redis(config)
     if isinstance(redis, Finding):
         return [*findings, redis]
-    looks = (_redis_version, _eviction, _durability, _clock, _workers, _scheduler, _overdue)
+    looks = (_redis_version, _eviction, _memory, _durability, _clock, _workers, _scheduler, _overdue)
     return findings + [_guarded(look, redis) for look in looks]
 
 
@@ -180,6 +181,19 @@ def _eviction(redis: Redis) -> Finding:
             "wrong", f"this Redis may throw tasks away when memory is short (maxmemory-policy {policy})", advice
         )
     return Finding("fine", "this Redis throws nothing away (maxmemory-policy noeviction)")
+
+
+def _memory(redis: Redis) -> Finding:
+    memory = redis.info("memory")
+    used, most = int(memory["used_memory"]) // 1_048_576, int(memory.get("maxmemory", 0)) // 1_048_576
+    if not most:
+        advice = "CONFIG SET maxmemory to what the host can spare; then tasks are refused, and none is lost"
+        return Finding("note", "this Redis may take all memory of its host, which then ends it (maxmemory 0)", advice)
+    words = f"this Redis uses {used} MiB of the {most} MiB that it may"
+    if used > most * NEARLY_FULL:
+        advice = "when it is full no task is accepted: give it more (maxmemory), or remove what is dead"
+        return Finding("wrong", words, advice)
+    return Finding("fine", words)
 
 
 def _durability(redis: Redis) -> Finding:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -31,6 +32,9 @@ LOCK_SECONDS = 2.0  # for the Redis of a `qtask up` that was killed a moment ago
 OPTIONS_FILE = Path(__file__).with_name("redis.conf")
 ADDRESS_FILE = "redis.url"  # in the folder: the address of the Redis that runs on it
 
+# Of cgroups, version 2 and 1.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 _OLDEST_VERSION = (6, 2)
 _VERSION = re.compile(r"\bv=(\d+)\.(\d+)")
 _UNIX_PATH_LIMIT = 100  # of the kernel's 107 bytes, less what a temporary name may add
@@ -41,14 +45,16 @@ class EmbeddedRedis:
 
     Args:
         folder: where its data is kept; made when it is not there.
+        memory_mib: that it may take; 0 for half of this machine's. When it is used up, no more tasks are accepted.
 
     Attributes:
         url: its address, once started; the same after every further start.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory_mib: int = 0) -> None:
         self.url = ""
         self._folder = folder
+        self._memory_mib = memory_mib
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
         self._socket_folder: Path | None = None
@@ -70,6 +76,7 @@ class EmbeddedRedis:
         log = self._folder.resolve() / "redis.log"
         options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
         options += ["--dir", str(self._folder.resolve()), "--logfile", str(log)]
+        options += ["--maxmemory", f"{self._memory_mib or machine_memory_mib() // 2}mb"]
         # The lock goes along: it is held until Redis itself has ended, even when we are killed before it.
         self._child = children.start(
             [binary, str(OPTIONS_FILE), *options], output=subprocess.DEVNULL, keep_open=[self._lock.fileno()]
@@ -153,6 +160,15 @@ def embedded_url(folder: Path) -> str:
     except OSError:  # no such file, or one that a killed `qtask up` has left
         return ""
     return url
+
+
+def machine_memory_mib() -> int:
+    """Memory of this machine, or what its container may take of it."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # no such file, or "max" in it: no limit of this kind
+            found.append(int(limit.read_text()))
+    return min(found) // 1_048_576
 
 
 def find_server() -> str:

@@ -14,7 +14,7 @@ from qtask.config import Config, flag_name
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
-from qtask.store.connect import connect
+from qtask.store.connect import connect, without_password
 
 READY_SECONDS = 30.0
 _ANSWER_SECONDS = 2.0
@@ -34,7 +34,7 @@ class Up:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir))
+        self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir), config.redis_memory_mib)
         self._crew = Crew()
 
     def run(self) -> None:
@@ -68,7 +68,7 @@ class Up:
                 extra={
                     "socket": f"{config.host}:{config.port}",
                     "http": f"http://{config.host}:{config.http_port}",
-                    "redis": self.redis_url.rpartition("@")[2],
+                    "redis": without_password(self.redis_url),
                     "workers": config.workers,
                 },
             )

@@ -260,9 +260,14 @@ class Worker(BaseWorker):
             self._on_redis_error(error)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Keeps listening for RQ's commands, whatever Redis goes through; RQ's own gives up at a timeout."""
+        """Keeps listening for RQ's commands, whatever Redis goes through.
+
+        RQ's own gives up at a timeout. And an error may be the answer to the subscription: connecting anew repeats it.
+        """
         if not isinstance(exc, RedisError | OSError):
             raise exc
+        if pubsub.connection is not None:
+            pubsub.connection.disconnect()
         sleep(BACKOFF_SECONDS[1])
 
     def _on_suspended(self, reply: Any) -> None:

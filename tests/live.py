@@ -57,7 +57,7 @@ class Around:
         """What every process, also one of RQ's, needs to find it."""
         return {"QTASK_REDIS_URL": self.url, "QTASK_PIPE_DIR": str(self.pipes)}
 
-    def start(self, name: str, environment: Mapping[str, str] | None = None, **settings: Any) -> Process:
+    def start(self, name: str, environment: Mapping[str, str] | None = None, /, **settings: Any) -> Process:
         """Starts `qtask NAME`, and returns when it has begun; settings by the names of their fields."""
         given = {f"QTASK_{key.upper()}": str(value) for key, value in settings.items()}
         process = Process(name, {**self.environment, **given, **(environment or {})}, self._log(name))

@@ -416,9 +416,10 @@ def test_all_are_refused_in_the_inbox_and_kept_with_the_reason(gateway: Gateway,
     assert_accepted(store, replied(store, "good"))
     entries: Any = store.xrange(keys.REFUSED)
     kept = {fields[b"task"]: json.loads(fields[b"error"]) for _, fields in entries}
-    assert set(kept) == {row.raw for row in ROWS}
+    assert set(kept) == {row.raw[: keys.REFUSED_BYTES] for row in ROWS}
     for row in ROWS:
-        assert_answers(kept[row.raw], row)
+        if len(row.raw) <= keys.REFUSED_BYTES:  # of several long ones the beginnings may be the same
+            assert_answers(kept[row.raw], row)
     assert store.xlen(keys.INBOX) == 0
 
 

@@ -91,6 +91,7 @@ def test_a_qtask_up_is_in_good_health(installation: Installation) -> None:
         f"a gateway answers over HTTP on 127.0.0.1:{installation.http_port}",
         "Redis ",
         "maxmemory-policy noeviction",
+        "MiB that it may",
         "append-only file",
         "clocks of this host and of Redis differ by",
         "1 worker is alive",
@@ -143,6 +144,20 @@ def test_a_redis_that_throws_away(config: Config, redis: Redis) -> None:
     assert (finding.level, finding.advice) == ("wrong", "CONFIG SET maxmemory-policy noeviction")
 
 
+def test_a_redis_whose_memory_has_no_bound_or_is_nearly_used_up(config: Config, redis: Redis) -> None:
+    finding = found(config, "may take all memory of its host")
+    assert finding.level == "note" and finding.advice.startswith("CONFIG SET maxmemory")
+    redis.set("much", b"x" * 20_000_000)
+    try:
+        redis.config_set("maxmemory", "100mb")
+        assert found(config, "of the 100 MiB that it may").level == "fine"
+        redis.config_set("maxmemory", "21mb")
+        assert found(config, "of the 21 MiB that it may").level == "wrong"
+    finally:
+        redis.config_set("maxmemory", "0")
+        redis.delete("much")
+
+
 def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server: RedisServer) -> None:
     redis.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "~*", "+ping", "+time", "+hello", "+client")
     try:
@@ -150,7 +165,7 @@ def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server
         findings = [finding for finding in examine(guest) if finding.what.startswith("Redis does not allow a look")]
     finally:
         redis.execute_command("ACL", "DELUSER", "guest")
-    assert len(findings) == 6
+    assert len(findings) == 7
     assert all(finding.level == "wrong" for finding in findings)
 
 

@@ -16,9 +16,17 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from qtask.config import Config
-from qtask.embedded import ADDRESS_FILE, EmbeddedRedis, embedded_url, find_server, reachable_url
+from qtask.embedded import (
+    ADDRESS_FILE,
+    EmbeddedRedis,
+    embedded_url,
+    find_server,
+    machine_memory_mib,
+    reachable_url,
+)
 from qtask.errors import QTaskError
 from tests.installation import kill, processes
 from tests.waiting import until
@@ -156,6 +164,24 @@ def test_it_keeps_its_data_and_its_address_over_a_crash(tmp_path: Path) -> None:
         assert embedded.running
         assert (embedded.url, embedded_url(tmp_path)) == (url, url)
         assert Redis.from_url(url).get("kept") == b"yes"
+
+
+def fill(client: Redis, mib: int) -> None:
+    for number in range(mib):
+        client.set(f"number {number}", b"x" * 1_048_576)
+
+
+def test_its_memory_is_bounded(tmp_path: Path) -> None:
+    with running(tmp_path) as embedded:
+        bound: Any = Redis.from_url(embedded.url).config_get("maxmemory")
+        assert 0 < int(bound["maxmemory"]) <= machine_memory_mib() * 1_048_576 // 2
+    embedded = EmbeddedRedis(tmp_path, memory_mib=64)
+    embedded.start()
+    try:
+        with pytest.raises(OutOfMemoryError):
+            fill(Redis.from_url(embedded.url), 65)
+    finally:
+        embedded.stop()
 
 
 def test_it_forgets_nothing_throws_nothing_away_and_opens_no_port(tmp_path: Path) -> None:

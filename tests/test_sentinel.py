@@ -181,6 +181,24 @@ def test_an_address_that_is_none_is_told(url: str, words: str) -> None:
         connect(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (
+            "redis+sentinel://user:secret@a:1,b:2/mymaster/0?sentinel_password=secret",
+            "redis+sentinel://a:1,b:2/mymaster/0",
+        ),
+        ("redis+sentinel://a:1/mymaster?sentinel_password=se@secret", "redis+sentinel://…"),
+        ("redis://:se?ret@secret@a:1/0", "redis://…"),
+        ("redis://:se@secret@a:1/0?db=2", "redis://a:1/0"),
+        ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
+        ("redis", "redis"),
+    ],
+)
+def test_an_address_is_shown_without_its_passwords(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
 def test_sentinels_that_do_not_answer_are_passed_over(system: System) -> None:
     """A port on which nobody listens, and one on which somebody is silent."""
     with Receiver(lambda exchange: None) as silent:

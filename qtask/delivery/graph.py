@@ -1,4 +1,4 @@
-"""`__graph__` tasks: a picture of how punctual deliveries were, kept in Redis for a day."""
+"""`__graph__` tasks: a picture of how punctual deliveries were, kept in Redis for a day, if it is among the newest."""
 
 from __future__ import annotations
 
@@ -27,11 +27,25 @@ def draw_into_redis(redis: Redis, task_ids: list[str]) -> list[str]:
 
     picture = render(redis, "png")
     for task_id in task_ids:
-        redis.set(keys.graph(task_id), picture, ex=keys.GRAPH_SECONDS)
+        _keep(redis, task_id, picture)
     return [
         json.dumps({"graph": f"/graphs/{one}", "key": keys.graph(one), "type": "image/png", "bytes": len(picture)})
         for one in task_ids
     ]
+
+
+def _keep(redis: Redis, task_id: str, picture: bytes) -> None:
+    """Keeps a picture for a day, as long as it is among the newest."""
+    now: int = redis.time()[0]
+    with redis.pipeline() as pipeline:
+        pipeline.set(keys.graph(task_id), picture, ex=keys.GRAPH_SECONDS)
+        pipeline.zadd(keys.GRAPHS, {task_id: now})
+        pipeline.zremrangebyscore(keys.GRAPHS, "-inf", now - keys.GRAPH_SECONDS)
+        pipeline.zrange(keys.GRAPHS, 0, -1 - keys.GRAPHS_KEEP)
+        old: list[bytes] = pipeline.execute()[-1]
+    if old:
+        redis.unlink(*(keys.graph(one.decode()) for one in old))
+        redis.zrem(keys.GRAPHS, *old)
 
 
 class _Wanted:

@@ -12,11 +12,12 @@ import uvloop
 
 from qtask import descriptors
 from qtask.config import Config
+from qtask.gateway.held import Held
 from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
 from qtask.gateway.listen import listen, port_of
-from qtask.gateway.socket import SocketServer
+from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
 from qtask.store.connect import connect_async
 
 GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
@@ -50,8 +51,9 @@ async def _serve(config: Config) -> None:
     config = replace(config, port=port_of(lines), http_port=port_of(requests))
     redis, waiting = connect_async(config.redis, REPLY_SECONDS), connect_async(config.redis, BLOCK_REPLY_SECONDS)
     intake = Intake(redis, config)
-    sockets = SocketServer(config, intake)
-    http = HttpServer(redis, intake, config)
+    held = Held(max(config.max_held_bytes, 2 * config.max_bytes * ARRAY_FACTOR))
+    sockets = SocketServer(config, intake, held)
+    http = HttpServer(redis, intake, held, config)
     inbox = Inbox(redis, waiting, intake, config)
     await sockets.start(lines)
     await http.start(requests)

@@ -52,6 +52,10 @@ class Framing:
         self._drop(len(self._buffer))
         return left
 
+    def drop(self) -> None:
+        """Forgets all bytes that are here."""
+        self._drop(len(self._buffer))
+
     @property
     def held(self) -> int:
         """How many bytes wait for the end of their text."""

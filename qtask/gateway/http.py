@@ -27,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.config import Config
 from qtask.errors import NotFound, QTaskError, Refused
+from qtask.gateway.held import Held
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
@@ -49,12 +50,14 @@ class HttpServer:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
+        held: counts the bodies that are being read or worked on.
         config: `port`, `max_bytes`, `max_connections` and `idle_seconds`.
     """
 
-    def __init__(self, redis: Redis, intake: Intake, config: Config) -> None:
+    def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
         self._redis = redis
         self._intake = intake
+        self._held = held
         self._config = config
         self._reading = connect(config.redis, REPLY_SECONDS)
         app = Starlette(
@@ -110,6 +113,10 @@ class HttpServer:
             return _refusal(Refused("wrong_protocol", "", "send the dict with Content-Type: application/json"), 415)
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
+        with self._held.counting() as has_room_for:
+            return await self._submit_body(request, has_room_for)
+
+    async def _submit_body(self, request: Request, has_room_for: Callable[[int], bool]) -> Response:
         most = self._config.max_bytes * ARRAY_FACTOR
         body = bytearray()
         try:
@@ -117,6 +124,8 @@ class HttpServer:
                 body += chunk
                 if len(body) > most:
                     return _refusal(Refused("too_large", "", f"a body has at most {most} bytes"), 413)
+                if not has_room_for(len(chunk)):
+                    return _one(Refused("unavailable", "", "too many bodies are on their way; send it again later"))
         except ClientDisconnect:
             return Response()  # nobody is there to read it
         text = bytes(body).strip()

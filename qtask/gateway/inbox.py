@@ -22,7 +22,8 @@ from qtask.store.faults import reach
 from qtask.store.scripts import script
 from qtask.task import parse
 
-COUNT = 500  # entries a read
+COUNT = 500  # entries a read, when they are small
+READ_BYTES = 4_194_304  # a read has about as much at most, if its entries are as large as those before
 BLOCK_MS = 2_000
 RETRY_SECONDS = 0.2
 TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not finish
@@ -66,6 +67,7 @@ class Inbox:
         self._name = secrets.token_urlsafe(6)
         self._in_hand: set[str] = set()  # entries that are with the intake
         self._failed = False  # an entry could not be committed
+        self._count = 20  # entries of the next read
         self._reader: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
@@ -124,7 +126,7 @@ class Inbox:
                 await self._try_again()
             await self._intake.room()
             reply: Any = await self._blocking.xreadgroup(
-                keys.INBOX_GROUP, self._name, {keys.INBOX: ">"}, COUNT, BLOCK_MS
+                keys.INBOX_GROUP, self._name, {keys.INBOX: ">"}, self._count, BLOCK_MS
             )
             await self._take_all(_entries(reply))
 
@@ -145,7 +147,7 @@ class Inbox:
         after: Any = "0"
         while True:
             await self._intake.room()
-            reply: Any = await self._redis.xreadgroup(keys.INBOX_GROUP, self._name, {keys.INBOX: after}, COUNT)
+            reply: Any = await self._redis.xreadgroup(keys.INBOX_GROUP, self._name, {keys.INBOX: after}, self._count)
             entries = _entries(reply)
             if not entries:
                 return
@@ -159,7 +161,7 @@ class Inbox:
         while True:
             await self._intake.room()
             reply: Any = await self._redis.xautoclaim(
-                keys.INBOX, keys.INBOX_GROUP, self._name, TAKE_OVER_AFTER_MS, start, COUNT
+                keys.INBOX, keys.INBOX_GROUP, self._name, TAKE_OVER_AFTER_MS, start, self._count
             )
             start = reply[0]
             # Redis 6.2 hands out deleted entries, too, and does not say which.
@@ -182,6 +184,7 @@ class Inbox:
                 await self._leave(name)
 
     async def _take_all(self, entries: list[_Entry]) -> None:
+        self._set_count(entries)
         deleted: list[bytes] = []
         refusals: list[_Refusal] = []
         size = 0
@@ -201,6 +204,13 @@ class Inbox:
             logger.warning("inbox_entries_deleted", extra={"entries": len(deleted)})
         if refusals:
             await self._refuse(refusals)
+
+    def _set_count(self, entries: list[_Entry]) -> None:
+        """Asks for few entries while they are large, and slowly for more while they are small."""
+        size = sum(len(value) for _, fields in entries for value in (fields or {}).values())
+        if entries:
+            most = READ_BYTES * len(entries) // max(1, size)
+            self._count = max(1, min(COUNT, self._count * 2, most))
 
     def _take(self, entry: str, fields: dict[bytes, bytes]) -> Refused | None:
         """Hands an entry to the intake, or returns why it is refused."""
@@ -235,7 +245,8 @@ class Inbox:
                     refuse.sha,
                     2,
                     *(keys.INBOX, keys.REFUSED),
-                    *(keys.INBOX_GROUP, one.entry, one.raw, encode_answer(one.refused), keys.REFUSED_KEEP),
+                    *(keys.INBOX_GROUP, one.entry, one.raw[: keys.REFUSED_BYTES]),
+                    *(encode_answer(one.refused), keys.REFUSED_KEEP),
                     *(one.reply_key, keys.REPLY_SECONDS),
                 )
             await pipeline.execute()

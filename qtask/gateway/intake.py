@@ -22,7 +22,12 @@ from qtask.task import Checked
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
+<<<<<<< HEAD
 MAX_WAITING = 4_000  # tasks that wait for Redis, and so the longest queue before a task; beyond it nothing more is read
+=======
+MAX_WAITING = 10_000  # tasks that wait for Redis; beyond it nothing more is read
+MAX_WAITING_BYTES = 67_108_864  # of these
+>>>>>>> origin/engine
 COMMIT_TIMEOUT_SECONDS = 5.0
 QUEUED_SECONDS = 1.0  # beyond the hold; who has waited longer for a turn is refused when those before are
 HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
@@ -72,6 +77,7 @@ class Intake:
         self._replicas = config.wait_replicas
         self._ids: IdSource | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self._on_room: list[Callable[[], None]] = []
@@ -79,7 +85,7 @@ class Intake:
     @property
     def full(self) -> bool:
         """Whether so much waits for Redis that nothing more should be read."""
-        return len(self._waiting) >= MAX_WAITING
+        return len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
 
     @property
     def unanswered(self) -> int:
@@ -92,6 +98,7 @@ class Intake:
         For one from the inbox also its `entry` there, and the key that its answer is pushed to.
         """
         self._waiting.append(_Waiting(checked, on_answer, monotonic(), entry, reply_key))
+        self._waiting_bytes += len(checked.body)
         if not self._scheduled and len(self._commits) < COMMITS_IN_FLIGHT:
             # Not at once but after this turn of the loop, so that all that has arrived goes together.
             self._scheduled = True
@@ -118,7 +125,7 @@ class Intake:
             batch: list[_Waiting] = []
             size = 0
             while self._waiting and len(batch) < BATCH and size < BATCH_BYTES:
-                batch.append(self._waiting.popleft())
+                batch.append(self._next())
                 size += len(batch[-1].checked.body)
             commit = asyncio.get_running_loop().create_task(self._commit(batch))
             self._commits.add(commit)
@@ -165,7 +172,12 @@ class Intake:
         """Refuses those behind a failed commit who have waited for long: each batch in its turn would wait anew."""
         since = monotonic() - self._hold_seconds - QUEUED_SECONDS
         while self._waiting and self._waiting[0].since < since:
-            self._waiting.popleft().on_answer(unavailable(reason))
+            self._next().on_answer(unavailable(reason))
+
+    def _next(self) -> _Waiting:
+        waiting = self._waiting.popleft()
+        self._waiting_bytes -= len(waiting.checked.body)
+        return waiting
 
     async def _with_ids(self, batch: list[_Waiting]) -> list[Submission]:
         if self._ids is None:

@@ -16,6 +16,7 @@ from typing import cast
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.framing import Framing
+from qtask.gateway.held import Held
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
@@ -26,6 +27,7 @@ TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
 MAX_UNANSWERED = 2_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
 MAX_IN_ARRAY = 10_000
 ARRAY_FACTOR = 16  # an array may be this many times as large as a dict
+ANSWER_BYTES = 250  # about what an answer takes that is not written yet
 LINGER_SECONDS = 1.0  # for a client to take its last answers and to close its side
 _HTTP_METHODS = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"PATCH ", b"CONNECT ", b"PRI ")
 
@@ -54,11 +56,13 @@ class SocketServer:
     Args:
         config: `http_port`, `max_bytes`, `max_connections` and `idle_seconds`.
         intake: where submitted tasks go.
+        held: counts what all connections hold.
     """
 
-    def __init__(self, config: Config, intake: Intake) -> None:
+    def __init__(self, config: Config, intake: Intake, held: Held) -> None:
         self.config = config
         self.intake = intake
+        self._held = held
         self.connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -81,6 +85,15 @@ class SocketServer:
             await asyncio.sleep(0.01)
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    def count(self, by: int) -> None:
+        """Counts what a connection holds more, or less; when it is too much in all, whoever holds the most goes."""
+        self._held.change(by)
+        while by > 0 and self._held.too_much:
+            greatest = max(self.connections, key=lambda connection: connection.droppable, default=None)
+            if greatest is None or not greatest.droppable:
+                return  # all of it is on its way to Redis
+            greatest.give_way(self._held.most)
 
     def _sweep(self) -> None:
         """Looks for connections that have been silent for too long."""
@@ -106,6 +119,8 @@ class Connection(asyncio.Protocol):
         self._slots: deque[_Slot] = deque()
         self._owed = 0  # dicts whose answers have not been written
         self._array: deque[bytes] = deque()  # what is still to be checked of the array in the last slot
+        self._array_bytes = 0  # of the whole of it
+        self._counted = 0  # bytes that the server has counted for this connection
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._ended = False  # the client will send no more
@@ -134,7 +149,9 @@ class Connection(asyncio.Protocol):
             return
         self._last_sign = monotonic()
         self._framing.feed(data)
-        if not self._working:
+        if self._working:
+            self._count()
+        else:
             self._work()
 
     def eof_received(self) -> bool:
@@ -152,16 +169,19 @@ class Connection(asyncio.Protocol):
         self._flush()
         self._go_on()
         self._close_when_done()
+        self._count()
 
     def pause_writing(self) -> None:
         self._client_reads = False
         self._update_reading()
+        self._count()
 
     def resume_writing(self) -> None:
         self._last_sign = monotonic()
         self._client_reads = True
         self._flush()
         self._go_on()
+        self._count()
 
     # --- texts in --------------------------------------------------------------------------------------------
 
@@ -194,6 +214,7 @@ class Connection(asyncio.Protocol):
         else:
             self._stalled = self._held_up()
         self._update_reading()
+        self._count()
 
     def _run_dry(self) -> None:
         """No whole text is left."""
@@ -225,6 +246,7 @@ class Connection(asyncio.Protocol):
             self._answer_at_once(refused)
             return
         self._array.extend(texts)
+        self._array_bytes = len(text)
         self._slots.append(_Slot(len(texts), True))
         if not texts:
             self._flush()
@@ -307,11 +329,41 @@ class Connection(asyncio.Protocol):
         self._awaits_room = False
         self._go_on()
 
+    @property
+    def droppable(self) -> int:
+        """Bytes that would be free without this connection: not those of an array that was begun."""
+        return self._framing.held + self._untaken_bytes()
+
+    def give_way(self, most: int) -> None:
+        """Ends this connection, which holds more than any other, because all together hold more than they may."""
+        if self._client_reads:
+            words = f"all clients together may have {most} bytes of unfinished texts and untaken answers here"
+            message = f"{words}, and this connection had the most; send smaller texts, and fewer at once"
+            self._refuse_and_close(Refused("too_many", "", message))
+        elif self._transport is not None:
+            self._closing = True
+            self._framing.drop()
+            self._transport.abort()
+        self._count()
+
+    def _count(self) -> None:
+        holds = self._framing.held + (self._array_bytes if self._array else 0) + self._untaken_bytes()
+        if holds != self._counted:
+            change, self._counted = holds - self._counted, holds
+            self._server.count(change)
+
+    def _untaken_bytes(self) -> int:
+        """Bytes of answers that a client does not take, and that are held for it here."""
+        if self._client_reads or self._transport is None or self._transport.is_closing():
+            return 0
+        return self._transport.get_write_buffer_size() + self._owed * ANSWER_BYTES
+
     # --- the end ---------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Takes nothing more, answers what is owed, and closes."""
         self._closing = True
+        self._framing.drop()
         self._update_reading()
         self._close_when_done()
 

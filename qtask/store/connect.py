@@ -73,9 +73,10 @@ def require(redis: Redis, url: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown."""
+    """An address as it may be shown; of one whose passwords are not percent-encoded, only what is surely none."""
     scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0] if separator else url
+    place, _, query = rest.partition("?")
+    return f"{scheme}{separator}{'…' if '@' in query else place.rpartition('@')[2]}"
 
 
 def _timeouts(reply: float | None) -> dict[str, float | None]:

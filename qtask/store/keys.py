@@ -19,7 +19,7 @@ RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
 INBOX_GROUP = "qtask"  # its consumer group
-REFUSED = "qtask:refused"  # stream of refused dicts, bounded
+REFUSED = "qtask:refused"  # stream of refused dicts, of which the newest are kept, and of each the beginning
 WAKE = "qtask:wake"  # channel: a task earlier than all before it was accepted
 NODES = "qtask:nodes"  # counter: a number for each process that makes ids
 WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
@@ -27,14 +27,17 @@ COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
 ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
+GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn
 
 # Added to the scores of leases and of the dead in RQ's registries: RQ's clean-up fails or forgets whatever has
 # passed its score, and both are QTask's to decide.
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400
+GRAPHS_KEEP = 1_000
 REPLY_SECONDS = 60
 REFUSED_KEEP = 10_000
+REFUSED_BYTES = 4_096  # of each refused dict
 
 
 def job(task_id: str) -> str:

@@ -4,7 +4,7 @@
 -- KEYS[2]  refused (stream)
 -- ARGV[1]  consumer group of the inbox
 -- ARGV[2]  entry id in the inbox
--- ARGV[3]  the dict as it came
+-- ARGV[3]  the beginning of the dict as it came
 -- ARGV[4]  the reason (JSON)
 -- ARGV[5]  how many refused dicts to keep
 -- ARGV[6]  key that the reason is pushed to, '' for none

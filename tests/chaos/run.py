@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -91,6 +92,7 @@ def main() -> None:
     if ledger.faults:
         print("\n".join(["FAULTS", *(f"  {fault}" for fault in ledger.faults)]))
         sys.exit(f"the ledger does not balance; seed {seed}, logs in {folder}")
+    shutil.rmtree(folder)
     print("the ledger balances")
 
 

@@ -13,6 +13,12 @@ from qtask.store.tasks import TaskRecord
 
 _PAGE = 1_000
 
+_WHOLE_KEYS = {
+    value
+    for name, value in vars(keys).items()
+    if name.isupper() and isinstance(value, str) and not name.endswith("_PREFIX")
+}
+
 # What RQ and rq-scheduler write of live and lately dead processes; no task stands in it.
 _REGISTRATIONS = ("rq:worker:", "rq:workers", "rq:scheduler_instance:")
 
@@ -55,8 +61,7 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
     """
     store = Store()
     places: defaultdict[str, list[str]] = defaultdict(list)
-    known = {keys.SCHEDULE, keys.QUEUES, keys.SCHEDULER_LOCK, keys.INBOX, keys.REFUSED, keys.NODES, keys.WORKERS}
-    known.add(keys.COUNTERS)
+    known = set(_WHOLE_KEYS)
     _place(places, "schedule", redis.zrange(keys.SCHEDULE, 0, -1))
     for queue in queues:
         known |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from qtask.store import keys
 from tests.chaos.plan import PlannedTask, Way, dict_of
 
 TIMEOUT_SECONDS = 3.0
+BATCH = 25  # tasks sent together; so many may have no answer when a process is killed
 PAUSE_SECONDS = 0.05  # between two looks at what is to be submitted
 AGAIN_SECONDS = 0.3  # before what had no answer is sent again
 COLLECT_SECONDS = 0.3  # between two looks for answers of the inbox
@@ -124,22 +126,21 @@ class Submitter(ABC):
         return dict_of(task, self._places)
 
     def _run(self) -> None:
-        position = 0
-        again: list[PlannedTask] = []
-        again_at = 0.0
-        while position < len(self._tasks) or again:
-            now = time.monotonic() - self._began
-            due = []
-            while position < len(self._tasks) and self._tasks[position].at <= now:
-                due.append(self._tasks[position])
-                position += 1
-            if now >= again_at or self._ended.is_set():
-                due, again = again + due, []
-            unanswered = self.submit(due) if due else []
+        coming = deque(self._tasks)
+        again: deque[PlannedTask] = deque()
+        most = BATCH
+        while coming or again:
+            batch: list[PlannedTask] = []
+            while again and len(batch) < most:
+                batch.append(again.popleft())
+            while coming and coming[0].at <= time.monotonic() - self._began and len(batch) < most:
+                batch.append(coming.popleft())
+            unanswered = self.submit(batch) if batch else []
             again += [task for task in unanswered if task.chosen_id]
-            if unanswered:
-                again_at = now + AGAIN_SECONDS
-            time.sleep(PAUSE_SECONDS)
+            # Where nobody answers, one after the other is tried: of a whole batch nobody would know what became.
+            most = 1 if unanswered else BATCH
+            if unanswered or len(batch) < most:
+                time.sleep(AGAIN_SECONDS if unanswered else PAUSE_SECONDS)
         self.finish()
 
 
