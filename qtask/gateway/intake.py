@@ -22,12 +22,8 @@ from qtask.task import Checked
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
-<<<<<<< HEAD
 MAX_WAITING = 4_000  # tasks that wait for Redis, and so the longest queue before a task; beyond it nothing more is read
-=======
-MAX_WAITING = 10_000  # tasks that wait for Redis; beyond it nothing more is read
 MAX_WAITING_BYTES = 67_108_864  # of these
->>>>>>> origin/engine
 COMMIT_TIMEOUT_SECONDS = 5.0
 QUEUED_SECONDS = 1.0  # beyond the hold; who has waited longer for a turn is refused when those before are
 HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
