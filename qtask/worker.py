@@ -57,6 +57,7 @@ IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
 GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 STEADY_SECONDS = 5.0  # a connection that has lasted so long starts with the first pause again
+STOOD_STILL_SECONDS = 3.0  # in one turn of the loop; with a little more, others may have taken this worker for dead
 STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
 OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
 LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
@@ -117,8 +118,13 @@ class Worker(BaseWorker):
         signal.signal(signal.SIGINT, self._on_signal)
         self._connect()
         self._tick()
+        last = monotonic()
         while not self._finished():
             self._loop.run_once(TICK_SECONDS)
+            last, before = monotonic(), last
+            if last - before > STOOD_STILL_SECONDS and self._connected:
+                # Its tasks may be with others, or on their way here anew: what was under way counts as unknown.
+                self._on_redis_error(TimeoutError(f"this worker stood still for {last - before:.1f} s"))
             self._advance()
         self._leave()
         return bool(self.successful_job_count)

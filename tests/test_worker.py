@@ -346,6 +346,7 @@ def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live
     frozen.gate.open()
     records = live.ended(frozen.ids)
     assert {record.state for record in records} == {"delivered"}
+    assert {tuple(outcome.error for outcome in record.outcomes) for record in records} == {("lost", "")}
     assert sorted(ids_of(frozen.receiver)) == sorted(frozen.ids)
     assert frozen.worker.running
 
