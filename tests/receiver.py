@@ -70,7 +70,7 @@ class Gate:
         self._until = until
         self._held_attempts = held_attempts
         self._changed = threading.Condition()
-        self._open = False
+        self.open = False
         self.held = 0
 
     def __call__(self, exchange: Exchange) -> None:
@@ -79,12 +79,12 @@ class Gate:
                 self.held += 1
                 if self.held >= self._until:
                     self.open()
-                self._changed.wait_for(lambda: self._open, 30)
+                self._changed.wait_for(lambda: self.open, 30)
         exchange.answer(200, b"ok")
 
     def open(self) -> None:
         with self._changed:
-            self._open = True
+            self.open = True
             self._changed.notify_all()
 
 
@@ -115,7 +115,7 @@ class Receiver:
             self.port = int(self._server.getsockname()[1])
         self._server.listen(1024)
         self._changed = threading.Condition()
-        self._open: set[socket.socket] = set()
+        self.open: set[socket.socket] = set()
         self.closing = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
         return self
@@ -123,7 +123,7 @@ class Receiver:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         self._server.close()
-        for connection in list(self._open):
+        for connection in list(self.open):
             connection.close()
 
     @property
@@ -156,7 +156,7 @@ class Receiver:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls is not None:
                 connection = self.tls.wrap_socket(connection, server_side=True)
-            self._open.add(connection)
+            self.open.add(connection)
             with connection, connection.makefile("rb") as stream:
                 while (request := _read(stream)) is not None:
                     with self._changed:
@@ -169,7 +169,7 @@ class Receiver:
         except (OSError, ValueError):
             return  # the delivery hung up, or the test is over
         finally:
-            self._open.discard(connection)
+            self.open.discard(connection)
 
 
 def _read(stream: Any) -> Request | None:

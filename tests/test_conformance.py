@@ -29,6 +29,7 @@ from qtask.task import Task
 from tests.certificates import self_signed
 from tests.receiver import Exchange, Receiver
 from tests.redis_server import free_port
+from tests.waiting import until
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -223,6 +224,7 @@ def test_a_connection_that_the_receiver_closed_between_requests_costs_nothing(de
     with Receiver(close_after) as receiver:
         for _ in range(5):
             assert deliver(prepared(receiver.url, {"method": "POST", "json": 1})).code == 200
+            until(lambda: not receiver.open, what="the receiver to have closed the connection")
         assert len(receiver.requests) == 5
 
 
