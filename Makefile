@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test lint format compose-test chaos chaos-quick bench bench-quick clean
+.PHONY: help setup demo test lint format compose-test chaos chaos-quick soak bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ chaos: $(READY) ## kill processes at random for ten minutes while 50,000 tasks g
 chaos-quick: $(READY) ## the same with 4,000 tasks in a minute, always in the same way
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python -m tests.chaos.run --seed 1 --seconds 35 --tasks 4000
+
+soak: $(READY) ## watch the memory of every process for ten minutes at 2,000 tasks/s
+	$(BIN)/python -m tests.soak.run
 
 bench: $(READY) ## measure QTask and its peers, in an hour: benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run

@@ -82,6 +82,11 @@ class Loop:
         """Calls back after `seconds`."""
         return self.call_at(monotonic() + seconds, callback)
 
+    @property
+    def timers(self) -> int:
+        """How many timers wait, those that were cancelled and not taken out yet included."""
+        return len(self._timers)
+
     def count_cancelled(self) -> None:
         """Takes out cancelled timers when they are many: their instants may be minutes away, and memory is not free."""
         self._cancelled += 1

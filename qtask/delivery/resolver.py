@@ -12,7 +12,7 @@ from qtask.link import SocketLink
 from qtask.outcome import Failure
 
 _THREADS = 8
-_MOST_WAITING = 10_000  # look-ups; a delivery may have ended long before the look-up that it asked for
+MOST_WAITING = 10_000
 
 Address = tuple[int, Any]  # address family and what connect() wants
 
@@ -23,18 +23,20 @@ class Resolver:
     Args:
         loop: calls back on it.
         kind: `SOCK_STREAM` or `SOCK_DGRAM`.
+        most_waiting: look-ups that may wait; a delivery may have ended long before the look-up that it asked for.
     """
 
-    def __init__(self, loop: Loop, kind: socket.SocketKind) -> None:
+    def __init__(self, loop: Loop, kind: socket.SocketKind, most_waiting: int = MOST_WAITING) -> None:
         self._loop = loop
         self._kind = kind
         self._threads = ThreadPoolExecutor(_THREADS, "resolver")
+        self._most_waiting = most_waiting
         self._waiting = 0
 
     def resolve(self, link: SocketLink, then: Callable[[list[Address] | Failure], None]) -> None:
         """Calls `then` with the addresses, of which there is at least one: at once where none is to be looked up.
 
-        So many look-ups wait for a name server that does not answer, and no more: then it is called with a failure.
+        When too many wait for a name server that does not answer, it is called with a failure.
         """
         if link.path:
             then([(socket.AF_UNIX, link.path)])
@@ -42,7 +44,7 @@ class Resolver:
         try:
             numeric = self._look_up(link, socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
-            if self._waiting >= _MOST_WAITING:
+            if self._waiting >= self._most_waiting:
                 message = f"{link.host!r} was not looked up: {self._waiting} host names wait for a name server already"
                 then(Failure("dns", message))
                 return

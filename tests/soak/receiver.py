@@ -1,0 +1,91 @@
+"""Receivers of all kinds in one process, quick and forgetful.
+
+As a program: `python -m tests.soak.receiver PIPE` prints its ports as JSON and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from typing import cast
+
+import uvloop
+
+FAILS_FIRST = "fails-first"
+GONE = "gone"
+
+_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)\r\n", re.IGNORECASE)
+_FIRST = re.compile(rb"\r\nqtask-attempt: ?1\r\n", re.IGNORECASE)
+_ANSWERS = {
+    200: b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    404: b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    503: b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+class _Http(asyncio.Protocol):
+    """Answers 200; 503 to the first attempt of what is to fail first; 404 to what is to be gone."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (head := self._buffer.find(b"\r\n\r\n")) >= 0:
+            length = _LENGTH.search(self._buffer, 0, head + 2)
+            end = head + 4 + (int(length[1]) if length else 0)
+            if len(self._buffer) < end:
+                return
+            self._transport.write(_ANSWERS[self._status(self._buffer[: head + 4])])
+            self._buffer = self._buffer[end:]
+
+    @staticmethod
+    def _status(head: bytes) -> int:
+        target = head.split(b" ", 2)[1]
+        if target == f"/{GONE}".encode():
+            return 404
+        return 503 if target == f"/{FAILS_FIRST}".encode() and _FIRST.search(head) else 200
+
+
+class _Socket(asyncio.Protocol):
+    """Reads to the end, says thanks and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def eof_received(self) -> bool:
+        self._transport.write(b"ok")
+        self._transport.close()
+        return False
+
+
+class _Udp(asyncio.DatagramProtocol):
+    """Says thanks for each datagram."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
+        self._transport.sendto(b"ok", addr)
+
+
+async def _serve(pipe: str) -> None:
+    loop = asyncio.get_running_loop()
+    http = await loop.create_server(_Http, "127.0.0.1", 0)
+    sockets = await loop.create_server(_Socket, "127.0.0.1", 0)
+    udp, _ = await loop.create_datagram_endpoint(_Udp, local_addr=("127.0.0.1", 0))
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # for writing too: so it never comes to its end
+    loop.add_reader(reader, lambda: os.read(reader, 1_048_576))
+    ended = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), ended.set)
+    ports = [http.sockets[0].getsockname()[1], sockets.sockets[0].getsockname()[1], udp.get_extra_info("sockname")[1]]
+    print(json.dumps(ports), flush=True)
+    await ended.wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(sys.argv[1]))

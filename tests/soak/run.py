@@ -1,0 +1,163 @@
+"""The soak: a gateway, a scheduler and two workers on a real Redis at a steady load; their memory must not grow.
+
+`python -m tests.soak.run --seconds 600 --rate 2000` prints a table, and exits with 1 when something grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from qtask import Client
+from qtask.store import keys, tasks
+from tests.gateway_process import Gateway
+from tests.live import Live
+from tests.soak.load import SLOT_SECONDS, Load
+from tests.soak.memory import LIMIT_BYTES_A_TASK, Reading, Series, open_files, resident_bytes
+from tests.waiting import until
+
+SAMPLE_SECONDS = 2.0
+WORKERS = 2
+PIPE = "soak"
+MOST_MORE_FILES = 50  # connections come and go
+DRAIN_SECONDS = 60.0
+# Small, so that every history and table is full soon after the beginning.
+KEEPING: dict[str, Any] = {"history_keep": 2_000, "stats_keep": 2_000, "dead_keep": 300, "id_seconds": 15}
+
+
+class Soak:
+    """One run; a context manager.
+
+    Args:
+        folder: for data and logs.
+        rate: tasks a second.
+
+    Attributes:
+        memory: readings of what each process occupies, and of what Redis says that it uses.
+        files: readings of how many files each process has open.
+    """
+
+    def __init__(self, folder: Path, rate: float) -> None:
+        self._rate = rate
+        self._stack = ExitStack()
+        self._live = self._stack.enter_context(Live(folder, "--appendonly", "yes", "--appendfsync", "everysec"))
+        os.mkfifo(self._live.pipes / PIPE)
+        ports = self._stack.enter_context(_receiver(self._live.pipes / PIPE))
+        scheduler = self._live.start("scheduler")
+        workers = [self._live.start("worker", **KEEPING) for _ in range(WORKERS)]
+        gateway = self._stack.enter_context(Gateway(self._live.server.url, folder))
+        client = self._stack.enter_context(Client(gateway.url, timeout=30))
+        self.load = Load(rate, client, f"http://127.0.0.1:{gateway.http_port}", self._live.redis, ports, PIPE)
+        self._pids = {
+            "gateway": gateway.process.pid,
+            "scheduler": scheduler.pid,
+            **{f"worker {number}": worker.pid for number, worker in enumerate(workers, 1)},
+            "redis-server": self._live.server.pid,
+        }
+        self.memory = {name: Series(name) for name in (*self._pids, "used_memory")}
+        self.files = {name: Series(name) for name in self._pids}
+
+    def __enter__(self) -> Soak:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, seconds: float) -> None:
+        """Submits at the rate for so long, and reads what everything occupies."""
+        began = next_slot = next_sample = time.monotonic()
+        self.load.fill_the_refused()
+        while (now := time.monotonic()) < began + seconds:
+            if now >= next_sample:
+                self._read(now - began)
+                next_sample = max(next_sample + SAMPLE_SECONDS, now)
+            self.load.run_slot()
+            next_slot += SLOT_SECONDS
+            time.sleep(max(0.0, next_slot - time.monotonic()))
+
+    def drain(self) -> dict[str, int]:
+        """Waits until every task has ended, and returns how many deliveries ended in which way."""
+
+        def all_ended() -> bool:
+            counts = tasks.count_tasks(self._live.redis, "qtask")
+            return not (counts["scheduled"] or counts["queued"] or counts["started"])
+
+        until(all_ended, DRAIN_SECONDS, "every task to end", every=0.1)
+        totals: dict[str, int] = {}
+        counters: dict[bytes, bytes] = self._live.redis.hgetall(keys.COUNTERS)  # type: ignore[assignment]
+        for name, count in counters.items():
+            status = name.decode().partition(":")[2]
+            totals[status] = totals.get(status, 0) + int(count)
+        return totals
+
+    def _read(self, at: float) -> None:
+        for name, pid in self._pids.items():
+            self.memory[name].readings.append(Reading(at, resident_bytes(pid)))
+            self.files[name].readings.append(Reading(at, open_files(pid)))
+        used = int(self._live.redis.info("memory")["used_memory"])
+        self.memory["used_memory"].readings.append(Reading(at, used))
+
+
+@contextmanager
+def _receiver(pipe: Path) -> Iterator[tuple[int, int, int]]:
+    command = [sys.executable, "-m", "tests.soak.receiver", str(pipe)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        http, sockets, udp = json.loads(process.stdout.readline())
+        yield http, sockets, udp
+        process.stdin.close()
+
+
+def report(soak: Soak, warm_up: float, rate: float) -> list[str]:
+    """Prints the table; returns what grew."""
+    grown = []
+    print(
+        f"{'':14} {'MiB after warm-up':>18} {'at the end':>11} {'KiB a minute':>13} {'bytes a task':>13} {'files':>11}"
+    )
+    for name, series in soak.memory.items():
+        steady = series.since(warm_up)
+        grows = steady.grows(rate)
+        columns = f"{steady.first / 2**20:18.1f} {steady.last / 2**20:11.1f} {steady.slope * 60 / 1024:13.1f}"
+        columns += f" {steady.slope / rate:13.2f}"
+        if name in soak.files:
+            files = soak.files[name].since(warm_up)
+            columns += f" {files.first:5.0f} {files.last:5.0f}"
+            if files.grows_in_pieces(MOST_MORE_FILES):
+                grown.append(f"{name}: open files")
+        if grows:
+            grown.append(f"{name}: memory")
+        print(f"{name:14} {columns}{'  GROWS' if grows else ''}")
+    return grown
+
+
+def main() -> int:
+    """The whole of it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long  [default: 600]")
+    parser.add_argument("--rate", type=float, default=2_000.0, help="tasks a second  [default: 2000]")
+    arguments = parser.parse_args()
+    warm_up = min(120.0, arguments.seconds * 0.4)
+    with tempfile.TemporaryDirectory(prefix="qtask-soak-") as folder, Soak(Path(folder), arguments.rate) as soak:
+        print(f"{arguments.seconds:g} s at {arguments.rate:g} tasks/s, of which {warm_up:g} s to warm up", flush=True)
+        began = time.monotonic()
+        soak.run(arguments.seconds)
+        submitted, rate = soak.load.submitted, soak.load.submitted / (time.monotonic() - began)
+        totals = soak.drain()
+        grown = report(soak, warm_up, rate)
+    print(f"{submitted} tasks accepted, {rate:.0f}/s; {soak.load.refused} dicts refused; outcomes: {totals}")
+    if grown:
+        print(f"grows by more than {LIMIT_BYTES_A_TASK:g} bytes a task: {', '.join(grown)}")
+    return 1 if grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The judgement of the soak: a leak is seen through noise, and steps and noise are no leak."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+
+from tests.soak.memory import Reading, Series, open_files, resident_bytes
+
+RATE = 2_000.0
+SECONDS = 480
+MIB = 1_048_576
+
+
+def series(bytes_a_task: float = 0.0, noise: float = 0.0, swing: float = 0.0) -> Series:
+    generator = random.Random(1)
+    return Series(
+        "worker",
+        [
+            Reading(
+                at,
+                int(
+                    60 * MIB
+                    + bytes_a_task * RATE * at
+                    + noise * generator.uniform(-1, 1)
+                    + swing * math.sin(at / 20)  # such as the tasks that wait
+                ),
+            )
+            for at in range(0, SECONDS, 2)
+        ],
+    )
+
+
+def test_a_leak_of_the_smallest_object_a_task_is_seen() -> None:
+    assert series(bytes_a_task=16).grows(RATE)
+    assert series(bytes_a_task=16, noise=4 * MIB, swing=4 * MIB).grows(RATE)
+
+
+def test_noise_and_swings_are_no_leak() -> None:
+    assert not series().grows(RATE)
+    assert not series(noise=4 * MIB).grows(RATE)
+    assert not series(swing=4 * MIB).grows(RATE)
+
+
+def test_a_small_step_in_a_short_run_is_no_leak() -> None:
+    short = Series("gateway", [Reading(at, 60 * MIB + (MIB if at > 15 else 0)) for at in range(30)])
+    assert short.slope > 4 * RATE
+    assert not short.grows(RATE)
+
+
+def test_shrinking_is_not_growing() -> None:
+    assert not series(bytes_a_task=-50).grows(RATE)
+
+
+def test_the_warm_up_is_left_out() -> None:
+    warm = series()
+    warm.readings[:60] = [Reading(one.at, int(one.size * one.at / 120)) for one in warm.readings[:60]]
+    assert warm.grows(RATE)
+    assert not warm.since(120).grows(RATE)
+
+
+def test_more_open_files_are_seen() -> None:
+    growing = Series("files", [Reading(at, 100 + at // 10) for at in range(300)])
+    assert growing.grows_in_pieces(20)
+    assert not Series("files", [Reading(at, 100 + at % 10) for at in range(300)]).grows_in_pieces(20)
+
+
+def test_this_process_can_be_read() -> None:
+    before = open_files(os.getpid())
+    opened = os.open("/dev/null", os.O_RDONLY)
+    assert open_files(os.getpid()) == before + 1
+    os.close(opened)
+    assert MIB < resident_bytes(os.getpid()) < 10_000 * MIB
