@@ -70,7 +70,7 @@ class Gate:
         self._until = until
         self._held_attempts = held_attempts
         self._changed = threading.Condition()
-        self.open = False
+        self._open = False
         self.held = 0
 
     def __call__(self, exchange: Exchange) -> None:
@@ -79,12 +79,12 @@ class Gate:
                 self.held += 1
                 if self.held >= self._until:
                     self.open()
-                self._changed.wait_for(lambda: self.open, 30)
+                self._changed.wait_for(lambda: self._open, 30)
         exchange.answer(200, b"ok")
 
     def open(self) -> None:
         with self._changed:
-            self.open = True
+            self._open = True
             self._changed.notify_all()
 
 
