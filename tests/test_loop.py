@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,3 +178,31 @@ def test_a_call_that_comes_after_close_goes_nowhere() -> None:
     assert called == []
     for descriptor in opened:
         os.close(descriptor)
+
+
+FROZEN = """
+import sys
+from qtask.delivery.loop import READ, Loop
+
+loop = Loop()
+happened = []
+loop.watch(0, READ, lambda events: happened.append("event"))
+loop.call_later(0.5, lambda: happened.append("timer"))
+print("ready", flush=True)
+while not happened:
+    loop.run_once(10.0)
+print(happened[0])
+"""
+
+
+def test_what_happened_while_the_process_was_frozen_goes_before_timers() -> None:
+    command = [sys.executable, "-c", FROZEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)  # it waits by now
+        process.send_signal(signal.SIGSTOP)
+        print(file=process.stdin, flush=True)
+        time.sleep(0.5)  # its timer is overdue by now
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "event\n"

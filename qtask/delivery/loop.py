@@ -18,6 +18,8 @@ from time import monotonic
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+EVENTS = 256  # descriptors whose calls are made in one turn
+LATE_SECONDS = 0.05  # by which a timer rings too late when this process has more to do than it can, or was stopped
 CANCELLED_KEEP = 1_000  # cancelled timers that may wait for their instant; of more, no more than those that will ring
 
 
@@ -110,11 +112,11 @@ class Loop:
             self._cancelled -= 1
         if timers:
             longest = min(longest, max(0.0, timers[0][0] - monotonic()))
-        for descriptor, events in self._epoll.poll(longest, 256):
-            callback = self._callbacks.get(descriptor)
-            if callback is not None:
-                callback(events)
+        self._call(self._epoll.poll(longest, EVENTS))
         if timers and timers[0][0] <= (now := monotonic()):
+            if timers[0][0] < now - LATE_SECONDS:
+                # This process stood still, or has much to do: what has happened goes before timers that wait for it.
+                self._call(self._epoll.poll(0, max(EVENTS, len(self._callbacks))))
             while timers and timers[0][0] <= now:
                 timer = heapq.heappop(timers)[2]
                 ring, timer.callback = timer.callback, None
@@ -122,6 +124,12 @@ class Loop:
                     ring()
                 else:
                     self._cancelled -= 1
+
+    def _call(self, ready: list[tuple[int, int]]) -> None:
+        for descriptor, events in ready:
+            callback = self._callbacks.get(descriptor)
+            if callback is not None:
+                callback(events)
 
     def _run_from_threads(self, events: int) -> None:
         os.eventfd_read(self._wake)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from qtask.store import keys
+from qtask.store.connect import connect
 from tests.chaos.plan import GATEWAYS, REDIS, SCHEDULERS, WORKERS, Act, Event
 from tests.chaos.proxy import Proxy
 from tests.processes import Process
@@ -27,6 +27,7 @@ CONCURRENCY = 100
 MOST_LEASES = CONCURRENCY + CONCURRENCY // 8  # a worker claims a few more than it delivers at once
 GRACE_SECONDS = 10.0  # Docker's, after which a process that was asked to end is killed
 START_SECONDS = 20.0
+REDIS_AWAY_SECONDS = 15.0  # at most, with the time that it takes to start
 
 _READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"}  # what each logs when it has begun
 
@@ -117,7 +118,7 @@ class Cast:
         self.cuts: dict[str, int] = {}
         self._folder = folder
         self._server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
-        self.redis = Redis.from_url(self._server.url, socket_timeout=1.0)
+        self.redis = connect(self._server.url, 1.0)
         ports = {name: free_port() for name in GATEWAYS}
         self._proxy = Proxy({REDIS: self._server.port, **ports})
         self.redis_url = f"redis://127.0.0.1:{self._proxy.ports[REDIS]}/0"
@@ -236,15 +237,16 @@ class Cast:
         at = time.time()
         if event.act == "stop":
             actor.signal(signal.SIGSTOP)
-            in_flight = self._leases(token)
-            time.sleep(event.seconds)
+            goes_on_at = time.monotonic() + event.seconds
+            in_flight = self._leases(token, event.seconds - 1.0)
+            time.sleep(max(0.0, goes_on_at - time.monotonic()))
             actor.signal(signal.SIGCONT)
             over = time.time()
         else:
             if event.act == "kill":
                 actor.kill()
                 over = time.time()
-                in_flight = self._leases(token)
+                in_flight = self._leases(token, REDIS_AWAY_SECONDS)
             else:
                 in_flight = 0 if self._stop(actor) else MOST_LEASES
                 over = time.time()
@@ -265,15 +267,22 @@ class Cast:
     def _token(self, actor: _Actor) -> str:
         return actor.events("working")[-1]["token"] if actor.name in WORKERS else ""
 
-    def _leases(self, token: str) -> int:
-        """How many tasks a worker that does nothing any more has claimed and not settled."""
-        if not token:
-            return 0
-        try:
-            members: Any = self.redis.zrange(keys.started(QUEUE), 0, -1)
-        except (RedisError, OSError):  # Redis is away as well; the worker holds no more than this
-            return MOST_LEASES
-        return sum(1 for member in members if member.decode().endswith(":" + token))
+    def _leases(self, token: str, patience: float) -> int:
+        """How many tasks a worker that does nothing any more has claimed and not settled.
+
+        While Redis is away, it is asked again for so many seconds: nobody takes back anything before Redis has been
+        there for some seconds.
+        """
+        deadline = time.monotonic() + patience
+        while token:
+            try:
+                members: Any = self.redis.zrange(keys.started(QUEUE), 0, -1)
+                return sum(1 for member in members if member.decode().endswith(":" + token))
+            except (RedisError, OSError):
+                if time.monotonic() > deadline:
+                    return MOST_LEASES
+                time.sleep(0.1)
+        return 0
 
 
 def tally(blows: Sequence[Blow]) -> Counter[tuple[str, Act]]:

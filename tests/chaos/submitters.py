@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from redis import Redis
 from redis.exceptions import RedisError
 
 from qtask import Client
 from qtask.client.requests import Accepted, Answer, read_answer
 from qtask.errors import Refused, Unavailable
 from qtask.store import keys
+from qtask.store.connect import connect
 from tests.chaos.plan import PlannedTask, Way, dict_of
 
 TIMEOUT_SECONDS = 3.0
@@ -176,7 +176,7 @@ class InboxSubmitter(Submitter):
 
     def __init__(self, redis_url: str, *rest: Any) -> None:
         super().__init__("inbox", *rest)
-        self._redis = Redis.from_url(redis_url, socket_timeout=TIMEOUT_SECONDS)
+        self._redis = connect(redis_url, TIMEOUT_SECONDS)
         self._owed: dict[str, tuple[PlannedTask, float]] = {}  # key of the answer to task and when it was sent
         self._keys = 0
         self._collect_at = 0.0
