@@ -95,6 +95,9 @@ class Worker(BaseWorker):
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
         self._settling: list[tuple[Value, ...]] = []  # on their way to Redis
+        # Outcomes from before the connection was made: Redis may have them already, and the tasks be queued again.
+        # Until they are settled nothing is claimed, or one of them would end the new claim of its task.
+        self._settle_first = 0
         self._settle_at = 0.0
         self._claiming = False
         self._claimed_at = 0.0
@@ -213,6 +216,7 @@ class Worker(BaseWorker):
         self._loop.watch(self._settles.descriptor, READ, partial(self._on_readable, self._settles))
         self._connected = True
         self._connected_at = monotonic()
+        self._settle_first = len(self._outcomes)
         about = {"queue": self._config.queue, "concurrency": self._config.concurrency, "token": self._token}
         logger.info("working", extra=about)
         self._beat()
@@ -301,7 +305,8 @@ class Worker(BaseWorker):
         if self._stopping and self._backlog and not self._claiming:
             self._return_backlog()
         try:
-            if self._more and not (self._claiming or self._waiting or self._suspended or self._stopping):
+            held_up = self._claiming or self._waiting or self._suspended or self._stopping or self._settle_first
+            if self._more and not held_up:
                 room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
                 if self._held_bytes < HELD_BYTES and (room > self._prefetch or not self._in_flight):
                     self._claim(min(room, CLAIM_BATCH))
@@ -493,6 +498,7 @@ class Worker(BaseWorker):
         if isinstance(reply, ResponseError):
             raise reply
         self._report_settled(reply, len(self._settling))
+        self._settle_first = max(0, self._settle_first - len(self._settling))
         self._settling = []
 
     def _report_settled(self, reply: Any, sent: int) -> None:

@@ -22,6 +22,7 @@ from rq.command import send_shutdown_command
 from qtask.client.requests import Accepted
 from qtask.outcome import decode_outcomes
 from qtask.store import keys, tasks
+from tests.chaos.proxy import Proxy
 from tests.live import Live, children
 from tests.processes import Process
 from tests.receiver import Exchange, Gate, Receiver
@@ -403,6 +404,32 @@ def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str
     worker.signal(signal.SIGTERM)
     assert worker_exit(worker, 5) == 0
     assert live.queued(queue) == [graph]
+
+
+def test_replies_of_redis_that_are_cut_off_repeat_nothing(live: Live, queue: str) -> None:
+    """Each task fails once and is tried again at once, so that it is soon where its lost reply would find it."""
+    failed: set[str] = set()
+
+    def fail_once(exchange: Exchange) -> None:
+        task_id = exchange.request.header("QTask-Id")
+        exchange.answer(200 if task_id in failed else 500)
+        failed.add(task_id)
+
+    proxy = Proxy({"redis": live.server.port})
+    try:
+        live.start("worker", queue=queue, redis_url=f"redis://127.0.0.1:{proxy.ports['redis']}/0", concurrency=20)
+        at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
+        with Receiver(fail_once) as receiver:
+            ids = send(live, queue, *[http(receiver.url, time=number / 150, retry=at_once) for number in range(450)])
+            for number in range(7):
+                receiver.wait_for(50 + 100 * number)
+                proxy.cut("redis", number % 3, 0.5)
+            records = live.ended(ids)
+            arrived = Counter(ids_of(receiver))
+    finally:
+        proxy.close()
+    assert arrived == Counter(ids * 2)
+    assert {(record.state, record.attempts, len(record.outcomes)) for record in records} == {("delivered", 2, 2)}
 
 
 def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_path: Path) -> None:
