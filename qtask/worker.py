@@ -249,7 +249,7 @@ class Worker(BaseWorker):
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
             self._on_redis_error(TimeoutError(f"no reply within {STALL_SECONDS:g} s"))
             return
-        if self._backlog and not self._claiming and monotonic() - self._claimed_at > BACKLOG_SECONDS:
+        if monotonic() - self._claimed_at > BACKLOG_SECONDS:
             self._return_backlog()
         if self._connected:
             self._beat()
@@ -300,10 +300,10 @@ class Worker(BaseWorker):
         """What is to be done after each turn of the loop: begin, claim, settle."""
         while self._backlog and len(self._in_flight) < self._config.concurrency and not self._stopping:
             self._begin(*self._backlog.popleft())
+        if self._connected and self._stopping:
+            self._return_backlog()
         if not self._connected:
             return
-        if self._stopping and self._backlog and not self._claiming:
-            self._return_backlog()
         try:
             held_up = self._claiming or self._waiting or self._suspended or self._stopping or self._settle_first
             if self._more and not held_up:
@@ -355,6 +355,8 @@ class Worker(BaseWorker):
 
         That is so behind receivers that hang, and when this worker is asked to end.
         """
+        if not self._backlog or self._claiming or self._settling:
+            return  # what is claimed or settled at this moment is neither held nor to go back
         self._forget_backlog()
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
