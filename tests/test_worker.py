@@ -218,8 +218,9 @@ def test_tasks_that_are_tried_again_at_once_are_delivered_at_once(live: Live, qu
 
     def fail_once(exchange: Exchange) -> None:
         task_id = exchange.request.header("QTask-Id")
-        exchange.answer(200 if task_id in failed else 500)
-        failed.add(task_id)
+        status = 200 if task_id in failed else 500
+        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
+        exchange.answer(status)
 
     live.start("worker", queue=queue)
     with Receiver(fail_once) as receiver:
@@ -412,8 +413,9 @@ def test_replies_of_redis_that_are_cut_off_repeat_nothing(live: Live, queue: str
 
     def fail_once(exchange: Exchange) -> None:
         task_id = exchange.request.header("QTask-Id")
-        exchange.answer(200 if task_id in failed else 500)
-        failed.add(task_id)
+        status = 200 if task_id in failed else 500
+        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
+        exchange.answer(status)
 
     proxy = Proxy({"redis": live.server.port})
     try:
