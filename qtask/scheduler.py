@@ -7,6 +7,7 @@ moved the others do not see any more.
 from __future__ import annotations
 
 import logging
+import select
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from qtask.task import Checked, check_task
 
 BATCH = 500  # jobs moved by one script; a longer one would make others wait for Redis
 GAP_SECONDS = 0.001  # least time between two moves, so that a stream of due tasks moves by the batch
+AHEAD_SECONDS = 0.001  # by which a sleep ends before the next task is due
 TICK_SECONDS = 1.0  # how often dead workers and RQ's registrations are looked after
 DEAD_AFTER_SECONDS = 5.0  # without a heartbeat, after which a worker's tasks are taken back
 GAP_IN_TICKS_SECONDS = 3.0  # between two ticks, after which Redis must have been away; less than it takes to be dead
@@ -148,18 +150,18 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             if began >= next_tick:
                 self._tick()
                 next_tick = began + TICK_SECONDS
+            asked = monotonic()
             moved, wait = self.release()
             if moved == BATCH:
                 continue
             if burst:
                 return
-            now = monotonic()
-            wait = min(wait, next_tick - now)
+            # Reckoned from when Redis was asked, not from its reply: so the next request arrives as the task is due. A
+            # process that has slept is slow at first: so a longer sleep ends early, with a request that is too early.
+            until = min(asked + (wait - AHEAD_SECONDS if wait > 2 * AHEAD_SECONDS else wait), next_tick)
             if moved:
-                wait = max(wait, began + GAP_SECONDS - now)
-            if wait > 0 and wake.get_message(timeout=wait) is not None:
-                while wake.get_message() is not None:  # one look at the head answers every message so far
-                    pass
+                until = max(until, began + GAP_SECONDS)
+            if _wait(wake, until):
                 sleep(max(0.0, began + GAP_SECONDS - monotonic()))
 
     def release(self) -> tuple[int, float]:
@@ -267,6 +269,22 @@ _LOST = (
     .replace(b'"attempt":-1', b'"attempt":%ATTEMPT%')
     .replace(b"-1.0", b"%NOW%")
 )
+
+
+def _wait(wake: PubSub, until: float) -> bool:
+    """Waits for a message, but no longer than until an instant of `monotonic`; returns whether one came.
+
+    Not by `get_message(timeout=…)`: that goes by whole milliseconds, rounded up, so tasks would be late by half of one.
+    """
+    connection: Any = wake.connection
+    while True:
+        came = False
+        while wake.get_message() is not None:  # one look at the head of the schedule answers every message so far
+            came = True
+        seconds = until - monotonic()
+        if came or seconds <= 0:
+            return came
+        select.select([connection._sock], [], [], seconds)  # redis-py has no other way to its socket
 
 
 def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:

@@ -6,6 +6,7 @@ of a task through it is its own: one thread, one loop, and Redis spoken to by th
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 import signal
@@ -60,6 +61,7 @@ STEADY_SECONDS = 5.0  # a connection that has lasted so long starts with the fir
 STOOD_STILL_SECONDS = 3.0  # in one turn of the loop; with a little more, others may have taken this worker for dead
 STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
 OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
+GARBAGE_OBJECTS = 20_000  # made between two looks for cycles of garbage; Python's 700 come many times a batch
 LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
 
 logger = logging.getLogger("qtask.worker")
@@ -578,4 +580,7 @@ def run(config: Config) -> None:
             logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
             sleep(pause)
             pause = min(pause * 2, BACKOFF_SECONDS[1])
+    gc.collect()
+    gc.freeze()  # what is there now stays, and need not be looked at
+    gc.set_threshold(GARBAGE_OBJECTS)
     worker.work()

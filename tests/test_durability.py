@@ -130,6 +130,8 @@ def test_the_embedded_redis_is_kept_as_shipped(tmp_path: Path) -> None:
     for line in OPTIONS_FILE.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, value = line.partition(" ")
+            if value.endswith("mb"):
+                value = str(int(value.removesuffix("mb")) * 1_048_576)
             assert found[name] == value.strip('"'), name
     assert (found["appendonly"], found["appendfsync"], found["maxmemory-policy"]) == ("yes", "always", "noeviction")
 

@@ -93,20 +93,23 @@ def test_a_task_is_an_rq_job_in_json(redis: Redis) -> None:
 def test_release_is_never_early_and_prompt(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     now = redis_now(redis)
-    jobs = scheduler.enqueue_many([(now + 0.2 + i * 0.01, TASK) for i in range(50)])
+    jobs = scheduler.enqueue_many([(now + 0.5 + i * 0.01, TASK) for i in range(50)])
     assert scheduler.release()[0] == 0
     with running(scheduler):
         seen: dict[str, float] = {}
 
         def all_released() -> bool:
-            at = redis_now(redis)
-            for job_id in queued(redis, "qtask"):
-                seen.setdefault(job_id, at)
+            with redis.pipeline(transaction=True) as at_once:  # what stands in the queue at which instant
+                at_once.lrange(keys.queue("qtask"), 0, -1)
+                at_once.time()
+                ids, (seconds, microseconds) = at_once.execute()
+            for job_id in ids:
+                seen.setdefault(job_id.decode(), seconds + microseconds / 1e6)
             return len(seen) == 50
 
         until(all_released, 5)
     for position, job in enumerate(jobs):
-        assert seen[job.id] >= now + 0.2 + position * 0.01
+        assert seen[job.id] >= now + 0.5 + position * 0.01
     assert [job.id for job in jobs] == sorted(seen, key=lambda job_id: seen[job_id])
     assert redis.smembers(keys.QUEUES) == {keys.queue("qtask").encode()}
 

@@ -235,6 +235,7 @@ class _Transfer:
         self.headers: list[bytes] = []
         self._body: list[bytes] = []
         self._size = 0
+        self._milliseconds = 0
         method, with_body, unix_socket = shape
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.CAINFO, _ca_bundle())
@@ -264,7 +265,11 @@ class _Transfer:
         handle = self.handle
         handle.setopt(pycurl.URL, request.url)
         handle.setopt(pycurl.HTTPHEADER, _header_lines(request))
-        handle.setopt(pycurl.TIMEOUT_MS, max(1, int((deadline - monotonic()) * 1000)))
+        seconds = deadline - monotonic() if redirects else request.timeout
+        milliseconds = max(1, int(seconds * 1000))
+        if milliseconds != self._milliseconds:
+            handle.setopt(pycurl.TIMEOUT_MS, milliseconds)
+            self._milliseconds = milliseconds
         if request.body is not None:
             handle.setopt(pycurl.POSTFIELDS, request.body)
 
@@ -278,7 +283,7 @@ class _Transfer:
                 words = f"no complete answer within {self.request.timeout:g} s"
             raise Failure(kind, f"{host}: {words}")
         status = self.handle.getinfo(pycurl.RESPONSE_CODE)
-        headers = self._final_headers()
+        headers = self._final_headers(status)
         return status, headers, answer_of(status, headers, b"".join(self._body))
 
     def forget(self) -> bool:
@@ -294,8 +299,10 @@ class _Transfer:
         self._body.append(chunk)
         return 0 if self._size > READ_LIMIT_BYTES else None
 
-    def _final_headers(self) -> list[tuple[str, str]]:
+    def _final_headers(self, status: int) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
+        if status == 200 and b"\ncontent-encoding" not in b"".join(self.headers).lower():
+            return found  # of such an answer nothing else is asked for
         for line in self.headers:
             if line.startswith(b"HTTP/"):
                 found.clear()  # what came before belongs to an interim answer, such as 103
@@ -311,9 +318,12 @@ def _ca_bundle() -> str:
 
 
 def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
-    lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
-    lines.append("Expect:")  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
-    if request.body is None or not any(name.lower() == "content-type" for name, _ in request.headers):
+    lines = ["Expect:"]  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
+    typed = False
+    for name, value in request.headers:
+        lines.append(f"{name}: {value}" if value else f"{name};")
+        typed = typed or (len(name) == 12 and name.lower() == "content-type")
+    if not typed or request.body is None:
         lines.append("Content-Type:")  # libcurl would say that any body is a form
     if "".join(lines).isascii():
         return lines

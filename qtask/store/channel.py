@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple
 
+import hiredis
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -62,7 +63,7 @@ class Channel:
         """Sends a command; `on_reply` gets its reply, or the `ResponseError` that Redis answered."""
         assert self.descriptor >= 0
         self._waiting.append(_Sent(on_reply, None, command, monotonic()))
-        self._connection.send_command(*command, check_health=False)
+        self._write(self._connection, command)
 
     def run(self, on_reply: OnReply, script: Script, keys: list[str], arguments: list[Value]) -> None:
         """Runs a script; where Redis has forgotten it, its text is sent without the caller noticing."""
@@ -70,7 +71,12 @@ class Channel:
         rest: tuple[Value, ...] = (len(keys), *keys, *arguments)
         reach(script.before)
         self._waiting.append(_Sent(on_reply, script, rest, monotonic()))
-        self._connection.send_command("EVALSHA", script.sha, *rest, check_health=False)
+        self._write(self._connection, ("EVALSHA", script.sha, *rest))
+
+    def _write(self, connection: Any, command: tuple[Value, ...]) -> None:
+        # redis-py would first look at every argument in Python, which takes three times as long as packing them.
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # by its types, of one argument only
+        connection.send_packed_command([packed], check_health=False)
 
     def read(self) -> None:
         """Reads the replies that have come, to be called when the descriptor is readable. Raises when it broke."""
@@ -89,7 +95,7 @@ class Channel:
             if unknown.script is not None:
                 self._waiting.popleft()
                 self._waiting.append(unknown._replace(script=None))
-                connection.send_command("EVAL", unknown.script.text, *unknown.rest, check_health=False)
+                self._write(connection, ("EVAL", unknown.script.text, *unknown.rest))
                 return
         except ResponseError as error:
             reply = error
