@@ -24,12 +24,10 @@ from benchmarks.redis_server import RedisServer, server_version
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
 from qtask.client import Client
-from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import BATCH, Scheduler
-from qtask.store import keys
-from qtask.store.scripts import script
-from qtask.task import DEFAULT_TIMEOUT_SECONDS, encode
-from qtask.worker import CLAIM_BATCH, CLAIM_BYTES, LEASE_MARGIN_SECONDS
+from qtask.store import leases
+from qtask.task import encode
+from qtask.worker import CLAIM_BATCH
 
 FAR_SECONDS = 86_400.0
 _SCRIPT_ROUNDS = 5  # of releasing and claiming; their median leaves out one in which Redis lost its core
@@ -94,12 +92,10 @@ def _script_costs(redis: RedisServer, receiver: Receiver, count: int) -> tuple[f
     for _ in range(count // BATCH + 1):
         scheduler.release()
     released = _script_us(redis)
-    arguments: list[Any] = [CLAIM_BATCH, keys.JOB_PREFIX, "bench", LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS]
-    arguments += [keys.FOREVER_SECONDS, OUTCOMES_KEEP, CLAIM_BYTES]
+    claim = leases.claim(queue, "bench", CLAIM_BATCH)
     claimed = 0
     for _ in range(count // CLAIM_BATCH + 1):
-        reply = script("claim").run(redis.client, [keys.queue(queue), keys.started(queue)], arguments)
-        claimed += len(reply) // 4
+        claimed += len(list(leases.read_claimed(claim.run(redis.client))[1]))
     if claimed != count:
         raise RuntimeError(f"{claimed} of {count} tasks were claimed")
     return (released - before) / count, (_script_us(redis) - released) / count

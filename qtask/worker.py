@@ -18,7 +18,6 @@ from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
@@ -29,29 +28,28 @@ from rq.utils import utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
-from qtask import descriptors, stats
+from qtask import descriptors
 from qtask.config import Config
 from qtask.crew import Crew, Member
-from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
+from qtask.delivery.ending import hindrance, settlement, undelivered, unread, with_history
 from qtask.delivery.kinds import Claim, Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
-from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome
-from qtask.store import keys
+from qtask.outcome import Answer, Failure
+from qtask.store import keys, leases
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, read_data
+from qtask.store.leases import Settlement
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import Value, script
-from qtask.task import DEFAULT_TIMEOUT_SECONDS, Kind
+from qtask.store.scripts import Call, Value, script
+from qtask.task import Kind
 
 CLAIM_BATCH = 250  # tasks a claim
-CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
 HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
 SETTLE_MOST = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
-LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
 BACKLOG_SECONDS = 5.0  # for which a claimed task waits for its turn; later its lease might end before its delivery
 TICK_SECONDS = 1.0  # between heartbeats
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
@@ -86,7 +84,6 @@ class Worker(BaseWorker):
         self._claims = Channel(redis)
         self._settles = Channel(redis)
         self._queue_key = keys.queue(config.queue)
-        self._started_key = keys.started(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
         # Ids that were claimed and whose outcome is not on its way to Redis, and bytes of each dict.
@@ -95,8 +92,8 @@ class Worker(BaseWorker):
         self._claimed_again: set[Value] = set()  # ids that are held, were taken back, and came here a second time
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
-        self._outcomes: deque[tuple[Value, ...]] = deque()  # ended, not settled
-        self._settling: list[tuple[Value, ...]] = []  # on their way to Redis
+        self._outcomes: deque[Settlement] = deque()  # ended, not settled
+        self._settling: list[Settlement] = []  # on their way to Redis
         # Outcomes from before the connection was made: Redis may have them already, and the tasks be queued again.
         # Until they are settled nothing is claimed, or one of them would end the new claim of its task.
         self._settle_first = 0
@@ -161,11 +158,11 @@ class Worker(BaseWorker):
             self._claims.close()
             self._keep_settling()
             while self._outcomes:
-                entries = self._next_outcomes()
-                reply = script("settle").run(self.connection, self._settle_keys(), self._settle_arguments(entries))
-                self._report_settled(reply, len(entries))
+                outcomes = self._next_outcomes()
+                reply = leases.settle(self._config, self._token, outcomes).run(self.connection)
+                self._report_settled(reply, len(outcomes))
             self._held.clear()  # so that all that is left goes back
-            back = script("put_back").run(self.connection, *self._put_back())
+            back = self._put_back().run(self.connection)
             self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
             self.register_death()
             logger.info("stopped", extra={"put_back": back})
@@ -210,7 +207,7 @@ class Worker(BaseWorker):
     def _on_connected(self) -> None:
         try:
             self._forget_backlog()
-            script("put_back").run(self.connection, *self._put_back())
+            self._put_back().run(self.connection)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
             return
@@ -264,9 +261,8 @@ class Worker(BaseWorker):
             *("total_working_time", self.total_working_time),
         ]
         try:
-            self._settles.run(
-                self._on_clock, script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields]
-            )
+            beat = Call(script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields])
+            self._settles.run(self._on_clock, beat)
             self._settles.send(self._on_suspended, "EXISTS", WORKERS_SUSPENDED)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
@@ -322,15 +318,7 @@ class Worker(BaseWorker):
     def _claim(self, most: int) -> None:
         self._claiming = True
         self._more = False
-        self._claims.run(
-            self._on_claimed,
-            script("claim"),
-            [self._queue_key, self._started_key],
-            [
-                *(most, keys.JOB_PREFIX, self._token, LEASE_MARGIN_SECONDS, DEFAULT_TIMEOUT_SECONDS),
-                *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, CLAIM_BYTES),
-            ],
-        )
+        self._claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, most))
         # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
         # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.
         self._waiting = True
@@ -340,10 +328,10 @@ class Worker(BaseWorker):
         self._claiming = False
         if isinstance(reply, ResponseError):
             raise reply
-        self._set_clock(float(reply[0]))
+        now, claimed = leases.read_claimed(reply)
+        self._set_clock(now)
         self._claimed_at = monotonic()
-        for position in range(1, len(reply), 4):
-            raw_id, attempt, due, data = reply[position : position + 4]
+        for raw_id, attempt, due, data in claimed:
             task_id = raw_id.decode()
             if task_id in self._held:  # it was taken back while this worker hung, and its lease holds anew
                 self._claimed_again.add(task_id)
@@ -362,7 +350,7 @@ class Worker(BaseWorker):
         self._forget_backlog()
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
-            self._settles.run(self._on_returned, script("put_back"), *self._put_back())
+            self._settles.run(self._on_returned, self._put_back())
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
 
@@ -421,80 +409,49 @@ class Worker(BaseWorker):
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
-        outcome = outcome_of(claim, result, began + self._clock_offset, ended - began)
-        self.total_working_time += outcome.duration
-        rare: dict[str, Any] = {}
-        if claim.attempt > 1:
-            rare["again"] = True
+        self.total_working_time += ended - began
         if isinstance(result, Failure):
             self.failed_job_count += 1
-            delay = retry_delay(claim, result, outcome.ended)
-            fate = "failed" if delay is None else "retry"
-            if delay is not None:
-                rare["delay"] = delay
         else:
             self.successful_job_count += 1
-            fate = "finished"
-            if claim.task.settings.id is not UNSET:
-                rare["remember"] = self._config.id_seconds
-        self._add_outcome(claim.id, fate, encode_outcome(outcome), outcome, claim.task.kind, rare)
+        started = began + self._clock_offset
+        self._add_outcome(settlement(claim, result, started, ended - began, self._config.id_seconds))
 
     def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
         """For a task that was claimed and that no delivery was begun for."""
-        now = self._in_flight.pop(claim.id) + self._clock_offset
         self.failed_job_count += 1
-        outcome = outcome_of(claim, failure, now, 0.0)
-        # When its workers died, the lost deliveries stand in its history already.
-        line = b"" if failure.kind == "lost" else encode_outcome(outcome)
-        self._add_outcome(claim.id, "failed", line, outcome, claim.task.kind, {"again": True})
+        self._add_outcome(undelivered(claim, failure, self._in_flight.pop(claim.id) + self._clock_offset))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure) -> None:
         """For a job that is no task, and for a task that no delivery could be begun for."""
         if claim is not None:
             self._end(claim, failure)
             return
-        now = self._in_flight.pop(task_id) + self._clock_offset
         self.failed_job_count += 1
-        outcome = unread_outcome(failure, attempt, now)
-        self._add_outcome(task_id, "failed", encode_outcome(outcome), outcome, stats.UNKNOWN, {"again": attempt > 1})
+        self._add_outcome(unread(task_id, attempt, failure, self._in_flight.pop(task_id) + self._clock_offset))
 
-    def _add_outcome(
-        self, task_id: str, fate: str, line: bytes, outcome: Outcome, kind: str, rare: dict[str, Any]
-    ) -> None:
+    def _add_outcome(self, outcome: Settlement) -> None:
         if not self._outcomes:
             self._settle_at = monotonic() + SETTLE_WAIT_SECONDS
             self._loop.call_at(self._settle_at, _nothing)
-        self._outcomes.append(
-            (
-                task_id,
-                fate,
-                line,
-                outcome.message,
-                stats.counter(kind, outcome),
-                f"{outcome.ended:.6f}",
-                stats.member(task_id, outcome),
-                msgspec.json.encode(rare) if rare else b"",
-            )
-        )
+        self._outcomes.append(outcome)
 
     def _settle(self) -> None:
         self._settling = self._next_outcomes()
-        self._settles.run(
-            self._on_settled, script("settle"), self._settle_keys(), self._settle_arguments(self._settling)
-        )
+        self._settles.run(self._on_settled, leases.settle(self._config, self._token, self._settling))
 
-    def _next_outcomes(self) -> list[tuple[Value, ...]]:
+    def _next_outcomes(self) -> list[Settlement]:
         """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
-        entries = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+        outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
         if self._claimed_again:
-            entries = [_with_history(entry) if entry[0] in self._claimed_again else entry for entry in entries]
-        self._let_go(entry[0] for entry in entries)
-        return entries
+            outcomes = [with_history(one) if one[0] in self._claimed_again else one for one in outcomes]
+        self._let_go(one[0] for one in outcomes)
+        return outcomes
 
     def _keep_settling(self) -> None:
         """Has what was on its way settled again; but what was claimed anew since is not ended by its former outcome."""
-        kept = [entry for entry in self._settling if entry[0] not in self._held]
-        self._held.update((entry[0], 0) for entry in kept)
+        kept = [outcome for outcome in self._settling if outcome[0] not in self._held]
+        self._held.update((outcome[0], 0) for outcome in kept)
         self._outcomes.extendleft(reversed(kept))
         self._settling = []
 
@@ -512,44 +469,12 @@ class Worker(BaseWorker):
         for task_id in dropped:
             logger.error("dead_dropped", extra={"task": task_id.decode(), "dead_keep": self._config.dead_keep})
 
-    def _settle_keys(self) -> list[str]:
-        queue = self._config.queue
-        return [self._started_key, keys.finished(queue), keys.failed(queue), keys.COUNTERS, keys.SCHEDULE]
-
-    def _settle_arguments(self, entries: list[tuple[Value, ...]]) -> list[Value]:
-        config = self._config
-        arguments: list[Value] = [
-            keys.JOB_PREFIX,
-            self._token,
-            keys.STATS_PREFIX,
-            config.history_keep,
-            config.history_seconds,
-            config.stats_keep,
-            config.stats_seconds,
-            keys.FOREVER_SECONDS,
-            config.dead_keep,
-            keys.WAKE,
-            keys.ID_PREFIX,
-            OUTCOMES_KEEP,
-            keys.RESULTS_PREFIX,
-        ]
-        for entry in entries:
-            arguments += entry
-        return arguments
-
-    def _put_back(self) -> tuple[list[str], list[Value]]:
-        return [self._started_key, self._queue_key], [keys.JOB_PREFIX, self._token, *self._held]
+    def _put_back(self) -> Call:
+        return leases.put_back(self._config.queue, self._token, self._held)
 
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def _with_history(entry: tuple[Value, ...]) -> tuple[Value, ...]:
-    """An outcome that does not take the place of those before it; see settle.lua."""
-    *rest, rare = entry
-    given: dict[str, Any] = msgspec.json.decode(rare) if isinstance(rare, bytes) and rare else {}
-    return (*rest, msgspec.json.encode({**given, "again": True}))
 
 
 def _nothing() -> None:

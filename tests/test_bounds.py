@@ -39,9 +39,10 @@ from qtask.outcome import OUTCOMES_KEEP, Answer, Failure
 from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async
-from qtask.store.scripts import Value, script
+from qtask.store.leases import CLAIM_BYTES
 from qtask.task import check_task
-from qtask.worker import CLAIM_BYTES, HELD_BYTES
+from qtask.worker import HELD_BYTES
+from tests.claiming import claim
 from tests.gateway_process import Connection, Gateway, line_of, task
 from tests.live import Live
 from tests.receiver import Exchange, Gate, Receiver
@@ -215,14 +216,9 @@ def test_a_claim_takes_no_more_than_so_many_bytes(redis: Redis) -> None:
     ids = [job.id for job in jobs]
     scheduler.release()
 
-    def claim(most_bytes: int) -> list[str]:
-        arguments: list[Value] = [6, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS, 20, most_bytes]
-        reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
-        return [task_id.decode() for task_id in reply[1::4]]
-
-    assert claim(25_000) == ids[:3], "what passes the bound is the last"
-    assert claim(1) == ids[3:4], "one at least"
-    assert claim(1_000_000) == ids[4:], "the rest is in order"
+    assert claim(redis, most_bytes=25_000) == ids[:3], "what passes the bound is the last"
+    assert claim(redis, most_bytes=1) == ids[3:4], "one at least"
+    assert claim(redis) == ids[4:], "the rest is in order"
 
 
 def test_a_worker_holds_no_more_than_so_many_bytes(live: Live, queue: str) -> None:
@@ -340,8 +336,7 @@ def test_what_is_kept_of_a_task_that_is_lost_for_ever_is_bounded(redis: Redis) -
     (job,) = scheduler.enqueue_many([(1.0, http("http://127.0.0.1:1/"))])
     scheduler.release()
     for _ in range(OUTCOMES_KEEP + 3):
-        arguments: list[Value] = [1, keys.JOB_PREFIX, "token", -3_600, 30, keys.FOREVER_SECONDS, 20, 1]
-        script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
+        assert claim(redis, margin=-3_600) == [job.id]
         assert scheduler.take_back("qtask") == [job.id]
     record = tasks.show(redis, job.id)
     assert record.attempts == OUTCOMES_KEEP + 3

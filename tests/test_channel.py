@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from qtask.store.channel import Channel
 from qtask.store.connect import connect
-from qtask.store.scripts import Script, script
+from qtask.store.scripts import Call, Script, script
 from tests.redis_server import RedisServer, free_port
 
 
@@ -69,7 +69,7 @@ def test_a_script_that_redis_has_forgotten_runs_all_the_same(channel: Channel, r
     redis.script_flush()
     replies: list[Any] = []
     channel.run(
-        lambda reply: replies.append(("script", float(reply) > 0)), heartbeat, ["w", "h"], ["token", 60, "a", 1]
+        lambda reply: replies.append(("script", float(reply) > 0)), Call(heartbeat, ["w", "h"], ["token", 60, "a", 1])
     )
     channel.send(lambda reply: replies.append(("echo", reply)), "ECHO", "between")
     read_all(channel)
@@ -83,7 +83,7 @@ def test_a_script_that_is_known_runs_by_its_hash(channel: Channel, redis: Redis)
     redis.script_load(heartbeat.text)
     redis.config_resetstat()
     replies: list[Any] = []
-    channel.run(replies.append, heartbeat, ["w", "h"], ["token", 60, "a", 1])
+    channel.run(replies.append, Call(heartbeat, ["w", "h"], ["token", 60, "a", 1]))
     read_all(channel)
     stats: Any = redis.info("commandstats")
     assert "cmdstat_eval" not in stats and stats["cmdstat_evalsha"]["calls"] == 1
@@ -92,7 +92,7 @@ def test_a_script_that_is_known_runs_by_its_hash(channel: Channel, redis: Redis)
 def test_a_script_that_fails_says_so(channel: Channel) -> None:
     replies: list[Any] = []
     broken = Script("broken", b"return redis.call('NOPE')", "0" * 40)
-    channel.run(replies.append, broken, [], [])
+    channel.run(replies.append, Call(broken, [], []))
     read_all(channel)
     assert isinstance(replies[0], ResponseError)
 

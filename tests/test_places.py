@@ -20,14 +20,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis import Redis
 
+from qtask.config import Config
 from qtask.errors import QTaskError
 from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import Scheduler
-from qtask.store import keys, tasks
+from qtask.store import keys, leases, tasks
+from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.scripts import Value, script
 from qtask.store.submit import Submission, submit
-from qtask.task import DEFAULT_TIMEOUT_SECONDS, check_task
-from qtask.worker import CLAIM_BYTES
+from qtask.task import check_task
 
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers
@@ -35,7 +36,14 @@ CHOSEN = ("order-1", "order-2", "order-3")  # ids that clients choose
 HISTORY_KEEP = 3
 FAR_SECONDS = 3_600.0
 FATES = ("finished", "finished", "failed", "failed", "retry", "retry far", "lost")
-LINE = json.dumps({"status": "failed", "started": 1.0, "ended": 1.0, "lateness": None, "duration": 0.0})
+_FATE: dict[str, Fate] = {
+    "finished": "finished",
+    "failed": "failed",
+    "lost": "failed",
+    "retry": "retry",
+    "retry far": "retry",
+}
+LINE = json.dumps({"status": "failed", "started": 1.0, "ended": 1.0, "lateness": None, "duration": 0.0}).encode()
 STEPS = ("submit", "work", "work", "work", "suffer", "decide")
 MOST_TASKS = 10  # at once: few, so that they often meet
 
@@ -230,16 +238,12 @@ class Places(RuleBasedStateMachine):
     def claim(self, token: str, most: int, ends_at_once: bool, most_bytes: int) -> None:
         queue = max(QUEUES, key=lambda one: len(self.queued[one]))
         self.beat(token)
-        margin = -FAR_SECONDS if ends_at_once else 15.0
-        arguments: list[Value] = [
-            *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS, keys.FOREVER_SECONDS, OUTCOMES_KEEP),
-            most_bytes,
-        ]
-        reply = script("claim").run(self.redis, [keys.queue(queue), keys.started(queue)], arguments)
+        margin = -FAR_SECONDS if ends_at_once else LEASE_MARGIN_SECONDS
+        _, replied = leases.read_claimed(leases.claim(queue, token, most, most_bytes, margin).run(self.redis))
         most = 1 if most_bytes == 1 else most  # the first one has more
         claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
-        assert [task_id.decode() for task_id in reply[1::4]] == claimed
-        for task_id, attempt, due in zip(claimed, reply[2::4], reply[3::4], strict=True):
+        for task_id, (raw_id, attempt, due, _) in zip(claimed, replied, strict=True):
+            assert raw_id.decode() == task_id
             task = self.tasks[task_id]
             task.place, task.holder, task.expired = "started", token, ends_at_once
             task.attempt += 1
@@ -266,28 +270,27 @@ class Places(RuleBasedStateMachine):
         self.run_settle(settled.queue, settled.token, [(task_id, "finished") for task_id in settled.ids], 0)
 
     def run_settle(self, queue: str, token: str, entries: Sequence[tuple[str, str]], dead_keep: int) -> None:
-        arguments: list[Value] = [
-            *(keys.JOB_PREFIX, token, keys.STATS_PREFIX, HISTORY_KEEP, 86_400, 50_000, 604_800),
-            *(keys.FOREVER_SECONDS, dead_keep, keys.WAKE, keys.ID_PREFIX, OUTCOMES_KEEP, keys.RESULTS_PREFIX),
-        ]
+        outcomes: list[Settlement] = []
         expected = 0
         for task_id, fate in entries:
             task = self.tasks.get(task_id)
             again = fate == "lost" or (task is not None and task.attempt > 1)
             rare: dict[str, Any] = {"again": True} if again else {}
+            if fate == "lost":
+                rare["unbegun"] = True
             if fate.startswith("retry"):
                 rare["delay"] = FAR_SECONDS if fate == "retry far" else 0.0
             if fate == "finished" and task_id in CHOSEN:
                 rare["remember"] = 86_400
-            words = {"lost": "failed", "retry far": "retry"}.get(fate, fate)
+            words = _FATE[fate]
             figures = ("http:delivered", f"{self.now():.6f}", f"{task_id}:{next(self.numbers)}:x::0.1")
-            line = "" if fate == "lost" else LINE
-            arguments += [task_id, words, line, "why", *figures, json.dumps(rare) if rare else ""]
+            line = b"" if fate == "lost" else LINE
+            outcomes.append((task_id, words, line, "why", *figures, json.dumps(rare).encode() if rare else b""))
             if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
                 expected += 1
                 self.end(task_id, task, fate, again)
-        registries = [keys.started(queue), keys.finished(queue), keys.failed(queue)]
-        settled, *dropped = script("settle").run(self.redis, [*registries, keys.COUNTERS, keys.SCHEDULE], arguments)
+        config = Config(queue=queue, history_keep=HISTORY_KEEP, dead_keep=dead_keep)
+        settled, *dropped = leases.settle(config, token, outcomes).run(self.redis)
         assert settled == expected
         self.settled += settled
         self.forget_finished(queue)
@@ -347,8 +350,7 @@ class Places(RuleBasedStateMachine):
     def put_back(self, queue: str, token: str, keep: int) -> None:
         mine = self.held(queue, token)
         kept, given_back = mine[:keep], mine[keep:]
-        keys_of_queue = [keys.started(queue), keys.queue(queue)]
-        assert script("put_back").run(self.redis, keys_of_queue, [keys.JOB_PREFIX, token, *kept]) == len(given_back)
+        assert leases.put_back(queue, token, kept).run(self.redis) == len(given_back)
         returned = self.in_queue(queue)[: len(given_back)]
         assert Counter(returned) == Counter(given_back)
         for task_id in reversed(returned):

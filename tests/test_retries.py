@@ -230,6 +230,7 @@ def test_a_delivery_that_expired_before_it_could_begin_never_does(live: Live, qu
     assert script.requests("late") == []
     assert (dead.state, [outcome.error for outcome in dead.outcomes]) == ("dead", ["expired"])
     assert "settings.expires" in dead.outcomes[0].message
+    assert dead.attempts == 0, "no delivery was begun"
     assert delivered.state == "delivered"
 
 

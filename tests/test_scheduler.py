@@ -16,7 +16,7 @@ from qtask.errors import Refused
 from qtask.scheduler import Scheduler
 from qtask.store import keys
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import Value, script
+from tests.claiming import claim
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -50,12 +50,6 @@ def running(*schedulers: Scheduler) -> Iterator[None]:
 def queued(redis: Redis, queue: str) -> list[str]:
     ids: Any = redis.lrange(keys.queue(queue), 0, -1)
     return [job_id.decode() for job_id in ids]
-
-
-def claim(redis: Redis, token: str = "worker", most: int = 100, margin: float = 15) -> list[str]:
-    arguments: list[Value] = [most, keys.JOB_PREFIX, token, margin, 30, keys.FOREVER_SECONDS, 20, 1_000_000]
-    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
-    return [task_id.decode() for task_id in reply[1::4]]
 
 
 def test_enqueue_at_keeps_fractions_of_a_second(redis: Redis) -> None:
@@ -172,8 +166,8 @@ def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(r
     now = redis_now(redis)
     first, second = (job.id for job in scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK)]))
     scheduler.release()
-    assert claim(redis, "dead", 1) == [first]
-    assert claim(redis, "alive", 1) == [second]
+    assert claim(redis, "dead", most=1) == [first]
+    assert claim(redis, "alive", most=1) == [second]
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
     assert scheduler.take_back("qtask") == [first]
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [first.encode()]

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask import stats
+from qtask.config import Config
+from qtask.delivery.ending import settlement
+from qtask.delivery.kinds import Claim
 from qtask.errors import NotFound, QTaskError
-from qtask.outcome import Outcome, encode_outcome
+from qtask.outcome import Answer, Failure
 from qtask.scheduler import Scheduler
-from qtask.store import keys
-from qtask.store.scripts import Value, script
+from qtask.store import keys, leases
 from qtask.store.tasks import cancel, count_tasks, list_tasks, show
+from qtask.task import check_task
+from tests.claiming import claim
 
 LATER = 4_000_000_000.0
 
@@ -33,25 +36,11 @@ def release(redis: Redis) -> None:
     Scheduler("qtask", redis).release()
 
 
-def claim(redis: Redis, most: int = 100) -> list[str]:
-    arguments: list[Value] = [most, keys.JOB_PREFIX, "token", 15, 30, keys.FOREVER_SECONDS, 20, 1_000_000]
-    reply = script("claim").run(redis, [keys.queue("qtask"), keys.started("qtask")], arguments)
-    return [task_id.decode() for task_id in reply[1::4]]
-
-
 def settle(redis: Redis, *ids: str, error: Any = "") -> None:
-    arguments: list[Value] = [
-        *(keys.JOB_PREFIX, "token", keys.STATS_PREFIX, 100, 3_600, 100, 3_600, keys.FOREVER_SECONDS),
-        *(0, keys.WAKE, keys.ID_PREFIX, 20, keys.RESULTS_PREFIX),
-    ]
-    for task_id in ids:
-        outcome = Outcome("failed" if error else "delivered", 1.0, 2.0, 0.5, 1.0, code=200, error=error, message=error)
-        arguments += [
-            *(task_id, "failed" if error else "finished", encode_outcome(outcome), error),
-            *(stats.counter("http", outcome), 2.0, stats.member(task_id, outcome), ""),
-        ]
-    registries = [keys.started("qtask"), keys.finished("qtask"), keys.failed("qtask"), keys.COUNTERS, keys.SCHEDULE]
-    assert script("settle").run(redis, registries, arguments) == [len(ids)]
+    result = Failure(error, error) if error else Answer(200)
+    once = check_task({**task("t"), "settings": {"time": 0, "retry": {"attempts": 1}}}).task
+    ended = [settlement(Claim(task_id, 1, once, 0.5), result, 1.0, 1.0, 60) for task_id in ids]
+    assert leases.settle(Config(), "worker", ended).run(redis) == [len(ids)]
 
 
 def everything(redis: Redis) -> str:
@@ -112,7 +101,7 @@ def test_what_is_due_next_comes_first_and_of_what_ended_the_newest(redis: Redis)
     release(redis)
     assert [record.id for record in list_tasks(redis, "qtask", "queued")] == early
     for task_id in claim(redis):
-        redis.zadd(keys.started("qtask"), {f"{task_id}:token": 1.0})
+        redis.zadd(keys.started("qtask"), {f"{task_id}:worker": 1.0})
         settle(redis, task_id)
         redis.zincrby(keys.finished("qtask"), early.index(task_id), task_id)  # as if a second lay between them
     assert [record.id for record in list_tasks(redis, "qtask", "delivered", 2)] == early[:0:-1]

@@ -1,12 +1,20 @@
-"""How a delivery ends: its outcome, and whether and when it is tried again. The same for both kinds of worker. Pure."""
+"""How a delivery ends: its outcome, whether and when it is tried again, and what is settled. No I/O.
+
+The rules are the same for both kinds of worker; a settlement is what QTask's own makes of them.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from msgspec import UNSET
 
+from qtask import stats
 from qtask.delivery.kinds import Claim
-from qtask.outcome import Answer, Failure, Outcome
+from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
+from qtask.store.leases import Fate, Settlement
 from qtask.task import expiry_of
 
 
@@ -70,6 +78,64 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
         if now + delay >= expiry_of(claim.task, claim.due):
             return None
     return delay
+
+
+def settlement(
+    claim: Claim, result: Answer | Failure, started: float, duration: float, id_seconds: float
+) -> Settlement:
+    """What is settled for a delivery that has ended.
+
+    Args:
+        claim, result, started, duration: as for `outcome_of`.
+        id_seconds: for how long the id of a delivered task is remembered, where the client chose it.
+    """
+    outcome = outcome_of(claim, result, started, duration)
+    rare: dict[str, Any] = {}
+    fate: Fate = "finished"
+    if claim.attempt > 1:
+        rare["again"] = True
+    if isinstance(result, Failure):
+        delay = retry_delay(claim, result, outcome.ended)
+        fate = "failed" if delay is None else "retry"
+        if delay is not None:
+            rare["delay"] = delay
+    elif claim.task.settings.id is not UNSET:
+        rare["remember"] = id_seconds
+    return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), rare)
+
+
+def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
+    """What is settled for a task that was claimed and that no delivery was begun for; `now` in Unix seconds."""
+    outcome = outcome_of(claim, failure, now, 0.0)
+    # When its workers died, the lost deliveries stand in its history already.
+    line = b"" if failure.kind == "lost" else encode_outcome(outcome)
+    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, {"again": True, "unbegun": True})
+
+
+def unread(task_id: str, attempt: int, failure: Failure, now: float) -> Settlement:
+    """What is settled for a job that is no task; `now` in Unix seconds."""
+    outcome = unread_outcome(failure, attempt, now)
+    return _settlement(task_id, stats.UNKNOWN, "failed", outcome, encode_outcome(outcome), {"again": attempt > 1})
+
+
+def with_history(one: Settlement) -> Settlement:
+    """A settlement whose outcome does not take the place of those before it; see settle.lua."""
+    *rest, rare = one
+    given: dict[str, Any] = msgspec.json.decode(rare) if rare else {}
+    return (*rest, msgspec.json.encode({**given, "again": True}))  # type: ignore[return-value]
+
+
+def _settlement(task_id: str, kind: str, fate: Fate, outcome: Outcome, line: bytes, rare: dict[str, Any]) -> Settlement:
+    return (
+        task_id,
+        fate,
+        line,
+        outcome.message,
+        stats.counter(kind, outcome),
+        f"{outcome.ended:.6f}",
+        stats.member(task_id, outcome),
+        msgspec.json.encode(rare) if rare else b"",
+    )
 
 
 def _retry(claim: Claim) -> Retry:

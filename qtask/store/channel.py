@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from qtask.store.faults import reach
-from qtask.store.scripts import Script, Value
+from qtask.store.scripts import Call, Script, Value
 
 OnReply = Callable[[Any], None]
 
@@ -65,9 +65,10 @@ class Channel:
         self._waiting.append(_Sent(on_reply, None, command, monotonic()))
         self._write(self._connection, command)
 
-    def run(self, on_reply: OnReply, script: Script, keys: list[str], arguments: list[Value]) -> None:
+    def run(self, on_reply: OnReply, call: Call) -> None:
         """Runs a script; where Redis has forgotten it, its text is sent without the caller noticing."""
         assert self.descriptor >= 0
+        script, keys, arguments = call
         rest: tuple[Value, ...] = (len(keys), *keys, *arguments)
         reach(script.before)
         self._waiting.append(_Sent(on_reply, script, rest, monotonic()))

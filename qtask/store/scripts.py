@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -61,6 +61,18 @@ class Script:
             reply = await redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
         reach(self.after)
         return reply
+
+
+class Call(NamedTuple):
+    """A script with its keys and arguments."""
+
+    script: Script
+    keys: list[str]
+    arguments: list[Value]
+
+    def run(self, redis: Redis) -> Any:
+        """As `Script.run`."""
+        return self.script.run(redis, self.keys, self.arguments)
 
 
 @cache

@@ -21,10 +21,11 @@
 -- ARGV[12] outcomes to keep a task
 -- ARGV[13] prefix of RQ's results, which a stock worker leaves
 -- then eight a task:
---   id, 'finished' or 'failed' or 'retry', outcome (JSON on one line; '' when there was no delivery), error in words,
+--   id, 'finished' or 'failed' or 'retry', outcome (JSON on one line; '' for none), error in words,
 --   counter ('kind:status'), end of the delivery in Unix seconds, member of the statistics,
---   what is rare, as JSON, or '': {"again": true after the first delivery, "delay": seconds until a retry,
---   "remember": seconds for which the id, which the client chose, is remembered}
+--   what is rare, as JSON, or '': {"again": true after the first delivery, "unbegun": true where the claim led to no
+--   delivery, "delay": seconds until a retry, "remember": seconds for which the id, which the client chose, is
+--   remembered}
 --
 -- Returns {how many were settled, id of a dead task that was dropped for want of room, …}. A task whose lease was
 -- taken back meanwhile is somebody else's by now and is left alone; so a batch may be sent again when its reply was
@@ -38,9 +39,6 @@ local expiry = string.format('%.3f', now + ARGV[5])
 local forever = string.format('%.3f', now + ARGV[8])
 
 local function all_outcomes(key, newest)
-  if newest == '' then
-    redis.call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery that was never begun
-  end
   return newest_lines((redis.call('HGET', key, 'outcomes') or '') .. '\n' .. newest, ARGV[12])
 end
 
@@ -57,6 +55,9 @@ for i = 14, #ARGV, 8 do
     local key = ARGV[1] .. id
     local rare = ARGV[i + 7] ~= '' and cjson.decode(ARGV[i + 7]) or nil
     settled = settled + 1
+    if rare and rare.unbegun then
+      redis.call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery
+    end
     if rare and rare.again then
       outcomes = all_outcomes(key, outcomes)
       redis.call('UNLINK', ARGV[13] .. id) -- of an attempt by a stock worker: the outcomes say it all
