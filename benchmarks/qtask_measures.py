@@ -23,12 +23,13 @@ from benchmarks.receiver import Receiver
 from benchmarks.redis_server import RedisServer, server_version
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
+from qtask.check import encode
 from qtask.client import Client
 from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import BATCH, Scheduler
 from qtask.store import keys
 from qtask.store.scripts import script
-from qtask.task import DEFAULT_TIMEOUT_SECONDS, encode
+from qtask.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.worker import CLAIM_BATCH, CLAIM_BYTES, LEASE_MARGIN_SECONDS
 
 FAR_SECONDS = 86_400.0

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.graph import draw_into_redis
 from qtask.delivery.http_curl import HttpDeliverer
@@ -40,7 +41,6 @@ from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async
 from qtask.store.scripts import Value, script
-from qtask.task import check_task
 from qtask.worker import CLAIM_BYTES, HELD_BYTES
 from tests.gateway_process import Connection, Gateway, line_of, task
 from tests.live import Live

@@ -20,13 +20,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis import Redis
 
+from qtask.check import check_task
 from qtask.errors import QTaskError
 from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.scripts import Value, script
 from qtask.store.submit import Submission, submit
-from qtask.task import DEFAULT_TIMEOUT_SECONDS, check_task
+from qtask.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.worker import CLAIM_BYTES
 
 QUEUES = ("one", "two")
