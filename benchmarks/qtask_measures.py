@@ -23,10 +23,10 @@ from benchmarks.receiver import Receiver
 from benchmarks.redis_server import RedisServer, server_version
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
+from qtask.check import encode
 from qtask.client import Client
 from qtask.scheduler import BATCH, Scheduler
 from qtask.store import leases
-from qtask.task import encode
 from qtask.worker import CLAIM_BATCH
 
 FAR_SECONDS = 86_400.0

@@ -22,6 +22,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from rq.exceptions import DeserializationError
 from rq.job import Job
 
+from qtask.check import Checked, check_task
 from qtask.config import Config
 from qtask.ids import IdSource
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
@@ -31,7 +32,6 @@ from qtask.store.job import FUNCTION
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import script
 from qtask.store.submit import Submission, id_of, id_source, submit
-from qtask.task import Checked, check_task
 
 BATCH = 500  # jobs moved by one script; a longer one would make others wait for Redis
 GAP_SECONDS = 0.001  # least time between two moves, so that a stream of due tasks moves by the batch

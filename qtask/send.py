@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 import click
 import msgspec
 
+from qtask.check import parse
 from qtask.client import Client
 from qtask.client.requests import Answer
 from qtask.errors import QTaskError, Refused
-from qtask.task import MAX_TITLE_CHARACTERS, parse
+from qtask.task import MAX_TITLE_CHARACTERS
 from qtask.timing import format_instant
 
 _SHOWN = 20  # of the accepted and of the refused, so many are shown one by one

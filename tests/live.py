@@ -14,6 +14,7 @@ from redis import Redis
 from rq import Worker
 
 from qtask import Client
+from qtask.client.requests import Accepted
 from qtask.store import keys, tasks
 from qtask.store.tasks import TaskRecord
 from tests.processes import Process
@@ -97,6 +98,14 @@ class Around:
     def client(self, queue: str = "qtask") -> Client:
         """A client that goes straight into its Redis."""
         return Client(self.url, queue=queue)
+
+    def send(self, queue: str, *dicts: Mapping[str, Any]) -> list[str]:
+        """Submits dicts straight into its Redis, and returns their ids; fails when one is refused."""
+        with self.client(queue) as client:
+            answers = client.send_many(dicts)
+        accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+        assert len(accepted) == len(dicts), answers
+        return [answer.id for answer in accepted]
 
     def queued(self, queue: str) -> list[str]:
         """Ids of the tasks in a queue, in order."""

@@ -134,6 +134,11 @@ class Receiver:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}/"
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the tasks that have come so far, as their headers said, one for each request."""
+        return [request.header("QTask-Id") for request in list(self.requests)]
+
     def wait_for(self, count: int, seconds: float = 10.0) -> list[Request]:
         """Waits until so many requests have come, and returns them all."""
         with self._changed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,6 @@ from tests.redis_server import RedisServer, free_port
 from tests.shorthands import HTTP, SHORTHANDS
 
 Talk = Callable[[AsyncClient], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with Gateway(redis_server.url, tmp_path_factory.mktemp("async-client")) as running:
-        yield running
-
-
-@pytest.fixture(params=["socket", "redis"])
-def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
-    """Both ways, one after the other, on an empty Redis."""
-    return gateway.url if request.param == "socket" else redis_server.url
 
 
 def run(url: str, talk: Talk, timeout: float = 10.0) -> None:

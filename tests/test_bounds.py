@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.graph import draw_into_redis
 from qtask.delivery.http_curl import HttpDeliverer
@@ -40,7 +41,6 @@ from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async
 from qtask.store.leases import CLAIM_BYTES
-from qtask.task import check_task
 from qtask.worker import HELD_BYTES
 from tests.claiming import claim
 from tests.gateway_process import Connection, Gateway, line_of, task
@@ -52,26 +52,10 @@ from tests.waiting import until
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bounds.md"
 HELD = 1_048_576  # bytes
 
-_queues = (f"queue-{number}" for number in count())
-
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests here; each test has a queue and workers of its own."""
-    with Live(tmp_path_factory.mktemp("bounds")) as one:
-        one.start("scheduler")
-        yield one
-
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
-
-
-@pytest.fixture(scope="module")
-def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
     """One that may hold a MiB for all its clients, and whose largest array has half of it."""
-    folder = tmp_path_factory.mktemp("gateway")
     with Gateway(redis_server.url, folder, MAX_BYTES=32_768, MAX_HELD_BYTES=HELD) as running:
         yield running
         assert "Traceback" not in running.log
@@ -80,11 +64,6 @@ def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory)
 def http(url: str, **settings: Any) -> dict[str, Any]:
     given = {"time": 0, "retry": {"attempts": 1}, **settings}
     return {"title": "t", "address": {"type": "http", "link": url}, "settings": given}
-
-
-def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
-    with live.client(queue) as client:
-        return [client.send(one).id for one in dicts]
 
 
 # --- the gateway -------------------------------------------------------------------------------------------------
@@ -228,7 +207,7 @@ def test_a_worker_holds_no_more_than_so_many_bytes(live: Live, queue: str) -> No
     with Receiver(gate) as receiver:
         large["address"]["link"] = receiver.url
         worker = live.start("worker", queue=queue)
-        ids = send(live, queue, *[large] * (most + 10))
+        ids = live.send(queue, *[large] * (most + 10))
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] >= HELD_BYTES // 1_000_100, 20)
         live.heartbeats(worker, 1)
         counts = tasks.count_tasks(live.redis, queue)
@@ -322,7 +301,7 @@ def test_look_ups_that_wait_for_a_name_server_are_bounded() -> None:
 
 
 def test_what_is_kept_of_a_task_that_is_retried_for_ever_is_bounded(live: Live, queue: str) -> None:
-    (task_id,) = send(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+    (task_id,) = live.send(queue, http(f"http://127.0.0.1:{free_port()}/"))
     live.start("worker", queue=queue)
     for _ in range(OUTCOMES_KEEP + 3):
         live.ended([task_id])

@@ -26,18 +26,6 @@ from tests.shorthands import HTTP, SHORTHANDS
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with Gateway(redis_server.url, tmp_path_factory.mktemp("client")) as running:
-        yield running
-
-
-@pytest.fixture(params=["socket", "redis"])
-def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
-    """Both ways, one after the other, on an empty Redis."""
-    return gateway.url if request.param == "socket" else redis_server.url
-
-
 @pytest.fixture
 def client(url: str) -> Iterator[Client]:
     with Client(url) as opened:

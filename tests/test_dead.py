@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import pytest
@@ -22,21 +21,6 @@ from tests.redis_server import free_port
 from tests.waiting import until
 
 TEN_YEARS = 315_360_000
-
-_queues = (f"queue-{number}" for number in count())
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests here; each test has a queue and workers of its own."""
-    with Live(tmp_path_factory.mktemp("dead")) as one:
-        one.start("scheduler")
-        yield one
-
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +46,7 @@ def http(url: str, title: str = "t", **settings: Any) -> dict[str, Any]:
 
 def die(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
     """Submits tasks, and returns their ids when all are dead and their worker is gone."""
-    with live.client(queue) as client:
-        ids = [client.send(one).id for one in dicts]
+    ids = live.send(queue, *dicts)
     with working(live, queue):
         assert {record.state for record in live.ended(ids)} == {"dead"}
     return ids

@@ -29,11 +29,6 @@ BATCH = 20  # dicts that a stream of tasks puts there at once
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gateway-inbox")
-
-
-@pytest.fixture(scope="module")
 def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
     with Gateway(redis_server.url, folder) as running:
         yield running

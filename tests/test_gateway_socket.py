@@ -26,18 +26,6 @@ from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gateway-socket")
-
-
-@pytest.fixture(scope="module")
-def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One with the limits that it has by default."""
-    with Gateway(redis_server.url, folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def strict(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
     """One with small limits."""
     with Gateway(redis_server.url, folder, MAX_BYTES=1_000, MAX_CONNECTIONS=4, IDLE_SECONDS=0.4) as running:

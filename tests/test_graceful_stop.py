@@ -29,9 +29,9 @@ from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(folder: Path) -> Iterator[Live]:
     """A Redis as shipped, and a scheduler; each test has a queue of its own."""
-    with Live(tmp_path_factory.mktemp("stop"), "--include", str(OPTIONS_FILE)) as one:
+    with Live(folder, "--include", str(OPTIONS_FILE)) as one:
         one.start("scheduler")
         yield one
 
@@ -49,15 +49,6 @@ class Held:
 
 def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
     return {"title": url, "address": {"type": "http", "link": url}, "settings": {"time": delay, **settings}}
-
-
-def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
-    with live.client(queue) as client:
-        return [client.send(one).id for one in dicts]
-
-
-def ids_of(receiver: Receiver) -> list[str]:
-    return [request.header("QTask-Id") for request in list(receiver.requests)]
 
 
 def wait_for_exit(process: Process, seconds: float = 15.0) -> int:
@@ -97,7 +88,7 @@ class Slow:
     def __init__(self, live: Live, receiver: Receiver) -> None:
         self.receiver = receiver
         self.worker = live.start("worker", queue=self.queue, concurrency=16)
-        self.ids = send(live, self.queue, *[http(receiver.url) for _ in range(40)])
+        self.ids = live.send(self.queue, *[http(receiver.url) for _ in range(40)])
         receiver.wait_for(16)
         self.worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in self.worker.log.read_text(), what="the worker to be stopping")
@@ -214,20 +205,20 @@ def test_a_worker_gives_what_it_has_not_begun_to_another_at_once(live: Live) -> 
     held = Held()
     with Receiver(held) as receiver:
         worker = live.start("worker", queue="begun", concurrency=16)
-        ids = send(live, "begun", *[http(receiver.url) for _ in range(40)])
+        ids = live.send("begun", *[http(receiver.url) for _ in range(40)])
         receiver.wait_for(16)
-        begun = ids_of(receiver)
+        begun = receiver.ids
         worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in worker.log.read_text(), what="the worker to be stopping")
         live.start("worker", queue="begun")
         receiver.wait_for(40, 3)  # what would come at the end of the grace would come later
         assert worker.running, "it still waits for what it has in flight"
-        assert sorted(ids_of(receiver)) == sorted(ids)
+        assert sorted(receiver.ids) == sorted(ids)
         held.let_go.set()
         assert wait_for_exit(worker) == 0
         records = live.ended(ids)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
-    assert set(begun) <= set(ids) and sorted(ids_of(receiver)) == sorted(ids)
+    assert set(begun) <= set(ids) and sorted(receiver.ids) == sorted(ids)
 
 
 def test_a_crew_of_workers_that_is_asked_twice_gives_back_what_is_in_flight_at_once(live: Live) -> None:
@@ -235,7 +226,7 @@ def test_a_crew_of_workers_that_is_asked_twice_gives_back_what_is_in_flight_at_o
     with Receiver(held) as receiver:
         crew = live.start("worker", queue="crew", processes=2)
         until(lambda: crew.log.read_text().count('"event": "working"') == 2, what="both workers to work")
-        ids = send(live, "crew", *[http(receiver.url) for _ in range(20)])
+        ids = live.send("crew", *[http(receiver.url) for _ in range(20)])
         receiver.wait_for(20)
         crew.signal(signal.SIGTERM)
         until(lambda: crew.log.read_text().count('"event": "stopping"') == 2, what="both workers to be stopping")
@@ -380,7 +371,7 @@ def _left(live: Live, queue: str) -> int:
 
 def test_when_its_grace_is_over_a_worker_gives_back_what_is_in_flight(live: Live, slow: Slow) -> None:
     assert wait_for_exit(slow.worker, 20) == 0
-    begun = ids_of(slow.receiver)
+    begun = slow.receiver.ids
     assert len(begun) == 16, "it has claimed and begun nothing since it was asked to end"
     assert sorted(live.queued(Slow.queue)) == sorted(slow.ids), "and nothing waits for a lease to end"
     assert tasks.count_tasks(live.redis, Slow.queue)["started"] == 0

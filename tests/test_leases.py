@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,22 +29,15 @@ from tests.waiting import until
 LONG_SECONDS = 600.0  # of a delivery's timeout, so that no lease ends by itself
 JSON = ("-S", "rq.serializers.JSONSerializer")
 
-_queues = (f"queue-{number}" for number in count())
-
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(folder: Path) -> Iterator[Live]:
     """One Redis for all tests here, and two schedulers of which the first is killed; each test has its own queue."""
-    with Live(tmp_path_factory.mktemp("leases")) as one:
+    with Live(folder) as one:
         first = one.start("scheduler")
         one.start("scheduler")
         first.kill()
         yield one
-
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
 
 
 class Attempts:

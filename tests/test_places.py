@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis import Redis
 
+from qtask.check import check_task
 from qtask.config import Config
 from qtask.errors import QTaskError
 from qtask.outcome import OUTCOMES_KEEP
@@ -28,7 +29,6 @@ from qtask.store import keys, leases, tasks
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.scripts import Value, script
 from qtask.store.submit import Submission, submit
-from qtask.task import check_task
 
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers

@@ -22,6 +22,7 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from qtask.check import check_task
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.intake import Answer, Intake
@@ -29,7 +30,6 @@ from qtask.scheduler import DEAD_AFTER_SECONDS, Scheduler
 from qtask.store import keys, tasks
 from qtask.store.channel import Channel
 from qtask.store.connect import connect, connect_async
-from qtask.task import check_task
 from tests.gateway_process import Connection, Gateway
 from tests.live import Live
 from tests.processes import Process

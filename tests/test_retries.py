@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from email.utils import formatdate
-from itertools import count, pairwise
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,21 +31,14 @@ CLOCK_SECONDS = 0.01  # by which a worker may take Redis's clock to be slow
 JSON = ("-S", "rq.serializers.JSONSerializer")
 NONE: dict[str, str] = {}
 
-_queues = (f"queue-{number}" for number in count())
-
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(folder: Path) -> Iterator[Live]:
     """One Redis and one scheduler for all tests here, and a worker for the queue `qtask`."""
-    with Live(tmp_path_factory.mktemp("retries")) as one:
+    with Live(folder) as one:
         one.start("scheduler")
         one.start("worker")
         yield one
-
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
 
 
 class Script:

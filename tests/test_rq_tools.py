@@ -12,9 +12,7 @@ import signal
 import socket
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Any
 
 import pytest
@@ -35,21 +33,6 @@ from tests.waiting import until
 
 JSON = ("-S", "rq.serializers.JSONSerializer")
 
-_queues = (f"queue-{number}" for number in count())
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests here; each test has a queue of its own."""
-    with Live(tmp_path_factory.mktemp("tools")) as one:
-        one.start("scheduler")
-        yield one
-
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
-
 
 def rq_queue(live: Live, name: str) -> Queue:
     return Queue(name, connection=live.redis, serializer=JSONSerializer, job_class=TaskJob)
@@ -68,10 +51,6 @@ def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, a
             ).id
             for number in range(count)
         ]
-
-
-def ids_of(receiver: Receiver) -> list[str]:
-    return [request.header("QTask-Id") for request in receiver.requests]
 
 
 # --- rq worker ---------------------------------------------------------------------------------------------------
@@ -111,7 +90,7 @@ def test_a_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
         live.wait_queued(queue, 5)
         live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
         records = [tasks.show(live.redis, task_id) for task_id in ids]
-        assert ids_of(receiver) == [ids[0]]
+        assert receiver.ids == [ids[0]]
     assert os.read(pipe, 100) == b"1\n"
     os.close(pipe)
     assert [record.state for record in records] == ["delivered", "delivered", "delivered", "delivered", "dead"]
@@ -152,7 +131,7 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
         stock.send_signal(signal.SIGTERM)
         stock.wait(10)
         assert 0 < len(by_stock) < 60, "both have delivered"
-        assert Counter(ids_of(held) + ids_of(receiver)) == Counter(in_flight + shared)
+        assert Counter(held.ids + receiver.ids) == Counter(in_flight + shared)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
@@ -186,7 +165,7 @@ def test_a_stock_rqscheduler_releases_waiting_tasks_instead_of_qtasks(tmp_path_f
         where = ("-H", "127.0.0.1", "-p", str(live.server.port))
         live.program("rqscheduler", "-j", "qtask.store.rq_job.TaskJob", *where, "-i", "1")
         records = live.ended(ids)
-        assert sorted(ids_of(receiver)) == sorted(ids)
+        assert sorted(receiver.ids) == sorted(ids)
     for record in records:
         assert record.state == "delivered"
         assert abs(record.outcomes[0].started - record.due - (record.outcomes[0].lateness or 0)) < 1.0
@@ -277,7 +256,7 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
         else:
             TaskJob.fetch(task_id, connection=live.redis).requeue()
         until(lambda: tasks.show(live.redis, task_id).state == "delivered")
-        assert ids_of(receiver) == [task_id] * 2
+        assert receiver.ids == [task_id] * 2
         attempts = [request.header("QTask-Attempt") for request in receiver.requests]
         assert attempts == ["1", "1"], "with all its attempts anew"
         assert [outcome.code for outcome in tasks.show(live.redis, task_id).outcomes] == [500, 200]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.ending import settlement
 from qtask.delivery.kinds import Claim
@@ -16,7 +17,6 @@ from qtask.outcome import Answer, Failure
 from qtask.scheduler import Scheduler
 from qtask.store import keys, leases
 from qtask.store.tasks import cancel, count_tasks, list_tasks, show
-from qtask.task import check_task
 from tests.claiming import claim
 
 LATER = 4_000_000_000.0

@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +24,26 @@ from qtask.store import keys, tasks
 from tests.chaos.proxy import Proxy
 from tests.live import Live, children
 from tests.processes import Process
-from tests.receiver import Exchange, Gate, Receiver
+from tests.receiver import Behaviour, Exchange, Gate, Receiver
 from tests.redis_server import free_port
 from tests.waiting import until
 
-_queues = (f"queue-{number}" for number in count())
 
+def failing_once() -> Behaviour:
+    """A receiver's behaviour that fails each task once, and then takes it."""
+    failed: set[str] = set()
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests here; each test has a queue and workers of its own."""
-    with Live(tmp_path_factory.mktemp("worker")) as one:
-        one.start("scheduler")
-        yield one
+    def answer(exchange: Exchange) -> None:
+        task_id = exchange.request.header("QTask-Id")
+        status = 200 if task_id in failed else 500
+        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
+        exchange.answer(status)
 
-
-@pytest.fixture
-def queue() -> str:
-    return next(_queues)
+    return answer
 
 
 def http(url: str, **settings: Any) -> dict[str, Any]:
     return {"title": "t", "address": {"type": "http", "link": url}, "settings": {"time": 0, **settings}}
-
-
-def send(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
-    with live.client(queue) as client:
-        answers = client.send_many(dicts)
-    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
-    assert len(accepted) == len(dicts), answers
-    return [answer.id for answer in accepted]
-
-
-def ids_of(receiver: Receiver) -> list[str]:
-    return [request.header("QTask-Id") for request in receiver.requests]
 
 
 def worker_exit(process: Process, seconds: float) -> int:
@@ -82,8 +67,7 @@ def test_a_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, 
         server.settimeout(10)
         to_socket = {"type": "socket", "link": f"127.0.0.1:{server.getsockname()[1]}"}
         before = time.time()
-        ids = send(
-            live,
+        ids = live.send(
             queue,
             http(receiver.url + "hook", time=0.1, data={"method": "POST", "json": {"n": 1}}),
             {"title": "t", "address": to_socket, "settings": {"time": 0, "data": [1, 2]}},
@@ -126,8 +110,7 @@ def test_a_failed_task_is_dead_and_says_why(live: Live, queue: str) -> None:
     once = {"attempts": 1}
     to_pipe = {"time": 0, "data": {"data": 1}, "retry": once}
     with Receiver(behaviour) as receiver:
-        ids = send(
-            live,
+        ids = live.send(
             queue,
             http(receiver.url + "broken", retry=once),
             http(receiver.url + "slow", timeout=0.2, retry=once),
@@ -148,7 +131,7 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
     with Receiver() as receiver:
         ids: list[str] = []
         for _ in range(4):
-            sent = send(live, queue, *[http(receiver.url) for _ in range(5)])
+            sent = live.send(queue, *[http(receiver.url) for _ in range(5)])
             receiver.wait_for(len(ids) + 5)
             ids += sent
             until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 0)
@@ -188,7 +171,7 @@ BROKEN: dict[str, dict[Any, Any]] = {
 def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     with Receiver() as receiver:
-        (sound,) = send(live, queue, http(receiver.url, time=3600))
+        (sound,) = live.send(queue, http(receiver.url, time=3600))
         live.redis.zrem(keys.SCHEDULE, sound)
         for name, fields in BROKEN.items():
             live.redis.hset(keys.job(name), mapping=fields | {"origin": queue})
@@ -214,18 +197,10 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
 
 def test_tasks_that_are_tried_again_at_once_are_delivered_at_once(live: Live, queue: str) -> None:
     """A task may come to its worker again before the worker knows that its first outcome is settled."""
-    failed: set[str] = set()
-
-    def fail_once(exchange: Exchange) -> None:
-        task_id = exchange.request.header("QTask-Id")
-        status = 200 if task_id in failed else 500
-        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
-        exchange.answer(status)
-
     live.start("worker", queue=queue)
-    with Receiver(fail_once) as receiver:
+    with Receiver(failing_once()) as receiver:
         at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
-        ids = [task_id for _ in range(8) for task_id in send(live, queue, *[http(receiver.url, retry=at_once)] * 250)]
+        ids = [task_id for _ in range(8) for task_id in live.send(queue, *[http(receiver.url, retry=at_once)] * 250)]
         records = live.ended(ids)
     assert {(record.state, record.attempts, len(record.outcomes)) for record in records} == {("delivered", 2, 2)}
 
@@ -234,39 +209,39 @@ def test_500_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: 
     gate = Gate(until=500)  # no answer before all 500 requests have come
     live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(500)])
+        ids = live.send(queue, *[http(receiver.url) for _ in range(500)])
         receiver.wait_for(500, 20)
         records = live.ended(ids)
     assert gate.held == 500
     assert {record.state for record in records} == {"delivered"}
-    assert sorted(ids_of(receiver)) == sorted(ids)
+    assert sorted(receiver.ids) == sorted(ids)
 
 
 def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=3)
     with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(10)])
+        ids = live.send(queue, *[http(receiver.url) for _ in range(10)])
         receiver.wait_for(3)
         live.heartbeats(worker, 1)
         assert len(receiver.requests) == 3
         gate.open()
         live.ended(ids)
-    assert sorted(ids_of(receiver)) == sorted(ids)
+    assert sorted(receiver.ids) == sorted(ids)
 
 
 def test_what_waits_behind_receivers_that_hang_goes_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, concurrency=8)
     with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(9)])
+        ids = live.send(queue, *[http(receiver.url) for _ in range(9)])
         receiver.wait_for(8)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 9)  # one waits in the worker itself
         live.start("worker", queue=queue, concurrency=8)
         receiver.wait_for(9, 15)
         gate.open()
         records = live.ended(ids)
-    assert sorted(ids_of(receiver)) == sorted(ids)
+    assert sorted(receiver.ids) == sorted(ids)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
@@ -286,7 +261,7 @@ def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: st
             accepted = [answer for answer in client.send_many(dicts) if isinstance(answer, Accepted)]
         records = live.ended([task.id for task in accepted])
     assert len(accepted) == 1_000
-    assert Counter(ids_of(receiver)) == Counter(task.id for task in accepted)
+    assert Counter(receiver.ids) == Counter(task.id for task in accepted)
     late = sorted(arrivals[task.id] - task.due for task in accepted)
     assert late[0] >= 0
     assert {record.state for record in records} == {"delivered"}
@@ -313,9 +288,9 @@ def silenced(live: Live) -> Iterator[dict[str, Silent]]:
     with Receiver(Gate(held_attempts=("1",))) as one, Receiver(Gate(held_attempts=("1",))) as other:
         silent = {}
         for how, receiver in (("killed", one), ("frozen", other)):
-            queue = next(_queues)
+            queue = f"{how}-worker"
             worker = live.start("worker", queue=queue)
-            ids = send(live, queue, *[http(receiver.url) for _ in range(20)])
+            ids = live.send(queue, *[http(receiver.url) for _ in range(20)])
             assert isinstance(receiver.behaviour, Gate)
             silent[how] = Silent(queue, worker, receiver.behaviour, receiver, ids)
             receiver.wait_for(20)
@@ -349,7 +324,7 @@ def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live
     records = live.ended(frozen.ids)
     assert {record.state for record in records} == {"delivered"}
     assert {tuple(outcome.error for outcome in record.outcomes) for record in records} == {("lost", "")}
-    assert sorted(ids_of(frozen.receiver)) == sorted(frozen.ids)
+    assert sorted(frozen.receiver.ids) == sorted(frozen.ids)
     assert frozen.worker.running
 
 
@@ -357,7 +332,7 @@ def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, q
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=16)
     with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(40)])
+        ids = live.send(queue, *[http(receiver.url) for _ in range(40)])
         receiver.wait_for(16)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 18)  # two wait in the worker itself
         worker.signal(signal.SIGTERM)
@@ -365,7 +340,7 @@ def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, q
         gate.open()
         assert worker_exit(worker, 5) == 0
     delivered = [record.id for record in tasks.list_tasks(live.redis, queue, "delivered")]
-    assert sorted(delivered) == sorted(ids_of(receiver)) and len(delivered) == 16
+    assert sorted(delivered) == sorted(receiver.ids) and len(delivered) == 16
     assert sorted(delivered + live.queued(queue)) == sorted(ids)
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
     attempts = {tasks.show(live.redis, task_id).attempts for task_id in live.queued(queue)}
@@ -376,7 +351,7 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
     gate = Gate()
     worker = live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
-        ids = send(live, queue, *[http(receiver.url) for _ in range(4)])
+        ids = live.send(queue, *[http(receiver.url) for _ in range(4)])
         receiver.wait_for(4)
         worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in worker.log.read_text())
@@ -396,7 +371,7 @@ def _draws(pid: int) -> bool:
 
 def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
-    (graph,) = send(live, queue, {"title": "g", "address": {"type": "__graph__"}})
+    (graph,) = live.send(queue, {"title": "g", "address": {"type": "__graph__"}})
     # Once it runs, and not while it still is its parent's image: until then its parent waits for it, and so would stop.
     (drawing,) = until(lambda: [one for one in children(worker.pid) if _draws(one)])
     os.kill(drawing, signal.SIGSTOP)
@@ -409,25 +384,17 @@ def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str
 
 def test_replies_of_redis_that_are_cut_off_repeat_nothing(live: Live, queue: str) -> None:
     """Each task fails once and is tried again at once, so that it is soon where its lost reply would find it."""
-    failed: set[str] = set()
-
-    def fail_once(exchange: Exchange) -> None:
-        task_id = exchange.request.header("QTask-Id")
-        status = 200 if task_id in failed else 500
-        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
-        exchange.answer(status)
-
     proxy = Proxy({"redis": live.server.port})
     try:
         live.start("worker", queue=queue, redis_url=f"redis://127.0.0.1:{proxy.ports['redis']}/0", concurrency=20)
         at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
-        with Receiver(fail_once) as receiver:
-            ids = send(live, queue, *[http(receiver.url, time=number / 150, retry=at_once) for number in range(450)])
+        with Receiver(failing_once()) as receiver:
+            ids = live.send(queue, *[http(receiver.url, time=number / 150, retry=at_once) for number in range(450)])
             for number in range(7):
                 receiver.wait_for(50 + 100 * number)
                 proxy.cut("redis", number % 3, 0.5)
             records = live.ended(ids)
-            arrived = Counter(ids_of(receiver))
+            arrived = Counter(receiver.ids)
     finally:
         proxy.close()
     assert arrived == Counter(ids * 2)
@@ -439,7 +406,7 @@ def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_pa
         live.start("scheduler")
         worker = live.start("worker")
         generator = random.Random(7)
-        ids = send(live, "qtask", *[http(receiver.url, time=3 * generator.random()) for _ in range(400)])
+        ids = live.send("qtask", *[http(receiver.url, time=3 * generator.random()) for _ in range(400)])
         receiver.wait_for(100)
         live.server.kill()
         until(lambda: "redis_away" in worker.log.read_text())
@@ -447,7 +414,7 @@ def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_pa
         records = live.ended(ids)
         assert worker.running
     assert {record.state for record in records} == {"delivered"}
-    assert set(ids_of(receiver)) == set(ids)
+    assert set(receiver.ids) == set(ids)
 
 
 # --- what RQ's tools do to it ------------------------------------------------------------------------------------
@@ -459,7 +426,7 @@ def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str)
         live.command("rq", "suspend", "-u", live.server.url)
         try:
             live.heartbeats(worker, 2)  # after the second it has surely heard
-            ids = send(live, queue, http(receiver.url))
+            ids = live.send(queue, http(receiver.url))
             assert live.wait_queued(queue, 1) == ids
             live.heartbeats(worker, 1)
             assert live.queued(queue) == ids and receiver.requests == []
@@ -485,7 +452,7 @@ def test_it_starts_without_redis_and_begins_when_redis_comes(tmp_path: Path) -> 
             until(lambda: "redis_away" in log.read_text())
             live.server.start()
             live.start("scheduler")
-            ids = send(live, "qtask", http(receiver.url))
+            ids = live.send("qtask", http(receiver.url))
             assert live.ended(ids)[0].state == "delivered"
         finally:
             worker.kill()

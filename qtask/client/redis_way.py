@@ -11,13 +11,13 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
+from qtask.check import Checked, check_task
 from qtask.client import requests
 from qtask.client.requests import Accepted, Answer, TaskLike
 from qtask.errors import Refused, Unavailable
 from qtask.ids import IdSource
 from qtask.store.connect import connect, connect_async
 from qtask.store.submit import Place, Submission, id_of, id_source, id_source_async, submit, submit_async
-from qtask.task import Checked, check_task
 
 BATCH = 500  # tasks a round trip
 BATCH_BYTES = 1_048_576

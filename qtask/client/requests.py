@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from qtask.check import encode
 from qtask.errors import ConfigError, Refused, Unavailable
-from qtask.task import Task, encode
+from qtask.task import Task
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"

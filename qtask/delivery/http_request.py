@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 import idna
@@ -12,10 +12,11 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from qtask.check import decode_base64, http_data
 from qtask.delivery.browsers import random_browser
 from qtask.link import split_unix
 from qtask.outcome import Failure
-from qtask.task import HttpData, Task, decode_base64, http_data
+from qtask.task import FormValue, HttpData, Scalar, Task
 from qtask.timing import format_instant
 from qtask.version import VERSION
 
@@ -23,8 +24,6 @@ MAX_REDIRECTS = 5
 USER_AGENT = f"qtask/{VERSION}"
 
 _Headers = list[tuple[str, str]]
-_Scalar = str | float | bool
-_FormValue = _Scalar | Sequence[_Scalar] | None
 
 _DEFAULT_HEADERS = (("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zstd"))
 # They speak of one connection, not of the message, and the connection is the transport's.
@@ -147,24 +146,24 @@ def _requote(text: str) -> str:
     return re.sub(r"%[0-9A-Fa-f]{2}", lambda escape: escape[0].upper(), text)
 
 
-def _with_params(url: str, params: Mapping[str, _FormValue]) -> str:
+def _with_params(url: str, params: Mapping[str, FormValue]) -> str:
     query = _form(params)
     if not query:
         return url
     return url + ("&" if "?" in url else "?") + query
 
 
-def _form(fields: Mapping[str, _FormValue]) -> str:
+def _form(fields: Mapping[str, FormValue]) -> str:
     pairs = []
     for name, value in fields.items():
         if isinstance(value, list):
             pairs += [(name, _text(one)) for one in value]
         elif value is not None:
-            pairs.append((name, _text(value)))  # type: ignore[arg-type]
+            pairs.append((name, _text(value)))
     return urlencode(pairs)
 
 
-def _text(value: _Scalar) -> str:
+def _text(value: Scalar) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     return str(value)

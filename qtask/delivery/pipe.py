@@ -10,12 +10,12 @@ from time import monotonic
 
 import msgspec
 
+from qtask.check import pipe_data
 from qtask.config import Config
 from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import WRITE, Loop
 from qtask.link import check_pipe
 from qtask.outcome import Answer, Failure
-from qtask.task import pipe_data
 
 _LOCK_RETRY_SECONDS = 0.002
 

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from qtask.check import parse, split_batch
 from qtask.config import Config
 from qtask.errors import NotFound, QTaskError, Refused
 from qtask.gateway.held import Held
@@ -34,7 +35,6 @@ from qtask.gateway.listen import BACKLOG
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
-from qtask.task import parse, split_batch
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace

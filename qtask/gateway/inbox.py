@@ -14,13 +14,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from qtask.check import parse
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.store import keys
 from qtask.store.faults import reach
 from qtask.store.scripts import script
-from qtask.task import parse
 
 COUNT = 500  # entries a read, when they are small
 READ_BYTES = 4_194_304  # a read has about as much at most, if its entries are as large as those before

@@ -13,11 +13,11 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from qtask.check import Checked
 from qtask.config import Config
 from qtask.errors import Refused, Unavailable
 from qtask.ids import IdSource
 from qtask.store.submit import Submission, id_of, id_source_async, submit_async
-from qtask.task import Checked
 
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis import Redis
@@ -23,6 +23,8 @@ _SENTINEL_PORT = 26_379
 # One that does not answer at once is passed over: the next one knows as much.
 _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
+_Client = TypeVar("_Client", Redis, AsyncRedis)
+
 
 def connect(url: str, timeout: float | None = None) -> Redis:
     """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; nothing is sent yet.
@@ -34,32 +36,12 @@ def connect(url: str, timeout: float | None = None) -> Redis:
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
     whether running it again is harmless. Raises `ConfigError` for an address of another form.
     """
-    options: dict[str, Any] = {**_timeouts(timeout), "retry": Retry(NoBackoff(), 0)}
-    try:
-        if not url.startswith(SENTINEL_SCHEME):
-            return Redis.from_url(url, **options)
-        place = _parse_sentinel(url)
-        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": Retry(NoBackoff(), 0), **place.sentinel_options}
-        sentinel = Sentinel(place.sentinels, sentinel_kwargs=ask, **options)
-        redis: Redis = sentinel.master_for(place.service, **place.options)
-        return redis
-    except ValueError as error:
-        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
+    return _client(url, timeout, Redis, Sentinel, Retry)
 
 
 def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
     """As `connect`, for redis.asyncio."""
-    options: dict[str, Any] = {**_timeouts(timeout), "retry": AsyncRetry(NoBackoff(), 0)}
-    try:
-        if not url.startswith(SENTINEL_SCHEME):
-            return AsyncRedis.from_url(url, **options)
-        place = _parse_sentinel(url)
-        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": AsyncRetry(NoBackoff(), 0), **place.sentinel_options}
-        sentinel = AsyncSentinel(place.sentinels, sentinel_kwargs=ask, **options)
-        redis: AsyncRedis = sentinel.master_for(place.service, **place.options)
-        return redis
-    except ValueError as error:
-        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
+    return _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
 
 
 def require(redis: Redis, url: str) -> None:
@@ -79,8 +61,29 @@ def without_password(url: str) -> str:
     return f"{scheme}{separator}{'…' if '@' in query else place.rpartition('@')[2]}"
 
 
-def _timeouts(reply: float | None) -> dict[str, float | None]:
-    return {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_timeout": reply}
+def _client(
+    url: str,
+    timeout: float | None,
+    kind: type[_Client],
+    sentinel: type[Sentinel] | type[AsyncSentinel],
+    retry: type[Retry] | type[AsyncRetry],
+) -> _Client:
+    """What `connect` and `connect_async` return; the three classes are those of redis or of redis.asyncio."""
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_timeout": timeout,
+        "retry": retry(NoBackoff(), 0),
+    }
+    try:
+        if not url.startswith(SENTINEL_SCHEME):
+            return kind.from_url(url, **options)
+        place = _parse_sentinel(url)
+        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": retry(NoBackoff(), 0), **place.sentinel_options}
+        sentinels = sentinel(place.sentinels, sentinel_kwargs=ask, **options)
+        client: _Client = sentinels.master_for(place.service, **place.options)
+        return client
+    except ValueError as error:
+        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
 
 
 class _SentinelPlace(NamedTuple):

@@ -13,11 +13,11 @@ from msgspec import UNSET
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from qtask.check import Checked
 from qtask.errors import Unavailable
 from qtask.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
 from qtask.store.scripts import Value, script
-from qtask.task import Checked
 
 REPLICA_WAIT_SECONDS = 2.0
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first

@@ -85,8 +85,8 @@ class _Book:
         self._file.flush()
 
 
-class _Http(asyncio.Protocol):
-    """Answers requests as their path says."""
+class _Stream(asyncio.Protocol):
+    """One connection of a sender: where its tasks are noted, what has come and is not yet read, and the way back."""
 
     def __init__(self, book: _Book) -> None:
         self._book = book
@@ -95,6 +95,10 @@ class _Http(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+
+
+class _Http(_Stream):
+    """Answers requests as their path says."""
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -124,16 +128,8 @@ class _Http(asyncio.Protocol):
             self._transport.close()
 
 
-class _Socket(asyncio.Protocol):
+class _Socket(_Stream):
     """Reads to the end; then closes, resets the connection, or says nothing."""
-
-    def __init__(self, book: _Book) -> None:
-        self._book = book
-        self._buffer = b""
-        self._transport: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -158,11 +154,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._book.note("udp", said["number"], said["answers"])
 
 
-class _Pipe(asyncio.Protocol):
-    def __init__(self, book: _Book) -> None:
-        self._book = book
-        self._buffer = b""
-
+class _Pipe(_Stream):
     def data_received(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:

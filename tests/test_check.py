@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from qtask.check import Checked, check_task, decode_base64, encode, http_data, parse, pipe_data, split_batch
 from qtask.errors import Refused
 from qtask.retry import CAUSES
 from qtask.task import (
@@ -24,7 +25,6 @@ from qtask.task import (
     KINDS,
     MAX_BYTES,
     MAX_DEPTH,
-    Checked,
     GraphAddress,
     HttpAddress,
     HttpData,
@@ -32,13 +32,6 @@ from qtask.task import (
     Settings,
     SocketAddress,
     Task,
-    check_task,
-    decode_base64,
-    encode,
-    http_data,
-    parse,
-    pipe_data,
-    split_batch,
 )
 from tests.json_texts import scalars, values, written
 
