@@ -229,8 +229,9 @@ def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServ
 
 def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
     async def talk(client: AsyncClient) -> None:
-        with pytest.raises(QTaskError, match="redis:// address"):
-            await client.show("x")
+        for call in (client.show("x"), client.find_dead()):
+            with pytest.raises(QTaskError, match="redis:// address"):
+                await call
 
     run(gateway.url, talk)
 
@@ -244,7 +245,8 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
             await client.send(task())
 
     async def to_redis(client: AsyncClient) -> None:
-        for call in (client.send(task()), client.show("x"), client.cancel("x"), client.list("dead")):
+        asked = (client.show("x"), client.cancel("x"), client.list("dead"), client.find_dead(title="x"))
+        for call in (client.send(task()), *asked):
             with pytest.raises(Unavailable, match="Redis does not answer"):
                 await call
         assert isinstance((await client.send_many([{"title": 1}]))[0], Refused), "what is not sound needs no Redis"

@@ -243,7 +243,12 @@ def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServ
 
 def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
     with Client(gateway.url) as client:
-        for call in (lambda: client.show("x"), lambda: client.cancel("x"), lambda: client.list("scheduled")):
+        for call in (
+            lambda: client.show("x"),
+            lambda: client.cancel("x"),
+            lambda: client.list("scheduled"),
+            client.find_dead,
+        ):
             with pytest.raises(QTaskError, match="redis:// address"):
                 call()
 
@@ -262,6 +267,7 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
             lambda: client.show("x"),
             lambda: client.cancel("x"),
             lambda: client.list("dead"),
+            lambda: client.find_dead(title="x"),
         ):
             with pytest.raises(Unavailable, match="Redis does not answer"):
                 call()

@@ -17,7 +17,7 @@ import qtask
 from qtask.client.requests import DEFAULT_URL
 from tests.documents import ROOT, Block, blocks, run
 from tests.installation import Installation
-from tests.receiver import Receiver
+from tests.receiver import Exchange, Receiver
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -52,6 +52,11 @@ class Reader:
                 self.texts.append(stream.read())
 
 
+def _behave(exchange: Exchange) -> None:
+    """What is to die is not served."""
+    exchange.answer(503 if exchange.request.target in ("/charge", "/bill") else 200)
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Reader]:
     redis_server.client().flushall()
@@ -63,7 +68,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
     flags = ["--redis", redis_server.url, "--pipe-dir", str(pipes)]
     with (
         Installation(folder, *flags) as running,
-        Receiver() as receiver,
+        Receiver(_behave) as receiver,
         socket.create_server(("127.0.0.1", 0)) as listener,
     ):
         ports = {
@@ -92,7 +97,16 @@ def arrived(reader: Reader, target: str, count: int = 1) -> None:
 
 
 def test_every_block_is_in_one_of_these_tests() -> None:
-    told = ["/hook", "client.socket(", "client.send(\n", "def reminder", "asyncio.run", "client.show", "except"]
+    told = [
+        "/hook",
+        "client.socket(",
+        "client.send(\n",
+        "def reminder",
+        "asyncio.run",
+        "client.show",
+        "find_dead",
+        "except",
+    ]
     assert [block_with(words) for words in told] == BLOCKS
     assert {block.language for block in BLOCKS} == {"python"}
 
@@ -146,6 +160,16 @@ def test_looking_at_tasks(reader: Reader) -> None:
     assert re.fullmatch(r"scheduled in an hour \d{10}\.\d+ \[\]", first)
     assert listed and all(re.fullmatch(r"\S{12} \d\S* \d+", line) for line in listed)
     assert last == "it was scheduled"
+
+
+def test_the_dead(reader: Reader, redis_server: RedisServer) -> None:
+    with qtask.Client(redis_server.url) as client:
+        url = f"http://127.0.0.1:{reader.receiver.port}"
+        charge = client.http(f"{url}/charge", retry={"attempts": 1}).id
+        invoice = client.http(f"{url}/bill", title="an old invoice", retry={"attempts": 1}).id
+        until(lambda: {charge, invoice} <= set(client.find_dead()), what="both to be dead")
+        assert reader.run(block_with("find_dead")) == [f"again: ['{charge}']", f"removed: ['{invoice}']"]
+        until(lambda: client.find_dead(link="/charge", error=503) == [charge], what="it to be dead once more")
 
 
 def test_errors(reader: Reader) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from qtask import AsyncClient
 from qtask.store import keys, tasks
 from qtask.store.tasks import Filter
 from tests.command import qtask, refused
@@ -89,6 +91,31 @@ def test_the_dead_are_found_by_what_they_have_in_common(live: Live, queue: str) 
         ):
             found = [task_id for page in tasks.find_dead(live.redis, queue, wanted) for task_id in page]
             assert sorted(found) == sorted(five[number] for number in numbers), wanted
+
+
+def test_the_clients_find_the_dead_oldest_first_and_retry_and_remove_what_they_found(live: Live, queue: str) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}/"
+    first, second = (die(live, queue, http(f"{nowhere}{path}"))[0] for path in ("charge/1", "charge/2"))
+    with five_dead(live, queue) as five, live.client(queue) as client, live.client("another") as elsewhere:
+        assert client.find_dead(link="/charge/") == [first, second]
+        assert client.find_dead(error="connect")[:2] == [first, second]
+        assert set(client.find_dead(error=404)) == set(client.find_dead(error="404")) == {five[0], five[2]}
+        assert client.find_dead(title="bill", error=404) == [five[0]]
+        assert client.find_dead(kind="pipe") == [five[4]]
+        assert client.find_dead(kind="pipe", error=404) == []
+        assert set(client.find_dead()) == {first, second, *five}
+        assert elsewhere.find_dead() == []
+        assert client.retry(client.find_dead(link="/charge/")) == [first, second]
+        assert live.queued(queue) == [first, second]
+
+    async def talk() -> None:
+        async with AsyncClient(live.url, queue=queue) as client:
+            assert await client.find_dead(link="/charge/") == []
+            assert await client.find_dead(title="bill", error=404) == [five[0]]
+            assert await client.remove(await client.find_dead(kind="pipe")) == [five[4]]
+            assert set(await client.find_dead()) == set(five[:4])
+
+    asyncio.run(talk())
 
 
 # --- looking -----------------------------------------------------------------------------------------------------

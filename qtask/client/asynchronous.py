@@ -80,6 +80,17 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         """As `Client.cancel`."""
         return await asyncio.to_thread(self._plain.cancel, task_id)
 
+    async def find_dead(
+        self,
+        *,
+        kind: str | None = None,
+        error: str | int | None = None,
+        link: str | None = None,
+        title: str | None = None,
+    ) -> Sequence[str]:
+        """As `Client.find_dead`."""
+        return await asyncio.to_thread(self._plain.find_dead, kind=kind, error=error, link=link, title=title)
+
     async def retry(self, ids: Sequence[str]) -> Sequence[str]:
         """As `Client.retry`."""
         return await asyncio.to_thread(self._plain.retry, ids)

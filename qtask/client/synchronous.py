@@ -94,6 +94,28 @@ class Client(Shorthands[Accepted]):
         with self._need_redis().asking() as redis:
             return tasks.cancel(redis, task_id)
 
+    def find_dead(
+        self,
+        *,
+        kind: str | None = None,
+        error: str | int | None = None,
+        link: str | None = None,
+        title: str | None = None,
+    ) -> Sequence[str]:
+        """The ids of the dead that fit all that is given, the oldest first (`redis://` only). Raises `Unavailable`.
+
+        Args:
+            kind: `address.type`.
+            error: what the last delivery failed by: a kind of error such as `timeout`, or an HTTP status.
+            link, title: a part of it.
+        """
+        from qtask.store import tasks
+
+        wanted = tasks.Filter(kind, None if error is None else str(error), link, title)
+        way = self._need_redis()
+        with way.asking() as redis:
+            return [task_id for page in tasks.find_dead(redis, way.queue, wanted) for task_id in page]
+
     def retry(self, ids: Sequence[str]) -> Sequence[str]:
         """Gives dead tasks another chance (`redis://` only); returns the ids of those that were dead."""
         from qtask.store import tasks

@@ -34,7 +34,7 @@ GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were dra
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400
-GRAPHS_KEEP = 1_000
+GRAPHS_KEEP = 300  # of up to 200 kB each: 60 MB of the 1 GiB that Redis has in compose
 REPLY_SECONDS = 60
 REFUSED_KEEP = 10_000
 REFUSED_BYTES = 4_096  # of each refused dict

@@ -12,7 +12,7 @@ from redis import Redis
 
 from qtask import Client
 from qtask.store import keys
-from tests.soak.receiver import FAILS_FIRST, GONE
+from tests.soak.receiver import FAILS_FIRST, GONE, SLOW
 
 SLOT_SECONDS = 0.1
 DELAY_SECONDS = 3.0  # until a task is due, at most
@@ -58,6 +58,13 @@ class Load:
                 for _ in range(500):
                     pipeline.xadd(keys.INBOX, {"task": json.dumps(_broken())})
                 pipeline.execute()
+
+    def submit_slow(self, number: int) -> None:
+        """Submits so many tasks that are due at once, to a receiver that takes its time."""
+        data = {"method": "POST", "json": {"text": "x" * 300}}
+        link = f"http://127.0.0.1:{self._http}/{SLOW}"
+        self._client.send_many([_dict("http", link, {"time": 1, "data": data}) for _ in range(number)])
+        self.submitted += number
 
     def run_slot(self) -> None:
         """Submits what belongs into one slot."""

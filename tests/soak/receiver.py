@@ -14,8 +14,14 @@ from typing import cast
 
 import uvloop
 
+from qtask import descriptors
+
 FAILS_FIRST = "fails-first"
 GONE = "gone"
+SLOW = "slow"
+SLOW_SECONDS = 8.0  # as long as two workers may take on a busy machine to begin all that they deliver at once
+
+_BACKLOG = 4_096  # connections that come at once
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)\r\n", re.IGNORECASE)
 _FIRST = re.compile(rb"\r\nqtask-attempt: ?1\r\n", re.IGNORECASE)
@@ -27,7 +33,7 @@ _ANSWERS = {
 
 
 class _Http(asyncio.Protocol):
-    """Answers 200; 503 to the first attempt of what is to fail first; 404 to what is to be gone."""
+    """Answers 200, late to what is slow; 503 to the first attempt of what is to fail first; 404 to what is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -40,15 +46,17 @@ class _Http(asyncio.Protocol):
             end = head + 4 + (int(length[1]) if length else 0)
             if len(self._buffer) < end:
                 return
-            self._transport.write(_ANSWERS[self._status(self._buffer[: head + 4])])
+            self._answer(self._buffer[: head + 4])
             self._buffer = self._buffer[end:]
 
-    @staticmethod
-    def _status(head: bytes) -> int:
-        target = head.split(b" ", 2)[1]
-        if target == f"/{GONE}".encode():
-            return 404
-        return 503 if target == f"/{FAILS_FIRST}".encode() and _FIRST.search(head) else 200
+    def _answer(self, head: bytes) -> None:
+        target = head.split(b" ", 2)[1].decode()
+        if target == f"/{SLOW}":
+            asyncio.get_running_loop().call_later(SLOW_SECONDS, self._transport.write, _ANSWERS[200])
+        elif target == f"/{GONE}":
+            self._transport.write(_ANSWERS[404])
+        else:
+            self._transport.write(_ANSWERS[503 if target == f"/{FAILS_FIRST}" and _FIRST.search(head) else 200])
 
 
 class _Socket(asyncio.Protocol):
@@ -74,8 +82,9 @@ class _Udp(asyncio.DatagramProtocol):
 
 
 async def _serve(pipe: str) -> None:
+    descriptors.allow_all()
     loop = asyncio.get_running_loop()
-    http = await loop.create_server(_Http, "127.0.0.1", 0)
+    http = await loop.create_server(_Http, "127.0.0.1", 0, backlog=_BACKLOG)
     sockets = await loop.create_server(_Socket, "127.0.0.1", 0)
     udp, _ = await loop.create_datagram_endpoint(_Udp, local_addr=("127.0.0.1", 0))
     reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # for writing too: so it never comes to its end

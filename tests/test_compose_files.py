@@ -1,0 +1,31 @@
+"""The compose files as they are written, without docker; `make compose-test` runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from tests.documents import ROOT
+
+
+def redis_command(file: str) -> list[str]:
+    """What starts Redis, by one compose file."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
+    command: list[str] = content["services"]["redis"]["command"]
+    return command
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """The options behind the program and its file, by their names."""
+    given = command[2:]
+    assert len(given) % 2 == 0 and all(name.startswith("--") for name in given[::2]), given
+    return dict(zip(given[::2], given[1::2], strict=True))
+
+
+def test_a_redis_of_many_hosts_has_every_option_of_the_one_of_one_host_and_a_password() -> None:
+    """Compose replaces a command as a whole: what is not said again, such as the bound on its memory, is gone."""
+    alone, shared = redis_command("docker-compose.yml"), redis_command("docker-compose.cluster.yml")
+    assert shared[:2] == alone[:2]
+    assert "--maxmemory" in options(alone)
+    assert options(shared) == {**options(alone), "--requirepass": "${QTASK_REDIS_PASSWORD}"}
