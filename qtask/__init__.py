@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qtask.client import AsyncClient as AsyncClient
     from qtask.client import Client as Client
-    from qtask.delivery.rq_function import deliver as deliver
+    from qtask.delivery.rq_function import do as do
     from qtask.errors import NotFound as NotFound
     from qtask.errors import QTaskError as QTaskError
     from qtask.errors import Refused as Refused
@@ -28,9 +28,9 @@ _HOMES = {
     "Refused": "qtask.errors",
     "Task": "qtask.task",
     "Unavailable": "qtask.errors",
-    "deliver": "qtask.delivery.rq_function",
+    "do": "qtask.delivery.rq_function",
 }
-__all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "deliver"]
+__all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "do"]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,6 +43,8 @@ LOCK_SECONDS = 10
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 FOREIGN_RETRY_SECONDS = 60.0
 TAKE_BACK_BATCH = 5_000
+FORGET_BATCH = 1_000  # delivered tasks whose keeping has ended, a script
+FORGET_BATCHES = 10  # a tick
 
 logger = logging.getLogger("qtask.scheduler")
 
@@ -71,11 +73,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
 
         Args:
             scheduled_time: the due instant; a naive one is UTC, as rq-scheduler has it.
-            func: any function. For `qtask.deliver` the one argument is a dict; its `settings.time` or
+            func: any function. For `qtask.do` the one argument is a dict; its `settings.time` or
                 `settings.at` gives way to `scheduled_time`.
         """
         instant = (scheduled_time if scheduled_time.tzinfo else scheduled_time.replace(tzinfo=UTC)).timestamp()
-        if func == FUNCTION or (getattr(func, "__name__", "") == "deliver" and func.__module__.startswith("qtask.")):
+        if func == FUNCTION or (getattr(func, "__name__", "") == "do" and func.__module__.startswith("qtask.")):
             return self.enqueue_many([(instant, args[0])])[0]
         job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
         self.connection.zadd(self.scheduled_jobs_key, {job.id: instant})
@@ -202,6 +204,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         taken = self.take_back(*queues, silent_since=self._silent_since())
         if taken:
             logger.warning("taken_back", extra={"tasks": len(taken), "first": taken[0]})
+        for _ in range(FORGET_BATCHES):
+            if self.forget(*queues) < FORGET_BATCH:
+                break
 
     def _say_alive(self) -> None:
         """Tells RQ's tools, and a stock `rqscheduler`, that we are at work."""
@@ -250,6 +255,15 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             [keys.JOB_PREFIX, keys.FOREVER_SECONDS, silent_since, TAKE_BACK_BATCH, _LOST, OUTCOMES_KEEP],
         )
         return [task_id.decode() for task_id in taken]
+
+    def forget(self, *queues: str) -> int:
+        """Forgets up to `FORGET_BATCH` delivered tasks of these queues whose keeping has ended; returns how many."""
+        forgotten: int = script("forget").run(
+            self.connection,
+            [keys.finished(queue) for queue in queues],
+            [keys.JOB_PREFIX, keys.RESULTS_PREFIX, keys.FOREVER_SECONDS, FORGET_BATCH],
+        )
+        return forgotten
 
 
 # The outcome of a delivery whose worker is gone; take_back.lua fills in what it knows.

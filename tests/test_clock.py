@@ -198,7 +198,7 @@ with Client(sys.argv[1]) as client:
         if isinstance(dicts, list):
             print(json.dumps([[answer.id, answer.due] for answer in client.send_many(dicts)]), flush=True)
         else:
-            print(json.dumps(scheduler.enqueue_in(timedelta(seconds=0.5), "qtask.deliver", dicts).id), flush=True)
+            print(json.dumps(scheduler.enqueue_in(timedelta(seconds=0.5), "qtask.do", dicts).id), flush=True)
 """
 
 

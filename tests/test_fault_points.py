@@ -210,6 +210,18 @@ def scheduler_dies_taking_back(lane: Lane, fault: str) -> None:
     assert lane.arrivals[task_id] == 1
 
 
+def scheduler_dies_forgetting(lane: Lane, fault: str) -> None:
+    task_id = lane.submit("ok")
+    assert Scheduler("qtask", lane.redis).release()[0] == 1
+    assert lane.ended(task_id).state == "delivered"
+    lane.redis.zadd(keys.finished("qtask"), {task_id: keys.FOREVER_SECONDS + 1})  # its keeping has ended long ago
+    dies(lane.start("scheduler", fault=fault))
+    assert lane.state(task_id) == ("delivered" if fault.endswith("before") else "nowhere")
+    successor = lane.start("scheduler")
+    until(lambda: lane.state(task_id) == "nowhere", what="the task to be forgotten")
+    successor.kill()
+
+
 # --- gateways: in their lane a scheduler and a worker are well -------------------------------------------------------
 
 
@@ -365,6 +377,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("release:after", "", scheduler_dies_releasing),
             ("take_back:before", "", scheduler_dies_taking_back),
             ("take_back:after", "", scheduler_dies_taking_back),
+            ("forget:before", "", scheduler_dies_forgetting),
+            ("forget:after", "", scheduler_dies_forgetting),
         ],
     ),
     "gateways": (

@@ -161,6 +161,7 @@ class Places(RuleBasedStateMachine):
             self.worker_dies(self.tasks[data.draw(st.sampled_from(held))].holder)
         else:
             self.take_back()
+            self.forget(data.draw(st.booleans()))
 
     def draw_decision(self, data: st.DataObject) -> None:
         dead = self.ids(lambda task: task.place == "dead")
@@ -347,6 +348,14 @@ class Places(RuleBasedStateMachine):
             task.outcomes = min(OUTCOMES_KEEP, task.outcomes + 1)
             self.return_to_queue(task_id)
 
+    def forget(self, keeping_ends: bool) -> None:
+        """With `keeping_ends` the time of one delivered task has come."""
+        (ended,) = self.ids(lambda task: task.place == "finished")[:1] or ("",)
+        if ended and keeping_ends:
+            self.redis.zadd(keys.finished(self.tasks.pop(ended).queue), {ended: keys.FOREVER_SECONDS + 1})
+            event("one is forgotten")
+        assert self.scheduler.forget(*QUEUES) == (1 if ended and keeping_ends else 0)
+
     def put_back(self, queue: str, token: str, keep: int) -> None:
         mine = self.held(queue, token)
         kept, given_back = mine[:keep], mine[keep:]
@@ -425,7 +434,7 @@ class Places(RuleBasedStateMachine):
         for task_id, task in self.tasks.items():
             fields: Any = self.redis.hgetall(keys.job(task_id))
             job = {name.decode(): value for name, value in fields.items()}
-            assert job["data"].startswith(b'["qtask.deliver",null,[{')
+            assert job["data"].startswith(b'["qtask.do",0,[{')
             assert job["origin"].decode() == task.queue
             assert job["timeout"] == b"18"
             status = job.get("status", b"scheduled").decode()
@@ -433,7 +442,7 @@ class Places(RuleBasedStateMachine):
             assert int(job.get("attempt", 0)) == task.attempt
             for name, lines in (("outcomes", task.outcomes), ("history", task.history)):
                 assert len(job.get(name, b"").splitlines()) == lines, (task_id, name)
-            assert (self.redis.ttl(keys.job(task_id)) == -1) is (task.place != "finished")
+            assert self.redis.ttl(keys.job(task_id)) == -1
 
     @invariant()
     def nothing_else_is_left_behind(self) -> None:

@@ -195,7 +195,7 @@ def test_rq_scheduler_lists_waiting_tasks_with_their_times(live: Live, queue: st
     (found,) = [(job, at) for job, at in stock.get_jobs(with_times=True) if job.id == accepted.id]
     job, at = found
     assert job.args[0]["title"] == "later"
-    assert (job.func_name, job.origin) == ("qtask.deliver", queue)
+    assert (job.func_name, job.origin) == ("qtask.do", queue)
     assert abs(at.replace(tzinfo=UTC).timestamp() - accepted.due) < 1
     assert accepted.id in stock
 
@@ -287,7 +287,7 @@ def test_rq_dashboard_lists_queues_and_jobs_and_shows_one(live: Live, queue: str
     assert listed["id"] == waiting
     job = get(f"data/job/{waiting}.json")
     assert (job["id"], job["origin"], job["status"]) == (waiting, queue, "queued")
-    assert "qtask.deliver" in job["description"] and "/hook" in job["description"]
+    assert "qtask.do" in job["description"] and "/hook" in job["description"]
 
 
 def _listens(port: int) -> bool:

@@ -13,7 +13,7 @@ from redis import Redis
 from rq.serializers import JSONSerializer
 
 from qtask.errors import Refused
-from qtask.scheduler import Scheduler
+from qtask.scheduler import FORGET_BATCH, Scheduler
 from qtask.store import keys
 from qtask.store.rq_job import TaskJob
 from tests.claiming import claim
@@ -55,7 +55,7 @@ def queued(redis: Redis, queue: str) -> list[str]:
 def test_enqueue_at_keeps_fractions_of_a_second(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     due = datetime.now(UTC) + timedelta(seconds=60, microseconds=123_456)
-    task = scheduler.enqueue_at(due, "qtask.deliver", TASK)
+    task = scheduler.enqueue_at(due, "qtask.do", TASK)
     other = scheduler.enqueue_at(due.replace(tzinfo=None), "os.getpid")
     assert redis.zscore(keys.SCHEDULE, task.id) == pytest.approx(due.timestamp(), abs=1e-6)
     assert redis.zscore(keys.SCHEDULE, other.id) == pytest.approx(due.timestamp(), abs=1e-6)
@@ -76,9 +76,9 @@ def test_enqueue_many_is_one_round_trip_and_refuses_whole(redis: Redis) -> None:
 
 
 def test_a_task_is_an_rq_job_in_json(redis: Redis) -> None:
-    job = Scheduler("qtask", redis).enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+    job = Scheduler("qtask", redis).enqueue_at(datetime.now(UTC), "qtask.do", TASK)
     fetched = TaskJob.fetch(job.id, connection=redis)
-    assert fetched.func_name == "qtask.deliver"
+    assert fetched.func_name == "qtask.do"
     assert fetched.args[0]["title"] == "t"
     assert fetched.origin == "qtask"
     assert fetched.serializer is JSONSerializer
@@ -111,9 +111,9 @@ def test_release_is_never_early_and_prompt(redis: Redis) -> None:
 def test_an_earlier_task_wakes_a_sleeping_scheduler(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     with running(scheduler):
-        scheduler.enqueue_at(datetime.now(UTC) + timedelta(hours=1), "qtask.deliver", TASK)
+        scheduler.enqueue_at(datetime.now(UTC) + timedelta(hours=1), "qtask.do", TASK)
         until(lambda: redis.pubsub_numsub(keys.WAKE)[0][1] == 1)
-        scheduler.enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+        scheduler.enqueue_at(datetime.now(UTC), "qtask.do", TASK)
         until(lambda: redis.llen(keys.queue("qtask")) == 1, 0.9, "woken before its next tick")
     assert redis.zcard(keys.SCHEDULE) == 1
 
@@ -136,7 +136,7 @@ def test_foreign_jobs_are_moved_by_the_rules_of_rq_scheduler(redis: Redis) -> No
     once = stock.enqueue_in(timedelta(seconds=-1), "os.getpid")
     repeated = stock.schedule(datetime.now(UTC) - timedelta(seconds=1), "os.getpid", interval=60)
     scheduler = Scheduler("qtask", redis)
-    mine = scheduler.enqueue_at(datetime.now(UTC) - timedelta(seconds=1), "qtask.deliver", TASK)
+    mine = scheduler.enqueue_at(datetime.now(UTC) - timedelta(seconds=1), "qtask.do", TASK)
     with running(scheduler):
         until(lambda: redis.llen(keys.queue("other")) == 2 and redis.llen(keys.queue("qtask")) == 1)
     assert redis.zrange(keys.SCHEDULE, 0, -1) == [repeated.id.encode()], "the repeated one waits for its next turn"
@@ -149,7 +149,7 @@ def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
     redis.zadd(keys.SCHEDULE, {"broken": 1})
     scheduler = Scheduler("qtask", redis)
     with running(scheduler):
-        scheduler.enqueue_at(datetime.now(UTC), "qtask.deliver", TASK)
+        scheduler.enqueue_at(datetime.now(UTC), "qtask.do", TASK)
         until(lambda: redis.llen(keys.queue("qtask")) == 1)
 
 
@@ -226,9 +226,36 @@ def test_scheduler_lives_through_a_restart_of_redis(tmp_path: Any) -> None:
         redis = server.client()
         scheduler = Scheduler("qtask", server.client())
         with running(scheduler):
-            scheduler.enqueue_at(datetime.now(UTC) + timedelta(seconds=1.0), "qtask.deliver", TASK)
+            scheduler.enqueue_at(datetime.now(UTC) + timedelta(seconds=1.0), "qtask.do", TASK)
             server.kill()
             server.start()
             until(lambda: redis.llen(keys.queue("qtask")) == 1)
     finally:
         server.kill()
+
+
+# --- what is forgotten -------------------------------------------------------------------------------------------
+
+
+def test_delivered_tasks_are_forgotten_when_their_keeping_has_ended(redis: Redis) -> None:
+    queues = ("one", "two")
+    later = redis.time()[0] + keys.FOREVER_SECONDS
+    for queue in queues:
+        for name, end in {"old": later - 1, "new": later + 60, "of-rq": redis.time()[0] - 1}.items():
+            redis.zadd(keys.finished(queue), {f"{queue}-{name}": end})
+            redis.hset(keys.job(f"{queue}-{name}"), "data", "x")
+            redis.xadd(keys.results(f"{queue}-{name}"), {"type": 1})
+    assert Scheduler("one", redis).forget(*queues) == 2
+    for queue in queues:
+        assert redis.zrange(keys.finished(queue), 0, -1) == [f"{queue}-of-rq".encode(), f"{queue}-new".encode()]
+        assert not redis.exists(keys.job(f"{queue}-old"), keys.results(f"{queue}-old"))
+        for name in ("new", "of-rq"):
+            assert redis.exists(keys.job(f"{queue}-{name}"), keys.results(f"{queue}-{name}")) == 2
+    assert Scheduler("one", redis).forget() == 0, "before there is any queue"
+
+
+def test_many_are_forgotten_in_portions(redis: Redis) -> None:
+    ended = {f"task-{number}": keys.FOREVER_SECONDS + 1 + number for number in range(FORGET_BATCH + 500)}
+    redis.zadd(keys.finished("qtask"), ended)
+    scheduler = Scheduler("qtask", redis)
+    assert [scheduler.forget("qtask") for _ in range(3)] == [FORGET_BATCH, 500, 0]

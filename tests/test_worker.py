@@ -145,24 +145,24 @@ BROKEN: dict[str, dict[Any, Any]] = {
     "another function": {"data": b'["os.getpid",null,[],{}]'},
     "no JSON": {"data": b"\x80\x04\x95pickle"},
     "compressed junk": {"data": zlib.compress(b"junk")},
-    "half a dict": {"data": b'["qtask.deliver",null,[{"title":"t"}],{}]'},
-    "no dict at all": {"data": b'["qtask.deliver",null,[],{}]'},
+    "half a dict": {"data": b'["qtask.do",0,[{"title":"t"}],{}]'},
+    "no dict at all": {"data": b'["qtask.do",0,[],{}]'},
     "a link to nowhere": {
-        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"socket","link":"?"},"settings":{}}],{}]'
+        "data": b'["qtask.do",0,[{"title":"t","address":{"type":"socket","link":"?"},"settings":{}}],{}]'
     },
     "a pipe without data": {
-        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"pipe","link":"p"},"settings":{}}],{}]'
+        "data": b'["qtask.do",0,[{"title":"t","address":{"type":"pipe","link":"p"},"settings":{}}],{}]'
     },
     "a pipe elsewhere": {
-        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"pipe","link":"../p"},'
+        "data": b'["qtask.do",0,[{"title":"t","address":{"type":"pipe","link":"../p"},'
         b'"settings":{"data":{"data":1}}}],{}]'
     },
     "bad headers": {
-        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"http","link":"http://a/"},'
+        "data": b'["qtask.do",0,[{"title":"t","address":{"type":"http","link":"http://a/"},'
         b'"settings":{"data":{"headers":5}}}],{}]'
     },
     "a due that is none": {
-        "data": b'["qtask.deliver",null,[{"title":"t","address":{"type":"http","link":"http://a/"},"settings":{}}],{}]',
+        "data": b'["qtask.do",0,[{"title":"t","address":{"type":"http","link":"http://a/"},"settings":{}}],{}]',
         "due": b"tomorrow",
     },
 }

@@ -17,7 +17,7 @@ import pycurl
 
 from qtask.config import Config
 from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
-from qtask.delivery.http_request import MAX_REDIRECTS, HttpRequest, follow, prepare
+from qtask.delivery.http_request import DEFAULT_HEADERS, MAX_REDIRECTS, HttpRequest, follow, prepare
 from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
@@ -44,6 +44,11 @@ _ERROR_KINDS: dict[int, ErrorKind] = {
     pycurl.E_SSL_CACERT_BADFILE: "tls",
     pycurl.E_SSL_ENGINE_INITFAILED: "tls",
 }
+
+# Headers that libcurl would set by itself if it saw none of them.
+_LOOKED_FOR = frozenset({"accept", "content-type", "host"})
+_DEFAULT_ENTRY = "\r\n".join(f"{name}: {value}" for name, value in DEFAULT_HEADERS)  # which begins with Accept
+_ASKED_FOR_BYTES = 1_000_000  # a little less than the body before which libcurl asks, and waits a second for an answer
 
 _ALL_READY_SHARE = 4  # with more than a quarter of all transfers ready at once, one sweep costs less than a call each
 
@@ -242,6 +247,7 @@ class _Transfer:
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        handle.setopt(pycurl.USERAGENT, "")  # a request has its own among its headers
         handle.setopt(pycurl.PATH_AS_IS, 1)
         handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
         handle.setopt(pycurl.HEADERFUNCTION, self.headers.append)
@@ -318,13 +324,35 @@ def _ca_bundle() -> str:
 
 
 def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
-    lines = ["Expect:"]  # libcurl would ask before large bodies, and wait a second for receivers that do not answer
+    """The headers as libcurl takes them: entries of a list, each with one header or several.
+
+    It copies every entry, frees it, and compares it with each name that it looks for; with three entries in place of
+    nine a delivery takes a twentieth less of the processor. What it looks for must begin an entry.
+    """
+    entries: list[str] = []
+    headers = request.headers
+    joins = False  # whether the next header may stand in the last entry
+    if headers[: len(DEFAULT_HEADERS)] == DEFAULT_HEADERS:  # nearly always
+        headers = headers[len(DEFAULT_HEADERS) :]
+        entries.append(_DEFAULT_ENTRY)
+        joins = True
     typed = False
-    for name, value in request.headers:
-        lines.append(f"{name}: {value}" if value else f"{name};")
-        typed = typed or (len(name) == 12 and name.lower() == "content-type")
+    for name, value in headers:
+        looked_for = name.lower() in _LOOKED_FOR
+        if not value:
+            entries.append(f"{name};")
+            joins = False
+        elif joins and not looked_for:
+            entries[-1] += f"\r\n{name}: {value}"
+        else:
+            entries.append(f"{name}: {value}")
+            joins = True
+        if looked_for and len(name) == 12:
+            typed = True
     if not typed or request.body is None:
-        lines.append("Content-Type:")  # libcurl would say that any body is a form
-    if "".join(lines).isascii():
-        return lines
-    return [line.encode("latin-1") for line in lines]
+        entries.append("Content-Type:")  # libcurl would say that any body is a form
+    if request.body is not None and len(request.body) > _ASKED_FOR_BYTES:
+        entries.append("Expect:")
+    if "".join(entries).isascii():
+        return entries
+    return [entry.encode("latin-1") for entry in entries]

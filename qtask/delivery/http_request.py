@@ -25,7 +25,7 @@ USER_AGENT = f"qtask/{VERSION}"
 
 _Headers = list[tuple[str, str]]
 
-_DEFAULT_HEADERS = (("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zstd"))
+DEFAULT_HEADERS = (("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zstd"), ("User-Agent", USER_AGENT))
 # They speak of one connection, not of the message, and the connection is the transport's.
 _CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
@@ -91,9 +91,9 @@ def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
     elif data.headers == "auto":
         headers = random_browser()
     else:
-        return list(_DEFAULT_HEADERS), ()
+        return list(DEFAULT_HEADERS), ()
     names = {name.lower() for name, _ in headers}
-    return headers + [pair for pair in _DEFAULT_HEADERS if pair[0].lower() not in names], names
+    return headers + [pair for pair in DEFAULT_HEADERS if pair[0].lower() not in names], names
 
 
 def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:

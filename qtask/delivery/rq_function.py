@@ -33,7 +33,7 @@ _TRIM_BATCH = 1_000
 LEAST_RETRY_SECONDS = 1.0
 
 
-def deliver(task: dict[str, Any]) -> dict[str, Any]:
+def do(task: dict[str, Any]) -> dict[str, Any]:
     """Delivers a task now, inside the RQ job that it is.
 
     Args:
@@ -45,7 +45,7 @@ def deliver(task: dict[str, Any]) -> dict[str, Any]:
     """
     job = get_current_job()
     if job is None:
-        raise DeliveryFailed("deliver() runs inside an RQ worker; to deliver later, send the dict to QTask")
+        raise DeliveryFailed("do() runs inside an RQ worker; to deliver later, send the dict to QTask")
     redis: Redis = job.connection
     config = load()
     _set_keeping(job, redis, config)
@@ -130,7 +130,7 @@ def _deliver(claim: Claim, config: Config) -> Answer | Failure:
 
 def _set_keeping(job: Job, redis: Redis, config: Config) -> None:
     """Has RQ keep the task as QTask's own worker would: the dead for good, the history bounded in number and age."""
-    job.result_ttl = config.history_seconds
+    job.result_ttl = config.history_seconds + keys.FOREVER_SECONDS
     job.failure_ttl = keys.FOREVER_SECONDS
     finished = keys.finished(job.origin)
     over = redis.zcard(finished) - config.history_keep

@@ -15,15 +15,17 @@
 --
 -- Returns {now in Unix seconds, id, attempt, due, data, …}, four a task: attempt counts claims, from 1; due is in
 -- Unix seconds, or '' where a stock rqscheduler released the task and did not write it down.
-local time = redis.call('TIME')
+local call = redis.call -- a name of its own is found faster, and this runs for every task
+local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local claimed, leases = {string.format('%.6f', now)}, {}
+local ends = {} -- of leases by the timeout, which is the same for most, in whole seconds, which are cheap to write and read
 local room = tonumber(ARGV[8])
-local popped = redis.call('LPOP', KEYS[1], ARGV[1]) or {}
+local popped = call('LPOP', KEYS[1], ARGV[1]) or {}
 for position, id in ipairs(popped) do
   if room <= 0 then
     for i = #popped, position, -1 do
-      redis.call('LPUSH', KEYS[1], popped[i])
+      call('LPUSH', KEYS[1], popped[i])
     end
     break
   end
@@ -36,8 +38,12 @@ for position, id in ipairs(popped) do
       start_over(key, ARGV[7])
       attempt = 1
     end
-    redis.call('HSET', key, 'status', 'started', 'attempt', attempt)
-    leases[#leases + 1] = string.format('%.3f', now + (tonumber(job[3]) or ARGV[5]) + ARGV[4] + ARGV[6])
+    call('HSET', key, 'status', 'started', 'attempt', attempt)
+    local timeout = tonumber(job[3]) or ARGV[5]
+    if not ends[timeout] then
+      ends[timeout] = string.format('%.0f', math.ceil(now + timeout + ARGV[4] + ARGV[6]))
+    end
+    leases[#leases + 1] = ends[timeout]
     leases[#leases + 1] = id .. ':' .. ARGV[3]
     claimed[#claimed + 1] = id
     claimed[#claimed + 1] = attempt
@@ -47,6 +53,6 @@ for position, id in ipairs(popped) do
   end
 end
 if #leases > 0 then
-  redis.call('ZADD', KEYS[2], unpack(leases))
+  call('ZADD', KEYS[2], unpack(leases))
 end
 return claimed

@@ -13,9 +13,9 @@ from qtask.ids import instant_of
 from qtask.task import Task
 from qtask.timing import parse_instant
 
-FUNCTION = "qtask.deliver"  # what a stock `rq worker` imports and calls
+FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; its name stands in every task, hence so short
 
-_DECODER = msgspec.json.Decoder(tuple[str, None, tuple[Task], dict[str, Any]])
+_DECODER = msgspec.json.Decoder(tuple[str, int | None, tuple[Task], dict[str, Any]])
 
 
 def read_data(data: bytes) -> Task:

@@ -29,8 +29,8 @@ ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of 
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn
 
-# Added to the scores of leases and of the dead in RQ's registries: RQ's clean-up fails or forgets whatever has
-# passed its score, and both are QTask's to decide.
+# Added to the scores of leases, of delivered and of dead tasks in RQ's registries: RQ's clean-up fails or forgets
+# whatever has passed its score, and that is QTask's to decide.
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400

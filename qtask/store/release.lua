@@ -10,13 +10,14 @@
 -- Returns {how many moved, seconds until the next is due ('' when none waits), id of a foreign job, …}.
 -- A foreign job is one that rq-scheduler's own API wrote (such jobs bear created_at and no attempt): it may
 -- repeat or carry a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
-local time = redis.call('TIME')
+local call = redis.call -- a name of its own is found faster, and this runs for every task
+local time = call('TIME')
 local now = time[1] + time[2] / 1000000
-local head = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
+local head = call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 for i = 1, #head, 2 do
   local id = head[i]
-  local job = redis.call('HMGET', ARGV[2] .. id, 'origin', 'created_at', 'attempt', 'status')
+  local job = call('HMGET', ARGV[2] .. id, 'origin', 'created_at', 'attempt', 'status')
   if job[2] and not job[3] then
     foreign[#foreign + 1] = id
   else
@@ -26,20 +27,20 @@ for i = 1, #head, 2 do
 end
 if #moved > 0 then
   -- First of all what frees memory: a script that has begun to write is not stopped when Redis has no more of it.
-  redis.call('ZREM', KEYS[1], unpack(moved))
+  call('ZREM', KEYS[1], unpack(moved))
 end
 for i, id in ipairs(moved) do
   local origin, due, is_first, was_failed = unpack(jobs[i])
   if origin then
     local key = ARGV[2] .. id
     if is_first then
-      redis.call('HSET', key, 'status', 'queued', 'due', due)
+      call('HSET', key, 'status', 'queued', 'due', due)
     else
-      redis.call('HSET', key, 'status', 'queued') -- due stays that of the first delivery
+      call('HSET', key, 'status', 'queued') -- due stays that of the first delivery
     end
     if was_failed then
-      redis.call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
-      redis.call('HDEL', key, 'exc_info')
+      call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
+      call('HDEL', key, 'exc_info')
     end
     local queue = ARGV[3] .. origin
     by_queue[queue] = by_queue[queue] or {}
@@ -47,11 +48,11 @@ for i, id in ipairs(moved) do
   end
 end
 for queue, queued in pairs(by_queue) do
-  redis.call('SADD', KEYS[2], queue)
-  redis.call('RPUSH', queue, unpack(queued))
+  call('SADD', KEYS[2], queue)
+  call('RPUSH', queue, unpack(queued))
 end
 local wait = ''
-local next = redis.call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
+local next = call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
 if next[2] then
   wait = string.format('%.6f', math.max(0, next[2] - now))
 end

@@ -71,7 +71,7 @@ for i = 7, #ARGV, 6 do
   elseif taken then
     dues[#dues + 1] = redis.call('EXISTS', key) == 1 and due_of_known(id, key) or ''
   else
-    local added = redis.call('HSET', key, 'data', '["qtask.deliver",null,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
+    local added = redis.call('HSET', key, 'data', '["qtask.do",0,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
     if added == 0 then
       dues[#dues + 1] = due_of_known(id, key)
     else
