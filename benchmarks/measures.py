@@ -37,11 +37,6 @@ def waiting(stage: Stage, count: int) -> Values:
     return {"rate": count / submitted.seconds, "bytes": whole - stage.system.payload_bytes, "whole_bytes": whole}
 
 
-def submitting(stage: Stage, count: int) -> Values:
-    """As `waiting`, but without the bytes: so few tasks would not show them."""
-    return {"rate": count / stage.submit_far(count, _FAR_SECONDS).seconds}
-
-
 def burst(stage: Stage, count: int) -> Values:
     """All due at one instant: `rate` a second from the first arrival to the last, and processor time a task.
 

@@ -51,6 +51,7 @@ class Run:
     def limits(self, repetition: int) -> None:
         """What the machine can do by itself."""
         seconds = self._sizes.limit_seconds
+        self._receiver.reset()  # the last measure of a repetition before may have made it slow
         self._measure("limit", "receiver", repetition, partial(limit.receiver_alone, self._receiver, seconds))
         self._measure("limit", "libcurl", repetition, partial(limit.libcurl, self._receiver, seconds))
         self._measure("limit", "set", repetition, partial(limit.redis_set, False, seconds))
@@ -66,9 +67,7 @@ class Run:
             return
         self._kept.titles[name], self._kept.remarks[name] = system.title, system.remark
         self._kept.versions[name] = system.versions()
-        submit = partial(measures.submitting, count=sizes.waiting // 4)
-        if repetition == 0:
-            submit = partial(measures.waiting, count=sizes.waiting)
+        submit = partial(measures.waiting, count=sizes.waiting)
         self._on_stage(system, False, repetition, {"submit": submit}, False)
         fast: dict[str, Callable[[Stage], Values]] = {
             "burst": partial(measures.burst, count=max(20, int(system.burst * sizes.share)))

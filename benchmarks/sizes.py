@@ -11,7 +11,7 @@ class Sizes:
 
     Attributes:
         share: of each system's burst.
-        waiting: tasks that wait while their bytes are counted, which is done once; repetitions submit a quarter.
+        waiting: tasks that wait while their bytes are counted.
         rates: a second, at which lateness is measured.
         lateness_seconds: for how long.
         slow_delays: seconds after which slow receivers answer.

@@ -61,6 +61,7 @@ _TASK_DECODER = msgspec.json.Decoder(Task)
 _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the usual ones, for which nobody need look
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A string that never ends is taken to the end of the text, so that no byte is looked at twice.
 _BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
@@ -211,7 +212,7 @@ def _check_http(task: Task) -> None:
     assert isinstance(task.address, HttpAddress)
     link.check_http(task.address.link)
     data = http_data(task)
-    if not _TOKEN.fullmatch(data.method) or len(data.method) > 32 or data.method.upper() == "CONNECT":
+    if data.method not in _METHODS and not _is_method(data.method):
         raise Refused(
             "invalid_value",
             "settings.data.method",
@@ -219,6 +220,15 @@ def _check_http(task: Task) -> None:
         )
     if isinstance(data.headers, dict):
         _check_headers(data.headers)
+    if data.data is not UNSET or data.body_base64 is not UNSET:
+        _check_bodies(data)
+
+
+def _is_method(method: str) -> bool:
+    return bool(_TOKEN.fullmatch(method)) and len(method) <= 32 and method.upper() != "CONNECT"
+
+
+def _check_bodies(data: HttpData) -> None:
     bodies = [key for key in ("json", "data", "body_base64") if getattr(data, key) not in (UNSET, None)]
     if len(bodies) > 1:
         raise Refused(

@@ -45,7 +45,8 @@ def check_http(link: str) -> str:
         _check_unix_path(path, link)
         return check_http(url) and link
     if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
-        _check_port(match[2] or "80", link)
+        if match[2]:
+            _check_port(match[2], link)
         return link
     if not link.startswith(("http://", "https://")):
         raise Refused(
@@ -139,9 +140,10 @@ def _check_ipv6(host: str, link: str) -> None:
 
 
 def _check_port(port: str, link: str) -> int:
-    if not _PORT.fullmatch(port) or not 0 < int(port) < 65_536:
+    number = int(port) if _PORT.fullmatch(port) else 0
+    if not 0 < number < 65_536:
         raise Refused("invalid_value", FIELD, f"a port is a number from 1 to 65535, got {_cut(link)}")
-    return int(port)
+    return number
 
 
 def _cut(link: str) -> str:

@@ -24,7 +24,6 @@ from tests.receiver import Receiver
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = ("--include", str(OPTIONS_FILE))
 
 
@@ -134,16 +133,6 @@ def test_the_embedded_redis_is_kept_as_shipped(tmp_path: Path) -> None:
                 value = str(int(value.removesuffix("mb")) * 1_048_576)
             assert found[name] == value.strip('"'), name
     assert (found["appendonly"], found["appendfsync"], found["maxmemory-policy"]) == ("yes", "always", "noeviction")
-
-
-def test_the_redis_of_docker_compose_is_kept_as_shipped() -> None:
-    compose = (ROOT / "docker-compose.yml").read_text()
-    assert f"- ./{OPTIONS_FILE.relative_to(ROOT)}:/etc/qtask-redis.conf:ro\n" in compose
-    for name in ("docker-compose.yml", "docker-compose.cluster.yml"):
-        (command,) = [line for line in (ROOT / name).read_text().splitlines() if "command: [redis-server" in line]
-        options = command.partition("[")[2].rstrip("]").split(", ")
-        assert options[:2] == ["redis-server", "/etc/qtask-redis.conf"]
-        assert not any(option.startswith("--append") or option == "--save" for option in options)
 
 
 # --- what the doctor says of others --------------------------------------------------------------------------------

@@ -325,4 +325,3 @@ def test_a_task_may_be_tried_by_both_kinds_of_worker(live: Live, queue: str) -> 
     assert (record.state, record.attempts) == ("delivered", 2)
     assert [(outcome.attempt, outcome.code) for outcome in record.outcomes] == [(1, 500), (2, 200)]
     assert not live.redis.exists(keys.results(task_id))
-    assert 0 < live.redis.ttl(keys.job(task_id)) <= 86_400

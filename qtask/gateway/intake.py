@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 
 import msgspec
@@ -49,8 +48,7 @@ Answer = Accepted | Refused | None  # None: another gateway had taken the inbox 
 OnAnswer = Callable[[Answer], None]
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, frozen=True):
     checked: Checked
     on_answer: OnAnswer
     since: float  # by monotonic
@@ -197,9 +195,8 @@ def unavailable(reason: str) -> Refused:
 def encode_answer(answer: Answer) -> bytes:
     """An answer as JSON on one line, without the line break."""
     if isinstance(answer, Accepted):
-        if answer.duplicate:
-            return b'{"ok":true,"id":"%b","due":%b,"duplicate":true}' % (answer.id.encode(), repr(answer.due).encode())
-        return b'{"ok":true,"id":"%b","due":%b}' % (answer.id.encode(), repr(answer.due).encode())
+        duplicate = ',"duplicate":true' if answer.duplicate else ""
+        return f'{{"ok":true,"id":"{answer.id}","due":{answer.due!r}{duplicate}}}'.encode()
     if answer is None:
         return b"null"
     return msgspec.json.encode({"ok": False, "error": answer.as_dict()})

@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -41,7 +42,21 @@ def connect(url: str, timeout: float | None = None) -> Redis:
 
 def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
     """As `connect`, for redis.asyncio."""
-    return _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
+    redis = _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
+    pool = redis.connection_pool
+    pool.connection_class = type("Packed", (_Packed, pool.connection_class), {})
+    return redis
+
+
+class _Packed:
+    """For a connection of redis.asyncio: packs commands by hiredis, as those of redis do by themselves.
+
+    What redis.asyncio does in Python took a sixth of the gateway's time.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = HiredisRespSerializer().pack(*args)
+        return packed
 
 
 def require(redis: Redis, url: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import monotonic_ns
-from typing import Any, NamedTuple
+from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -23,8 +22,7 @@ REPLICA_WAIT_SECONDS = 2.0
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """One task on its way into Redis.
 
     Attributes:
@@ -40,7 +38,7 @@ class Submission:
     reply_key: bytes = b""
 
 
-class Place(NamedTuple):
+class Place(Struct, frozen=True):
     """Where a submission stands.
 
     Attributes:
@@ -140,4 +138,8 @@ _MODES = {(True, True): "in", (True, False): "IN", (False, True): "at", (False, 
 
 
 def _places(reply: list[Any]) -> list[Place | None]:
-    return [Place(float(due.lstrip(b"=")), due[:1] == b"=") if due else None for due in reply]
+    return [_place(due) if due else None for due in reply]
+
+
+def _place(due: bytes) -> Place:
+    return Place(float(due[1:]), True) if due.startswith(b"=") else Place(float(due), False)
