@@ -11,6 +11,8 @@ from typing import Any
 from msgspec import UNSET, Struct
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
+from redis.sentinel import SentinelConnectionPool
 
 from qtask.check import Checked
 from qtask.errors import Unavailable
@@ -19,6 +21,7 @@ from qtask.store import keys
 from qtask.store.scripts import Value, script
 
 REPLICA_WAIT_SECONDS = 2.0
+NUMBER_WAIT_MS = 500  # for a replica to hear of a number; without one it is used all the same
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
 
 
@@ -83,25 +86,29 @@ async def submit_async(
 
 def id_source(redis: Redis) -> IdSource:
     """A source of ids for this process, with a node number of its own and by Redis's clock."""
-    with redis.pipeline() as pipeline:
-        return _id_source(_take_number(pipeline).execute())
+    with redis.pipeline(transaction=False) as pipeline:  # one connection: WAIT speaks of what went over it
+        return _id_source(_take_number(pipeline, redis.connection_pool).execute())
 
 
 async def id_source_async(redis: AsyncRedis) -> IdSource:
     """As `id_source`, for redis.asyncio."""
-    async with redis.pipeline() as pipeline:
-        return _id_source(await _take_number(pipeline).execute())
+    async with redis.pipeline(transaction=False) as pipeline:
+        return _id_source(await _take_number(pipeline, redis.connection_pool).execute())
 
 
-def _take_number(pipeline: Any) -> Any:
+def _take_number(pipeline: Any, pool: object) -> Any:
     # Counted from a random number on: a Redis that lost its data does not give the numbers of processes that run on.
     pipeline.set(keys.NODES, secrets.randbelow(NODE_LIMIT), nx=True)
     pipeline.incr(keys.NODES)
-    return pipeline.time()
+    pipeline.time()
+    if isinstance(pool, SentinelConnectionPool | AsyncSentinelConnectionPool):
+        # A replica that became the master without having heard of this number would give it to somebody else.
+        pipeline.execute_command("WAIT", 1, NUMBER_WAIT_MS)
+    return pipeline
 
 
 def _id_source(reply: list[Any]) -> IdSource:
-    _, node, (seconds, microseconds) = reply
+    _, node, (seconds, microseconds), *_ = reply
     offset = (seconds * 1_000_000 + microseconds) * 1_000 - monotonic_ns()
     return IdSource(node, lambda: monotonic_ns() + offset)
 
