@@ -31,8 +31,9 @@ from rq.worker_registration import clean_worker_registry
 from qtask import descriptors
 from qtask.config import Config
 from qtask.crew import Crew, Member
+from qtask.delivery.claim import Claim
 from qtask.delivery.ending import hindrance, settlement, undelivered, unread, with_history
-from qtask.delivery.kinds import Claim, Deliverer, deliverer
+from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
 from qtask.outcome import Answer, Failure

@@ -28,9 +28,9 @@ from redis import Redis
 
 from qtask.check import check_task
 from qtask.config import Config
+from qtask.delivery.claim import Claim
 from qtask.delivery.graph import draw_into_redis
 from qtask.delivery.http_curl import HttpDeliverer
-from qtask.delivery.kinds import Claim
 from qtask.delivery.loop import CANCELLED_KEEP, Loop
 from qtask.delivery.resolver import Address, Resolver
 from qtask.gateway.inbox import READ_BYTES

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from qtask.config import Config
-from qtask.delivery.kinds import Claim, deliverer
+from qtask.delivery.claim import Claim
+from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import Loop
 from qtask.outcome import Answer, Failure
 from qtask.task import Task

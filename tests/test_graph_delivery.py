@@ -15,8 +15,8 @@ import msgspec
 from redis import Redis
 
 from qtask.config import Config
+from qtask.delivery.claim import Claim
 from qtask.delivery.graph import GraphDeliverer
-from qtask.delivery.kinds import Claim
 from qtask.delivery.loop import Loop
 from qtask.outcome import Answer, Failure
 from qtask.store import keys

@@ -10,8 +10,8 @@ from redis import Redis
 
 from qtask.check import check_task
 from qtask.config import Config
+from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement
-from qtask.delivery.kinds import Claim
 from qtask.errors import NotFound, QTaskError
 from qtask.outcome import Answer, Failure
 from qtask.scheduler import Scheduler

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from qtask import stats
-from qtask.delivery.kinds import Claim
+from qtask.delivery.claim import Claim
 from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
 from qtask.store.leases import Fate, Settlement

@@ -12,7 +12,7 @@ from functools import partial
 from redis import Redis
 
 from qtask.config import Config
-from qtask.delivery.kinds import Claim, Done
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import Loop, Timer
 from qtask.outcome import Answer, Failure
 from qtask.store import keys

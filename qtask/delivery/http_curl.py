@@ -16,9 +16,9 @@ import certifi
 import pycurl
 
 from qtask.config import Config
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
 from qtask.delivery.http_request import DEFAULT_HEADERS, MAX_REDIRECTS, HttpRequest, follow, prepare
-from qtask.delivery.kinds import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
 

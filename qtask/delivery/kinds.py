@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from msgspec import Struct
-
 from qtask.config import Config
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import Loop
-from qtask.outcome import Answer, Failure
-from qtask.task import Kind, Task
-
-Done = Callable[[Answer | Failure], None]
-
-
-class Claim(Struct, frozen=True):
-    """A task that a worker holds a lease of.
-
-    Attributes:
-        id: of the task.
-        attempt: 1 for the first delivery.
-        task: the dict.
-        due: Unix seconds.
-    """
-
-    id: str
-    attempt: int
-    task: Task
-    due: float
+from qtask.task import Kind
 
 
 class Deliverer(Protocol):

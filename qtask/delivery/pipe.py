@@ -12,7 +12,7 @@ import msgspec
 
 from qtask.check import pipe_data
 from qtask.config import Config
-from qtask.delivery.kinds import Claim, Done
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import WRITE, Loop
 from qtask.link import check_pipe
 from qtask.outcome import Answer, Failure

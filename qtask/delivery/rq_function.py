@@ -18,9 +18,10 @@ from rq.job import Job
 
 from qtask import stats
 from qtask.config import Config, load
+from qtask.delivery.claim import Claim
 from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
 from qtask.delivery.http_request import prepare
-from qtask.delivery.kinds import Claim, deliverer
+from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import Loop
 from qtask.errors import DeliveryFailed, Refused
 from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome

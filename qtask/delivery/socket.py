@@ -7,7 +7,7 @@ import socket
 from time import monotonic
 
 from qtask.config import Config
-from qtask.delivery.kinds import Claim, Done
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
 from qtask.delivery.resolver import Address, Resolver
 from qtask.link import SocketLink, parse_socket

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from qtask.config import Config
-from qtask.delivery.kinds import Claim, Done
+from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import READ, Loop
 from qtask.delivery.resolver import Address, Resolver
 from qtask.link import SocketLink, parse_socket
