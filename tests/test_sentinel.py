@@ -23,7 +23,7 @@ from qtask import AsyncClient, Client
 from qtask.errors import ConfigError, Unavailable
 from qtask.store import keys, tasks
 from qtask.store.connect import connect, require, without_password
-from qtask.store.submit import NUMBER_WAIT_MS, id_source
+from qtask.store.submit import NUMBER_WAIT_SECONDS, id_source
 from tests.command import qtask
 from tests.gateway_process import Connection, Gateway
 from tests.live import Around
@@ -236,7 +236,7 @@ def test_the_number_of_who_makes_ids_is_on_the_replica_before_it_is_used(system:
         with ThreadPoolExecutor() as pool:
             source = pool.submit(id_source, connect(system.sentinels.url, 5.0))
             with pytest.raises(TimeoutError):
-                source.result(NUMBER_WAIT_MS / 2_000)
+                source.result(NUMBER_WAIT_SECONDS / 2)
             replica.signal(signal.SIGCONT)
             source.result(5)
     finally:

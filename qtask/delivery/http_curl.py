@@ -327,7 +327,7 @@ def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
     """The headers as libcurl takes them: entries of a list, each with one header or several.
 
     It copies every entry, frees it, and compares it with each name that it looks for; with three entries in place of
-    nine a delivery takes a twentieth less of the processor. What it looks for must begin an entry.
+    eight it takes a tenth less of the processor for a request. What it looks for must begin an entry.
     """
     entries: list[str] = []
     headers = request.headers
@@ -338,17 +338,16 @@ def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
         joins = True
     typed = False
     for name, value in headers:
-        looked_for = name.lower() in _LOOKED_FOR
+        lower = name.lower()
         if not value:
             entries.append(f"{name};")
             joins = False
-        elif joins and not looked_for:
+        elif joins and lower not in _LOOKED_FOR:
             entries[-1] += f"\r\n{name}: {value}"
         else:
             entries.append(f"{name}: {value}")
             joins = True
-        if looked_for and len(name) == 12:
-            typed = True
+        typed = typed or lower == "content-type"
     if not typed or request.body is None:
         entries.append("Content-Type:")  # libcurl would say that any body is a form
     if request.body is not None and len(request.body) > _ASKED_FOR_BYTES:

@@ -19,7 +19,8 @@ local call = redis.call -- a name of its own is found faster, and this runs for 
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local claimed, leases = {string.format('%.6f', now)}, {}
-local ends = {} -- of leases by the timeout, which is the same for most, in whole seconds, which are cheap to write and read
+-- Ends of leases by the timeout, which is the same for most tasks; in whole seconds, which are cheap to write and read.
+local ends = {}
 local room = tonumber(ARGV[8])
 local popped = call('LPOP', KEYS[1], ARGV[1]) or {}
 for position, id in ipairs(popped) do

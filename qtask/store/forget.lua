@@ -1,5 +1,6 @@
 -- Forgets delivered tasks whose keeping has ended, with all that is kept of them. What RQ itself keeps in these
 -- registries, under plain instants, is left to RQ.
+-- Needs unlink_jobs.lua.
 --
 -- KEYS     finished registries
 -- ARGV[1]  prefix of job keys
@@ -14,13 +15,8 @@ local room = tonumber(ARGV[4])
 for _, registry in ipairs(KEYS) do
   local ended = redis.call('ZRANGEBYSCORE', registry, '(' .. ARGV[3], now + ARGV[3], 'LIMIT', 0, room)
   if #ended > 0 then
-    local gone = {}
-    for _, id in ipairs(ended) do
-      gone[#gone + 1] = ARGV[1] .. id
-      gone[#gone + 1] = ARGV[2] .. id
-    end
     redis.call('ZREM', registry, unpack(ended))
-    redis.call('UNLINK', unpack(gone))
+    unlink_jobs(ended, ARGV[1], ARGV[2])
     room = room - #ended
   end
 end

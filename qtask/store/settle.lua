@@ -1,6 +1,7 @@
 -- Settles outcomes of one worker: each task leaves the started registry for the finished, the dead, or (to be tried
 -- again) the schedule, and its figures go into the statistics, all in one step.
 -- Needs newest_lines.lua.
+-- Needs unlink_jobs.lua.
 --
 -- KEYS[1]  started registry
 -- KEYS[2]  finished registry
@@ -101,12 +102,7 @@ local function drop_beyond(registry, most)
     return {}
   end
   local dropped = call('ZRANGE', registry, 0, over - 1)
-  local gone = {}
-  for _, id in ipairs(dropped) do
-    gone[#gone + 1] = ARGV[1] .. id
-    gone[#gone + 1] = ARGV[13] .. id
-  end
-  call('UNLINK', unpack(gone))
+  unlink_jobs(dropped, ARGV[1], ARGV[13])
   call('ZREMRANGEBYRANK', registry, 0, over - 1)
   return dropped
 end

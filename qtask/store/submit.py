@@ -21,7 +21,7 @@ from qtask.store import keys
 from qtask.store.scripts import Value, script
 
 REPLICA_WAIT_SECONDS = 2.0
-NUMBER_WAIT_MS = 500  # for a replica to hear of a number; without one it is used all the same
+NUMBER_WAIT_SECONDS = 0.5  # for a replica to hear of a number; without one it is used all the same
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
 
 
@@ -103,7 +103,7 @@ def _take_number(pipeline: Any, pool: object) -> Any:
     pipeline.time()
     if isinstance(pool, SentinelConnectionPool | AsyncSentinelConnectionPool):
         # A replica that became the master without having heard of this number would give it to somebody else.
-        pipeline.execute_command("WAIT", 1, NUMBER_WAIT_MS)
+        pipeline.execute_command("WAIT", 1, int(NUMBER_WAIT_SECONDS * 1000))
     return pipeline
 
 
