@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGTERM, Signals
 
 
 class Process:
@@ -40,7 +40,7 @@ class Process:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Sends a signal."""
         self._process.send_signal(number)
 
@@ -49,10 +49,10 @@ class Process:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, seconds: float = 15.0) -> int:
-        """Asks it to end, waits, and returns its exit code; whatever is left after `seconds` is killed."""
+    def stop(self, seconds: float = 15.0, number: Signals = SIGTERM) -> int:
+        """Asks it to end by a signal, waits, and returns its exit code; what is left after `seconds` is killed."""
         if self.running:
-            self._process.terminate()
+            self._process.send_signal(number)
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -79,6 +79,11 @@ class RedisServer:
         return Redis.from_url(self.url)
 
     @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """Process id."""
         assert self._process is not None

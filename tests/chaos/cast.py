@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from qtask.store import keys
 from qtask.store.connect import connect
+from tests.chaos.disk import SmallDisk
 from tests.chaos.plan import GATEWAYS, REDIS, SCHEDULERS, WORKERS, Act, Event
 from tests.chaos.proxy import Proxy
 from tests.processes import Process
@@ -27,7 +29,10 @@ CONCURRENCY = 100
 MOST_LEASES = CONCURRENCY + CONCURRENCY // 8  # a worker claims a few more than it delivers at once
 GRACE_SECONDS = 10.0  # Docker's, after which a process that was asked to end is killed
 START_SECONDS = 20.0
+IDLE_SECONDS = 1  # after which Redis closes a connection
 REDIS_AWAY_SECONDS = 15.0  # at most, with the time that it takes to start
+
+_SIGNALS: dict[Act, signal.Signals] = {"restart": signal.SIGTERM, "hangup": signal.SIGHUP}
 
 _READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"}  # what each logs when it has begun
 
@@ -85,10 +90,10 @@ class _Actor:
     def kill(self) -> None:
         self._process.kill()
 
-    def stop(self) -> bool:
-        """Asks it to end; returns whether it did so in time and in order."""
+    def stop(self, number: Signals) -> bool:
+        """Asks it to end by a signal; returns whether it did so in time and in order."""
         try:
-            return self._process.stop(GRACE_SECONDS) == 0
+            return self._process.stop(GRACE_SECONDS, number) == 0
         except AssertionError:
             return False
 
@@ -106,6 +111,7 @@ class Cast:
 
     Attributes:
         redis: a client that goes past the proxy.
+        disk: where Redis keeps its data.
         redis_url, gateway_urls: through the proxy.
         blows: everything that was done.
         complaints: what no process may do: end by itself, or not end when asked to.
@@ -117,7 +123,10 @@ class Cast:
         self.complaints: list[str] = []
         self.cuts: dict[str, int] = {}
         self._folder = folder
-        self._server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always")
+        self.disk = SmallDisk(folder / "redis")
+        # It closes idle connections, as a firewall or an administrator would.
+        idle = ("--timeout", str(IDLE_SECONDS))
+        self._server = RedisServer(self.disk.folder, "--appendonly", "yes", "--appendfsync", "always", *idle)
         self.redis = connect(self._server.url, 1.0)
         ports = {name: free_port() for name in GATEWAYS}
         self._proxy = Proxy({REDIS: self._server.port, **ports})
@@ -150,6 +159,7 @@ class Cast:
             actor.kill()
         self.redis.close()
         self._server.kill()
+        self.disk.close()
         self.cuts = self.cuts or self._proxy.close()
 
     def begin(self, events: Sequence[Event]) -> None:
@@ -217,6 +227,12 @@ class Cast:
             self._server.signal(signal.SIGSTOP)
             time.sleep(event.seconds)
             self._server.signal(signal.SIGCONT)
+        elif event.act == "fill":
+            self.disk.fill()
+            time.sleep(event.seconds)
+            self.disk.make_room()
+            if not self._server.running:  # with `appendfsync always` it ends when it cannot write
+                self._server.start()
         else:
             if event.act == "kill":
                 self._server.kill()
@@ -248,19 +264,19 @@ class Cast:
                 over = time.time()
                 in_flight = self._leases(token, REDIS_AWAY_SECONDS)
             else:
-                in_flight = 0 if self._stop(actor) else MOST_LEASES
+                in_flight = 0 if self._stop(actor, _SIGNALS[event.act]) else MOST_LEASES
                 over = time.time()
             time.sleep(event.seconds)
             actor.start()
         self.blows.append(Blow(event.actor, event.act, at, over, in_flight))
 
-    def _stop(self, actor: _Actor) -> bool:
+    def _stop(self, actor: _Actor, number: signal.Signals = signal.SIGTERM) -> bool:
         """Asks a process to end; returns whether it could bring everything to its end."""
         asked_at = time.monotonic()
-        if not actor.stop():
+        if not actor.stop(number):
             # While Redis is away nobody can say goodbye to it, and Docker's patience ends as ours does.
             if max(self._redis_away_at, self._redis_back_at) < asked_at and self._redis_away_at < self._redis_back_at:
-                self.complaints.append(f"{actor.name} did not end in order within {GRACE_SECONDS:g} s of SIGTERM")
+                self.complaints.append(f"{actor.name} did not end in order within {GRACE_SECONDS:g} s of {number.name}")
             return False
         return not actor.events("stopped_without_redis")
 

@@ -188,7 +188,13 @@ def say_blows(ledger: Ledger, blows: Sequence[Blow], cuts: dict[str, int]) -> No
     ledger.say("", f"connections cut in the middle of a reply: {_counts(Counter(cuts))}")
 
 
-_DONE = {"kill": "killed", "stop": "stopped and continued", "restart": "restarted"}
+_DONE = {
+    "kill": "killed",
+    "stop": "stopped and continued",
+    "restart": "restarted",
+    "hangup": "restarted by SIGHUP",
+    "fill": "left without room on its disk",
+}
 
 
 def _story(note: Note, arrived: Sequence[Arrival]) -> str:

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Way = Literal["socket", "inbox", "client"]
+Way = Literal["socket", "inbox", "client", "fork"]
 Kind = Literal["http", "socket", "udp", "pipe", "__graph__"]
-Act = Literal["kill", "stop", "restart", "cut"]
+Act = Literal["kill", "stop", "restart", "hangup", "fill", "cut"]
 
 GATEWAYS = ("gateway-1", "gateway-2")
 SCHEDULERS = ("scheduler-1", "scheduler-2")
@@ -40,7 +40,7 @@ _HTTP_ANSWERS = {
 }
 _SOCKET_ANSWERS = {OK: 80, CLOSE + OK: 10, HANG: 5, CLOSE: 5}
 _KINDS: dict[Kind, int] = {"http": 80, "socket": 9, "udp": 5, "pipe": 6}
-_WAYS: dict[Way, int] = {"socket": 50, "inbox": 25, "client": 25}
+_WAYS: dict[Way, int] = {"socket": 40, "inbox": 20, "client": 20, "fork": 20}
 _GRAPH_EACH = 1_500  # a picture costs a second of a core
 
 
@@ -79,8 +79,9 @@ class Event:
     Attributes:
         at: seconds after the begin.
         actor: of whom.
-        act: `kill` and `restart` (by SIGTERM) start it again after `seconds`, `stop` continues it after them; `cut`
-            cuts one connection in the middle of a reply of the actor.
+        act: `kill`, `restart` (by SIGTERM) and `hangup` (by SIGHUP) start it again after `seconds`, `stop` continues
+            it after them; `fill` fills the disk of Redis for so long; `cut` cuts one connection in the middle of a
+            reply of the actor.
         seconds: see there.
         skip: for `cut`: how many replies to let through before.
         share: for `cut`: how much of the reply comes through.
@@ -153,8 +154,9 @@ def _life(generator: random.Random, actor: str, seconds: float) -> list[Event]:
     """What befalls one process, one after the other."""
     events = []
     now = generator.uniform(1.0, 8.0)
+    acts: dict[Act, int] = {"kill": 45, "stop": 30, "restart": 15, "fill" if actor == REDIS else "hangup": 10}
     while now < seconds:
-        act = _choose(generator, {"kill": 50, "stop": 30, "restart": 20})
+        act = _choose(generator, acts)
         if act == "stop":
             # Mostly a hiccup; sometimes so long that others take it for dead.
             away = generator.uniform(0.1, 2.0) if generator.random() < 0.6 else generator.uniform(5.0, 9.0)

@@ -18,7 +18,7 @@ from tests.chaos.ledger import Ledger, balance, say_blows
 from tests.chaos.plan import Plan, make_plan
 from tests.chaos.receivers import Receivers
 from tests.chaos.store import read_store
-from tests.chaos.submitters import REPLY_PREFIX, ClientSubmitter, InboxSubmitter, Notes, Submitter
+from tests.chaos.submitters import REPLY_PREFIX, ClientSubmitter, ForkSubmitter, InboxSubmitter, Notes, Submitter
 
 DRAIN_SECONDS = 90.0  # after the last blow: leases, retries and entries of the inbox come to their end within it
 SUBMIT_SECONDS = 30.0  # after the last blow: what was not answered is sent again
@@ -35,6 +35,7 @@ def run(plan: Plan, folder: Path) -> Ledger:
             ClientSubmitter("socket", cast.gateway_urls, *rest),
             ClientSubmitter("client", [cast.redis_url], *rest),
             InboxSubmitter(cast.redis_url, *rest),
+            ForkSubmitter("fork", [cast.redis_url, cast.gateway_urls[0]], *rest),
         ]
         for submitter in submitters:
             submitter.start()
@@ -50,6 +51,8 @@ def run(plan: Plan, folder: Path) -> Ledger:
         arrivals = receivers.close()
         ledger = balance(plan, notes, arrivals, store, cast.blows)
         say_blows(ledger, cast.blows, cast.cuts)
+        if not cast.disk.is_small:
+            ledger.say("", "the disk was never full: only root can mount one that is small enough to be filled")
         taken_back = cast.logged("taken_back").total()
         ledger.say(
             "took", f"{calm - began:.0f} s of chaos, {drained - calm:.0f} s to the end; {taken_back} takings back"

@@ -1,4 +1,4 @@
-"""Who submits the tasks: over the socket, through the inbox, and with the client straight into Redis.
+"""Who submits the tasks: over the socket, through the inbox, with the client straight into Redis, and after a fork.
 
 Each notes what it was told. Without an answer it sends a task again only where the task bears a chosen id; otherwise
 nobody can know whether it was accepted, and the ledger takes it either way.
@@ -6,6 +6,8 @@ nobody can know whether it was accepted, and the ledger takes it either way.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +25,7 @@ from qtask.errors import Refused, Unavailable
 from qtask.store import keys
 from qtask.store.connect import connect
 from tests.chaos.plan import PlannedTask, Way, dict_of
+from tests.chaos.sharing import Batch
 
 TIMEOUT_SECONDS = 3.0
 BATCH = 25  # tasks sent together; so many may have no answer when a process is killed
@@ -30,6 +33,7 @@ PAUSE_SECONDS = 0.05  # between two looks at what is to be submitted
 AGAIN_SECONDS = 0.3  # before what had no answer is sent again
 COLLECT_SECONDS = 0.3  # between two looks for answers of the inbox
 REPLY_PREFIX = "chaos:reply:"
+SHARING_PARTS = 3
 
 
 @dataclass(slots=True)
@@ -100,6 +104,7 @@ class Submitter(ABC):
         self._places = places
         self.notes = notes
         self._ended = threading.Event()
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"submitter {way}", daemon=True)
 
     def start(self) -> None:
@@ -112,6 +117,8 @@ class Submitter(ABC):
         self._ended.set()
         self._thread.join(seconds)
         assert not self._thread.is_alive(), f"the {self._thread.name} did not end within {seconds:g} s"
+        if self._error is not None:
+            raise self._error
 
     @abstractmethod
     def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
@@ -126,6 +133,12 @@ class Submitter(ABC):
         return dict_of(task, self._places)
 
     def _run(self) -> None:
+        try:
+            self._submit_all()
+        except Exception as error:
+            self._error = error
+
+    def _submit_all(self) -> None:
         coming = deque(self._tasks)
         again: deque[PlannedTask] = deque()
         most = BATCH
@@ -169,6 +182,36 @@ class ClientSubmitter(Submitter):
     def finish(self) -> None:
         for client in self._clients:
             client.close()
+
+
+class ForkSubmitter(Submitter):
+    """A program (`sharing`) that forks with a client in use, and whose clients make ids with one node number."""
+
+    def __init__(self, way: Way, urls: Sequence[str], *rest: Any) -> None:
+        super().__init__(way, *rest)
+        self._urls = urls
+        self._turn = 0
+        command = [sys.executable, "-m", "tests.chaos.sharing", *urls]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
+        url = self._urls[self._turn % len(self._urls)]
+        self._turn += 1
+        parts = [tasks[number::SHARING_PARTS] for number in range(SHARING_PARTS)]
+        batch = Batch(url, [[self.dict_of(task) for task in part] for part in parts])
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(batch) + b"\n")
+        self._process.stdin.flush()
+        answers = msgspec.json.decode(self._process.stdout.readline(), type=list[list[msgspec.Raw]])
+        unanswered = list(tasks)
+        for part, said in zip(parts, answers, strict=True):
+            for task, answer in zip(part, said, strict=False):  # answers that were lost are missing at the end
+                if self.notes.answered(task, read_answer(bytes(answer))):
+                    unanswered.remove(task)
+        return unanswered
+
+    def finish(self) -> None:
+        self._process.communicate()
 
 
 class InboxSubmitter(Submitter):

@@ -186,6 +186,8 @@ def test_a_seed_makes_the_same_plan_again_and_another_one_another() -> None:
     assert {task.kind for task in make_plan(7, 60.0, 3_000).tasks} == {"http", "socket", "udp", "pipe", "__graph__"}
     assert {(event.actor.partition("-")[0], event.act) for event in make_plan(7, 600.0, 1).events} == {
         *((kind, act) for kind in ("gateway", "scheduler", "worker", "redis") for act in ("kill", "stop", "restart")),
+        *((kind, "hangup") for kind in ("gateway", "scheduler", "worker")),
+        ("redis", "fill"),
         ("redis", "cut"),
         ("gateway", "cut"),
     }

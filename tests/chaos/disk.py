@@ -1,0 +1,49 @@
+"""A small disk for Redis, which can be filled up. It is a tmpfs, so only root can have one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+SIZE_MIB = 512  # several times what a run writes
+_PAGE_BYTES = 4_096
+
+
+class SmallDisk:
+    """A folder on a small file system of its own, or a plain folder for users who may not mount one.
+
+    Args:
+        folder: where it is made.
+
+    Attributes:
+        folder: the same.
+        is_small: whether it is a file system of its own, so that it can be filled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "qtask-chaos", str(folder)]
+        self.is_small = (
+            os.geteuid() == 0 and subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+        )
+
+    def fill(self) -> None:
+        """Takes all the room that is left. A plain folder is left as it is."""
+        if not self.is_small:
+            return
+        room = os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_bsize
+        with self._filler.open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, max(room, _PAGE_BYTES))
+
+    def make_room(self) -> None:
+        """Gives the room back."""
+        self._filler.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unmounts it; what it holds is gone."""
+        if self.is_small:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+            self.is_small = False
