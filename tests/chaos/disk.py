@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
 
 SIZE_MIB = 512  # several times what a run writes
+_STEP_BYTES = 16_777_216
 _PAGE_BYTES = 4_096
 
 
@@ -34,9 +36,16 @@ class SmallDisk:
         """Takes all the room that is left. A plain folder is left as it is."""
         if not self.is_small:
             return
-        room = os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_bsize
+        taken, step = 0, _STEP_BYTES
         with self._filler.open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, max(room, _PAGE_BYTES))
+            while step >= _PAGE_BYTES:
+                try:
+                    os.posix_fallocate(filler.fileno(), taken, step)
+                    taken += step
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    step //= 16
 
     def make_room(self) -> None:
         """Gives the room back."""
