@@ -24,7 +24,8 @@ from tests.redis_server import free_port
 
 def task(kind: str, link: str, data: Any, timeout: float = 5.0) -> Task:
     settings = {"time": 0, "data": data, "timeout": timeout}
-    return msgspec.convert({"title": "t", "address": {"type": kind, "link": link}, "settings": settings}, Task)
+    one = {"title": "t", "address": {"type": kind, "link": link}, "settings": settings}
+    return msgspec.json.decode(msgspec.json.encode(one), type=Task)
 
 
 def deliver(one: Task, folder: Path = Path("pipes")) -> Answer:
@@ -89,6 +90,28 @@ def test_socket_gets_the_json_of_the_data(data: Any) -> None:
     with listening() as listener:
         assert deliver(task("socket", f"127.0.0.1:{listener.address[1]}", data)) == Answer()
     assert msgspec.json.decode(listener.got) == data
+
+
+def test_a_line_and_a_datagram_have_no_line_break_whoever_wrote_the_task(tmp_path: Path) -> None:
+    """Another program may have put the task into the queue, in another layout than that in which QTask keeps it."""
+    text = '{\r\n  "amount": 10.10,\n  "a": "\\u00e9\\n"\n}'
+    sent = b'{"amount":10.10,"a":"\\u00e9\\n"}'
+
+    def spread(kind: str, link: str, data: str) -> Task:
+        head = f'{{"title":"t","address":{{"type":"{kind}","link":"{link}"}},"settings":{{"time":0,"data":'
+        return msgspec.json.decode(f"{head}{data}}}}}", type=Task)
+
+    with listening() as listener:
+        deliver(spread("socket", f"127.0.0.1:{listener.address[1]}", text))
+    assert listener.got == sent
+    with bound() as receiver:
+        deliver(spread("udp", f"127.0.0.1:{receiver.getsockname()[1]}", text))
+        assert receiver.recv(1_000) == sent
+    os.mkfifo(tmp_path / "orders")
+    reader = os.open(tmp_path / "orders", os.O_RDONLY | os.O_NONBLOCK)
+    deliver(spread("pipe", "orders", f'{{"data": {text}}}'), tmp_path)
+    assert os.read(reader, 1_000) == sent + b"\n"
+    os.close(reader)
 
 
 def test_socket_by_name_ipv6_and_unix(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Drawing:
 
     def start(self, task_id: str, timeout: float = 30.0) -> None:
         dict_ = {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": timeout}}
-        claim = Claim(task_id, 1, msgspec.convert(dict_, Task), 0.0)
+        claim = Claim(task_id, 1, msgspec.json.decode(msgspec.json.encode(dict_), type=Task), 0.0)
         self.deliverer.start(claim, lambda result: self._note(task_id, result))
 
     def wait_for(self, count: int) -> None:

@@ -8,14 +8,13 @@ import os
 import stat
 from time import monotonic
 
-import msgspec
-
 from qtask.check import pipe_data
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import WRITE, Loop
 from qtask.link import check_pipe
 from qtask.outcome import Answer, Failure
+from qtask.task import json_text
 
 _LOCK_RETRY_SECONDS = 0.002
 
@@ -30,7 +29,7 @@ class PipeDeliverer:
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
         name = check_pipe(claim.task.address.link)
-        line = msgspec.json.encode(pipe_data(claim.task).data) + b"\n"
+        line = json_text(pipe_data(claim.task).data) + b"\n"
         try:
             descriptor = self._open(name)
         except Failure as failure:

@@ -12,7 +12,7 @@ from qtask.delivery.loop import READ, WRITE, Loop, Timer
 from qtask.delivery.resolver import Address, Resolver
 from qtask.link import SocketLink, parse_socket
 from qtask.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
-from qtask.task import encode_data
+from qtask.task import json_text
 
 # A receiver that reads to the end and closes is done at once. One that keeps the connection open has taken the
 # data too; it gets this long to say something before the delivery counts.
@@ -29,7 +29,7 @@ class SocketDeliverer:
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
         link = parse_socket(claim.task.address.link)
-        exchange = _Exchange(self._loop, link, encode_data(claim.task.settings.data), claim.task.timeout, done)
+        exchange = _Exchange(self._loop, link, json_text(claim.task.settings.data), claim.task.timeout, done)
         self._resolver.resolve(link, exchange.begin)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from qtask.delivery.loop import READ, Loop
 from qtask.delivery.resolver import Address, Resolver
 from qtask.link import SocketLink, parse_socket
 from qtask.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
-from qtask.task import encode_data
+from qtask.task import json_text
 
 # UDP does not tell whether a datagram arrived. It may tell that nobody listens, and a receiver may answer; this long
 # the delivery waits for either, and then counts.
@@ -27,7 +27,7 @@ class UdpDeliverer:
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
         link = parse_socket(claim.task.address.link)
-        data = encode_data(claim.task.settings.data)
+        data = json_text(claim.task.settings.data)
         wait = min(claim.task.timeout, ANSWER_WAIT_SECONDS)
 
         def send(addresses: list[Address] | Failure) -> None:
