@@ -84,7 +84,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
                     _burst(live)
                 else:
                     live.start("worker", queue=queue)
-                found.records[queue] = dict(zip(dicts, live.ended(ids), strict=True))
+                found.records[queue] = dict(zip(dicts, live.ended(ids, seconds=40), strict=True))
                 seen = [
                     (one.method, one.target, one.header("Content-Type"), one.header("QTask-Attempt"), one.body)
                     for one in receiver.requests
