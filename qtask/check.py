@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 
 from qtask import link
 from qtask.errors import Refused
@@ -24,6 +24,7 @@ from qtask.task import (
     MAX_BYTES,
     MAX_DATAGRAM_BYTES,
     MAX_DEPTH,
+    MAX_DIGITS,
     MAX_TIMEOUT_SECONDS,
     MAX_TITLE_CHARACTERS,
     Address,
@@ -35,7 +36,7 @@ from qtask.task import (
     SocketAddress,
     Task,
     UdpAddress,
-    encode_data,
+    is_given,
 )
 from qtask.timing import MAX_DELAY_SECONDS, check_delay, parse_instant
 
@@ -58,6 +59,8 @@ class Checked(Struct, frozen=True):
 
 _Data = TypeVar("_Data", HttpData, PipeData)
 _TASK_DECODER = msgspec.json.Decoder(Task)
+_HTTP_DECODER = msgspec.json.Decoder(HttpData)
+_PIPE_DECODER = msgspec.json.Decoder(PipeData)
 _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -65,6 +68,19 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the u
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A string that never ends is taken to the end of the text, so that no byte is looked at twice.
 _BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
+class _SettingsOfAnyData(Struct, frozen=True):
+    data: Any = None
+
+
+class _TaskOfAnyData(Struct, frozen=True):
+    settings: _SettingsOfAnyData = _SettingsOfAnyData()
+
+
+# Reads the data as well, and so finds the integers that are too long. Floats of any size and precision are sent as
+# they stand, so they are not looked at.
+_LONG_NUMBERS_DECODER = msgspec.json.Decoder(_TaskOfAnyData, float_hook=lambda text: None)
 _BOM = b"\xef\xbb\xbf"
 # What frames a message on the wire is the transport's to say; a client that could set it could smuggle requests.
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect"})
@@ -84,6 +100,10 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
     raw = raw.removeprefix(_BOM)
     try:
         task = _TASK_DECODER.decode(raw)
+        if not raw.isascii():
+            raw.decode()  # msgspec does not check the UTF-8 of what it leaves as it is
+        if len(raw) > MAX_DIGITS:
+            _LONG_NUMBERS_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refusal_of_text(error, raw) from None
     delay, instant = _check(task)
@@ -149,20 +169,20 @@ def _check_depth(raw: bytes) -> None:
 def http_data(task: Task) -> HttpData:
     """The data of an `http` task. Raises `Refused` when it has another form."""
     data = task.settings.data
-    return HttpData() if data is UNSET or data is None else _convert(data, HttpData)
+    return _read(data, _HTTP_DECODER) if is_given(data) else HttpData()
 
 
 def pipe_data(task: Task) -> PipeData:
     """The data of a `pipe` task. Raises `Refused` when it has another form."""
     data = task.settings.data
-    return _convert({} if data is UNSET or data is None else data, PipeData)
+    return _read(data if is_given(data) else Raw(b"{}"), _PIPE_DECODER)
 
 
-def _convert(data: Any, kind: type[_Data]) -> _Data:
+def _read(data: Raw, decoder: msgspec.json.Decoder[_Data]) -> _Data:
     try:
-        return msgspec.convert(data, kind)
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise refusal_of_data(error, data, kind) from None
+        raise refusal_of_data(error, bytes(data), decoder.type) from None
 
 
 def _check(task: Task) -> tuple[float | None, float | None]:
@@ -229,7 +249,8 @@ def _is_method(method: str) -> bool:
 
 
 def _check_bodies(data: HttpData) -> None:
-    bodies = [key for key in ("json", "data", "body_base64") if getattr(data, key) not in (UNSET, None)]
+    bodies = ["json"] if is_given(data.json) else []
+    bodies += [key for key in ("data", "body_base64") if getattr(data, key) not in (UNSET, None)]
     if len(bodies) > 1:
         raise Refused(
             "invalid_value",
@@ -288,7 +309,9 @@ def _check_udp(task: Task) -> None:
         raise Refused("invalid_value", link.FIELD, "udp wants HOST:PORT, such as 127.0.0.1:5000")
     if task.settings.data is UNSET:
         raise Refused("missing_field", "settings.data", "what the datagram holds is needed; any JSON will do")
-    size = len(encode_data(task.settings.data))
+    size = len(task.settings.data)
+    if size > MAX_DATAGRAM_BYTES:  # with white space that is not sent
+        size = len(msgspec.json.format(bytes(task.settings.data), indent=-1))
     if size > MAX_DATAGRAM_BYTES:
         raise Refused(
             "too_large", "settings.data", f"a datagram has at most {MAX_DATAGRAM_BYTES} bytes, this one is {size}"
@@ -302,7 +325,8 @@ def _check_pipe(task: Task) -> None:
 
 
 def _check_graph(task: Task) -> None:
-    if task.settings.data not in (UNSET, None, {}):
+    data = task.settings.data
+    if data is not UNSET and msgspec.json.decode(data) not in (None, {}):
         raise Refused("unknown_field", "settings.data", "a __graph__ takes no data; leave it out")
 
 

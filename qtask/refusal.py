@@ -70,9 +70,9 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
         return Refused("invalid_json", "", f"JSON is written in UTF-8, where byte {byte:#04x} cannot stand as it does")
     if isinstance(error, RecursionError):
         return too_deep()
-    words = str(error)
     if isinstance(error, msgspec.ValidationError):
-        return _invalid(words, "")
+        return _invalid(str(error), "")
+    words = _what_is_malformed(raw) or str(error)
     if not raw.strip():
         return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
     if (match := _MALFORMED.fullmatch(words)) is None and (match := _MALFORMED.fullmatch(_lengthened(raw))) is None:
@@ -83,16 +83,16 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
     return Refused("invalid_json", "", f"one JSON {wanted} is needed; {what} at byte {position}, near {near!r}{hint}")
 
 
-def refusal_of_data(error: msgspec.ValidationError, data: Any, kind: type[Struct]) -> Refused:
+def refusal_of_data(error: msgspec.ValidationError, data: bytes, kind: type[Struct]) -> Refused:
     """Why `settings.data` has not the form of its kind.
 
     Args:
         error: what msgspec said of it.
-        data: what it holds.
+        data: its JSON.
         kind: the struct that it has to fit.
     """
     words = str(error)
-    name = _culprit(data, kind) if "[...]" in words else ""
+    name = _culprit(msgspec.json.decode(data), kind) if "[...]" in words else ""
     return _invalid(words, "settings.data", kind.__struct_fields__, name)
 
 
@@ -106,7 +106,7 @@ def _culprit(data: dict[str, Any], kind: type[Struct]) -> str:
     for key, names in data.items():
         for name, value in islice(names.items(), 1_000) if isinstance(names, dict) else ():
             try:
-                msgspec.convert({key: {name: value}}, kind)
+                msgspec.json.decode(msgspec.json.encode({key: {name: value}}), type=kind)
             except msgspec.ValidationError as error:
                 if "[...]" in str(error):
                     return str(name)
@@ -129,6 +129,19 @@ def _hint_at(what: str, raw: bytes, position: int) -> str:
     if met and met < b" ":
         return "; JSON's text has control characters only as escapes such as \\n"
     return "; JSON is written in UTF-8" if met >= b"\x80" else ""
+
+
+def _what_is_malformed(raw: bytes) -> str:
+    """What msgspec says to a text that it reads to the end: more than where it leaves a part of it as it is."""
+    try:
+        msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        return ""
+    except msgspec.DecodeError as error:
+        return str(error)
+    except (UnicodeDecodeError, RecursionError):
+        return ""
+    return ""
 
 
 def _lengthened(raw: bytes) -> str:

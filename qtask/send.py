@@ -20,6 +20,8 @@ from qtask.timing import format_instant
 
 _SHOWN = 20  # of the accepted and of the refused, so many are shown one by one
 
+_OneLevel = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
+
 Item = tuple[str, Mapping[str, Any] | Refused]
 """Where a dict stands ("line 3"), and the dict, or why it is none."""
 
@@ -66,11 +68,11 @@ def from_file(file: BinaryIO) -> Iterator[Item]:
     if not first:
         raise QTaskError("there is nothing to send: the file is empty")
     try:
-        one = msgspec.json.decode(first)
+        one = _decode(first)
     except msgspec.DecodeError as error:
         rest = b"".join(line for _, line in lines)
         try:
-            one = msgspec.json.decode(first + rest)
+            one = _decode(first + rest)
         except msgspec.DecodeError as whole:
             why = f"line {number}: {error}; as one document: {whole}"
             raise QTaskError(f"this is neither NDJSON nor one JSON document ({why})") from None
@@ -155,7 +157,7 @@ def _with_progress(answers: Iterable[tuple[str, Answer]], as_json: bool) -> Iter
 def _line(number: int, line: bytes) -> Iterator[Item]:
     place = f"line {number}"
     try:
-        found = msgspec.json.decode(line)
+        found = _decode(line)
     except msgspec.DecodeError as error:
         yield place, Refused("invalid_json", "", f"this is not JSON: {error}")
         return
@@ -163,8 +165,15 @@ def _line(number: int, line: bytes) -> Iterator[Item]:
         yield place, _checked(one)
 
 
+def _decode(text: bytes | str) -> Any:
+    """Reads JSON one level deep, so that the values in a list or an object keep the text in which they were written."""
+    return msgspec.json.decode(msgspec.json.format(text, indent=-1), type=_OneLevel)
+
+
 def _checked(found: Any) -> Mapping[str, Any] | Refused:
     """A dict as it is; of anything else, why it is refused."""
+    if isinstance(found, msgspec.Raw):
+        found = _decode(bytes(found))
     if isinstance(found, dict):
         return found
     try:
@@ -190,7 +199,8 @@ def _data(kind: str, flags: Mapping[str, Any]) -> tuple[Any] | None:
     given: tuple[Any] | None = None
     if flags["data"] is not None:
         try:
-            given = (msgspec.json.decode(flags["data"]),)
+            _decode(flags["data"])
+            given = (msgspec.Raw(msgspec.json.format(flags["data"], indent=-1).encode()),)
         except msgspec.DecodeError as error:
             raise QTaskError(f'--data wants JSON, such as {{"a": 1}} or "text" in quotes: {error}') from None
     if kind == "pipe":

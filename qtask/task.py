@@ -6,16 +6,18 @@ what type each value is; `qtask.check` reads them from text and holds them to th
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
+from qtask.errors import Refused
 from qtask.retry import Retry
 from qtask.timing import parse_instant
 
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
+MAX_DIGITS = 4_300  # of a whole number: Python reads no longer ones, and a stock `rq worker` reads tasks with it
 MAX_TITLE_CHARACTERS = 500
 MAX_DATAGRAM_BYTES = 65_507  # of UDP over IPv4
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -72,7 +74,7 @@ class HttpData(_Part, frozen=True):
         method: any HTTP method; the default is GET.
         headers: a dict of text, or `auto` for the headers of a random current browser.
         params: added to the query of the link; a list repeats its key, null leaves it out.
-        json: anything; sent as JSON.
+        json: the JSON text that is sent, as the client wrote it; null means none.
         data: text, or a dict that is sent as a form.
         body_base64: bytes, in base64.
     """
@@ -80,15 +82,15 @@ class HttpData(_Part, frozen=True):
     method: str = "GET"
     headers: dict[str, str] | Literal["auto"] | UnsetType | None = UNSET
     params: dict[str, FormValue] | UnsetType | None = UNSET
-    json: Any = UNSET
+    json: Raw | UnsetType = UNSET
     data: str | dict[str, FormValue] | UnsetType | None = UNSET
     body_base64: str | UnsetType = UNSET
 
 
 class PipeData(_Part, frozen=True):
-    """What a `pipe` task writes: the JSON of `data`, as one line."""
+    """What a `pipe` task writes: the JSON text of `data`, as one line."""
 
-    data: Any
+    data: Raw
 
 
 class Settings(_Part, frozen=True):
@@ -97,7 +99,7 @@ class Settings(_Part, frozen=True):
     Attributes:
         time: delay in seconds before the delivery; fractions count.
         at: instant of the delivery instead: ISO 8601 with a zone, or Unix seconds.
-        data: what is sent; its form depends on `address.type`.
+        data: the JSON text of what is sent, as the client wrote it; its form depends on `address.type`.
         timeout: seconds that one delivery may take in all; 30 when left out.
         retry: how often and when a failed delivery is tried again.
         expires: seconds after due, or an instant in ISO 8601 with a zone, from which on no delivery begins.
@@ -106,7 +108,7 @@ class Settings(_Part, frozen=True):
 
     time: float | UnsetType = UNSET
     at: float | str | UnsetType = UNSET
-    data: Any = UNSET
+    data: Raw | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     retry: Retry | UnsetType = UNSET
     expires: float | str | UnsetType = UNSET
@@ -145,6 +147,20 @@ def expiry_of(task: Task, due: float) -> float:
     return parse_instant(expires) if isinstance(expires, str) else due + expires
 
 
-def encode_data(data: Any) -> bytes:
-    """What is sent for `settings.data`: its JSON."""
-    return msgspec.json.encode(data)
+def is_given(data: Raw | UnsetType) -> TypeGuard[Raw]:
+    """Whether a value is there and is not null."""
+    return data is not UNSET and bytes(data) != b"null"
+
+
+def json_text(data: Raw | UnsetType) -> bytes:
+    """The JSON that is sent for a value: the client's own text, on one line.
+
+    Numbers, escapes and keys stay as they were written. White space outside of strings is removed if the text has
+    several lines, as a task written by another program may have.
+
+    Raises `Refused` when there is no value.
+    """
+    if data is UNSET:
+        raise Refused("missing_field", "settings.data", "there is no data to send; any JSON will do")
+    text = bytes(data)
+    return msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text

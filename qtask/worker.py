@@ -33,6 +33,7 @@ from qtask.config import Config
 from qtask.crew import Crew, Member
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import hindrance, settlement, undelivered, unread, with_history
+from qtask.delivery.exchange import broken
 from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
@@ -80,7 +81,8 @@ class Worker(BaseWorker):
         )
         self._config = config
         self._token = secrets.token_urlsafe(6)
-        self._loop = Loop()
+        self._loop = Loop(self._on_defect)
+        self._defect: Exception | None = None
         self._deliverers: dict[Kind, Deliverer] = {}
         self._claims = Channel(redis)
         self._settles = Channel(redis)
@@ -123,17 +125,32 @@ class Worker(BaseWorker):
         self._tick()
         last = monotonic()
         while not self._finished():
-            self._loop.run_once(TICK_SECONDS)
-            last, before = monotonic(), last
-            if last - before > STOOD_STILL_SECONDS and self._connected:
-                # Its tasks may be with others, or on their way here anew: what was under way counts as unknown.
-                self._on_redis_error(TimeoutError(f"this worker stood still for {last - before:.1f} s"))
-            self._advance()
+            try:
+                self._loop.run_once(TICK_SECONDS)
+                last, before = monotonic(), last
+                if last - before > STOOD_STILL_SECONDS and self._connected:
+                    # Its tasks may be with others, or on their way here anew: what was under way counts as unknown.
+                    self._on_redis_error(TimeoutError(f"this worker stood still for {last - before:.1f} s"))
+                self._advance()
+            except Exception as error:
+                self._on_defect(error)
         self._leave()
+        if self._defect is not None:
+            raise self._defect
         return bool(self.successful_job_count)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._loop.call_from_thread(self._stop)
+
+    def _on_defect(self, error: Exception) -> None:
+        """Stops, because an error came from no delivery but from the worker itself, whose state may be wrong.
+
+        What is in flight gets its time to end, and is settled; the rest is put back. At a second error it does not
+        wait. If even that fails, the leases end and a scheduler takes the tasks back.
+        """
+        logger.critical("worker_broke", exc_info=error, extra={"in_flight": len(self._in_flight)})
+        self._defect = self._defect or error
+        self._stop()
 
     def _stop(self) -> None:
         now = monotonic()
@@ -403,10 +420,9 @@ class Worker(BaseWorker):
             # What another program put into the queue; QTask's own ways in would have refused it.
             self._end_broken(task_id, attempt, claim, Failure("refused", refused.message))
         except Exception as error:  # whatever is wrong with one task, the others must go on
-            logger.exception("delivery_broke", extra={"task": task_id})
-            if task_id in self._in_flight:
-                failure = Failure("internal", f"QTask could not deliver this: {error}")
-                self._end_broken(task_id, attempt, claim, failure)
+            if task_id not in self._in_flight:  # then it is not the task: its result was reported
+                raise
+            self._end_broken(task_id, attempt, claim, broken(task_id, error))
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()

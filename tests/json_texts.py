@@ -23,6 +23,32 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+_space = st.sampled_from(["", "", " ", "\t", "\n", "\r\n  "])
+_number_texts = st.from_regex(r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,4})?", fullmatch=True).map(str)
+_string_texts = st.lists(
+    st.sampled_from(
+        ["\\/", "/", "\\u00e9", "\\u00E9", "é", "\\ud83d\\ude00", "😀", "\\n", '\\"', "\\\\", "\\u0000", " ", "a"]
+    ),
+    max_size=5,
+).map(lambda letters: '"' + "".join(letters) + '"')
+# Any JSON in any spelling: numbers as nobody would write them, every escape, keys given twice, white space everywhere.
+json_texts: st.SearchStrategy[str] = st.recursive(
+    st.builds(
+        "{}{}{}".format, _space, st.sampled_from(["null", "true", "false"]) | _number_texts | _string_texts, _space
+    ),
+    lambda inner: (
+        st.builds("{}[{}]{}".format, _space, st.lists(inner, max_size=4).map(",".join), _space)
+        | st.builds(
+            "{}{{{}}}{}".format,
+            _space,
+            st.lists(st.builds("{}{}:{}".format, _string_texts, _space, inner), max_size=4).map(",".join),
+            _space,
+        )
+    ),
+    max_leaves=12,
+)
+
+
 def written(value: Any, random: Random, line_breaks: bool = True) -> str:
     """The JSON of a value in a random layout: white space, order of keys and escapes as JSON leaves them free."""
     spaces = ["", "", " ", "\t", "   "] + (["\n", "\r\n  ", "\n\n\t"] if line_breaks else [])

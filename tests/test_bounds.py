@@ -13,6 +13,7 @@ import json
 import re
 import select
 import socket
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -277,24 +278,25 @@ def test_handles_that_wait_for_the_next_delivery_hold_on_to_nothing_large() -> N
     assert left < 1_500_000, "of what the receiver has read last, and of little else"
 
 
-def test_look_ups_that_wait_for_a_name_server_are_bounded() -> None:
+def test_look_ups_are_bounded_and_shared_by_all_that_wait_for_the_same() -> None:
     loop = Loop()
-    resolver = Resolver(loop, socket.SOCK_STREAM, most_waiting=1)
+    resolver = Resolver(loop, socket.SOCK_STREAM, most_threads=2)
     results: list[list[Address] | Failure] = []
-    for name in ("localhost:1", "localhost:2", "127.0.0.1:3"):
-        resolver.resolve(parse_socket(name), results.append)
-    refused, numeric = results
-    assert isinstance(refused, Failure) and refused.kind == "dns" and "1 host names wait" in refused.message
-    assert isinstance(numeric, list)
-    while len(results) < 3:
+    before = threading.active_count()
+    for port in range(1, 100):
+        for _ in range(3):
+            resolver.resolve(parse_socket(f"localhost:{port}"), results.append, raise_)
+        assert threading.active_count() <= before + 2
+    while len(results) < 297:
         loop.run_once()
-    assert isinstance(results[2], list)
-    resolver.resolve(parse_socket("localhost:4"), results.append)
-    while len(results) < 4:
-        loop.run_once()
-    assert isinstance(results[3], list), "there is room again"
+    assert all(isinstance(result, list) for result in results), results
     resolver.close()
     loop.close()
+    until(lambda: threading.active_count() == before, what="the threads to end")
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 # --- in Redis ----------------------------------------------------------------------------------------------------

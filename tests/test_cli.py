@@ -235,6 +235,28 @@ def test_send_one_document_in_any_layout(installation: Installation, receiver: R
     assert len({request.target for request in receiver.wait_for(31)}) == 31
 
 
+ODD = '{"amount":10.10,"big":12345678901234567.89,"e":1e2,"z":-0,"slash":"\\/","a":1,"a":2}'
+
+
+def test_send_keeps_json_as_it_was_written(redis: Redis, redis_server: RedisServer) -> None:
+    settings = f'{{"time":60,"data":{ODD}}}'
+    task = f'{{"title":"t","address":{{"type":"socket","link":"a:1"}},"settings":{settings}}}'
+    spread = task.replace("[", "[\n").replace(",", ",\n  ")
+    for arguments, text in (
+        (("--socket", "a:1", "--in", "60", "--data", ODD.replace(":", ":\n")), ""),
+        (("--pipe", "a", "--in", "60", "--data", ODD), ""),
+        (("--http", "http://a/", "--in", "60", "--data", ODD), ""),
+        (("-",), spread),
+        (("-",), f"[{task}, {spread}]"),
+        (("-",), f"{task}\n[{task}]\n"),
+    ):
+        result = qtask("send", *arguments, "--redis", redis_server.url, input=text)
+        assert (result.returncode, result.stderr) == (0, "")
+    stored: list[Any] = [redis.hget(key, "data") for key in redis.scan_iter(keys.job("*"))]
+    assert len(stored) == 8
+    assert [one for one in stored if ODD.encode() not in one] == []
+
+
 def test_send_shows_only_the_first_of_many_refusals(installation: Installation) -> None:
     array = [a_task("ftp://x")] * 30
     result = qtask("send", "-", environment=installation.environment, input=json.dumps(array))

@@ -74,7 +74,7 @@ def deliver(request: pytest.FixtureRequest) -> Iterator[Deliver]:
 def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0) -> HttpRequest:
     settings = {"time": 0, "timeout": timeout, "data": data or {}}
     task = {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
-    return prepare(msgspec.convert(task, Task), "P7DVFCP--0--", 2, 1795539666.25)
+    return prepare(msgspec.json.decode(msgspec.json.encode(task), type=Task), "P7DVFCP--0--", 2, 1795539666.25)
 
 
 FRAMING = ("host", "content-length", "connection")

@@ -22,6 +22,7 @@ from qtask.outcome import Answer, Failure
 from qtask.store import keys
 from qtask.task import Task
 from tests.command import qtask
+from tests.descriptors import no_descriptors
 from tests.live import children
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
@@ -40,7 +41,7 @@ class Drawing:
 
     def start(self, task_id: str, timeout: float = 30.0) -> None:
         dict_ = {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": timeout}}
-        claim = Claim(task_id, 1, msgspec.convert(dict_, Task), 0.0)
+        claim = Claim(task_id, 1, msgspec.json.decode(msgspec.json.encode(dict_), type=Task), 0.0)
         self.deliverer.start(claim, lambda result: self._note(task_id, result))
 
     def wait_for(self, count: int) -> None:
@@ -72,6 +73,12 @@ def drawings() -> list[int]:
     ]
 
 
+def the_drawing() -> int:
+    """Process id of the one drawing under way. A process that has just begun has no command line for a moment."""
+    until(lambda: len(drawings()) == 1, what="one drawing")
+    return drawings()[0]
+
+
 def test_the_answer_says_where_the_picture_is_for_a_day(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -100,7 +107,7 @@ def test_tasks_that_come_while_it_draws_share_the_next_picture(redis: Redis, red
         one.start("FIRST")
         for number in range(20):
             one.start(f"LATER-{number}")
-        assert len(drawings()) == 1, "one process draws, however many tasks wait"
+        the_drawing()  # one process, however many tasks wait
         one.wait_for(21)
     assert all(isinstance(result, Answer) for result in one.results.values()), one.results
     kept = {bytes(key).decode() for key in redis.scan_iter(keys.graph("*"))}
@@ -112,7 +119,7 @@ def test_a_drawing_that_hangs_ends_at_the_timeout_and_does_not_keep_others_waiti
 ) -> None:
     with drawing(redis_server.url) as one:
         one.start("HANGS", timeout=0.3)
-        (process,) = drawings()
+        process = the_drawing()
         os.kill(process, signal.SIGSTOP)
         one.start("NEXT")
         one.wait_for(2)
@@ -126,7 +133,7 @@ def test_a_drawing_that_hangs_ends_at_the_timeout_and_does_not_keep_others_waiti
 def test_a_drawing_that_fails_says_why() -> None:
     with drawing(f"redis://:secret@127.0.0.1:{free_port()}/0") as one:
         one.start("FAILS")
-        (process,) = drawings()
+        process = the_drawing()
         assert b"secret" not in Path(f"/proc/{process}/cmdline").read_bytes()
         one.wait_for(1)
         result = one.results["FAILS"]
@@ -138,7 +145,24 @@ def test_a_drawing_that_fails_says_why() -> None:
 def test_close_ends_the_drawing(redis_server: RedisServer) -> None:
     with drawing(redis_server.url) as one:
         one.start("ENDS")
-        (process,) = drawings()
+        process = the_drawing()
         os.kill(process, signal.SIGSTOP)  # by itself it would not end
     until(lambda: process not in drawings())
     assert one.results == {}
+
+
+def test_a_drawing_that_cannot_be_started_fails_and_the_next_one_is_drawn(
+    redis: Redis, redis_server: RedisServer
+) -> None:
+    with drawing(redis_server.url) as one:
+        with no_descriptors():
+            one.start("FAILS")
+            one.start("FAILS TOO")
+        one.wait_for(2)
+        one.start("DRAWN")
+        one.wait_for(3)
+    for name in ("FAILS", "FAILS TOO"):
+        failed = one.results[name]
+        assert isinstance(failed, Failure) and failed.kind == "internal"
+        assert "could not be started: [Errno 24] Too many open files" in failed.message
+    assert isinstance(one.results["DRAWN"], Answer), one.results

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -138,6 +139,76 @@ def test_a_timer_may_set_the_next(loop: Loop) -> None:
 
     ring()
     turn_until(loop, lambda: len(rung) == 5)
+
+
+def test_a_callback_that_raises_keeps_no_other_from_being_called() -> None:
+    """Whatever raises is told to its owner, once each time; descriptors, timers and calls of threads go on."""
+    defects: list[Exception] = []
+    loop = Loop(defects.append)
+    told: list[str] = []
+    called: list[str] = []
+
+    def broken(name: str) -> Callable[..., None]:
+        def call(*events: int) -> None:
+            if events:
+                loop.unwatch(pairs[name][0].fileno())
+            raise ValueError(name)
+
+        return call
+
+    def note(error: Exception) -> None:
+        told.append(str(error))
+
+    pairs = {name: socket.socketpair() for name in ("owned", "nobody's", "good")}
+    loop.watch(pairs["owned"][0].fileno(), READ, broken("owned"), note)
+    loop.watch(pairs["nobody's"][0].fileno(), READ, broken("nobody's"))
+    loop.watch(pairs["good"][0].fileno(), READ, lambda events: called.append("descriptor"))
+    for _, theirs in pairs.values():
+        theirs.send(b"x")
+    now = time.monotonic()
+    loop.call_at(now, broken("owned timer"), note)
+    loop.call_at(now, broken("nobody's timer"))
+    loop.call_at(now, lambda: called.append("timer"))
+    loop.call_from_thread(broken("owned call"), note)
+    loop.call_from_thread(broken("nobody's call"))
+    loop.call_from_thread(lambda: called.append("call"))
+    turn_until(loop, lambda: {"descriptor", "timer", "call"} <= set(called))
+    assert sorted(told) == ["owned", "owned call", "owned timer"]
+    assert sorted(map(str, defects)) == ["nobody's", "nobody's call", "nobody's timer"]
+    loop.close()
+    for one in (end for both in pairs.values() for end in both):
+        one.close()
+
+
+def test_an_owner_that_raises_is_a_defect_and_without_anybody_to_tell_it_is_raised(loop: Loop) -> None:
+    def fail() -> None:
+        raise ValueError("callback")
+
+    def fail_too(error: Exception) -> None:
+        raise RuntimeError(f"owner, told of {error}")
+
+    defects: list[Exception] = []
+    other = Loop(defects.append)
+    for one in (loop, other):
+        one.call_later(0, fail, fail_too)
+    other.run_once()
+    assert [str(error) for error in defects] == ["owner, told of callback"]
+    with pytest.raises(RuntimeError, match="owner, told of callback"):
+        loop.run_once()
+    other.close()
+
+
+def test_a_cancelled_timer_holds_nothing(loop: Loop) -> None:
+    class Owner:
+        def ring(self) -> None: ...
+
+        def on_error(self, error: Exception) -> None: ...
+
+    owner = Owner()
+    loop.call_later(600, owner.ring, owner.on_error).cancel()
+    there = weakref.ref(owner)
+    del owner
+    assert there() is None
 
 
 def test_other_threads_call_in_its_own_thread(loop: Loop) -> None:

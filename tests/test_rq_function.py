@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 import qtask
 from qtask import stats
@@ -83,7 +84,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
                     _burst(live)
                 else:
                     live.start("worker", queue=queue)
-                found.records[queue] = dict(zip(dicts, live.ended(ids), strict=True))
+                found.records[queue] = dict(zip(dicts, live.ended(ids, seconds=40), strict=True))
                 seen = [
                     (one.method, one.target, one.header("Content-Type"), one.header("QTask-Attempt"), one.body)
                     for one in receiver.requests
@@ -99,11 +100,11 @@ def _dicts(url: str, socket_port: int, closed_port: int) -> dict[str, dict[str, 
         return {"title": "t", "address": {"type": "http", "link": url + path}, "settings": {**once, **settings}}
 
     once = {"time": 0, "retry": {"attempts": 1}}
-    pipe: dict[str, Any] = {**once, "data": {"data": {"n": 1}}}
+    pipe: dict[str, Any] = {**once, "data": {"data": Raw(b'{"n":1.10}')}}
     to_socket = {"type": "socket", "link": f"127.0.0.1:{socket_port}"}
     to_closed = {"type": "socket", "link": f"127.0.0.1:{closed_port}"}
     return {
-        "http": http("hook", data={"method": "POST", "json": {"n": 1}}),
+        "http": http("hook", data={"method": "POST", "json": Raw(b'{"n":1e2}')}),
         "http missing": http("missing"),
         "http slow": http("slow", timeout=0.3),
         "socket": {"title": "t", "address": to_socket, "settings": {"time": 0, "data": "hello"}},
@@ -147,7 +148,8 @@ def test_outcomes_are_those_of_qtasks_own_worker(both: Both) -> None:
 def test_receivers_cannot_tell_who_delivered(both: Both) -> None:
     assert both.requests[STOCK] == both.requests[OWN]
     assert both.sockets == [b'"hello"', b'"hello"']
-    assert both.lines == b'{"n":1}\n' * 2
+    assert both.lines == b'{"n":1.10}\n' * 2
+    assert [body for *_, body in both.requests[STOCK] if body] == [b'{"n":1e2}']
 
 
 def test_outcomes_hold_instants_lateness_and_duration(both: Both) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from collections import Counter
@@ -417,6 +421,106 @@ def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_pa
         assert worker.running
     assert {record.state for record in records} == {"delivered"}
     assert set(receiver.ids) == set(ids)
+
+
+def test_a_worker_without_descriptors_fails_deliveries_of_each_type_and_goes_on(live: Live, queue: str) -> None:
+    worker = live.start("worker", queue=queue)
+    os.mkfifo(live.pipes / queue)
+    pipe = os.open(live.pipes / queue, os.O_RDONLY | os.O_NONBLOCK)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        Receiver() as receiver,
+        Receiver() as other,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        port, udp_port = server.getsockname()[1], datagrams.getsockname()[1]
+
+        def send(http_url: str) -> list[tuple[str, str, str]]:
+            once = {"time": 0, "retry": {"attempts": 1}, "timeout": 20, "data": {"data": 1}}
+            links = {
+                "socket": f"127.0.0.1:{port}",
+                "socket by name": f"localhost:{port}",
+                "udp": f"127.0.0.1:{udp_port}",
+                "udp by name": f"localhost:{udp_port}",
+                "pipe": queue,
+            }
+            dicts: list[dict[str, Any]] = [
+                {"title": name, "address": {"type": name.split()[0], "link": link}, "settings": once}
+                for name, link in links.items()
+            ]
+            dicts.append(http(http_url, retry={"attempts": 1}))
+            dicts.append({"title": "graph", "address": {"type": "__graph__"}, "settings": {"retry": {"attempts": 1}}})
+            outcomes = [one.outcomes[-1] for one in live.ended(live.send(queue, *dicts), seconds=40)]
+            return [(one["title"], outcome.status, outcome.error) for one, outcome in zip(dicts, outcomes, strict=True)]
+
+        assert {status for _, status, _ in send(receiver.url)} == {"delivered"}
+        soft, hard = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, hard))
+        failed = send(other.url)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert failed == [
+            ("socket", "failed", "connect"),
+            ("socket by name", "failed", "dns"),
+            ("udp", "failed", "connect"),
+            ("udp by name", "failed", "dns"),
+            ("pipe", "failed", "connect"),
+            ("t", "failed", "connect"),
+            ("graph", "failed", "internal"),
+        ]
+        assert {status for _, status, _ in send(other.url)} == {"delivered"}
+    os.close(pipe)
+    assert worker.running
+    assert "Traceback" not in worker.log.read_text()
+
+
+FAULTY_WORKER = """
+from qtask import log, worker
+from qtask.config import load
+
+class Faulty(worker.Worker):
+    def _end(self, claim, result):
+        if claim.task.title == "faulty":
+            raise ValueError("a defect of the worker's own")
+        super()._end(claim, result)
+
+worker.Worker = Faulty
+log.setup(load(), "worker")
+worker.run(load())
+"""
+
+
+def test_a_worker_with_a_defect_stops_and_loses_nothing(live: Live, queue: str) -> None:
+    """What is in flight ends and is settled, what is not begun goes back, and the process says that it failed."""
+    gate = Gate()
+    with Receiver(gate) as slow, Receiver() as fast:
+        ids = live.send(queue, *[http(slow.url) for _ in range(3)])
+        ids += live.send(queue, {**http(fast.url), "title": "faulty"})
+        waiting = live.send(queue, *[http(fast.url) for _ in range(20)])
+        log = live.folder / f"{queue}.log"
+        environment = {**os.environ, **live.environment, "QTASK_QUEUE": queue, "QTASK_CONCURRENCY": "4"}
+        with log.open("wb") as output:
+            process = subprocess.Popen([sys.executable, "-c", FAULTY_WORKER], env=environment, stderr=output)
+        try:
+            slow.wait_for(3)
+            until(lambda: "worker_broke" in log.read_text(), what="the defect to be logged")
+            gate.open()
+            assert process.wait(20) == 1
+        finally:
+            process.kill()
+            process.wait()
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [one["event"] for one in events] == ["working", "worker_broke", "stopping", "stopped", "crashed"]
+        assert "ValueError: a defect of the worker's own" in events[1]["exception"]
+        states = [tasks.show(live.redis, one).state for one in ids]
+        assert states == ["delivered"] * 3 + ["queued"]
+        assert {tasks.show(live.redis, one).state for one in waiting} == {"queued"}
+        live.start("worker", queue=queue)
+        records = live.ended([*ids, *waiting])
+    assert {record.state for record in records} == {"delivered"}
+    assert Counter(slow.ids) == Counter(ids[:3])
+    assert Counter(fast.ids) == Counter([*ids[3:] * 2, *waiting])
 
 
 # --- what RQ's tools do to it ------------------------------------------------------------------------------------

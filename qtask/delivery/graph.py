@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
 from functools import partial
 
 from redis import Redis
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
-from qtask.delivery.loop import Loop, Timer
+from qtask.delivery.exchange import Exchange
+from qtask.delivery.loop import Loop
 from qtask.outcome import Answer, Failure
 from qtask.store import keys
 from qtask.store.connect import connect
@@ -48,20 +50,28 @@ def _keep(redis: Redis, task_id: str, picture: bytes) -> None:
         redis.zrem(keys.GRAPHS, *old)
 
 
-class _Wanted:
-    """A task that waits for its picture; it ends once."""
+class _Wanted(Exchange):
+    """A task that waits for its picture."""
 
-    def __init__(self, claim: Claim, done: Done, timer: Timer) -> None:
-        self.claim = claim
-        self.ended = False
-        self._done = done
-        self._timer = timer
+    def __init__(
+        self, loop: Loop, claim: Claim, done: Done, draw: Callable[[_Wanted], None], give_up: Callable[[], None]
+    ) -> None:
+        super().__init__(loop, claim, done)
+        self.id = claim.id
+        self._draw = draw
+        self._give_up = give_up
 
-    def end(self, result: Answer | Failure) -> None:
-        if not self.ended:
-            self.ended = True
-            self._timer.cancel()
-            self._done(result)
+    def begin(self) -> None:
+        """Asks for the picture."""
+        self.set_timer(self.deadline, self._on_timeout)
+        self._draw(self)
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def _on_timeout(self) -> None:
+        self.end(Failure("timeout", f"the graph was not drawn within {self.timeout:g} s"))
+        self._give_up()
 
 
 class GraphDeliverer:
@@ -73,56 +83,76 @@ class GraphDeliverer:
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
         self._redis_url = config.redis
-        self._thread = ThreadPoolExecutor(1, "graph")
         self._process: subprocess.Popen[str] | None = None
         self._waiting: list[_Wanted] = []
         self._drawn_for: list[_Wanted] = []
 
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
-        timer = self._loop.call_later(claim.task.timeout, lambda: self._on_timeout(wanted))
-        wanted = _Wanted(claim, done, timer)
-        self._waiting.append(wanted)
-        if self._process is None:
-            self._draw()
+        _Wanted(self._loop, claim, done, self._want, self._give_up).start()
 
     def close(self) -> None:
         """Ends the drawing under way, which nobody waits for any more."""
         if self._process is not None:
             self._process.kill()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _want(self, wanted: _Wanted) -> None:
+        self._waiting.append(wanted)
+        if self._process is None:
+            self._draw()
 
     def _draw(self) -> None:
+        """Begins to draw for all that wait, if any do."""
         self._drawn_for, self._waiting = [one for one in self._waiting if not one.ended], []
         if not self._drawn_for:
             return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qtask.delivery.graph"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         # The address may hold a password, so it goes over standard input and not into the list of processes.
-        order = json.dumps([self._redis_url, [one.claim.id for one in self._drawn_for]])
-        self._thread.submit(self._wait, self._process, order)
+        order = json.dumps([self._redis_url, [one.id for one in self._drawn_for]])
+        process: subprocess.Popen[str] | None = None
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "qtask.delivery.graph"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+            threading.Thread(target=self._wait, args=(process, order), name="graph", daemon=True).start()
+        except (OSError, RuntimeError) as error:  # no descriptors, no processes or no threads are left
+            if process is not None:
+                process.kill()
+                process.communicate()
+            self._fail(f"its process could not be started: {error}")
+        else:
+            self._process = process
 
     def _wait(self, process: subprocess.Popen[str], order: str) -> None:
-        output, errors = process.communicate(order)
+        try:
+            output, errors = process.communicate(order)
+        except Exception as error:
+            process.kill()
+            process.wait()
+            output, errors = "", str(error)
         self._loop.call_from_thread(partial(self._on_drawn, process.returncode, output, errors))
 
     def _on_drawn(self, code: int, output: str, errors: str) -> None:
         self._process = None
-        if code == 0:
-            for one, where in zip(self._drawn_for, output.splitlines(), strict=True):
-                one.end(Answer(text=where))
-        else:
-            for one in self._drawn_for:
-                one.end(Failure("internal", f"the graph was not drawn: {errors.strip()[-500:]}"))
-        self._draw()
+        try:
+            answers = output.splitlines()
+            if code == 0 and len(answers) == len(self._drawn_for):
+                for one, answer in zip(self._drawn_for, answers, strict=True):
+                    one.end(Answer(text=answer))
+            else:
+                self._fail(errors.strip()[-500:])
+        finally:
+            self._draw()
 
-    def _on_timeout(self, wanted: _Wanted) -> None:
-        wanted.end(Failure("timeout", f"the graph was not drawn within {wanted.claim.task.timeout:g} s"))
+    def _fail(self, why: str) -> None:
+        for one in self._drawn_for:
+            one.end(Failure("internal", f"the graph was not drawn: {why}"))
+
+    def _give_up(self) -> None:
         if self._process is not None and all(one.ended for one in self._drawn_for):
             self._process.kill()  # nobody waits for this picture any more, and it keeps others waiting
 

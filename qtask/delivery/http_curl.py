@@ -17,6 +17,7 @@ import pycurl
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.exchange import broken
 from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
 from qtask.delivery.http_request import DEFAULT_HEADERS, MAX_REDIRECTS, HttpRequest, follow, prepare
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
@@ -108,12 +109,13 @@ class HttpDeliverer:
         transfer = self._take(shape)
         try:
             transfer.prepare(request, deadline, redirects, done)
+            self._running[transfer.handle] = transfer
+            self._multi.add_handle(transfer.handle)
         except (pycurl.error, UnicodeError, TypeError, ValueError) as error:
+            self._running.pop(transfer.handle, None)
             transfer.handle.close()
             done(Failure("protocol", f"the request cannot be sent: {error}"))
             return
-        self._running[transfer.handle] = transfer
-        self._multi.add_handle(transfer.handle)
 
     def _on_interest(self, what: int, descriptor: int, multi: Any, data: Any) -> None:
         if what == pycurl.POLL_REMOVE:
@@ -198,6 +200,10 @@ class HttpDeliverer:
         except Failure as failure:
             self._keep(transfer)
             done(failure)
+            return
+        except Exception as error:  # whatever is wrong with one answer, the other transfers go on
+            transfer.handle.close()
+            done(broken(dict(request.headers).get("QTask-Id", ""), error))
             return
         self._keep(transfer)
         if target:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 import idna
-import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
@@ -16,7 +15,7 @@ from qtask.check import decode_base64, http_data
 from qtask.delivery.browsers import random_browser
 from qtask.link import split_unix
 from qtask.outcome import Failure
-from qtask.task import FormValue, HttpData, Scalar, Task
+from qtask.task import FormValue, HttpData, Scalar, Task, is_given, json_text
 from qtask.timing import format_instant
 from qtask.version import VERSION
 
@@ -170,8 +169,8 @@ def _text(value: Scalar) -> str:
 
 
 def _body(data: HttpData) -> tuple[bytes | None, str]:
-    if data.json is not UNSET and data.json is not None:
-        return msgspec.json.encode(data.json), "application/json"
+    if is_given(data.json):
+        return json_text(data.json), "application/json"
     if isinstance(data.data, str):
         return data.data.encode(), "text/plain; charset=utf-8"
     if isinstance(data.data, dict):

@@ -23,32 +23,44 @@ LATE_SECONDS = 0.05  # by which a timer rings too late when this process has mor
 CANCELLED_KEEP = 1_000  # cancelled timers that may wait for their instant; of more, no more than those that will ring
 
 
+OnError = Callable[[Exception], None]
+
+
 class Timer:
     """One call in the future; `cancel` before its instant and it never happens."""
 
-    __slots__ = ("_loop", "callback")
+    __slots__ = ("_loop", "callback", "on_error")
 
-    def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, callback: Callable[[], None], on_error: OnError | None) -> None:
         self.callback: Callable[[], None] | None = callback
+        self.on_error = on_error
         self._loop = loop
 
     def cancel(self) -> None:
         """Forgets the call."""
         if self.callback is not None:
-            self.callback = None
+            self.callback = self.on_error = None
             self._loop.count_cancelled()
 
 
 class Loop:
-    """Calls back when descriptors are ready and when instants have come. Belongs to one thread."""
+    """Calls back when descriptors are ready and when instants have come. Belongs to one thread.
 
-    def __init__(self) -> None:
+    A callback that raises an error does not keep the others from being called. Its error goes to the `on_error` that
+    was registered with it; without one, or when that raises too, to `on_defect`.
+
+    Args:
+        on_defect: gets errors that belong to nobody; without it, `run_once` raises them.
+    """
+
+    def __init__(self, on_defect: OnError | None = None) -> None:
+        self._on_defect = on_defect
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._callbacks: dict[int, tuple[Callable[[int], None], OnError | None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0  # of these
         self._order = count()  # timers of one instant run in the order in which they were set
-        self._from_threads: deque[Callable[[], None]] = deque()
+        self._from_threads: deque[tuple[Callable[[], None], OnError | None]] = deque()
         self._closing = threading.RLock()  # a signal may come while its own thread holds it
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, READ, self._run_from_threads)
@@ -60,13 +72,18 @@ class Loop:
             os.close(self._wake)
             self._wake = -1
 
-    def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None:
-        """Calls `callback(events)` whenever a descriptor is ready for one of `events` (READ, WRITE)."""
+    def watch(
+        self, descriptor: int, events: int, callback: Callable[[int], None], on_error: OnError | None = None
+    ) -> None:
+        """Calls `callback(events)` whenever a descriptor is ready for one of `events` (READ, WRITE).
+
+        Raises `OSError` when the kernel cannot watch it.
+        """
         if descriptor in self._callbacks:
             self._epoll.modify(descriptor, events)
         else:
             self._epoll.register(descriptor, events)
-        self._callbacks[descriptor] = callback
+        self._callbacks[descriptor] = callback, on_error
 
     def unwatch(self, descriptor: int) -> None:
         """Stops watching; to be called before the descriptor is closed, or before anything else is opened."""
@@ -74,15 +91,20 @@ class Loop:
             with suppress(OSError):  # of a descriptor that its owner has closed, epoll has let go by itself
                 self._epoll.unregister(descriptor)
 
-    def call_at(self, instant: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, instant: float, callback: Callable[[], None], on_error: OnError | None = None) -> Timer:
         """Calls back at an instant of `time.monotonic`."""
-        timer = Timer(self, callback)
+        timer = Timer(self, callback, on_error)
         heapq.heappush(self._timers, (instant, next(self._order), timer))
         return timer
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[], None], on_error: OnError | None = None) -> Timer:
         """Calls back after `seconds`."""
-        return self.call_at(monotonic() + seconds, callback)
+        return self.call_at(monotonic() + seconds, callback, on_error)
+
+    @property
+    def waiting(self) -> int:
+        """How many callbacks may still be called: of descriptors, and of timers that were not cancelled."""
+        return len(self._callbacks) - 1 + sum(1 for _, _, timer in self._timers if timer.callback is not None)
 
     @property
     def timers(self) -> int:
@@ -97,9 +119,9 @@ class Loop:
             heapq.heapify(self._timers)
             self._cancelled = 0
 
-    def call_from_thread(self, callback: Callable[[], None]) -> None:
+    def call_from_thread(self, callback: Callable[[], None], on_error: OnError | None = None) -> None:
         """Calls back in the loop's own thread, soon; the one method that other threads (and signals) may use."""
-        self._from_threads.append(callback)
+        self._from_threads.append((callback, on_error))
         with self._closing:
             if self._wake >= 0:  # else the number may belong to somebody else's file by now
                 os.eventfd_write(self._wake, 1)
@@ -121,17 +143,38 @@ class Loop:
                 timer = heapq.heappop(timers)[2]
                 ring, timer.callback = timer.callback, None
                 if ring is not None:
-                    ring()
+                    try:
+                        ring()
+                    except Exception as error:
+                        self._report(error, timer.on_error)
                 else:
                     self._cancelled -= 1
 
     def _call(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, events in ready:
-            callback = self._callbacks.get(descriptor)
-            if callback is not None:
-                callback(events)
+            watched = self._callbacks.get(descriptor)
+            if watched is not None:
+                try:
+                    watched[0](events)
+                except Exception as error:
+                    self._report(error, watched[1])
 
     def _run_from_threads(self, events: int) -> None:
         os.eventfd_read(self._wake)
         while self._from_threads:
-            self._from_threads.popleft()()
+            callback, on_error = self._from_threads.popleft()
+            try:
+                callback()
+            except Exception as error:
+                self._report(error, on_error)
+
+    def _report(self, error: Exception, on_error: OnError | None) -> None:
+        if on_error is not None:
+            try:
+                on_error(error)
+                return
+            except Exception as another:
+                error = another
+        if self._on_defect is None:
+            raise error
+        self._on_defect(error)

@@ -8,14 +8,14 @@ import os
 import stat
 from time import monotonic
 
-import msgspec
-
 from qtask.check import pipe_data
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import WRITE, Loop
 from qtask.link import check_pipe
 from qtask.outcome import Answer, Failure
+from qtask.task import json_text
 
 _LOCK_RETRY_SECONDS = 0.002
 
@@ -30,13 +30,13 @@ class PipeDeliverer:
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
         name = check_pipe(claim.task.address.link)
-        line = msgspec.json.encode(pipe_data(claim.task).data) + b"\n"
+        line = json_text(pipe_data(claim.task).data) + b"\n"
         try:
             descriptor = self._open(name)
         except Failure as failure:
             done(failure)
             return
-        _Line(self._loop, descriptor, name, line, claim.task.timeout, done).write()
+        _Line(self._loop, descriptor, name, line, claim, done).start()
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -61,49 +61,43 @@ class PipeDeliverer:
         return descriptor
 
 
-class _Line:
+class _Line(Exchange):
     """One line on its way. A lock keeps lines whole: writes beyond 4 KiB are not atomic on a pipe."""
 
-    def __init__(self, loop: Loop, descriptor: int, name: str, line: bytes, timeout: float, done: Done) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop, descriptor: int, name: str, line: bytes, claim: Claim, done: Done) -> None:
+        super().__init__(loop, claim, done)
         self._descriptor = descriptor
         self._name = name
         self._unsent = memoryview(line)
-        self._deadline = monotonic() + timeout
-        self._timer = loop.call_at(self._deadline, self._on_timeout)
-        self._done = done
 
-    def write(self) -> None:
+    def begin(self) -> None:
         """Takes the lock, or tries again soon, and writes as the pipe takes it."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if monotonic() < self._deadline:
-                self._timer.cancel()
-                self._timer = self._loop.call_later(_LOCK_RETRY_SECONDS, self.write)
+            if monotonic() < self.deadline:
+                self.set_timer(monotonic() + _LOCK_RETRY_SECONDS, self.begin)
             else:
                 self._on_timeout()
             return
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._on_timeout)
+        self.set_timer(self.deadline, self._on_timeout)
         self._on_writable(WRITE)
+
+    def release(self) -> None:
+        """See `Exchange`."""
+        self.loop.unwatch(self._descriptor)
+        os.close(self._descriptor)
 
     def _on_writable(self, events: int) -> None:
         try:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
         except BlockingIOError:
-            self._loop.watch(self._descriptor, WRITE, self._on_writable)
+            self.loop.watch(self._descriptor, WRITE, self._on_writable, self.on_error)
         except OSError as error:
-            self._end(Failure("no_reader", f"the reader of the pipe {self._name!r} went away: {error.strerror}"))
+            self.end(Failure("no_reader", f"the reader of the pipe {self._name!r} went away: {error.strerror}"))
         else:
-            self._end(Answer())
+            self.end(Answer())
 
     def _on_timeout(self) -> None:
-        self._end(Failure("timeout", f"the pipe {self._name!r} is full and its reader does not read"))
-
-    def _end(self, result: Answer | Failure) -> None:
-        self._timer.cancel()
-        self._loop.unwatch(self._descriptor)
-        os.close(self._descriptor)
-        self._done(result)
+        self.end(Failure("timeout", f"the pipe {self._name!r} is full and its reader does not read"))

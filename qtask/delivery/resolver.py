@@ -3,72 +3,203 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
-from qtask.delivery.loop import Loop
+from qtask.delivery.loop import Loop, OnError
 from qtask.link import SocketLink
 from qtask.outcome import Failure
 
-_THREADS = 8
-MOST_WAITING = 10_000
+# A look-up occupies its thread until the system's resolver gives up, by default after 10 s for each name server.
+# Tasks for the same host and port share one look-up, so it takes this many names that hang to keep others waiting.
+THREADS = 32
 
-Address = tuple[int, Any]  # address family and what connect() wants
+Address = tuple[int, Any]
+"""Address family, and what `connect` wants."""
+
+Then = Callable[[list[Address] | Failure], None]
+
+
+def place_of(link: SocketLink) -> str:
+    """A link as people write it: `example.org:80`, `[2001:db8::1]:80`, or the path of a unix socket."""
+    return link.path or _joined(link.host, link.port)
+
+
+def _spelled(address: Address) -> str:
+    family, place = address
+    return str(place) if family == socket.AF_UNIX else _joined(*place[:2])
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def tried(link: SocketLink, errors: Iterable[tuple[Address, str]]) -> str:
+    """A link, and what happened at each of its addresses."""
+    told = [(_spelled(address), words) for address, words in errors]
+    if [address for address, _ in told] == [place_of(link)]:
+        return f"{told[0][0]}: {told[0][1]}"
+    return f"{place_of(link)}: " + "; ".join(f"{address}: {words}" for address, words in told)
+
+
+def interleaved(addresses: list[Address]) -> list[Address]:
+    """Addresses with their families in turn, each address once, and otherwise in the order of the system's resolver.
+
+    RFC 8305, section 4: so one family that leads nowhere does not hold up the other for long.
+    """
+    if len(addresses) == 1:
+        return addresses
+    by_family: dict[int, list[Address]] = {}
+    for address in dict.fromkeys(addresses):
+        by_family.setdefault(address[0], []).append(address)
+    return [address for address in chain(*zip_longest(*by_family.values())) if address is not None]
+
+
+class LookUp:
+    """What somebody waits for: the addresses of one host and port, which others may wait for as well."""
+
+    __slots__ = ("_shared", "on_error", "then")
+
+    def __init__(self, shared: _Shared, then: Then, on_error: OnError) -> None:
+        self._shared = shared
+        self.then = then
+        self.on_error = on_error
+        shared.waiting[self] = None
+
+    def call(self, result: list[Address] | Failure) -> None:
+        """Passes the result on, unless nobody waits any more."""
+        if self._shared.waiting.pop(self, self) is None:
+            self.then(result)
+
+    def cancel(self) -> None:
+        """Nobody waits any more: `then` is not called, and a look-up that is not begun never is."""
+        self._shared.waiting.pop(self, None)
+        if not self._shared.waiting:
+            self._shared.forget()
+
+
+class _Shared:
+    """The look-up of one host and port for all that wait for it."""
+
+    __slots__ = ("_forget", "link", "waiting")
+
+    def __init__(self, link: SocketLink, forget: Callable[[_Shared], None]) -> None:
+        self.link = link
+        self.waiting: dict[LookUp, None] = {}  # in the order in which they came
+        self._forget = forget
+
+    def forget(self) -> None:
+        """Drops it, if it is not begun."""
+        self._forget(self)
 
 
 class Resolver:
     """Looks up links for one kind of socket.
 
+    A look-up has no timeout of its own: whoever waits for it cancels it when its time is over, also while the look-up
+    waits for a thread. Threads are daemons, so that a name server that does not answer delays no exit.
+
     Args:
         loop: calls back on it.
         kind: `SOCK_STREAM` or `SOCK_DGRAM`.
-        most_waiting: look-ups that may wait; a delivery may have ended long before the look-up that it asked for.
+        most_threads: look-ups that are made at once.
     """
 
-    def __init__(self, loop: Loop, kind: socket.SocketKind, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, loop: Loop, kind: socket.SocketKind, most_threads: int = THREADS) -> None:
         self._loop = loop
         self._kind = kind
-        self._threads = ThreadPoolExecutor(_THREADS, "resolver")
-        self._most_waiting = most_waiting
-        self._waiting = 0
+        self._most_threads = most_threads
+        self._under_way: dict[tuple[str, int], _Shared] = {}
+        self._changed = threading.Condition()
+        self._queue: deque[_Shared] = deque()  # this and the rest belong to the condition
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
 
-    def resolve(self, link: SocketLink, then: Callable[[list[Address] | Failure], None]) -> None:
-        """Calls `then` with the addresses, of which there is at least one: at once where none is to be looked up.
+    def resolve(self, link: SocketLink, then: Then, on_error: OnError) -> LookUp | None:
+        """Calls `then` with the addresses, of which there is at least one, or with a failure.
 
-        When too many wait for a name server that does not answer, it is called with a failure.
+        Where nothing is to be looked up it is called at once; else a look-up is returned, which can be cancelled.
+        What `then` raises when it is called later goes to `on_error`.
         """
         if link.path:
             then([(socket.AF_UNIX, link.path)])
-            return
+            return None
         try:
             numeric = self._look_up(link, socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
-            if self._waiting >= self._most_waiting:
-                message = f"{link.host!r} was not looked up: {self._waiting} host names wait for a name server already"
-                then(Failure("dns", message))
-                return
-            self._waiting += 1
-            self._threads.submit(self._resolve, link, then)
+            pass
         else:
             then(numeric)
+            return None
+        key = link.host, link.port
+        shared = self._under_way.get(key)
+        if shared is None:
+            shared = _Shared(link, self._forget)
+            try:
+                self._enqueue(shared)
+            except RuntimeError as error:  # no thread could be started
+                then(Failure("dns", f"the host name {link.host!r} cannot be resolved: {error}"))
+                return None
+            self._under_way[key] = shared
+        return LookUp(shared, then, on_error)
 
     def close(self) -> None:
         """Ends the threads; look-ups that wait are dropped."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
 
     def _look_up(self, link: SocketLink, flags: int = 0) -> list[Address]:
         found = socket.getaddrinfo(link.host, link.port, type=self._kind, flags=flags)
         return [(int(family), address) for family, _, _, _, address in found]
 
-    def _resolve(self, link: SocketLink, then: Callable[[list[Address] | Failure], None]) -> None:
-        result: list[Address] | Failure
-        try:
-            result = self._look_up(link)
-        except (OSError, UnicodeError) as error:
-            result = Failure("dns", f"the host name {link.host!r} cannot be resolved: {error}")
-        self._loop.call_from_thread(lambda: self._on_resolved(result, then))
+    def _enqueue(self, shared: _Shared) -> None:
+        """Hands a look-up to a thread. Raises `RuntimeError` when there is none and none can be started."""
+        with self._changed:
+            self._queue.append(shared)
+            if self._idle >= len(self._queue):
+                self._changed.notify()
+            elif self._threads < self._most_threads:
+                try:
+                    threading.Thread(target=self._serve, name="resolver", daemon=True).start()
+                except RuntimeError:
+                    if not self._threads:
+                        self._queue.pop()
+                        raise
+                else:
+                    self._threads += 1
 
-    def _on_resolved(self, result: list[Address] | Failure, then: Callable[[list[Address] | Failure], None]) -> None:
-        self._waiting -= 1
-        then(result)
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                self._idle -= 1
+                if self._closed:
+                    return
+                shared = self._queue.popleft()
+            result: list[Address] | Failure
+            try:
+                result = self._look_up(shared.link)
+            except Exception as error:
+                result = Failure("dns", f"the host name {shared.link.host!r} cannot be resolved: {error}")
+            self._loop.call_from_thread(partial(self._on_resolved, shared, result))
+
+    def _on_resolved(self, shared: _Shared, result: list[Address] | Failure) -> None:
+        del self._under_way[shared.link.host, shared.link.port]
+        for one in shared.waiting:  # each in a call of its own: what one of them raises is not the others' business
+            self._loop.call_from_thread(partial(one.call, result), one.on_error)
+
+    def _forget(self, shared: _Shared) -> None:
+        """Drops a look-up that nobody waits for; one that is being made goes on, and may find somebody yet."""
+        with self._changed:
+            if shared not in self._queue:
+                return
+            self._queue.remove(shared)
+        del self._under_way[shared.link.host, shared.link.port]

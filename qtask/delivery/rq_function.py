@@ -20,6 +20,7 @@ from qtask import stats
 from qtask.config import Config, load
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
+from qtask.delivery.exchange import broken
 from qtask.delivery.http_request import prepare
 from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import Loop
@@ -109,6 +110,8 @@ def _attempt(claim: Claim, config: Config) -> Answer | Failure:
         return failure
     except Refused as refused:
         return Failure("refused", refused.message)
+    except Exception as error:
+        return broken(claim.id, error)
 
 
 def _deliver(claim: Claim, config: Config) -> Answer | Failure:

@@ -1,0 +1,92 @@
+"""One delivery on the loop: it reports once, and what it holds is released however it ends."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from time import monotonic
+
+from qtask.delivery.claim import Claim, Done
+from qtask.delivery.loop import Loop, Timer
+from qtask.outcome import Answer, Failure
+
+logger = logging.getLogger("qtask.delivery")
+
+
+def broken(task_id: str, error: Exception) -> Failure:
+    """Logs an error that should not have happened, with its traceback; returns the failure that it makes."""
+    logger.error("delivery_broke", exc_info=error, extra={"task": task_id})
+    return Failure("internal", f"QTask could not deliver this: {type(error).__name__}: {error}")
+
+
+class Exchange(ABC):
+    """Base of one delivery.
+
+    Its callbacks are registered with `on_error`, so that one that raises ends this delivery and no other.
+
+    Args:
+        loop: runs its callbacks.
+        claim: the task.
+        done: gets the result, once.
+    """
+
+    def __init__(self, loop: Loop, claim: Claim, done: Done) -> None:
+        self.loop = loop
+        self.timeout = claim.task.timeout
+        self.deadline = monotonic() + self.timeout
+        self._task_id = claim.id
+        self._done: Done | None = done
+        self._timer: Timer | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the result was reported."""
+        return self._done is None
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Takes the first step."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Closes its descriptors and cancels further timers, as far as there are any. Called once."""
+
+    def set_timer(self, instant: float, callback: Callable[[], None]) -> None:
+        """Calls back at an instant of `time.monotonic`, in place of the call that was set before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(instant, callback, self.on_error)
+
+    def start(self) -> None:
+        """Begins the delivery; whatever goes wrong is reported to `done`."""
+        try:
+            self.begin()
+        except Exception as error:
+            self.on_error(error)
+
+    def end(self, result: Answer | Failure) -> None:
+        """Releases what is held and reports the result. Does nothing when it was reported before."""
+        if self._done is not None:
+            done, self._done = self._done, None
+            self._release()
+            done(result)
+
+    def on_error(self, error: Exception) -> None:
+        """Ends the delivery as failed, because one of its steps raised an error.
+
+        Raises the error again when the delivery has ended already: then it came from the code that got the result.
+        """
+        if self._done is None:
+            raise error
+        done, self._done = self._done, None
+        try:
+            self._release()
+        finally:
+            done(broken(self._task_id, error))
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.release()
