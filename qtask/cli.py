@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qtask.config import Config, flag_name, load
+from qtask.config import Config, flag_name, in_url, load
 from qtask.errors import NotFound, QTaskError
 from qtask.version import VERSION
 
@@ -176,7 +176,7 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     if file is not None and given:
         raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
     items = sending.from_file(file) if file is not None else sending.from_flags(flags)
-    url = config.redis_url or f"socket://{_in_url(config.local_host)}:{config.port}"
+    url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
     if sending.send(url, config.queue, items, as_json):
         sys.exit(1)
 
@@ -429,10 +429,6 @@ def _write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise QTaskError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def main() -> None:
