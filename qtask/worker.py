@@ -61,7 +61,6 @@ STOOD_STILL_SECONDS = 3.0  # in one turn of the loop; with a little more, others
 STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
 OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
 GARBAGE_OBJECTS = 20_000  # made between two looks for cycles of garbage; Python's 700 come many times a batch
-OWN_DESCRIPTORS = 48  # of a worker that delivers nothing: Redis, epolls, look-ups of names, libraries
 LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
 
 logger = logging.getLogger("qtask.worker")
@@ -483,19 +482,6 @@ def _nothing() -> None:
     """A timer that only ends a turn of the loop."""
 
 
-def _within(config: Config, most_descriptors: int) -> Config:
-    """The settings with as much concurrency as there are descriptors for, so that no delivery fails for want of one.
-
-    A delivery in flight has one, and so may have a kept connection beside it.
-    """
-    room = max(1, (most_descriptors - OWN_DESCRIPTORS) // 2)
-    if config.concurrency <= room:
-        return config
-    about = {"concurrency": room, "wanted": config.concurrency, "descriptors": most_descriptors}
-    logger.warning("concurrency_reduced", extra={**about, "advice": "raise the hard limit of open files (ulimit -Hn)"})
-    return replace(config, concurrency=room)
-
-
 def run(config: Config) -> None:
     """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight.
 
@@ -509,7 +495,7 @@ def run(config: Config) -> None:
         crew.keep()
         crew.stop()
         return
-    config = _within(config, descriptors.allow_all())
+    config = descriptors.fit(config, "concurrency")
     redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
     pause = BACKOFF_SECONDS[0]
     while True:
