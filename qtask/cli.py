@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qtask.config import Config, flag_name, load
+from qtask.config import Config, flag_name, in_url, load
 from qtask.errors import NotFound, QTaskError
 from qtask.version import VERSION
 
@@ -173,7 +176,7 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     if file is not None and given:
         raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
     items = sending.from_file(file) if file is not None else sending.from_flags(flags)
-    url = config.redis_url or f"socket://{_in_url(config.local_host)}:{config.port}"
+    url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
     if sending.send(url, config.queue, items, as_json):
         sys.exit(1)
 
@@ -428,21 +431,56 @@ def _write(path: Path, content: bytes) -> None:
         raise QTaskError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def main() -> None:
     """Runs the command line; errors that QTask raises on purpose become one line and exit code 1."""
+    _prepare_streams()
     try:
         cli(prog_name="qtask")
     except QTaskError as error:
         click.echo(f"qtask: {error}", err=True)
         sys.exit(1)
+    except UnicodeEncodeError as error:  # what came from the command line with bytes that are not UTF-8
+        click.echo(f"qtask: this is not UTF-8: {error.object!r}", err=True)
+        sys.exit(1)
     except Exception as error:
         from redis.exceptions import RedisError
 
-        if not isinstance(error, RedisError):
+        if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+            click.echo(f"qtask: the output cannot be written: {error.strerror}", err=True)
+        elif isinstance(error, RedisError):
+            click.echo(f"qtask: Redis did not do it: {error}", err=True)
+        else:
             raise
-        click.echo(f"qtask: Redis did not do it: {error}", err=True)
         sys.exit(1)
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _prepare_streams() -> None:
+    """Makes standard input, output and errors usable, whatever we were started with.
+
+    One that is closed becomes /dev/null: else Python has None for it, and its number goes to the next socket or file,
+    into which errors would then be written. What the encoding of an output lacks is written as JSON would escape it.
+    Arguments are read as UTF-8 also where the locale says ASCII.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", encoding="utf-8"))
+    codecs.register_error("qtask_escape", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="qtask_escape")
+    if sys.getfilesystemencoding() != "utf-8":
+        sys.argv[1:] = [os.fsencode(argument).decode("utf-8", "surrogateescape") for argument in sys.argv[1:]]
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for codecs: `\\u2603` for what cannot be encoded."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end

@@ -92,6 +92,11 @@ class Config:
         return settings | {FILE_VARIABLE: os.devnull}
 
 
+def in_url(host: str) -> str:
+    """A host as it stands before `:PORT`: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def environment_name(name: str) -> str:
     """`http_port` → `QTASK_HTTP_PORT`."""
     return f"QTASK_{name.upper()}"

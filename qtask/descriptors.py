@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import resource
+import sys
+from dataclasses import replace
+from typing import Literal
+
+from qtask.config import Config
+
+OWN_DESCRIPTORS = 48  # of an idle process: its logs, Redis, epolls, look-ups of names, files that libraries open
+
+logger = logging.getLogger("qtask")
 
 
-def allow_all() -> None:
-    """Raises the number of descriptors to what the system allows this process without asking."""
+def allow_all() -> int:
+    """Raises the number of descriptors to what the system allows this process without asking, and returns it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
+def fit(config: Config, setting: Literal["concurrency", "max_connections"]) -> Config:
+    """Calls `allow_all`, and returns the settings, with the given one reduced where it would need more than that.
+
+    Each of its units may use two descriptors: a delivery in flight and a kept connection, or a connection of the
+    gateway's socket and one of its HTTP.
+    """
+    most = allow_all()
+    room, wanted = max(1, (most - OWN_DESCRIPTORS) // 2), getattr(config, setting)
+    if wanted <= room:
+        return config
+    about = {"setting": setting, "reduced_to": room, "wanted": wanted, "descriptors": most}
+    logger.warning("setting_reduced", extra={**about, "advice": "raise the hard limit of open files (ulimit -Hn)"})
+    return replace(config, concurrency=room) if setting == "concurrency" else replace(config, max_connections=room)

@@ -16,7 +16,7 @@ from typing import Literal
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from qtask.config import Config
+from qtask.config import Config, in_url
 from qtask.embedded import reachable_url
 from qtask.errors import QTaskError
 from qtask.store import keys
@@ -129,7 +129,7 @@ def _pipes(config: Config) -> Finding:
 
 
 def _gateway(config: Config, when_silent: Level) -> Finding:
-    place = f"{config.host}:{config.port}"
+    place = f"{in_url(config.host)}:{config.port}"
     try:
         with socket.create_connection((config.local_host, config.port), ANSWER_SECONDS) as connection:
             connection.settimeout(ANSWER_SECONDS)
@@ -145,7 +145,7 @@ def _gateway(config: Config, when_silent: Level) -> Finding:
 
 
 def _http(config: Config) -> Finding:
-    place = f"{config.host}:{config.http_port}"
+    place = f"{in_url(config.host)}:{config.http_port}"
     connection = HTTPConnection(config.local_host, config.http_port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/health")

@@ -21,6 +21,7 @@ _PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNIX_URL = "http://unix:/"
+_BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -43,12 +44,22 @@ def check_http(link: str) -> str:
     if link.startswith(_UNIX_URL):
         path, url = split_unix(link)
         _check_unix_path(path, link)
-        return check_http(url) and link
+        check_http(url)
+    else:
+        check_url(link)
+    return link
+
+
+def check_url(link: str) -> None:
+    """Checks an http or https URL of any length. Raises `Refused` when it is none.
+
+    The scheme may be in capitals (RFC 3986, section 3.1).
+    """
     if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
         if match[2]:
             _check_port(match[2], link)
-        return link
-    if not link.startswith(("http://", "https://")):
+        return
+    if not link[:8].lower().startswith(("http://", "https://")):
         raise Refused(
             "invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}"
         )
@@ -62,12 +73,13 @@ def check_http(link: str) -> str:
     if not host:
         raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
     if "[" in parts.netloc:
+        if not _BRACKETED.fullmatch(parts.netloc.rpartition("@")[2]):
+            raise Refused("invalid_value", FIELD, f"behind […] stands a port or nothing, got {_cut(link)}")
         _check_ipv6(host, link)
     else:
         _host_name(host, link)
     if port is not None:
         _check_port(str(port), link)
-    return link
 
 
 def split_unix(link: str) -> tuple[str, str]:

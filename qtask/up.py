@@ -10,7 +10,7 @@ from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from qtask.config import Config, flag_name
+from qtask.config import Config, flag_name, in_url
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
@@ -66,8 +66,8 @@ class Up:
             logger.info(
                 "ready",
                 extra={
-                    "socket": f"{config.host}:{config.port}",
-                    "http": f"http://{config.host}:{config.http_port}",
+                    "socket": f"{in_url(config.host)}:{config.port}",
+                    "http": f"http://{in_url(config.host)}:{config.http_port}",
                     "redis": without_password(self.redis_url),
                     "workers": config.workers,
                 },

@@ -511,7 +511,7 @@ def run(config: Config) -> None:
         crew.keep()
         crew.stop()
         return
-    descriptors.allow_all()
+    config = descriptors.fit(config, "concurrency")
     redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
     pause = BACKOFF_SECONDS[0]
     while True:

@@ -22,7 +22,7 @@ import pytest
 from qtask.config import Config
 from qtask.delivery import http_requests
 from qtask.delivery.http_curl import HttpDeliverer
-from qtask.delivery.http_request import HttpRequest, prepare
+from qtask.delivery.http_request import HttpRequest, follow, prepare
 from qtask.delivery.loop import Loop
 from qtask.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
 from qtask.task import Task
@@ -274,7 +274,82 @@ def test_credentials_are_not_shown_to_another_origin(deliver: Deliver) -> None:
     assert (second.header("Authorization"), second.header("Cookie"), second.header("X-Mine")) == ("", "", "y")
 
 
-@pytest.mark.parametrize("target", ["/again", "ftp://example.org/", "http://[bad", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    ("link", "location"),
+    [
+        ("http://LOCALHOST:{port}/", "http://localhost:{port}/there"),
+        ("http://localhost:{port}/", "http://LocalHost:0{port}/there"),
+        ("http://localhost:{port}/", "HTTP://localhost:{port}/there"),
+        ("HTTP://localhost:{port}/", "http://user:other@localhost:{port}/there"),
+    ],
+)
+def test_credentials_are_shown_to_the_same_origin_however_it_is_spelled(
+    deliver: Deliver, link: str, location: str
+) -> None:
+    def redirect(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            exchange.answer(307, b"", {"Location": location.format(port=receiver.port)})
+        else:
+            exchange.answer()
+
+    with Receiver(redirect) as receiver:
+        deliver(prepared(link.format(port=receiver.port), {"headers": {"Authorization": "Bearer x"}}))
+    assert [request.header("Authorization") for request in receiver.requests] == ["Bearer x"] * 2
+    assert receiver.requests[1].target == "/there"
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "same"),
+    [
+        ("http://example.org/", "http://example.org:80/x", True),
+        ("http://example.org:80/", "http://example.org/x", True),
+        ("https://example.org/", "https://example.org:443/x", True),
+        ("https://example.org:443/", "//EXAMPLE.org/x", True),
+        ("http://example.org/", "http://example.org:8080/x", False),
+        ("https://example.org/", "http://example.org/x", False),
+        ("http://example.org/", "https://example.org/x", False),
+        ("http://example.org:443/", "https://example.org/x", False),
+        ("http://example.org/", "http://example.org.evil.example/x", False),
+        ("http://example.org/", "http://example.org@evil.example/x", False),
+    ],
+)
+def test_the_default_port_makes_no_other_origin(url: str, location: str, same: bool) -> None:
+    followed = follow(prepared(url, {"headers": {"Authorization": "x"}}), 307, location)
+    assert ("Authorization" in dict(followed.headers)) == same
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("next", "/d/next"),
+        ("./next", "/d/next"),
+        ("../../next", "/next"),
+        ("?q=1", "/d/start?q=1"),
+        ("/a b", "/a%20b"),
+        ("/a\\b", "/a%5Cb"),
+        ("/%zz", "/%25zz"),
+        ("/x#fragment", "/x"),
+        ("  /padded \t ", "/padded"),
+        ("/" + "a" * 20_000, "/" + "a" * 20_000),
+    ],
+)
+def test_a_location_is_read_as_a_reference(deliver: Deliver, location: str, target: str) -> None:
+    def redirect(exchange: Exchange) -> None:
+        exchange.answer(302 if exchange.number == 1 else 200, b"", {"Location": location})
+
+    with Receiver(redirect) as receiver:
+        assert deliver(prepared(receiver.url + "d/start")).code == 200
+    assert [request.target for request in receiver.requests] == ["/d/start", target]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/again", "ftp://example.org/", "http://[bad", "javascript:alert(1)", "unix:/run/app.sock"),
+        *("http://127.0.0.1:99999/", "http://127.0.0.1:0/", "http://127.0.0.1:x/", "http://:80/"),
+        *("http://a..b/", f"http://{'a' * 300}/", "http://ex%41mple.org/", "http://127.0.0.1 :80/"),
+    ],
+)
 def test_redirects_that_lead_nowhere_fail(deliver: Deliver, target: str) -> None:
     with (
         Receiver(lambda exchange: exchange.answer(302, b"", {"Location": target})) as receiver,
@@ -283,6 +358,16 @@ def test_redirects_that_lead_nowhere_fail(deliver: Deliver, target: str) -> None
         deliver(prepared(receiver.url))
     assert failed.value.kind == "redirect"
     assert len(receiver.requests) <= 6
+
+
+# --- addresses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["[::1%251]", "[::1%1]", "[::1]", "[0:0:0:0:0:0:0:1]"])
+def test_the_zone_of_an_address_finds_the_way_and_is_not_sent(deliver: Deliver, host: str) -> None:
+    with Receiver(family=socket.AF_INET6, host="::1") as receiver:
+        deliver(prepared(f"http://{host}:{receiver.port}/"))
+    assert "%" not in receiver.requests[0].header("Host")
 
 
 # --- failures --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from redis import Redis
@@ -147,6 +148,15 @@ def failed(*arguments: str, environment: dict[str, str] | None = None) -> str:
     event: dict[str, Any] = json.loads(refused(qtask("up", *arguments, environment=environment)))
     assert (event["level"], event["event"]) == ("error", "failed")
     return str(event["error"])
+
+
+def test_an_ipv6_host_stands_in_brackets_in_the_addresses_that_it_logs(tmp_path: Path) -> None:
+    with Installation(tmp_path, "--host", "::1") as running:
+        ready = running.wait_for("ready")
+        with urlopen(f"{ready['http']}/health", timeout=10) as answer:
+            assert answer.status == 200
+        with Client(f"socket://{ready['socket']}") as client:
+            assert client.udp("127.0.0.1:9", 1, delay=3600).id
 
 
 def test_a_folder_in_use_is_told(installation: Installation) -> None:

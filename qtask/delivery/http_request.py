@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from qtask.check import decode_base64, http_data
 from qtask.delivery.browsers import random_browser
-from qtask.link import split_unix
+from qtask.errors import Refused
+from qtask.link import check_url, split_unix
 from qtask.outcome import Failure
 from qtask.task import FormValue, HttpData, Scalar, Task, is_given, json_text
 from qtask.timing import format_instant
@@ -103,14 +104,16 @@ def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
     """
     try:
         target, _ = _url(urljoin(request.url, location))
-        origin = urlsplit(request.url)[:2]
-        other = urlsplit(target)[:2]
     except (ValueError, UnicodeError) as error:
         raise Failure("redirect", f"the receiver redirects to {location[:200]!r}, which is no URL: {error}") from None
-    if other[0] not in ("http", "https") or not other[1]:
+    if not target.startswith(("http://", "https://")):
         raise Failure("redirect", f"the receiver redirects to {location[:200]!r}, which is no http or https URL")
+    try:
+        check_url(target)
+    except Refused as refused:
+        raise Failure("redirect", f"the receiver redirects to {location[:200]!r}: {refused.message}") from None
     headers = request.headers
-    if other != origin:
+    if _origin(target) != _origin(request.url):
         headers = tuple(pair for pair in headers if pair[0].lower() not in _SECRET_HEADERS | {"host"})
         request = replace(request, unix_socket="")
     to_get = (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST")
@@ -118,6 +121,12 @@ def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
         return replace(request, url=target, headers=headers)
     headers = tuple(pair for pair in headers if pair[0].lower() not in _BODY_HEADERS)
     return replace(request, method="GET", url=target, headers=headers, body=None)
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    """Scheme, host and port by which two URLs have one origin, however they are spelled (RFC 6454, section 4)."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _url(link: str) -> tuple[str, str]:
@@ -129,7 +138,8 @@ def _url(link: str) -> tuple[str, str]:
     if not host.isascii():
         host = idna.encode(host, uts46=True).decode("ascii")
     if ":" in host:
-        host = f"[{host}]"
+        address, percent, zone = host.partition("%")
+        host = f"[{address}{percent and '%25'}{zone.removeprefix('25')}]"  # RFC 6874; curl takes a bare % as well
     authorization = ""
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

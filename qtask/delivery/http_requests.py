@@ -77,6 +77,7 @@ class _Adapter(HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        pool.host = pool.host.replace("%25", "%")  # the zone of an IPv6 address, which is looked up as it stands
         return pool
 
 
@@ -154,7 +155,8 @@ def _send(session: requests.Session, request: HttpRequest, deadline: float) -> t
             if len(body) > READ_LIMIT_BYTES:
                 response.raw.close()  # the rest is not read, so the connection cannot be used again
                 break
-        return response.status_code, list(response.raw.headers.items()), body
+        headers = [(name, value.strip(" \t")) for name, value in response.raw.headers.items()]
+        return response.status_code, headers, body
 
 
 def _failure(request: HttpRequest, error: Exception) -> Failure:

@@ -32,7 +32,7 @@ def run(config: Config) -> None:
 
     Raises `QTaskError` when a port is taken.
     """
-    descriptors.allow_all()
+    config = descriptors.fit(config, "max_connections")
     uvloop.run(_serve(config))
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
+from urllib.parse import unquote
 
+import h11
 import msgspec
 import uvicorn
 from redis import Redis as SyncRedis
@@ -23,6 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.check import parse, split_batch
@@ -42,6 +47,7 @@ STOP_SECONDS = 7  # for requests that are under way when asked to stop; less tha
 logger = logging.getLogger("qtask.gateway")
 
 _STATUS_OF_CODE = {"too_large": 413, "unavailable": 503}
+_REQUEST_LINE = re.compile(rb"[A-Za-z]{1,20} (?:/|\*|https?://)")  # how what is meant as HTTP begins
 
 
 class HttpServer:
@@ -75,7 +81,7 @@ class HttpServer:
         protocol: Any = partial(_Connection, config)  # uvicorn calls it as it would call a class
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app,
+                _Entrance(app),
                 http=protocol,
                 ws="none",
                 lifespan="off",
@@ -213,6 +219,41 @@ class HttpServer:
         return JSONResponse({"ok": True})
 
 
+class _Entrance:
+    """What RFC 9112 asks of a server and uvicorn leaves out; an ASGI application around another.
+
+    - Section 3.2.2: the target of a request may be a whole URL, and its host then takes the place of `Host`.
+    - Section 6.1: a request with both Content-Length and Transfer-Encoding may be an attempt to smuggle another
+      past a proxy, so it is rejected and the connection is closed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope["headers"]}
+        if b"transfer-encoding" in names and b"content-length" in names:
+            message = "a request has either Content-Length or Transfer-Encoding; leave one out"
+            response = _refusal(Refused("wrong_protocol", "", message), 400)
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        if not scope["path"].startswith("/"):
+            _to_origin_form(scope)
+        await self._app(scope, receive, send)
+
+
+def _to_origin_form(scope: Scope) -> None:
+    """Turns the target `http://host/path` of a request into `/path`, and its Host into `host`."""
+    scheme, separator, rest = scope["raw_path"].partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return
+    host, _, path = rest.partition(b"/")
+    scope["raw_path"] = b"/" + path
+    scope["path"] = unquote(scope["raw_path"].decode("ascii"))
+    scope["headers"] = [(b"host", host), *(pair for pair in scope["headers"] if pair[0] != b"host")]
+
+
 class _Connection(H11Protocol):
     """uvicorn's side of one connection, with a bound on how many there are and on how long one may be silent."""
 
@@ -223,6 +264,8 @@ class _Connection(H11Protocol):
         self._socket_port = limits.port
         self._last_byte = monotonic()
         self._begun = False
+        self._is_http = False
+        self._half_closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -235,13 +278,37 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_byte = monotonic()
-        begins, self._begun = not self._begun, True
         if self.transport.is_closing():
             return
+        if data[:1] in b"\r\n" and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            data = data.lstrip(b"\r\n")  # empty lines before a request are to be ignored (RFC 9112, section 2.2)
+            if not data:
+                return
+        begins, self._begun = not self._begun, True
+        if begins:
+            self._is_http = _REQUEST_LINE.match(data) is not None
         if begins and data[:1] in (b"{", b"["):  # uvicorn would wait for the end of a request
             self.send_400_response("")
         else:
             super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps our side open for the answer: a client that closed its own side may still read (RFC 9112, 9.6)."""
+        self._half_closed = self._owes_an_answer()
+        return self._half_closed
+
+    def on_response_complete(self) -> None:
+        """Called when an answer was sent; the next request, if it is here already, is begun before this returns."""
+        super().on_response_complete()
+        if self._half_closed and not self._owes_an_answer():
+            self.transport.close()
+
+    def _owes_an_answer(self) -> bool:
+        """Whether a whole request is here and its answer is not yet sent."""
+        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """uvicorn logs a warning here. Ignoring Upgrade is right, and Java's HttpClient sends it with each request."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -249,15 +316,19 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Called for what is no HTTP."""
+        """Called for a request that h11 cannot read, and for what is no HTTP."""
+        error = sys.exception()
+        status = HTTPStatus.BAD_REQUEST
         message = f"this port speaks HTTP/1.1; JSON lines are spoken on port {self._socket_port}"
-        self._refuse(HTTPStatus.BAD_REQUEST, Refused("wrong_protocol", "", message))
+        if self._is_http and isinstance(error, h11.RemoteProtocolError):
+            status = HTTPStatus(error.error_status_hint)
+            message = f"the request is not valid HTTP/1.1: {str(error)[:200]}"
+        self._refuse(status, Refused("wrong_protocol", "", message))
 
     def _look(self) -> None:
         """Ends the connection of a client that neither goes on with its request nor takes its answer."""
         takes_nothing = self.flow.write_paused or self.transport.is_closing()
-        answering = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
-        silent = 0.0 if answering and not takes_nothing else monotonic() - self._last_byte
+        silent = 0.0 if self._owes_an_answer() and not takes_nothing else monotonic() - self._last_byte
         if silent < self._idle_seconds:
             self._timer = self.loop.call_later(self._idle_seconds - silent, self._look)
         elif takes_nothing:

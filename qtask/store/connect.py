@@ -24,6 +24,9 @@ _SENTINEL_PORT = 26_379
 # One that does not answer at once is passed over: the next one knows as much.
 _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
+# What an address may say, for another program that shares it, and QTask has its own way of: it reads replies as bytes.
+_REPLIES = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
+
 _Client = TypeVar("_Client", Redis, AsyncRedis)
 
 
@@ -91,7 +94,9 @@ def _client(
     }
     try:
         if not url.startswith(SENTINEL_SCHEME):
-            return kind.from_url(url, **options)
+            redis = kind.from_url(url, **options)
+            redis.connection_pool.connection_kwargs |= _REPLIES
+            return redis
         place = _parse_sentinel(url)
         ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": retry(NoBackoff(), 0), **place.sentinel_options}
         sentinels = sentinel(place.sentinels, sentinel_kwargs=ask, **options)
