@@ -68,6 +68,9 @@ class Config:
     )
     stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
     stats_seconds: int = _setting(604_800, "seconds for which outcomes count in statistics", 1, 31_536_000)
+    mask_headers: str = _setting(
+        "", "names of further headers and query parameters whose values are never shown, such as `X-Session, *-Pin`"
+    )
     log_level: str = _setting("info", "debug, info, warning or error")
     log_format: str = _setting("auto", "human, json, or auto: human on a terminal, else json")
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import idna
 
 from qtask.errors import Refused
+from qtask.mask import MASKED, Mask
 
 FIELD = "address.link"
 MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
@@ -22,6 +23,8 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNIX_URL = "http://unix:/"
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
+_ENCODE = "percent-encode what is special in the user and the password"
+_MASK = Mask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,9 @@ def check_http(link: str) -> str:
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL: {error}") from None
+    except ValueError:  # its words may hold a password that has not been percent-encoded
+        hint = _ENCODE if "@" in link else "http://example.org:8080/path is one"
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL; {hint}") from None
     if not host:
         raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
     if "[" in parts.netloc:
@@ -147,4 +151,9 @@ def _check_port(port: str, link: str) -> int:
 
 
 def _cut(link: str) -> str:
-    return repr(link if len(link) <= 80 else link[:77] + "...")
+    """A link for an error message, without credentials; in a link that cannot be read they may be anywhere before @."""
+    before, at, rest = link.rpartition("@")
+    scheme, slashes, _ = before.partition("://")
+    shown = _MASK.text(f"{scheme}{slashes}{MASKED}@{rest}" if slashes else f"{MASKED}@{rest}") if at else link
+    shown = _MASK.text(shown)
+    return repr(shown if len(shown) <= 80 else shown[:77] + "...")

@@ -12,10 +12,12 @@ import msgspec
 
 from qtask.check import encode
 from qtask.errors import ConfigError, Refused, Unavailable
+from qtask.mask import Mask, mask_of
 from qtask.task import Task
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"
+MASK_VARIABLE = "QTASK_MASK_HEADERS"
 WINDOW = 2_000  # tasks that may be unanswered on a connection
 
 TaskLike = Task | Mapping[str, Any]
@@ -56,6 +58,11 @@ _DECODER = msgspec.json.Decoder(_Answer)
 def choose_url(url: str | None) -> str:
     """The address given, else that of the environment, else the gateway on this host."""
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def client_mask() -> Mask:
+    """Which headers and query parameters are credentials: the usual ones, and what the environment adds."""
+    return mask_of(os.environ.get(MASK_VARIABLE, ""))
 
 
 def is_redis(url: str) -> bool:

@@ -33,6 +33,7 @@ from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.mask import mask_of
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
 
@@ -51,7 +52,7 @@ class HttpServer:
         redis: an asyncio client.
         intake: where submitted tasks go.
         held: counts the bodies that are being read or worked on.
-        config: `port`, `max_bytes`, `max_connections` and `idle_seconds`.
+        config: `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
     def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
@@ -60,6 +61,7 @@ class HttpServer:
         self._held = held
         self._config = config
         self._reading = connect(config.redis, REPLY_SECONDS)
+        self._mask = mask_of(config.mask_headers)
         app = Starlette(
             routes=[
                 Route("/tasks", self._submit, methods=["POST"]),
@@ -162,7 +164,7 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"])
+            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"], self._mask)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
