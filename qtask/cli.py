@@ -445,7 +445,9 @@ def main() -> None:
     except Exception as error:
         from redis.exceptions import RedisError
 
+        from qtask.store.connect import reason_of
+
         if not isinstance(error, RedisError):
             raise
-        click.echo(f"qtask: Redis did not do it: {error}", err=True)
+        click.echo(f"qtask: Redis did not do it: {reason_of(error)}", err=True)
         sys.exit(1)

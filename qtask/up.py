@@ -14,7 +14,8 @@ from qtask.config import Config, flag_name
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
-from qtask.store.connect import connect, without_password
+from qtask.store.address import without_password
+from qtask.store.connect import connect
 
 READY_SECONDS = 30.0
 _ANSWER_SECONDS = 2.0

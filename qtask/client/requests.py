@@ -13,6 +13,7 @@ import msgspec
 from qtask.check import encode
 from qtask.errors import ConfigError, Refused, Unavailable
 from qtask.mask import Mask, mask_of
+from qtask.store.address import without_password
 from qtask.task import Task
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
@@ -72,7 +73,8 @@ def is_redis(url: str) -> bool:
         return True
     if scheme == "socket":
         return False
-    raise ConfigError(f"{url!r} is no address for a client; socket://HOST:PORT or redis://HOST:PORT/DB is")
+    shown = without_password(url)
+    raise ConfigError(f"{shown!r} is no address for a client; socket://HOST:PORT or redis://HOST:PORT/DB is")
 
 
 def host_and_port(url: str) -> tuple[str, int]:
@@ -80,8 +82,9 @@ def host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         return parts.hostname or "127.0.0.1", parts.port or 5123
-    except ValueError as error:
-        raise ConfigError(f"{url!r} is no socket://HOST:PORT: {error}") from None
+    except ValueError:  # its words may hold a password
+        shown = without_password(url)
+        raise ConfigError(f"{shown!r} is no address of a gateway; socket://127.0.0.1:5123 is one") from None
 
 
 def line_of(task: TaskLike) -> bytes:

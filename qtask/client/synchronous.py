@@ -133,6 +133,7 @@ class Client(Shorthands[Accepted]):
     def _need_redis(self) -> RedisWay:
         if self._redis is None:
             raise QTaskError(
-                f"the gateway at {self.url} only accepts tasks; give the client a redis:// address for this"
+                f"the gateway at {requests.client_mask().text(self.url)} only accepts tasks; give the client a "
+                "redis:// address for this"
             )
         return self._redis

@@ -35,7 +35,7 @@ from qtask.gateway.listen import BACKLOG
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.mask import mask_of
 from qtask.store import keys, tasks
-from qtask.store.connect import connect
+from qtask.store.connect import connect, reason_of
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
@@ -308,7 +308,7 @@ def _refusal(refused: Refused, status: int) -> Response:
 
 
 def _redis_away(error: Exception) -> Response:
-    return _error(503, "unavailable", f"Redis does not answer: {error}")
+    return _error(503, "unavailable", f"Redis does not answer: {reason_of(error)}")
 
 
 def _error(status: int, code: str, message: str, field: str = "") -> Response:
