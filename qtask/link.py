@@ -22,6 +22,8 @@ _PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNIX_URL = "http://unix:/"
+_AUTHORITY = re.compile(r"https?://([^/?#]*)")
+_PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _ENCODE = "percent-encode what is special in the user and the password"
 _MASK = Mask()
@@ -72,6 +74,29 @@ def check_http(link: str) -> str:
     if port is not None:
         _check_port(str(port), link)
     return link
+
+
+def destination_of(kind: str, link: str) -> str:
+    """Where a task goes, for logs: a host and its port, never a path or credentials; `unknown` where it cannot be read.
+
+    Args:
+        kind: `address.type`.
+        link: `address.link`, which may be wrong in any way.
+    """
+    if kind == "http":
+        if link.startswith(_UNIX_URL):
+            return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
+        match = _AUTHORITY.match(link)
+        place = match[1].rpartition("@")[2] if match else ""
+    elif kind == "pipe":
+        return f"pipe:{link}" if _PIPE_NAME.fullmatch(link) else "unknown"
+    elif kind == "__graph__":
+        return kind
+    else:
+        place = link
+    if place.startswith("unix:/"):
+        return place[:MAX_HOST_LENGTH]
+    return place if _PLACE.fullmatch(place) else "unknown"
 
 
 def split_unix(link: str) -> tuple[str, str]:

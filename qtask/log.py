@@ -46,15 +46,31 @@ def setup(config: Config, process: str) -> None:
     if config.log_format not in FORMATS:
         raise ConfigError(f"log_format is {_either(FORMATS)}, got {config.log_format!r}")
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
-    human = config.log_format == "human" or (config.log_format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    cleaner = _Cleaner(mask_of(config.mask_headers), secrets_of(config.redis))
-    handler.setFormatter(_Human(process, cleaner) if human else _Json(process, cleaner))
+    handler = _handler(config, process)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     logger.setLevel(level)
     for foreign in ("rq.worker", "rq.job", "rq_scheduler", "uvicorn", "uvicorn.error"):
         logging.getLogger(foreign).setLevel(max(level, logging.WARNING))
     sys.excepthook = _on_crash
+
+
+def setup_beside(config: Config, process: str) -> None:
+    """Sets up QTask's events in a process whose own logging is another program's, such as a stock `rq worker`.
+
+    Where that program logs QTask's events already, nothing is changed.
+    """
+    level = logging.getLevelNamesMapping().get(config.log_level.upper(), logging.INFO)
+    if not logger.handlers and not logging.getLogger().handlers:
+        logger.addHandler(_handler(config, process))
+        logger.setLevel(level)
+
+
+def _handler(config: Config, process: str) -> logging.Handler:
+    human = config.log_format == "human" or (config.log_format == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    cleaner = _Cleaner(mask_of(config.mask_headers), secrets_of(config.redis))
+    handler.setFormatter(_Human(process, cleaner) if human else _Json(process, cleaner))
+    return handler
 
 
 def _on_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

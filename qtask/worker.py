@@ -32,10 +32,20 @@ from qtask import descriptors
 from qtask.config import Config
 from qtask.crew import Crew, Member
 from qtask.delivery.claim import Claim
-from qtask.delivery.ending import hindrance, settlement, undelivered, unread, with_history
+from qtask.delivery.ending import (
+    hindrance,
+    log_failure,
+    log_unread,
+    retry_in,
+    settlement,
+    undelivered,
+    unread,
+    with_history,
+)
 from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import Refused
+from qtask.failure_log import FailureLog
 from qtask.outcome import Answer, Failure
 from qtask.store import keys, leases
 from qtask.store.channel import Channel
@@ -81,6 +91,7 @@ class Worker(BaseWorker):
         self._config = config
         self._token = secrets.token_urlsafe(6)
         self._loop = Loop()
+        self._failures = FailureLog(logger)
         self._deliverers: dict[Kind, Deliverer] = {}
         self._claims = Channel(redis)
         self._settles = Channel(redis)
@@ -169,6 +180,7 @@ class Worker(BaseWorker):
             logger.info("stopped", extra={"put_back": back})
         except (RedisError, OSError) as error:
             logger.warning("stopped_without_redis", extra={"error": str(error)})
+        self._failures.flush(everything=True)
         for deliver in self._deliverers.values():
             deliver.close()
         if self.pubsub_thread is not None:
@@ -244,6 +256,7 @@ class Worker(BaseWorker):
     def _tick(self) -> None:
         """The heartbeat, and whether `rq suspend` holds us."""
         self._loop.call_later(TICK_SECONDS, self._tick)
+        self._failures.flush()
         if not self._connected:
             return
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
@@ -411,16 +424,19 @@ class Worker(BaseWorker):
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
         self.total_working_time += ended - began
+        started = began + self._clock_offset
+        outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
         if isinstance(result, Failure):
             self.failed_job_count += 1
+            log_failure(self._failures, claim, result, retry_in(outcome))
         else:
             self.successful_job_count += 1
-        started = began + self._clock_offset
-        self._add_outcome(settlement(claim, result, started, ended - began, self._config.id_seconds))
+        self._add_outcome(outcome)
 
     def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
         """For a task that was claimed and that no delivery was begun for."""
         self.failed_job_count += 1
+        log_failure(self._failures, claim, failure, None)
         self._add_outcome(undelivered(claim, failure, self._in_flight.pop(claim.id) + self._clock_offset))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure) -> None:
@@ -429,6 +445,7 @@ class Worker(BaseWorker):
             self._end(claim, failure)
             return
         self.failed_job_count += 1
+        log_unread(self._failures, task_id, attempt, failure)
         self._add_outcome(unread(task_id, attempt, failure, self._in_flight.pop(task_id) + self._clock_offset))
 
     def _add_outcome(self, outcome: Settlement) -> None:

@@ -17,6 +17,7 @@ from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
 from qtask.gateway.listen import listen, port_of
+from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
 from qtask.store.connect import connect_async
 
@@ -72,6 +73,7 @@ async def _serve(config: Config) -> None:
         logger.warning(
             "stopped_early", extra={"connections": len(sockets.connections), "unanswered": intake.unanswered}
         )
+    refused_log.flush(everything=True)
     await redis.aclose()
     await waiting.aclose()
     logger.info("stopped")

@@ -32,6 +32,7 @@ from qtask.gateway.held import Held
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
+from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.mask import mask_of
 from qtask.store import keys, tasks
@@ -112,7 +113,9 @@ class HttpServer:
 
     async def _submit(self, request: Request) -> Response:
         if not _is_json(request):
-            return _refusal(Refused("wrong_protocol", "", "send the dict with Content-Type: application/json"), 415)
+            refused = Refused("wrong_protocol", "", "send the dict with Content-Type: application/json")
+            refused_log.write("http", b"", refused)
+            return _refusal(refused, 415)
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
         with self._held.counting() as has_room_for:
@@ -125,7 +128,9 @@ class HttpServer:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > most:
-                    return _refusal(Refused("too_large", "", f"a body has at most {most} bytes"), 413)
+                    refused = Refused("too_large", "", f"a body has at most {most} bytes")
+                    refused_log.write("http", b"", refused)
+                    return _refusal(refused, 413)
                 if not has_room_for(len(chunk)):
                     return _one(Refused("unavailable", "", "too many bodies are on their way; send it again later"))
         except ClientDisconnect:
@@ -138,6 +143,7 @@ class HttpServer:
             if len(texts) > MAX_IN_ARRAY:
                 raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
         except Refused as refused:
+            refused_log.write("http", b"", refused)
             return _one(refused)
         answers = await self._commit(texts)
         if answers and all(isinstance(answer, Refused) and answer.code == "unavailable" for answer in answers):
@@ -154,6 +160,7 @@ class HttpServer:
             try:
                 self._intake.add(parse(text, self._config.max_bytes), partial(_settle, future))
             except Refused as refused:
+                refused_log.write("http", text, refused)
                 future.set_result(refused)
             if position % TURN == 0:  # others want their turn, too
                 await asyncio.sleep(0)
