@@ -28,7 +28,7 @@ from qtask.errors import Refused
 from qtask.ids import IdSource
 from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
-from qtask.store import keys
+from qtask.store import keys, rights
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION, read_data
 from qtask.store.rq_job import TaskJob
@@ -123,10 +123,14 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         self._stopping = True
 
     def run(self, burst: bool = False) -> None:
-        """Moves what is due until `stop`; with `burst` only what is due now."""
+        """Moves what is due until `stop`; with `burst` only what is due now.
+
+        Raises `ConfigError` when Redis runs in cluster mode or lacks a right.
+        """
         pause = BACKOFF_SECONDS[0]
         while not self._stopping:
             try:
+                rights.check(self.connection, "scheduler")
                 with self.connection.pubsub(ignore_subscribe_messages=True) as wake:
                     # Subscribed before the head is looked at, so that no earlier task slips in between.
                     wake.subscribe(keys.WAKE)

@@ -44,10 +44,10 @@ from qtask.delivery.ending import (
 )
 from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
-from qtask.errors import Refused
+from qtask.errors import ConfigError, Refused
 from qtask.failure_log import FailureLog
 from qtask.outcome import Answer, Failure
-from qtask.store import keys, leases
+from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, read_data
@@ -195,13 +195,14 @@ class Worker(BaseWorker):
         try:
             self._claims.connect()
             self._settles.connect()
+            rights.check(self.connection, "worker")
             if not self._registered:
                 self._register()
             if self.pubsub_thread is None:
                 self.subscribe()
             for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
                 self.connection.script_load(script(name).text)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, ConfigError) as error:  # a right may be taken away, and given again, at any time
             self._loop.call_from_thread(partial(self._on_redis_error, error))
         except Exception as error:  # a defect: without its thread the worker would stand still, so let it end
             self._loop.call_from_thread(partial(_raise, error))
@@ -502,7 +503,8 @@ def _nothing() -> None:
 def run(config: Config) -> None:
     """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight.
 
-    With `processes` above 1 it runs so many of them as children, and keeps them running.
+    With `processes` above 1 it runs so many of them as children, and keeps them running. Raises `ConfigError` when
+    Redis runs in cluster mode or lacks a right.
     """
     if config.processes > 1:
         environment = replace(config, processes=1).as_environment()
@@ -517,6 +519,7 @@ def run(config: Config) -> None:
     pause = BACKOFF_SECONDS[0]
     while True:
         try:
+            rights.check(redis, "worker")
             worker = Worker(config, redis)  # RQ asks Redis what our address is
             break
         except (RedisError, OSError) as error:
