@@ -274,6 +274,7 @@ class Worker(BaseWorker):
             *("state", str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value)),
             *("successful_job_count", self.successful_job_count, "failed_job_count", self.failed_job_count),
             *("total_working_time", self.total_working_time),
+            *("qtask", self._token),  # tells `qtask doctor` that it is one of QTask's
         ]
         try:
             beat = Call(script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields])

@@ -11,7 +11,15 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -68,10 +76,47 @@ def require(redis: Redis, url: str) -> None:
     try:
         redis.ping()
     except (RedisError, OSError) as error:
-        raise Unavailable(
-            f"no Redis answers at {without_password(url)}: {reason_of(error, url)}. Start one, or name another with "
-            "--redis"
-        ) from None
+        what, advice = trouble(error, url)
+        raise Unavailable(f"{what}. {advice}") from None
+
+
+def is_misconf(error: Exception) -> bool:
+    """Whether Redis refuses to work because it cannot write to its disk."""
+    return isinstance(error, ResponseError) and str(error).startswith("MISCONF")
+
+
+def trouble(error: Exception, url: str) -> tuple[str, str]:
+    """What is wrong with a Redis that did not answer PING, and what to do about it.
+
+    Args:
+        error: what redis-py raised.
+        url: its address.
+    """
+    place, said = without_password(url), reason_of(error, url)
+    if isinstance(error, BusyLoadingError):
+        return f"the Redis at {place} is still loading its data", "Wait until it has; its log says how far it is"
+    if isinstance(error, NoPermissionError):
+        return f"the Redis at {place} does not allow PING: {said}", "Grant the rights in docs/deployment.md"
+    if isinstance(error, AuthenticationError):
+        if "required" in said or "without any password" in said or "no password is set" in said:
+            wants = "wants a password" if "required" in said else "has no password, but the address gives one"
+            return f"the Redis at {place} {wants}: {said}", "Set QTASK_REDIS_URL to redis://USER:PASSWORD@HOST:PORT/0"
+        advice = "Check both in QTASK_REDIS_URL; what is special in a password is percent-encoded"
+        return f"the Redis at {place} rejects the user or the password: {said}", advice
+    if isinstance(error, RedisTimeoutError | TimeoutError) and "connecting" not in said:
+        advice = "If it is a Redis, it hangs: look at its log, and whether it is stopped, swaps or runs a long script"
+        return f"what listens at {place} accepts connections and does not answer", advice
+    if isinstance(error, InvalidResponse) or "Protocol Error" in said:
+        return f"what answers at {place} is not a Redis: {said[:200]}", "Name the right port with --redis"
+    if is_misconf(error):
+        advice = "Its disk may be full: make room, and it goes on by itself; its log says more"
+        return f"the Redis at {place} cannot write its data, so it takes no tasks: {said}", advice
+    if isinstance(error, ResponseError):
+        return f"the Redis at {place} does not work: {said}", "Look at its log"
+    if "Permission denied" in said:
+        advice = "Run this as the user who runs `qtask up`, or name a Redis with --redis"
+        return f"this user may not connect to {place}: {said}", advice
+    return f"no Redis answers at {place}: {said}", "Start one, or name another with --redis"
 
 
 def reason_of(error: Exception, url: str = "") -> str:

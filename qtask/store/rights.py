@@ -150,7 +150,7 @@ RIGHTS: dict[Role, Rights] = {
         samples=(keys.INBOX, f"{REPLY_PREFIX}qtask-probe"),
     ),
     "reader": Rights(
-        direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET"),
+        direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET", "XINFO|CONSUMERS", "SCAN"),
         samples=(*_TASKS, *_STATISTICS, keys.WORKERS, keys.REFUSED, keys.SCHEDULER_LOCK, keys.graph("qtask-probe")),
     ),
 }
