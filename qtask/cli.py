@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STORE = ("redis_url", "queue")
-_LOGS = ("log_level", "log_format")
+_LOGS = ("log_level", "log_format", "mask_headers")
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
 _GATEWAY = (*_STORE, "host", "port", "http_port", *_LIMITS, *_LOGS)
 _KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
@@ -162,7 +162,7 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--expires", type=float, metavar="SECONDS", help="after due, when no delivery begins any more")
 @click.option("--id", "task_id", metavar="ID", help="of your choosing: a second task with it is not accepted")
 @_json_flag
-@settings("redis_url", "queue", "host", "port")
+@settings("redis_url", "queue", "host", "port", "mask_headers")
 def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     """Submit a task, or a file of them.
 
@@ -171,11 +171,12 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     refused; all others are accepted nevertheless.
     """
     from qtask import send as sending
+    from qtask.mask import mask_of
 
     given = [name for name, value in flags.items() if value not in (None, False, ())]
     if file is not None and given:
         raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
-    items = sending.from_file(file) if file is not None else sending.from_flags(flags)
+    items = sending.from_file(file) if file is not None else sending.from_flags(flags, mask_of(config.mask_headers))
     url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
     if sending.send(url, config.queue, items, as_json):
         sys.exit(1)
@@ -190,17 +191,18 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
 @_json_flag
-@settings(*_LOOK)
+@settings(*_LOOK, "mask_headers")
 def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
     """List tasks in one state.
 
     The next due comes first; of what has ended the newest.
     """
     from qtask import tables
+    from qtask.mask import mask_of
     from qtask.store import tasks
 
     redis = _connect(config)
-    records = tasks.list_tasks(redis, config.queue, state, limit)
+    records = tasks.list_tasks(redis, config.queue, state, limit, mask_of(config.mask_headers))
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
@@ -211,13 +213,14 @@ def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("id")
 @_json_flag
-@settings(*_LOOK)
+@settings(*_LOOK, "mask_headers")
 def show(config: Config, id: str, as_json: bool) -> None:
     """Show a task and its deliveries."""
     from qtask import tables
+    from qtask.mask import mask_of
     from qtask.store import tasks
 
-    record = tasks.show(_connect(config), id)
+    record = tasks.show(_connect(config), id, mask_of(config.mask_headers))
     if as_json:
         click.echo(tables.to_json(record))
     else:
@@ -449,7 +452,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
             click.echo(f"qtask: the output cannot be written: {error.strerror}", err=True)
         elif isinstance(error, RedisError):
-            click.echo(f"qtask: Redis did not do it: {error}", err=True)
+            from qtask.store.connect import reason_of
+
+            click.echo(f"qtask: Redis did not do it: {reason_of(error)}", err=True)
         else:
             raise
         sys.exit(1)

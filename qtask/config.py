@@ -20,15 +20,19 @@ FILE_NAME = "qtask.toml"
 FILE_VARIABLE = "QTASK_CONFIG"  # names another file
 
 
-def _setting(default: Any, about: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"about": about, "low": low, "high": high})
+def _setting(
+    default: Any, about: str, low: float | None = None, high: float | None = None, secret: bool = False
+) -> Any:
+    return field(default=default, repr=not secret, metadata={"about": about, "low": low, "high": high})
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """The settings of one process; each field's `about` says what it is and in which unit."""
 
-    redis_url: str = _setting("", f"address of Redis; empty: `up` starts its own, others use {DEFAULT_REDIS_URL}")
+    redis_url: str = _setting(
+        "", f"address of Redis; empty: `up` starts its own, others use {DEFAULT_REDIS_URL}", secret=True
+    )
     host: str = _setting("127.0.0.1", "address on which the gateway listens")
     port: int = _setting(5123, "port of the gateway's socket; 0 lets the system choose", 0, 65535)
     http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
@@ -68,6 +72,9 @@ class Config:
     )
     stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
     stats_seconds: int = _setting(604_800, "seconds for which outcomes count in statistics", 1, 31_536_000)
+    mask_headers: str = _setting(
+        "", "names of further headers and query parameters whose values are never shown, such as `X-Session, *-Pin`"
+    )
     log_level: str = _setting("info", "debug, info, warning or error")
     log_format: str = _setting("auto", "human, json, or auto: human on a terminal, else json")
 
@@ -156,7 +163,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
     wanted: Any = type(setting.default)
     if wanted is str:
         if not isinstance(value, str):
-            raise ConfigError(f"{source} must be text, got {value!r}")
+            got = repr(value) if setting.repr else type(value).__name__
+            raise ConfigError(f"{source} must be text, got {got}")
         if setting.default and not value.strip():
             # An empty host would listen on every network, an empty folder write where the process happens to stand.
             raise ConfigError(f"{source} must not be empty; leave it out for {setting.default!r}")

@@ -7,20 +7,25 @@ import os
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qtask.config import Config, in_url
-from qtask.embedded import reachable_url
+from qtask.embedded import ADDRESS_FILE, embedded_url, reachable_url
 from qtask.errors import QTaskError
-from qtask.store import keys
-from qtask.store.connect import connect, require
+from qtask.store import keys, rights, tasks
+from qtask.store.connect import connect, is_misconf, reason_of, trouble
 from qtask.timing import format_duration
 
 HEARTBEAT_SECONDS = 10.0  # without one for so long, a worker does not count as alive
@@ -28,6 +33,13 @@ OVERDUE_SECONDS = 5.0
 CLOCK_SECONDS = 1.0
 NEARLY_FULL = 0.9  # of what Redis may take
 ANSWER_SECONDS = 2.0
+HTTP_SECONDS = 7.0  # a gateway waits for Redis for five
+REDIS_SECONDS = 5.0
+WAITED_SECONDS = 10.0  # in a queue, after which the workers count as too slow
+DISK_SHARE, DISK_MIB = 0.05, 200  # free on the disk of the data; with less of both it is nearly full
+SCANS = 200  # of a thousand keys each, to find a stock rqscheduler
+DEAD_LOOKED_AT = 500  # of the newest, for what they died of
+_SILENT = "Redis has stopped answering, so the rest was not looked at"
 _OTHER_PORT = "give QTask another port with --port"
 _OTHER_HTTP_PORT = "give QTask another port with --http-port"
 
@@ -54,12 +66,24 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """Looks at everything that can be looked at from here."""
-    findings = [_python(), *_packages(), _pipes(config), _gateway(config, "note"), _http(config)]
+    gateway = _gateway(config, "note")
+    findings = [_python(), *_packages(), _pipes(config), gateway, _http(config), *_data_folder(config)]
     redis = _redis(config)
     if isinstance(redis, Finding):
         return [*findings, redis]
-    looks = (_redis_version, _eviction, _memory, _durability, _clock, _workers, _scheduler, _overdue)
-    return findings + [_guarded(look, redis) for look in looks]
+    looks: list[Callable[[Redis], Finding | list[Finding]]] = [
+        *(_redis_version, _mode, _eviction, _memory, _durability, _disk, _clock),
+        *(_workers, _still_workers, _any_scheduler, _overdue, partial(_queues, config)),
+        *(partial(_dead, config), _refused, _rights),
+    ]
+    if gateway.level == "fine":
+        looks.append(partial(_same_redis, config))
+    for look in looks:
+        found = _guarded(look, redis)
+        findings += found
+        if any(one.what == _SILENT for one in found):
+            break
+    return findings
 
 
 def health(config: Config, process: str) -> Finding:
@@ -69,24 +93,35 @@ def health(config: Config, process: str) -> Finding:
     redis = _redis(config)
     if isinstance(redis, Finding):
         return redis
-    return _guarded(_workers if process == "worker" else _scheduler, redis)
+    return _guarded(_workers if process == "worker" else _scheduler, redis)[0]
 
 
 def _redis(config: Config) -> Redis | Finding:
     try:
         url = reachable_url(config)
-        redis = connect(url, timeout=5.0)
-        require(redis, url)
+        redis = connect(url, timeout=REDIS_SECONDS)
     except QTaskError as error:
         return Finding("wrong", str(error), "qtask up brings a Redis of its own")
+    try:
+        redis.ping()
+    except (RedisError, OSError) as error:
+        if is_misconf(error):
+            return redis  # it still tells what is wrong
+        what, advice = trouble(error, url)
+        return Finding("wrong", what, "qtask up brings a Redis of its own" if what.startswith("no Redis") else advice)
     return redis
 
 
-def _guarded(look: Callable[[Redis], Finding], redis: Redis) -> Finding:
+def _guarded(look: Callable[[Redis], Finding | list[Finding]], redis: Redis) -> list[Finding]:
     try:
-        return look(redis)
+        found = look(redis)
+    except (RedisTimeoutError, TimeoutError):
+        return [Finding("wrong", _SILENT, "look at its log, and whether it is stopped, swaps or runs a long script")]
     except (RedisError, OSError) as error:
-        return Finding("wrong", f"Redis does not allow a look: {error}")
+        return [Finding("wrong", f"Redis does not allow a look: {reason_of(error)}")]
+    except KeyError as error:  # who hosts Redis for others often hides figures
+        return [Finding("note", f"Redis does not tell {error}, so that was not looked at")]
+    return found if isinstance(found, list) else [found]
 
 
 def _python() -> Finding:
@@ -146,12 +181,16 @@ def _gateway(config: Config, when_silent: Level) -> Finding:
 
 def _http(config: Config) -> Finding:
     place = f"{in_url(config.host)}:{config.http_port}"
-    connection = HTTPConnection(config.local_host, config.http_port, timeout=ANSWER_SECONDS)
+    connection = HTTPConnection(config.local_host, config.http_port, timeout=HTTP_SECONDS)
     try:
         connection.request("GET", "/health")
         answer = json.loads(connection.getresponse().read(10_000))
     except ConnectionRefusedError as error:
         return Finding("note", f"no gateway answers over HTTP on {place}: {error.strerror}", "qtask up starts one")
+    except TimeoutError:
+        words = f"what listens on {place} accepts connections and does not answer within {HTTP_SECONDS:g} s"
+        advice = f"if it is a gateway, its process hangs: restart it; else {_OTHER_HTTP_PORT}"
+        return Finding("wrong", words, advice)
     except (OSError, HTTPException, ValueError):
         answer = None
     finally:
@@ -160,8 +199,8 @@ def _http(config: Config) -> Finding:
         return Finding("wrong", f"something else than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
     if not answer["ok"]:
         said = answer.get("error")
-        words = said.get("message") if isinstance(said, dict) else said
-        return Finding("wrong", f"the gateway on {place} is not well: {words}")
+        why = said.get("message") if isinstance(said, dict) else said
+        return Finding("wrong", f"the gateway on {place} is not well: {why}", "look at the Redis that it uses")
     return Finding("fine", f"a gateway answers over HTTP on {place}")
 
 
@@ -174,7 +213,7 @@ def _redis_version(redis: Redis) -> Finding:
 
 
 def _eviction(redis: Redis) -> Finding:
-    policy = str(redis.info("memory").get("maxmemory_policy", "?"))
+    policy = str(redis.info("memory")["maxmemory_policy"])
     if policy != "noeviction":
         advice = "CONFIG SET maxmemory-policy noeviction"
         return Finding(
@@ -185,7 +224,7 @@ def _eviction(redis: Redis) -> Finding:
 
 def _memory(redis: Redis) -> Finding:
     memory = redis.info("memory")
-    used, most = int(memory["used_memory"]) // 1_048_576, int(memory.get("maxmemory", 0)) // 1_048_576
+    used, most = int(memory["used_memory"]) // 1_048_576, int(memory["maxmemory"]) // 1_048_576
     if not most:
         advice = "CONFIG SET maxmemory to what the host can spare; then tasks are refused, and none is lost"
         return Finding("note", "this Redis may take all memory of its host, which then ends it (maxmemory 0)", advice)
@@ -202,11 +241,12 @@ def _durability(redis: Redis) -> Finding:
         advice = "CONFIG SET appendonly yes, and write it into redis.conf"
         return Finding("wrong", "tasks are lost when Redis restarts: it keeps no append-only file", advice)
     if persistence.get("aof_last_write_status") != "ok":
-        return Finding("wrong", "Redis cannot write its append-only file", "look at its log; the disk may be full")
+        words = "Redis cannot write its append-only file, so it takes no tasks (MISCONF)"
+        return Finding("wrong", words, "look at its log; the disk may be full: make room, and it goes on by itself")
     try:
         kept = {**redis.config_get("appendfsync"), **redis.config_get("no-appendfsync-on-rewrite")}
     except ResponseError:  # who hosts Redis for others often hides its settings
-        return Finding("fine", "Redis keeps an append-only file, and does not tell how well")
+        return Finding("note", "Redis keeps an append-only file; when it is forced onto the disk was not looked at")
     return _syncing(str(kept.get("appendfsync")), kept.get("no-appendfsync-on-rewrite") == "yes")
 
 
@@ -240,7 +280,8 @@ def _workers(redis: Redis) -> Finding:
     if not alive:
         stock = redis.scard("rq:workers")
         if stock:
-            return Finding("note", f"no worker of QTask's is alive, but {stock} of RQ's are registered")
+            words = f"no worker of QTask's is alive, but {stock} of RQ's are registered"
+            return Finding("note", words, "start one with `qtask worker`: it delivers many at once")
         return Finding("wrong", "no worker is alive: nothing is delivered", "start one with `qtask worker`")
     return Finding("fine", "1 worker is alive" if alive == 1 else f"{alive} workers are alive")
 
@@ -249,7 +290,30 @@ def _scheduler(redis: Redis) -> Finding:
     holder = redis.get(keys.SCHEDULER_LOCK)
     if holder is None:
         return Finding("wrong", "no scheduler is alive: nothing becomes due", "start one with `qtask scheduler`")
-    return Finding("fine", "a scheduler is alive" if holder == b"qtask" else "a stock rqscheduler is at work")
+    if holder != b"qtask":
+        return Finding("fine", "a stock rqscheduler is at work")
+    return Finding("fine", "a scheduler is alive")
+
+
+def _any_scheduler(redis: Redis) -> Finding:
+    """As `_scheduler`, but also finds a stock rqscheduler, which holds the lock only while it looks for due tasks."""
+    finding = _scheduler(redis)
+    if finding.level == "wrong" and _has_stock_scheduler(redis):
+        advice = "it looks for due tasks once a minute by default: stop it, and start `qtask scheduler`"
+        return Finding("note", "a stock rqscheduler is at work, and no scheduler of QTask's: tasks are late", advice)
+    return finding
+
+
+def _has_stock_scheduler(redis: Redis) -> bool:
+    cursor = 0
+    for _ in range(SCANS):
+        found: Any = redis.scan(cursor, match="rq:scheduler_instance:*", count=1_000)
+        cursor, names = found
+        if names:
+            return True
+        if not cursor:
+            break
+    return False
 
 
 def _overdue(redis: Redis) -> Finding:
@@ -260,3 +324,202 @@ def _overdue(redis: Redis) -> Finding:
             "wrong", f"overdue by more than {OVERDUE_SECONDS:g} s, and not released: {late}", "is a scheduler alive?"
         )
     return Finding("fine", f"no task is overdue; in the schedule: {redis.zcard(keys.SCHEDULE)}")
+
+
+def _data_folder(config: Config) -> Iterator[Finding]:
+    """The folder by which commands find the Redis of a `qtask up`; nothing where a Redis is named."""
+    if config.redis_url:
+        return
+    folder = Path(config.data_dir)
+    where = f"{folder}" if folder.is_absolute() else f"{folder} in {Path.cwd()}"
+    elsewhere = "name the folder of the `qtask up` that you mean with --data-dir, or run this where it runs"
+    try:
+        inside = sorted(entry.name for entry in folder.iterdir())
+        (folder / ADDRESS_FILE).read_bytes()
+    except NotADirectoryError:
+        yield Finding("wrong", f"the data folder {where} is not a folder", elsewhere)
+    except FileNotFoundError:
+        if not folder.is_dir():
+            yield Finding("note", f"there is no data folder {where}: no `qtask up` has run on it", elsewhere)
+        elif inside and "appendonlydir" not in inside:
+            yield Finding("wrong", f"{where} is not the data folder of a QTask", elsewhere)
+        else:
+            yield Finding("note", f"no `qtask up` has started its Redis on the data folder {where}", elsewhere)
+    except PermissionError:
+        yield Finding("wrong", f"this user may not read the data folder {where}", _run_as(folder))
+    else:
+        if not os.access(folder, os.W_OK):
+            yield Finding("wrong", f"this user may not write to the data folder {where}", _run_as(folder))
+        if not embedded_url(folder):
+            yield Finding("note", f"the `qtask up` of the data folder {where} has ended", f"start it; or {elsewhere}")
+        else:
+            yield Finding("fine", f"a `qtask up` runs on the data folder {where}")
+        yield _room(folder)
+
+
+def _run_as(folder: Path) -> str:
+    try:
+        owner = folder.owner()
+    except (KeyError, OSError):  # a user without a name
+        owner = "its owner"
+    return f"run this as {owner}, or choose another folder with --data-dir"
+
+
+def _room(folder: Path) -> Finding:
+    """How much room the disk has that holds the data of Redis."""
+    disk = os.statvfs(folder)
+    free, share = disk.f_bavail * disk.f_frsize // 1_048_576, disk.f_bavail / max(1, disk.f_blocks)
+    words = f"the disk of {folder} has {free} MiB left ({share:.0%})"
+    advice = "make room: when it is full, no task is accepted and no outcome is kept"
+    if not disk.f_bavail:
+        return Finding("wrong", f"the disk of {folder} is full", advice)
+    if (share < DISK_SHARE and free < DISK_MIB * 10) or (free < DISK_MIB and share < 0.5):
+        return Finding("wrong", f"{words}: it is nearly full", advice)
+    return Finding("fine", words)
+
+
+def _disk(redis: Redis) -> list[Finding]:
+    """The disk of a Redis of this host that is not a `qtask up` on the data folder."""
+    kwargs = redis.connection_pool.connection_kwargs
+    if "path" not in kwargs and kwargs.get("host") not in ("127.0.0.1", "::1", "localhost"):
+        return [Finding("note", "Redis runs on another host, whose disk was not looked at")]
+    try:
+        return [_room(Path(str(redis.config_get("dir")["dir"])))]
+    except (ResponseError, KeyError, OSError):
+        return [Finding("note", "the disk of Redis was not looked at: its folder is not told, or not found here")]
+
+
+def _mode(redis: Redis) -> Finding:
+    if redis.info("server").get("redis_mode") == "cluster":
+        advice = "use one with cluster-enabled no, or Sentinel for failover"
+        return Finding("wrong", "this Redis runs in cluster mode, which QTask does not support", advice)
+    about = redis.info("replication")
+    if about["role"] != "master":
+        master = f"{about.get('master_host')}:{about.get('master_port')}"
+        advice = f"use the address of its master ({master}), or that of the sentinels"
+        return Finding("wrong", f"this Redis is a replica of {master}: it takes no tasks", advice)
+    return Finding("fine", "this Redis is a master, not a replica or a cluster")
+
+
+def _rights(redis: Redis) -> list[Finding]:
+    """What the user of this address may not do, for each process that may run as that user."""
+    findings = []
+    for role in rights.ROLES:
+        if role == "inbox":
+            continue
+        _, lacking = rights.look(redis, role)
+        if lacking:
+            level: Level = "wrong" if role == "reader" or not _runs(redis, role) else "note"
+            advice = f"grant what a {role} needs: docs/deployment.md has it; or run it as another user of Redis"
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            findings.append(Finding(level, f"for a {role}: {lacking[0]}{more}", advice))
+    return findings or [Finding("fine", "the user of this address has all rights in Redis that QTask needs")]
+
+
+def _runs(redis: Redis, role: rights.Role) -> bool:
+    """Whether such a process is alive, so that it has its rights, perhaps as another user."""
+    if role == "worker":
+        return _workers(redis).level == "fine"
+    if role == "gateway":
+        return _reads_inbox(redis)
+    return role == "client" or redis.get(keys.SCHEDULER_LOCK) is not None
+
+
+def _reads_inbox(redis: Redis) -> bool:
+    try:
+        consumers: Any = redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)
+    except ResponseError:  # no gateway has ever run on this Redis
+        return False
+    return any(int(one["idle"]) < HEARTBEAT_SECONDS * 1000 for one in consumers)
+
+
+def _same_redis(config: Config, redis: Redis) -> Finding:
+    if _reads_inbox(redis):
+        return Finding("fine", "a gateway works on this Redis")
+    words = f"the gateway on {config.host}:{config.port} works on another Redis than the one looked at here"
+    return Finding("wrong", words, "give both the same --redis, or the --data-dir of the `qtask up` that runs")
+
+
+def _still_workers(redis: Redis) -> list[Finding]:
+    """Workers of QTask that are registered with RQ and have given no sign of life."""
+    findings = []
+    seconds, _ = redis.time()
+    for key in redis.smembers("rq:workers"):
+        about: Any = redis.hmget(key, "qtask", "last_heartbeat", "hostname", "pid")
+        token, beat, host, pid = (value.decode() if value else "" for value in about)
+        if not token or not beat:
+            continue
+        silent = seconds - datetime.fromisoformat(beat.replace("Z", "+00:00")).replace(tzinfo=UTC).timestamp()
+        if silent <= HEARTBEAT_SECONDS:
+            continue
+        name = f"the worker with pid {pid} on {host}"
+        words = f"has given no sign of life for {format_duration(silent)}"
+        if host == socket.gethostname() and _lives(int(pid or 0)):
+            advice = f"it is frozen or hangs; its tasks go to other workers: end it with `kill -9 {pid}`"
+            findings.append(Finding("wrong", f"{name} {words}, but its process is there", advice))
+        else:
+            advice = "if that was not meant, start it again; its tasks go to other workers"
+            findings.append(Finding("note", f"{name} {words}: it was killed, or cannot reach Redis", advice))
+    return findings
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _queues(config: Config, redis: Redis) -> list[Finding]:
+    """Queues that nobody takes from, or not fast enough."""
+    findings = []
+    known: Any = redis.smembers(keys.QUEUES)
+    names = {key.decode().removeprefix(keys.QUEUE_PREFIX) for key in known} | {config.queue}
+    seconds, _ = redis.time()
+    for name in sorted(names):
+        length = redis.llen(keys.queue(name))
+        if not length:
+            continue
+        if not redis.scard(f"rq:workers:{name}"):
+            words = f"the queue {name} holds {length} tasks, and no worker takes from it"
+            findings.append(Finding("wrong", words, f"start one with `qtask worker --queue {name}`"))
+            continue
+        head: Any = redis.lrange(keys.queue(name), 0, 0)
+        due: Any = redis.hmget(keys.job(head[0].decode()), "due")[0] if head else None
+        waited = seconds - float(due) if due else 0.0
+        if waited > WAITED_SECONDS:
+            words = f"the queue {name} holds {length} tasks, the first of which waits for {format_duration(waited)}"
+            advice = "the workers do not keep up, or are suspended (`rq resume`): start more with `qtask worker`"
+            findings.append(Finding("wrong", words, advice))
+    return findings or [Finding("fine", "no queue waits for workers")]
+
+
+def _dead(config: Config, redis: Redis) -> Finding:
+    count = redis.zcard(keys.failed(config.queue))
+    if not count:
+        return Finding("fine", f"no dead letters in the queue {config.queue}")
+    records = tasks.list_tasks(redis, config.queue, "dead", DEAD_LOOKED_AT)
+    last = [record.outcomes[-1] for record in records if record.outcomes]
+    errors = Counter(str(one.code) if one.error == "status" else one.error for one in last).most_common(3)
+    told = ", ".join(f"{times} by {error}" for error, times in errors)
+    newest = f" of the newest {len(records)}" if count > len(records) else ""
+    letters = "dead letter" if count == 1 else "dead letters"
+    words = f"{count} {letters} in the queue {config.queue}{newest}: {told or 'no outcomes'}"
+    advice = "see them with `qtask list --state dead`; then `qtask retry` or `qtask remove` (--all, or --error KIND)"
+    return Finding("note", words, advice)
+
+
+def _refused(redis: Redis) -> Finding:
+    count = redis.xlen(keys.REFUSED)
+    if not count:
+        return Finding("fine", "no entries of the inbox were refused")
+    newest: Any = redis.xrevrange(keys.REFUSED, count=1)
+    try:
+        error = json.loads(newest[0][1][b"error"])["error"]
+        why = f"{error['code']} {error['field']}".strip()
+    except (LookupError, ValueError, TypeError):
+        why = "unknown"
+    words = f"{count} {'entry' if count == 1 else 'entries'} of the inbox refused, the newest for: {why}"
+    advice = f"see them with `redis-cli XREVRANGE {keys.REFUSED} + - COUNT 10`, and remove them with DEL {keys.REFUSED}"
+    return Finding("note", words, advice)

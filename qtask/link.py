@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import idna
 
 from qtask.errors import Refused
+from qtask.mask import MASKED, Mask
 
 FIELD = "address.link"
 MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
@@ -22,7 +23,11 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNIX_URL = "http://unix:/"
 _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
+_AUTHORITY = re.compile(r"https?://([^/?#]*)")
+_PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
+_ENCODE = "percent-encode what is special in the user and the password"
+_MASK = Mask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,9 @@ def check_url(link: str) -> None:
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL: {error}") from None
+    except ValueError:  # its words may hold a password that has not been percent-encoded
+        hint = _ENCODE if "@" in link else "http://example.org:8080/path is one"
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL; {hint}") from None
     if not host:
         raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
     if "[" in parts.netloc:
@@ -80,6 +86,29 @@ def check_url(link: str) -> None:
         _host_name(host, link)
     if port is not None:
         _check_port(str(port), link)
+
+
+def destination_of(kind: str, link: str) -> str:
+    """Where a task goes, for logs: a host and its port, never a path or credentials; `unknown` where it cannot be read.
+
+    Args:
+        kind: `address.type`.
+        link: `address.link`, which may be wrong in any way.
+    """
+    if kind == "http":
+        if link.startswith(_UNIX_URL):
+            return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
+        match = _AUTHORITY.match(link)
+        place = match[1].rpartition("@")[2] if match else ""
+    elif kind == "pipe":
+        return f"pipe:{link}" if _PIPE_NAME.fullmatch(link) else "unknown"
+    elif kind == "__graph__":
+        return kind
+    else:
+        place = link
+    if place.startswith("unix:/"):
+        return place[:MAX_HOST_LENGTH]
+    return place if _PLACE.fullmatch(place) else "unknown"
 
 
 def split_unix(link: str) -> tuple[str, str]:
@@ -159,4 +188,9 @@ def _check_port(port: str, link: str) -> int:
 
 
 def _cut(link: str) -> str:
-    return repr(link if len(link) <= 80 else link[:77] + "...")
+    """A link for an error message, without credentials; in a link that cannot be read they may be anywhere before @."""
+    before, at, rest = link.rpartition("@")
+    scheme, slashes, _ = before.partition("://")
+    shown = _MASK.text(f"{scheme}{slashes}{MASKED}@{rest}" if slashes else f"{MASKED}@{rest}") if at else link
+    shown = _MASK.text(shown)
+    return repr(shown if len(shown) <= 80 else shown[:77] + "...")

@@ -24,11 +24,13 @@ from rq.job import Job
 
 from qtask.check import Checked, check_task
 from qtask.config import Config
+from qtask.errors import Refused
 from qtask.ids import IdSource
+from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
-from qtask.store import keys
+from qtask.store import keys, rights
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
-from qtask.store.job import FUNCTION
+from qtask.store.job import FUNCTION, read_data
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import script
 from qtask.store.submit import Submission, id_of, id_source, submit
@@ -43,6 +45,7 @@ LOCK_SECONDS = 10
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 FOREIGN_RETRY_SECONDS = 60.0
 TAKE_BACK_BATCH = 5_000
+LOST_LINES = 10  # of the deliveries that are taken back in a tick, so many are logged one by one
 FORGET_BATCH = 1_000  # delivered tasks whose keeping has ended, a script
 FORGET_BATCHES = 10  # a tick
 
@@ -120,10 +123,14 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         self._stopping = True
 
     def run(self, burst: bool = False) -> None:
-        """Moves what is due until `stop`; with `burst` only what is due now."""
+        """Moves what is due until `stop`; with `burst` only what is due now.
+
+        Raises `ConfigError` when Redis runs in cluster mode or lacks a right.
+        """
         pause = BACKOFF_SECONDS[0]
         while not self._stopping:
             try:
+                rights.check(self.connection, "scheduler")
                 with self.connection.pubsub(ignore_subscribe_messages=True) as wake:
                     # Subscribed before the head is looked at, so that no earlier task slips in between.
                     wake.subscribe(keys.WAKE)
@@ -204,9 +211,25 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         taken = self.take_back(*queues, silent_since=self._silent_since())
         if taken:
             logger.warning("taken_back", extra={"tasks": len(taken), "first": taken[0]})
+            self._log_lost(taken[:LOST_LINES])
         for _ in range(FORGET_BATCHES):
             if self.forget(*queues) < FORGET_BATCH:
                 break
+
+    def _log_lost(self, ids: list[str]) -> None:
+        """Logs deliveries whose worker died or hung; `taken_back` says how many there are in all."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for task_id in ids:
+                pipeline.hmget(keys.job(task_id), "data", "attempt")
+            rows = pipeline.execute()
+        for task_id, (data, attempt) in zip(ids, rows, strict=True):
+            try:
+                task = read_data(data or b"")
+            except Refused:
+                continue  # it was cancelled in the meantime, or is no task
+            about = {"task": task_id, "type": task.kind, "attempt": int(attempt or 0), "outcome": "lost"}
+            destination = destination_of(task.kind, task.address.link)
+            logger.warning("delivery_lost", extra={**about, "destination": destination})
 
     def _say_alive(self) -> None:
         """Tells RQ's tools, and a stock `rqscheduler`, that we are at work."""

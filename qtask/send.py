@@ -15,6 +15,7 @@ from qtask.check import parse
 from qtask.client import Client
 from qtask.client.requests import Answer
 from qtask.errors import QTaskError, Refused
+from qtask.mask import Mask
 from qtask.task import MAX_TITLE_CHARACTERS
 from qtask.timing import format_instant
 
@@ -26,8 +27,11 @@ Item = tuple[str, Mapping[str, Any] | Refused]
 """Where a dict stands ("line 3"), and the dict, or why it is none."""
 
 
-def from_flags(flags: Mapping[str, Any]) -> list[Item]:
-    """The one dict that flags describe. Raises `QTaskError` when they do not say where to, or do not go together."""
+def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
+    """The one dict that flags describe, with a title that holds no credentials.
+
+    Raises `QTaskError` when the flags do not say where to, or do not go together.
+    """
     links = {
         "http": flags["http"],
         "socket": flags["socket_link"],
@@ -54,7 +58,8 @@ def from_flags(flags: Mapping[str, Any]) -> list[Item]:
     if data is not None:
         settings["data"] = data[0]
     address = {"type": kind} if kind == "__graph__" else {"type": kind, "link": link}
-    title = flags["title"] or ("graph" if kind == "__graph__" else f"{kind} {link}"[:MAX_TITLE_CHARACTERS])
+    default = "graph" if kind == "__graph__" else mask.text(f"{kind} {link}")[:MAX_TITLE_CHARACTERS]
+    title = flags["title"] or default
     return [("task", {"title": title, "address": address, "settings": settings})]
 
 

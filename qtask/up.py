@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+
+from redis.exceptions import RedisError
 
 from qtask.config import Config, flag_name, in_url
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
-from qtask.store.connect import connect, without_password
+from qtask.store import rights
+from qtask.store.address import without_password
+from qtask.store.connect import connect
 
 READY_SECONDS = 30.0
+RIGHTS_SECONDS = 5.0  # for a Redis elsewhere to say what may be done there
 _ANSWER_SECONDS = 2.0
 
 logger = logging.getLogger("qtask.up")
@@ -57,6 +62,7 @@ class Up:
         if self._redis is not None:
             self._redis.start()
             logger.info("redis_started", extra={"url": self._redis.url})
+        self._check_rights()
         names = ["gateway", "scheduler"] + ["worker"] * config.workers
         settings = replace(config, redis_url=self.redis_url, pipe_dir=str(config.pipes.resolve()))
         self._crew.members = [Member(name, settings.as_environment()) for name in names]
@@ -83,6 +89,15 @@ class Up:
         self._crew.stop()
         if self._redis is not None:
             self._redis.stop()
+
+    def _check_rights(self) -> None:
+        """Raises `ConfigError` when Redis lacks a right: each process would say so, and be started again and again."""
+        if self._redis is not None:
+            return
+        roles: tuple[rights.Role, ...] = ("gateway", "scheduler", "worker")
+        with connect(self.redis_url, RIGHTS_SECONDS) as redis, suppress(RedisError, OSError):
+            for role in roles:
+                rights.check(redis, role)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS

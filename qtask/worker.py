@@ -32,13 +32,23 @@ from qtask import descriptors
 from qtask.config import Config
 from qtask.crew import Crew, Member
 from qtask.delivery.claim import Claim
-from qtask.delivery.ending import hindrance, settlement, undelivered, unread, with_history
+from qtask.delivery.ending import (
+    hindrance,
+    log_failure,
+    log_unread,
+    retry_in,
+    settlement,
+    undelivered,
+    unread,
+    with_history,
+)
 from qtask.delivery.exchange import broken
 from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
-from qtask.errors import Refused
+from qtask.errors import ConfigError, Refused
+from qtask.failure_log import FailureLog
 from qtask.outcome import Answer, Failure
-from qtask.store import keys, leases
+from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, read_data
@@ -83,6 +93,8 @@ class Worker(BaseWorker):
         self._token = secrets.token_urlsafe(6)
         self._loop = Loop(self._on_defect)
         self._defect: Exception | None = None
+        self._loop = Loop()
+        self._failures = FailureLog(logger)
         self._deliverers: dict[Kind, Deliverer] = {}
         self._claims = Channel(redis)
         self._settles = Channel(redis)
@@ -186,6 +198,7 @@ class Worker(BaseWorker):
             logger.info("stopped", extra={"put_back": back})
         except (RedisError, OSError) as error:
             logger.warning("stopped_without_redis", extra={"error": str(error)})
+        self._failures.flush(everything=True)
         for deliver in self._deliverers.values():
             deliver.close()
         if self.pubsub_thread is not None:
@@ -200,13 +213,14 @@ class Worker(BaseWorker):
         try:
             self._claims.connect()
             self._settles.connect()
+            rights.check(self.connection, "worker")
             if not self._registered:
                 self._register()
             if self.pubsub_thread is None:
                 self.subscribe()
             for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
                 self.connection.script_load(script(name).text)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, ConfigError) as error:  # a right may be taken away, and given again, at any time
             self._loop.call_from_thread(partial(self._on_redis_error, error))
         except Exception as error:  # a defect: without its thread the worker would stand still, so let it end
             self._loop.call_from_thread(partial(_raise, error))
@@ -261,6 +275,7 @@ class Worker(BaseWorker):
     def _tick(self) -> None:
         """The heartbeat, and whether `rq suspend` holds us."""
         self._loop.call_later(TICK_SECONDS, self._tick)
+        self._failures.flush()
         if not self._connected:
             return
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
@@ -277,6 +292,7 @@ class Worker(BaseWorker):
             *("state", str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value)),
             *("successful_job_count", self.successful_job_count, "failed_job_count", self.failed_job_count),
             *("total_working_time", self.total_working_time),
+            *("qtask", self._token),  # tells `qtask doctor` that it is one of QTask's
         ]
         try:
             beat = Call(script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields])
@@ -427,16 +443,19 @@ class Worker(BaseWorker):
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
         self.total_working_time += ended - began
+        started = began + self._clock_offset
+        outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
         if isinstance(result, Failure):
             self.failed_job_count += 1
+            log_failure(self._failures, claim, result, retry_in(outcome))
         else:
             self.successful_job_count += 1
-        started = began + self._clock_offset
-        self._add_outcome(settlement(claim, result, started, ended - began, self._config.id_seconds))
+        self._add_outcome(outcome)
 
     def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
         """For a task that was claimed and that no delivery was begun for."""
         self.failed_job_count += 1
+        log_failure(self._failures, claim, failure, None)
         self._add_outcome(undelivered(claim, failure, self._in_flight.pop(claim.id) + self._clock_offset))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure) -> None:
@@ -445,6 +464,7 @@ class Worker(BaseWorker):
             self._end(claim, failure)
             return
         self.failed_job_count += 1
+        log_unread(self._failures, task_id, attempt, failure)
         self._add_outcome(unread(task_id, attempt, failure, self._in_flight.pop(task_id) + self._clock_offset))
 
     def _add_outcome(self, outcome: Settlement) -> None:
@@ -501,7 +521,8 @@ def _nothing() -> None:
 def run(config: Config) -> None:
     """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight.
 
-    With `processes` above 1 it runs so many of them as children, and keeps them running.
+    With `processes` above 1 it runs so many of them as children, and keeps them running. Raises `ConfigError` when
+    Redis runs in cluster mode or lacks a right.
     """
     if config.processes > 1:
         environment = replace(config, processes=1).as_environment()
@@ -516,6 +537,7 @@ def run(config: Config) -> None:
     pause = BACKOFF_SECONDS[0]
     while True:
         try:
+            rights.check(redis, "worker")
             worker = Worker(config, redis)  # RQ asks Redis what our address is
             break
         except (RedisError, OSError) as error:

@@ -212,7 +212,7 @@ def test_the_address_may_come_from_the_environment(url: str, redis: Redis, monke
 @pytest.mark.parametrize("wrong", ["", "http://127.0.0.1:5123", "127.0.0.1:5123", "socket://h:port", "redis://h:port"])
 def test_a_wrong_address_is_told_at_once(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_URL", "nonsense")
-    with pytest.raises(ConfigError, match=wrong.replace(".", r"\.") or "nonsense"):
+    with pytest.raises(ConfigError, match="is no address"):
         Client(wrong)
 
 

@@ -16,7 +16,7 @@ from qtask.client import requests
 from qtask.client.requests import Accepted, Answer, TaskLike
 from qtask.errors import Refused, Unavailable
 from qtask.ids import IdSource
-from qtask.store.connect import connect, connect_async
+from qtask.store.connect import connect, connect_async, reason_of
 from qtask.store.submit import Place, Submission, id_of, id_source, id_source_async, submit, submit_async
 
 BATCH = 500  # tasks a round trip
@@ -58,9 +58,9 @@ class _Batch:
         sent = iter(zip(submissions, places, strict=True))
         return [found if isinstance(found, Refused) else _accepted(*next(sent)) for found in self._found]
 
-    def lost(self, error: Exception) -> Unavailable:
+    def lost(self, error: Exception, url: str) -> Unavailable:
         """What is said when Redis was not heard of again."""
-        return requests.lost("Redis", str(error), self.sound)
+        return requests.lost("Redis", reason_of(error, url), self.sound)
 
 
 def _accepted(submission: Submission, place: Place | None) -> Accepted:
@@ -73,6 +73,7 @@ class RedisWay:
 
     def __init__(self, url: str, queue: str, timeout: float) -> None:
         self.queue = queue
+        self._url = url
         self._redis = connect(url, timeout)
         self._ids: IdSource | None = None
 
@@ -85,7 +86,7 @@ class RedisWay:
         try:
             yield self._redis
         except (RedisError, OSError) as error:
-            raise Unavailable(f"Redis does not answer: {error}") from None
+            raise Unavailable(f"Redis does not answer: {reason_of(error, self._url)}") from None
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
         batch = _Batch()
@@ -106,7 +107,7 @@ class RedisWay:
             places = submit(self._redis, self.queue, submissions)
         except (RedisError, OSError) as error:
             self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error) from None
+            raise batch.lost(error, self._url) from None
         return batch.answers(submissions, places)
 
 
@@ -148,7 +149,7 @@ class AsyncRedisWay:
             places = await submit_async(redis, self._queue, submissions)
         except (RedisError, OSError) as error:
             self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error) from None
+            raise batch.lost(error, self._url) from None
         return batch.answers(submissions, places)
 
     def _connected(self) -> AsyncRedis:

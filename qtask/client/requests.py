@@ -12,10 +12,13 @@ import msgspec
 
 from qtask.check import encode
 from qtask.errors import ConfigError, Refused, Unavailable
+from qtask.mask import Mask, mask_of
+from qtask.store.address import without_password
 from qtask.task import Task
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"
+MASK_VARIABLE = "QTASK_MASK_HEADERS"
 WINDOW = 2_000  # tasks that may be unanswered on a connection
 
 TaskLike = Task | Mapping[str, Any]
@@ -58,6 +61,11 @@ def choose_url(url: str | None) -> str:
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
+def client_mask() -> Mask:
+    """Which headers and query parameters are credentials: the usual ones, and what the environment adds."""
+    return mask_of(os.environ.get(MASK_VARIABLE, ""))
+
+
 def is_redis(url: str) -> bool:
     """Whether an address is a Redis; else it must be a socket. Raises `ConfigError` for anything else."""
     scheme = url.partition("://")[0]
@@ -65,7 +73,8 @@ def is_redis(url: str) -> bool:
         return True
     if scheme == "socket":
         return False
-    raise ConfigError(f"{url!r} is no address for a client; socket://HOST:PORT or redis://HOST:PORT/DB is")
+    shown = without_password(url)
+    raise ConfigError(f"{shown!r} is no address for a client; socket://HOST:PORT or redis://HOST:PORT/DB is")
 
 
 def host_and_port(url: str) -> tuple[str, int]:
@@ -73,8 +82,9 @@ def host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         return parts.hostname or "127.0.0.1", parts.port or 5123
-    except ValueError as error:
-        raise ConfigError(f"{url!r} is no socket://HOST:PORT: {error}") from None
+    except ValueError:  # its words may hold a password
+        shown = without_password(url)
+        raise ConfigError(f"{shown!r} is no address of a gateway; socket://127.0.0.1:5123 is one") from None
 
 
 def line_of(task: TaskLike) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from msgspec import UNSET
 
-from qtask.client.requests import TaskLike
+from qtask.client.requests import TaskLike, client_mask
 from qtask.errors import Refused
 from qtask.task import MAX_TITLE_CHARACTERS, Kind
 
@@ -109,7 +109,7 @@ def _build(kind: Kind, link: str, data: Any, options: Options) -> dict[str, Any]
     }
     settings |= {name: value for name, value in given.items() if value is not None}
     address = {"type": kind, "link": link} if link else {"type": kind}
-    title = options.get("title") or f"{kind} {link}"[:MAX_TITLE_CHARACTERS]
+    title = options.get("title") or client_mask().text(f"{kind} {link}")[:MAX_TITLE_CHARACTERS]
     return {"title": title, "address": address, "settings": settings}
 
 

@@ -73,19 +73,19 @@ class Client(Shorthands[Accepted]):
         return self._socket.send(tasks)
 
     def show(self, task_id: str) -> TaskRecord:
-        """The task with this id (`redis://` only). Raises `NotFound` or `Unavailable`."""
+        """The task with this id, credentials masked (`redis://` only). Raises `NotFound` or `Unavailable`."""
         from qtask.store import tasks
 
         with self._need_redis().asking() as redis:
-            return tasks.show(redis, task_id)
+            return tasks.show(redis, task_id, requests.client_mask())
 
     def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
-        """Tasks in one state (`redis://` only). Raises `Unavailable`."""
+        """Tasks in one state, credentials masked (`redis://` only). Raises `Unavailable`."""
         from qtask.store import tasks
 
         way = self._need_redis()
         with way.asking() as redis:
-            return tasks.list_tasks(redis, way.queue, state, limit)
+            return tasks.list_tasks(redis, way.queue, state, limit, requests.client_mask())
 
     def cancel(self, task_id: str) -> State:
         """Removes a task that is not being delivered (`redis://` only). Raises `NotFound` or `Unavailable`."""
@@ -133,6 +133,7 @@ class Client(Shorthands[Accepted]):
     def _need_redis(self) -> RedisWay:
         if self._redis is None:
             raise QTaskError(
-                f"the gateway at {self.url} only accepts tasks; give the client a redis:// address for this"
+                f"the gateway at {requests.client_mask().text(self.url)} only accepts tasks; give the client a "
+                "redis:// address for this"
             )
         return self._redis

@@ -5,6 +5,7 @@ The rules are the same for both kinds of worker; a settlement is what QTask's ow
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from msgspec import UNSET
 
 from qtask import stats
 from qtask.delivery.claim import Claim
+from qtask.failure_log import FailureLog, Fields
+from qtask.link import destination_of
 from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
 from qtask.store.leases import Fate, Settlement
@@ -102,6 +105,41 @@ def settlement(
     elif claim.task.settings.id is not UNSET:
         rare["remember"] = id_seconds
     return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), rare)
+
+
+def retry_in(one: Settlement) -> float | None:
+    """Seconds until the next attempt, of a settlement of a failed delivery; None when the task is dead."""
+    delay: float | None = msgspec.json.decode(one[-1]).get("delay") if one[1] == "retry" else None
+    return delay
+
+
+def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | None) -> None:
+    """Logs a delivery that failed: `attempt_failed` when there will be another, else `dead`.
+
+    Args:
+        log: where to.
+        claim: what was to be delivered.
+        outcome: how that failed.
+        delay: seconds until the next attempt; None when the task is dead.
+    """
+    address = claim.task.address
+
+    def fields() -> Fields:
+        about: Fields = {"task": claim.id, "type": claim.task.kind, "attempt": claim.attempt, "outcome": outcome.kind}
+        if outcome.answer.code:
+            about["status"] = outcome.answer.code
+        if delay is not None:
+            about["retry_in_s"] = round(delay, 3)
+        return about
+
+    level, event = (logging.WARNING, "dead") if delay is None else (logging.INFO, "attempt_failed")
+    log.write(level, event, destination_of(claim.task.kind, address.link), fields)
+
+
+def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) -> None:
+    """Logs the death of a job that is no task."""
+    about: Fields = {"task": task_id, "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.kind}
+    log.write(logging.WARNING, "dead", "unknown", lambda: about)
 
 
 def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:

@@ -6,6 +6,7 @@ as in QTask's worker, on a loop that lives as long as the delivery.
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from typing import Any
 
@@ -16,20 +17,23 @@ from redis.client import Pipeline
 from rq import get_current_job
 from rq.job import Job
 
-from qtask import stats
+from qtask import log, stats
 from qtask.config import Config, load
 from qtask.delivery.claim import Claim
-from qtask.delivery.ending import hindrance, outcome_of, retry_delay, unread_outcome
+from qtask.delivery.ending import hindrance, log_failure, log_unread, outcome_of, retry_delay, unread_outcome
 from qtask.delivery.exchange import broken
 from qtask.delivery.http_request import prepare
 from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import Loop
 from qtask.errors import DeliveryFailed, Refused
+from qtask.failure_log import FailureLog
 from qtask.outcome import OUTCOMES_KEEP, Answer, Failure, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.job import due_of, read_data
 
 _TRIM_BATCH = 1_000
+# RQ runs each job in a process of its own, where this bounds nothing; a worker without fork has it for all its jobs.
+_failures = FailureLog(logging.getLogger("qtask.worker"))
 
 # RQ counts a job as failed after the function has ended, and only then may the scheduler take it for the next attempt.
 LEAST_RETRY_SECONDS = 1.0
@@ -67,7 +71,9 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     else:
         result = hindrance(claim, started) or _attempt(claim, config)
         outcome = outcome_of(claim, result, started, monotonic() - began)
-    _record(redis, job.id, claim, result, outcome, config)
+    delay = _record(redis, job.id, claim, result, outcome, config)
+    if isinstance(result, Failure):
+        _log(config, job.id, attempt, claim, result, delay)
     if outcome.status == "failed":
         raise DeliveryFailed(f"{outcome.error}: {outcome.message}")
     return dict(msgspec.to_builtins(outcome))
@@ -75,27 +81,43 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
 
 def _record(
     redis: Redis, task_id: str, claim: Claim | None, result: Answer | Failure, outcome: Outcome, config: Config
-) -> None:
+) -> float | None:
+    """Records an outcome, and returns the seconds until the next attempt; None when there is none."""
     key = keys.job(task_id)
     former: Any = redis.hget(key, "outcomes") or b""
     lines = [*former.split(b"\n"), encode_outcome(outcome)] if former else [encode_outcome(outcome)]
     with redis.pipeline() as pipeline:
         pipeline.hset(key, "outcomes", b"\n".join(lines[-OUTCOMES_KEEP:]))
         stats.record(pipeline, claim.task.kind if claim else stats.UNKNOWN, task_id, outcome, config)
-        if claim is not None:
-            _plan(pipeline, claim, result, outcome, config)
+        delay = _plan(pipeline, claim, result, outcome, config) if claim is not None else None
         pipeline.execute()
+    return delay
 
 
-def _plan(pipeline: Pipeline, claim: Claim, result: Answer | Failure, outcome: Outcome, config: Config) -> None:
-    """What is to be known or done later: the id that the client chose, the next attempt."""
+def _log(config: Config, task_id: str, attempt: int, claim: Claim | None, result: Failure, delay: float | None) -> None:
+    """Logs a failed delivery as QTask's own worker does, also in an `rq worker`, which logs nothing but RQ's events."""
+    log.setup_beside(config, "rq-worker")
+    if claim is None:
+        log_unread(_failures, task_id, attempt, result)
+    else:
+        log_failure(_failures, claim, result, delay)
+
+
+def _plan(pipeline: Pipeline, claim: Claim, result: Answer | Failure, outcome: Outcome, config: Config) -> float | None:
+    """What is to be known or done later: the id that the client chose, the next attempt.
+
+    Returns the seconds until the next attempt; None when there is none.
+    """
     if not isinstance(result, Failure):
         if claim.task.settings.id is not UNSET:
             pipeline.set(keys.ID_PREFIX + claim.id, repr(claim.due), ex=config.id_seconds)
     elif (delay := retry_delay(claim, result, outcome.ended)) is not None:
-        instant = outcome.ended + max(delay, LEAST_RETRY_SECONDS)
+        delay = max(delay, LEAST_RETRY_SECONDS)
+        instant = outcome.ended + delay
         pipeline.zadd(keys.SCHEDULE, {claim.id: instant})
         pipeline.publish(keys.WAKE, instant)
+        return delay
+    return None
 
 
 def _now(redis: Redis) -> float:

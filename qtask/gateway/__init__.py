@@ -6,23 +6,32 @@ import asyncio
 import logging
 import os
 import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import uvloop
+from redis.exceptions import RedisError
 
 from qtask import descriptors
 from qtask.config import Config
+from qtask.errors import ConfigError
 from qtask.gateway.held import Held
 from qtask.gateway.http import HttpServer
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
 from qtask.gateway.listen import listen, port_of
+from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
-from qtask.store.connect import connect_async
+from qtask.store import rights
+from qtask.store.connect import connect, connect_async
 
 GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
 REPLY_SECONDS = 5.0  # within which Redis replies to a short command
 BLOCK_REPLY_SECONDS = 8.0  # the same for a read that waits
+CHECK_SECONDS = 1.0  # for Redis to say what the gateway may do there, before it listens without knowing
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -30,10 +39,45 @@ logger = logging.getLogger("qtask.gateway")
 def run(config: Config) -> None:
     """Runs a gateway until SIGTERM or SIGINT; a second signal does not wait.
 
-    Raises `QTaskError` when a port is taken.
+    Raises `QTaskError` when a port is taken, and when Redis runs in cluster mode or lacks a right.
     """
     config = descriptors.fit(config, "max_connections")
     uvloop.run(_serve(config))
+
+
+def _check_rights(config: Config) -> asyncio.Future[None]:
+    """A future that is done when Redis allows all that a gateway does; a `ConfigError` when it does not.
+
+    It is checked in a thread that nobody waits for at the end: a Redis that hangs must not hold up the gateway.
+    """
+    loop = asyncio.get_running_loop()
+    checked: asyncio.Future[None] = loop.create_future()
+
+    def answer(error: ConfigError | None) -> None:
+        if checked.done():
+            return
+        if error is None:
+            checked.set_result(None)
+        else:
+            checked.set_exception(error)
+
+    def check() -> None:
+        while not checked.done():
+            error: ConfigError | None = None
+            try:
+                with connect(config.redis, REPLY_SECONDS) as redis:
+                    rights.check(redis, "gateway")
+            except ConfigError as found:
+                error = found
+            except (RedisError, OSError):
+                time.sleep(CHECK_SECONDS)
+                continue
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(answer, error)
+            return
+
+    threading.Thread(target=check, daemon=True).start()
+    return checked
 
 
 async def _serve(config: Config) -> None:
@@ -47,6 +91,10 @@ async def _serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    checked = _check_rights(config)
+    await asyncio.wait({checked}, timeout=CHECK_SECONDS)
+    if checked.done():
+        checked.result()
     lines, requests = listen(config.host, config.port), listen(config.host, config.http_port)
     config = replace(config, port=port_of(lines), http_port=port_of(requests))
     redis, waiting = connect_async(config.redis, REPLY_SECONDS), connect_async(config.redis, BLOCK_REPLY_SECONDS)
@@ -60,7 +108,12 @@ async def _serve(config: Config) -> None:
     reading = inbox.start()
     logger.info("listening", extra={"host": config.host, "port": config.port, "http_port": config.http_port})
     asked = loop.create_task(stopping.wait())
-    await asyncio.wait({asked, reading}, return_when=asyncio.FIRST_COMPLETED)
+    ends: set[asyncio.Future[Any]] = {asked, reading, checked}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if checked.done():
+        checked.result()  # a Redis that was away at the start has answered, and may lack a right
+        await asyncio.wait({asked, reading}, return_when=asyncio.FIRST_COMPLETED)
+    checked.cancel()
     if reading.done():
         reading.result()  # it ends by itself only through a fault of ours, and then nobody would read the inbox
     logger.info("stopping", extra={"connections": len(sockets.connections)})
@@ -72,6 +125,7 @@ async def _serve(config: Config) -> None:
         logger.warning(
             "stopped_early", extra={"connections": len(sockets.connections), "unanswered": intake.unanswered}
         )
+    refused_log.flush(everything=True)
     await redis.aclose()
     await waiting.aclose()
     logger.info("stopped")

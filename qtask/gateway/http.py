@@ -37,9 +37,11 @@ from qtask.gateway.held import Held
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
+from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.mask import mask_of
 from qtask.store import keys, tasks
-from qtask.store.connect import connect
+from qtask.store.connect import connect, reason_of
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
@@ -57,7 +59,7 @@ class HttpServer:
         redis: an asyncio client.
         intake: where submitted tasks go.
         held: counts the bodies that are being read or worked on.
-        config: `port`, `max_bytes`, `max_connections` and `idle_seconds`.
+        config: `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
     def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
@@ -66,6 +68,7 @@ class HttpServer:
         self._held = held
         self._config = config
         self._reading = connect(config.redis, REPLY_SECONDS)
+        self._mask = mask_of(config.mask_headers)
         app = Starlette(
             routes=[
                 Route("/tasks", self._submit, methods=["POST"]),
@@ -116,7 +119,9 @@ class HttpServer:
 
     async def _submit(self, request: Request) -> Response:
         if not _is_json(request):
-            return _refusal(Refused("wrong_protocol", "", "send the dict with Content-Type: application/json"), 415)
+            refused = Refused("wrong_protocol", "", "send the dict with Content-Type: application/json")
+            refused_log.write("http", b"", refused)
+            return _refusal(refused, 415)
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
         with self._held.counting() as has_room_for:
@@ -129,7 +134,9 @@ class HttpServer:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > most:
-                    return _refusal(Refused("too_large", "", f"a body has at most {most} bytes"), 413)
+                    refused = Refused("too_large", "", f"a body has at most {most} bytes")
+                    refused_log.write("http", b"", refused)
+                    return _refusal(refused, 413)
                 if not has_room_for(len(chunk)):
                     return _one(Refused("unavailable", "", "too many bodies are on their way; send it again later"))
         except ClientDisconnect:
@@ -142,6 +149,7 @@ class HttpServer:
             if len(texts) > MAX_IN_ARRAY:
                 raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
         except Refused as refused:
+            refused_log.write("http", b"", refused)
             return _one(refused)
         answers = await self._commit(texts)
         if answers and all(isinstance(answer, Refused) and answer.code == "unavailable" for answer in answers):
@@ -158,6 +166,7 @@ class HttpServer:
             try:
                 self._intake.add(parse(text, self._config.max_bytes), partial(_settle, future))
             except Refused as refused:
+                refused_log.write("http", text, refused)
                 future.set_result(refused)
             if position % TURN == 0:  # others want their turn, too
                 await asyncio.sleep(0)
@@ -168,7 +177,7 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"])
+            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"], self._mask)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -377,7 +386,7 @@ def _refusal(refused: Refused, status: int) -> Response:
 
 
 def _redis_away(error: Exception) -> Response:
-    return _error(503, "unavailable", f"Redis does not answer: {error}")
+    return _error(503, "unavailable", f"Redis does not answer: {reason_of(error)}")
 
 
 def _error(status: int, code: str, message: str, field: str = "") -> Response:

@@ -18,6 +18,7 @@ from qtask.check import parse
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.gateway.intake import Answer, Intake, encode_answer
+from qtask.gateway.refused import refused_log
 from qtask.store import keys
 from qtask.store.faults import reach
 from qtask.store.scripts import script
@@ -224,6 +225,7 @@ class Inbox:
                 )
             checked = parse(raw, self._max_bytes)
         except Refused as refused:
+            refused_log.write("inbox", raw or b"", refused)
             return refused
         self._in_hand.add(entry)
         self._intake.add(checked, lambda answer: self._on_answer(entry, answer), entry, fields.get(b"reply", b""))

@@ -21,6 +21,7 @@ from qtask.gateway.held import Held
 from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
+from qtask.gateway.refused import refused_log
 
 TURN = 200  # dicts that one connection may have checked in one turn of the loop
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
@@ -99,6 +100,7 @@ class SocketServer:
         """Looks for connections that have been silent for too long."""
         idle = self.config.idle_seconds
         self._sweeper = asyncio.get_running_loop().call_later(min(5.0, idle / 2), self._sweep)
+        refused_log.flush()
         for connection in list(self.connections):
             connection.end_if_silent(idle)
 
@@ -220,7 +222,9 @@ class Connection(asyncio.Protocol):
         """No whole text is left."""
         if self._framing.overflow:
             most = self._max_bytes * ARRAY_FACTOR
-            self._refuse_and_close(Refused("too_large", "", f"a text on this socket has at most {most} bytes"))
+            refused = Refused("too_large", "", f"a text on this socket has at most {most} bytes")
+            refused_log.write("socket", b"", refused)
+            self._refuse_and_close(refused)
         elif self._ended:
             rest = self._framing.rest()
             if rest:
@@ -243,6 +247,7 @@ class Connection(asyncio.Protocol):
             if len(texts) > MAX_IN_ARRAY:
                 raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
         except Refused as refused:
+            refused_log.write("socket", b"", refused)
             self._answer_at_once(refused)
             return
         self._array.extend(texts)
@@ -262,6 +267,7 @@ class Connection(asyncio.Protocol):
         try:
             checked = parse(text, self._max_bytes)
         except Refused as refused:
+            refused_log.write("socket", text, refused)
             self._answer(slot, position, refused)
             return
         self._intake.add(checked, lambda answer: self._answer(slot, position, answer))

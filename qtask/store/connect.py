@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+import re
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -11,21 +11,32 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from qtask.errors import ConfigError, Unavailable
+from qtask.store import address
+from qtask.store.address import not_an_address, secrets_of, without_password, without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
-SENTINEL_SCHEME = "redis+sentinel://"
-_SENTINEL_PORT = 26_379
 # One that does not answer at once is passed over: the next one knows as much.
 _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
 # What an address may say, for another program that shares it, and QTask has its own way of: it reads replies as bytes.
 _REPLIES = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
+# How a sentinel's client looks in redis-py's errors, with all arguments of its connection.
+_CLIENT_REPR = re.compile(r"<redis\.(?:asyncio\.)?client\.Redis\(.*?\)>\)>\)> - ")
+_OPTION = re.compile(r"'(\w{1,40})'")
 
 _Client = TypeVar("_Client", Redis, AsyncRedis)
 
@@ -34,7 +45,7 @@ def connect(url: str, timeout: float | None = None) -> Redis:
     """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; nothing is sent yet.
 
     Args:
-        url: the address; see `_parse_sentinel` for the last form.
+        url: the address; see `qtask.store.address` for its forms.
         timeout: seconds to wait for a reply; None waits for as long as it takes.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
@@ -67,16 +78,57 @@ def require(redis: Redis, url: str) -> None:
     try:
         redis.ping()
     except (RedisError, OSError) as error:
-        raise Unavailable(
-            f"no Redis answers at {without_password(url)}: {error}. Start one, or name another with --redis"
-        ) from None
+        what, advice = trouble(error, url)
+        raise Unavailable(f"{what}. {advice}") from None
 
 
-def without_password(url: str) -> str:
-    """An address as it may be shown; of one whose passwords are not percent-encoded, only what is surely none."""
-    scheme, separator, rest = url.partition("://")
-    place, _, query = rest.partition("?")
-    return f"{scheme}{separator}{'…' if '@' in query else place.rpartition('@')[2]}"
+def is_misconf(error: Exception) -> bool:
+    """Whether Redis refuses to work because it cannot write to its disk."""
+    return isinstance(error, ResponseError) and str(error).startswith("MISCONF")
+
+
+def trouble(error: Exception, url: str) -> tuple[str, str]:
+    """What is wrong with a Redis that did not answer PING, and what to do about it.
+
+    Args:
+        error: what redis-py raised.
+        url: its address.
+    """
+    place, said = without_password(url), reason_of(error, url)
+    if isinstance(error, BusyLoadingError):
+        return f"the Redis at {place} is still loading its data", "Wait until it has; its log says how far it is"
+    if isinstance(error, NoPermissionError):
+        return f"the Redis at {place} does not allow PING: {said}", "Grant the rights in docs/deployment.md"
+    if isinstance(error, AuthenticationError):
+        if "required" in said or "without any password" in said or "no password is set" in said:
+            wants = "wants a password" if "required" in said else "has no password, but the address gives one"
+            return f"the Redis at {place} {wants}: {said}", "Set QTASK_REDIS_URL to redis://USER:PASSWORD@HOST:PORT/0"
+        advice = "Check both in QTASK_REDIS_URL; what is special in a password is percent-encoded"
+        return f"the Redis at {place} rejects the user or the password: {said}", advice
+    if isinstance(error, RedisTimeoutError | TimeoutError) and "connecting" not in said:
+        advice = "If it is a Redis, it hangs: look at its log, and whether it is stopped, swaps or runs a long script"
+        return f"what listens at {place} accepts connections and does not answer", advice
+    if isinstance(error, InvalidResponse) or "Protocol Error" in said:
+        return f"what answers at {place} is not a Redis: {said[:200]}", "Name the right port with --redis"
+    if is_misconf(error):
+        advice = "Its disk may be full: make room, and it goes on by itself; its log says more"
+        return f"the Redis at {place} cannot write its data, so it takes no tasks: {said}", advice
+    if isinstance(error, ResponseError):
+        return f"the Redis at {place} does not work: {said}", "Look at its log"
+    if "Permission denied" in said:
+        advice = "Run this as the user who runs `qtask up`, or name a Redis with --redis"
+        return f"this user may not connect to {place}: {said}", advice
+    return f"no Redis answers at {place}: {said}", "Start one, or name another with --redis"
+
+
+def reason_of(error: Exception, url: str = "") -> str:
+    """What an error of redis-py says, without secrets.
+
+    Args:
+        error: it.
+        url: the address at which Redis was to answer, whose secrets are left out wherever they stand in the text.
+    """
+    return without_secrets(_CLIENT_REPR.sub("", str(error)), secrets_of(url))
 
 
 def _client(
@@ -92,50 +144,25 @@ def _client(
         "socket_timeout": timeout,
         "retry": retry(NoBackoff(), 0),
     }
+    place = address.parse(url)
     try:
-        if not url.startswith(SENTINEL_SCHEME):
-            redis = kind.from_url(url, **options)
-            redis.connection_pool.connection_kwargs |= _REPLIES
-            return redis
-        place = _parse_sentinel(url)
-        ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": retry(NoBackoff(), 0), **place.sentinel_options}
-        sentinels = sentinel(place.sentinels, sentinel_kwargs=ask, **options)
-        client: _Client = sentinels.master_for(place.service, **place.options)
-        return client
-    except ValueError as error:
-        raise ConfigError(f"{without_password(url)!r} is no address of a Redis: {error}") from None
-
-
-class _SentinelPlace(NamedTuple):
-    sentinels: list[tuple[str, int]]
-    service: str
-    options: dict[str, Any]
-    sentinel_options: dict[str, Any]
-
-
-def _parse_sentinel(url: str) -> _SentinelPlace:
-    """Reads `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…/SERVICE[/DB][?sentinel_password=…]`.
-
-    User and password are those of Redis; the sentinels' own stand behind the question mark. Raises ValueError.
-    """
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    sentinels = []
-    for host in hosts.split(","):
-        name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
-        sentinels.append((name, int(port.removeprefix(":") or _SENTINEL_PORT)))
-    if not all(name for name, _ in sentinels):
-        raise ValueError("it names no sentinels; redis+sentinel://HOST:26379,HOST:26379/SERVICE/0 does")
-    service, _, database = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("it does not name the service; redis+sentinel://HOST:26379,HOST:26379/SERVICE/0 does")
-    options: dict[str, Any] = {"db": int(database or 0)}
-    if credentials:
-        user, _, password = credentials.partition(":")
-        options |= {"username": unquote(user) or None, "password": unquote(password)}
-    sentinel_options: dict[str, Any] = {}
-    for name, value in parse_qsl(parts.query):
-        if name not in ("sentinel_username", "sentinel_password"):
-            raise ValueError(f"{name!r} is unknown behind the question mark; sentinel_password is known")
-        sentinel_options[name.removeprefix("sentinel_")] = value
-    return _SentinelPlace(sentinels, service, options, sentinel_options)
+        if place.scheme != address.SENTINEL_SCHEME:
+            client: _Client = kind.from_url(place.url, **options)
+        else:
+            way = address.parse_sentinel(url)
+            ask: dict[str, Any] = {**_ASK_SENTINEL, "retry": retry(NoBackoff(), 0), **way.options}
+            named: dict[str, Any] = {"db": way.database}
+            if place.user or place.password:
+                named |= {"username": place.user or None, "password": place.password}
+            client = sentinel(way.sentinels, sentinel_kwargs=ask, **options).master_for(way.service, **named)
+        pool = client.connection_pool
+        pool.connection_kwargs |= _REPLIES
+        pool.connection_class(**pool.connection_kwargs)  # an unknown option would be found when it first connects
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, RedisError) as error:
+        given = {name for name, _ in place.query}
+        named_by_error = [name for name in _OPTION.findall(str(error)) if name in given]
+        names = ", ".join(named_by_error or sorted(given)) or "?"
+        raise not_an_address(url, f"its options are unknown, or have a value that is not possible: {names}") from None
+    return client

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, structs
 from redis import Redis
 
 from qtask.errors import NotFound, QTaskError, Refused
 from qtask.ids import instant_of
+from qtask.mask import Mask
 from qtask.outcome import OUTCOMES_KEEP, Outcome, decode_outcomes
 from qtask.store import keys
 from qtask.store.job import due_of, read_data
@@ -29,6 +30,7 @@ _STATE_OF_STATUS: dict[str, State] = {
     "stopped": "dead",  # by `rq`'s command to stop a job, in a stock worker
 }
 _NO_TASK = "unknown"  # in place of the kind
+_MASK = Mask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +67,38 @@ class TaskRecord:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def show(redis: Redis, task_id: str) -> TaskRecord:
-    """The task with this id. Raises `NotFound`."""
+def show(redis: Redis, task_id: str, mask: Mask = _MASK) -> TaskRecord:
+    """The task with this id, without its credentials. Raises `NotFound`.
+
+    Args:
+        redis: a client.
+        task_id: its id.
+        mask: which headers and query parameters are credentials.
+    """
     (record,) = _records(redis, [task_id])
     if record is None:
         raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
-    return record
+    return _masked(record, mask)
 
 
-def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50) -> list[TaskRecord]:
-    """Up to `limit` tasks in one state: what is due next comes first, of what has ended the newest."""
+def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK) -> list[TaskRecord]:
+    """Up to `limit` tasks in one state: what is due next comes first, of what has ended the newest.
+
+    Their credentials are masked, as `show` does it.
+    """
     ids = _IDS[state](redis, queue, limit)
-    return [record for record in _records(redis, ids) if record is not None]
+    return [_masked(record, mask) for record in _records(redis, ids) if record is not None]
+
+
+def _masked(record: TaskRecord, mask: Mask) -> TaskRecord:
+    """A record as it may be shown: credentials are masked in the task, and in the answers that repeat them."""
+    body, found = mask.task(bytes(record.task))
+    outcomes = [
+        structs.replace(one, answer=mask.answer(one.answer, found), message=mask.answer(one.message, found))
+        for one in record.outcomes
+    ]
+    title, link = mask.text(record.title), mask.text(record.link)
+    return replace(record, title=title, link=link, task=msgspec.Raw(body), outcomes=outcomes)
 
 
 def count_tasks(redis: Redis, queue: str) -> dict[State, int]:

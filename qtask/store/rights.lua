@@ -1,0 +1,54 @@
+-- Says whether the user who runs it may run some commands. Redis 7 and Valkey are asked. An older Redis has to try:
+-- it runs each on a key that does not exist, with arguments that change nothing, and leaves nothing behind.
+--
+-- ARGV     for each command: how many words it has, and the words; a key begins with a zero byte
+--
+-- Returns the mode of Redis (`standalone`, `cluster`, …; '' where it may not be asked), and for each command 1 when it
+-- may be run, 0 when not, and 2 when that cannot be told: an older Redis cannot try what no script may run.
+local about = redis.pcall('INFO', 'server')
+local answers = {type(about) == 'string' and string.match(about, 'redis_mode:(%a+)') or ''}
+local DENIED = {"can't run this command", "can't access at least one", "can't publish to the channel"}
+local CREATES = {LPUSH = true, RPUSH = true, SADD = true}
+
+local function try(words)
+  local reply = redis.pcall(unpack(words))
+  local text = type(reply) == 'table' and reply.err or ''
+  for _, part in ipairs(DENIED) do
+    if string.find(text, part, 1, true) then
+      return 0
+    end
+  end
+  return string.find(text, 'not allowed from script', 1, true) and 2 or 1
+end
+
+local function look(words, key)
+  if redis.acl_check_cmd then
+    local known, may = pcall(redis.acl_check_cmd, unpack(words))
+    return not known and 2 or may and 1 or 0
+  end
+  if not CREATES[words[1]] then
+    return try(words)
+  end
+  if try({'UNLINK', key}) ~= 1 then
+    return 2
+  end
+  local may = try(words)
+  redis.pcall('UNLINK', key)
+  return may
+end
+
+local i = 1
+while i <= #ARGV do
+  local words, key = {}, ''
+  for j = 1, tonumber(ARGV[i]) do
+    local word = ARGV[i + j]
+    if string.byte(word) == 0 then
+      key = string.sub(word, 2) .. (redis.acl_check_cmd and '' or ':qtask-probe')
+      word = key
+    end
+    words[j] = word
+  end
+  answers[#answers + 1] = look(words, key)
+  i = i + tonumber(ARGV[i]) + 1
+end
+return answers

@@ -1,0 +1,321 @@
+"""What each process may do in Redis: one table, from which rights are checked at start and documented.
+
+A right that is missing would show up late and in odd places: without the right to publish, tasks are accepted and
+never delivered. So each process asks for all of its rights before it begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError
+
+from qtask.errors import ConfigError
+from qtask.store import keys
+from qtask.store.scripts import script
+
+# client: `qtask.Client("redis://…")`, `qtask send --redis`, and the commands that change tasks. inbox: a program that
+# submits by XADD. reader: the commands that only look.
+Role = Literal["gateway", "scheduler", "worker", "client", "inbox", "reader"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_RQ = "rq:*"
+_OWN = "qtask:*"
+_WAKE = "qtask:*"
+_RQ_COMMANDS = "rq:pubsub:*"
+REPLY_PREFIX = "qtask:reply:"  # + anything: where the ACL of the inbox lets a program wait for its answer
+
+# What redis-py sends when it connects, and this module when it checks.
+_CONNECTING = (
+    *("AUTH", "HELLO", "PING", "SELECT", "CLIENT|SETNAME"),
+    *("ACL|WHOAMI", "EVAL", "EVALSHA", "INFO"),
+)
+_IDS = ("SET", "INCRBY", "TIME", "WAIT")
+_LOOKING = (
+    *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
+    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZREVRANGE", "LLEN", "LRANGE", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
+)
+_CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
+_WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What one role may do.
+
+    Attributes:
+        direct: commands that it sends itself, `XINFO|CONSUMERS` for a subcommand.
+        scripts: names of the scripts that it runs; they run with its rights.
+        keys: patterns of the keys.
+        channels: patterns of the channels.
+        samples: keys that it uses, by which its rights to keys are checked.
+        talks: commands and channels, checked together.
+    """
+
+    direct: tuple[str, ...]
+    scripts: tuple[str, ...] = ()
+    keys: tuple[str, ...] = (_RQ, _OWN)
+    channels: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+    talks: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def commands(self) -> list[str]:
+        """All commands, of its own and of its scripts, in order."""
+        return sorted({*self.direct, *(command for name in self.scripts for command in _commands_of(name))})
+
+    @property
+    def rules(self) -> str:
+        """The ACL rules that grant exactly this, as `ACL SETUSER` takes them."""
+        patterns = [f"~{pattern}" for pattern in self.keys] + [f"&{pattern}" for pattern in self.channels]
+        commands = [f"+{command.lower()}" for command in self.commands]
+        return " ".join(["resetkeys", "resetchannels", "-@all", *patterns, *commands])
+
+
+_JOB, _RESULTS = keys.job("qtask-probe"), keys.results("qtask-probe")
+_QUEUE, _STARTED = keys.queue("qtask"), keys.started("qtask")
+_FINISHED, _FAILED = keys.finished("qtask"), keys.failed("qtask")
+_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, _QUEUE, _STARTED, _FINISHED, _FAILED)
+_SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.ID_PREFIX + "qtask-probe")
+_STATISTICS = (keys.COUNTERS, keys.stats("http"))
+
+RIGHTS: dict[Role, Rights] = {
+    "gateway": Rights(
+        direct=(
+            *(*_CONNECTING, *_IDS, "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
+            *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
+        ),
+        scripts=("submit", "refuse", "leave_inbox", "cancel", "retry"),
+        channels=(_WAKE,),
+        samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
+        talks=(("PUBLISH", keys.WAKE),),
+    ),
+    "scheduler": Rights(
+        direct=(
+            *(*_CONNECTING, "TIME", "GET", "SET", "EXPIRE", "SMEMBERS", "HMGET", "ZSCORE", "SUBSCRIBE", "UNSUBSCRIBE"),
+            # rq-scheduler: its registration, and the jobs of its own API
+            *("DEL", "HSET", "HGETALL", "EXISTS", "MULTI", "EXEC", "ZADD", "ZREM", "ZINCRBY", "SADD", "RPUSH"),
+            *("HEXISTS", "HGET", "HDEL", "WATCH", "UNWATCH", "PERSIST", "PUBLISH"),
+        ),
+        scripts=("release", "take_back", "forget"),
+        channels=(_WAKE,),
+        samples=(*_TASKS, keys.WORKERS, keys.SCHEDULER_LOCK, "rq:scheduler_instance:qtask-probe"),
+        talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", keys.WAKE)),
+    ),
+    "worker": Rights(
+        direct=(
+            *(*_CONNECTING, "SCRIPT|LOAD", "BLMOVE", "EXISTS", "ZADD", "TIME"),
+            # RQ: the registration of a worker, its clean-up, and the commands of `rq`
+            *(
+                "CLIENT|LIST",
+                "CLIENT|INFO",
+                "DEL",
+                "HSET",
+                "HGET",
+                "HMGET",
+                "SADD",
+                "SREM",
+                "SMEMBERS",
+                "EXPIRE",
+                "MULTI",
+                "EXEC",
+            ),
+            *("SUBSCRIBE", "UNSUBSCRIBE", "SCARD", "PERSIST"),
+            # `__graph__`
+            *("HGETALL", "ZCARD", "ZRANGE", "SET", "ZREMRANGEBYSCORE", "UNLINK", "ZREM"),
+        ),
+        scripts=("claim", "settle", "put_back", "heartbeat"),
+        channels=(_WAKE, _RQ_COMMANDS),
+        samples=(
+            *(*_TASKS, *_STATISTICS, keys.WORKERS, keys.GRAPHS, keys.graph("qtask-probe")),
+            *("rq:worker:qtask-probe", "rq:workers", "rq:suspended"),
+        ),
+        talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", "rq:pubsub:qtask-probe")),
+    ),
+    "client": Rights(
+        direct=(*_CONNECTING, *_IDS, *_LOOKING),
+        scripts=("submit", "cancel", "retry", "remove_dead"),
+        channels=(_WAKE,),
+        samples=(*_TASKS, *_SUBMITTING),
+        talks=(("PUBLISH", keys.WAKE),),
+    ),
+    "inbox": Rights(
+        direct=("AUTH", "HELLO", "PING", "SELECT", "XADD", "BLPOP"),
+        keys=(keys.INBOX, f"{REPLY_PREFIX}*"),
+        samples=(keys.INBOX, f"{REPLY_PREFIX}qtask-probe"),
+    ),
+    "reader": Rights(
+        direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET", "XINFO|CONSUMERS", "SCAN"),
+        samples=(*_TASKS, *_STATISTICS, keys.WORKERS, keys.REFUSED, keys.SCHEDULER_LOCK, keys.graph("qtask-probe")),
+    ),
+}
+
+
+def check(redis: Redis, role: Role) -> None:
+    """Makes sure that a process can work on this Redis.
+
+    Raises `ConfigError` when Redis runs in cluster mode, or lacks a right; and redis-py's errors when it is away.
+    """
+    mode, lacking = look(redis, role)
+    if mode == "cluster":
+        raise ConfigError(
+            "this Redis runs in cluster mode, which QTask does not support: its scripts use keys of several slots. "
+            "Use a Redis with cluster-enabled no, or Sentinel for failover"
+        )
+    if lacking:
+        raise ConfigError(f"{'; '.join(lacking)} (needed by: {role}; docs/deployment.md has the whole ACL)")
+
+
+def look(redis: Redis, role: Role) -> tuple[str, list[str]]:
+    """The mode in which Redis runs (`standalone`, `cluster`, …), and what its user may not do that a role needs.
+
+    Each missing right is a sentence with the rules that grant it. Raises redis-py's errors when Redis is away.
+    """
+    rights = RIGHTS[role]
+    keyed = [name for name in rights.commands if _KEY in _SAMPLES.get(name, ())]
+    plain = [name for name in rights.commands if name not in keyed and name not in ("PUBLISH", "SUBSCRIBE")]
+    talks = [[name, channel, ""] if name == "PUBLISH" else [name, channel] for name, channel in rights.talks]
+    tries = [_command(name, "") for name in plain] + talks
+    tries += [_command(name, sample) for sample in rights.samples for name in keyed]
+    try:
+        mode, *answers = _run(redis, tries)
+    except NoPermissionError:
+        return "", [f"user {_user(redis)!r} of Redis may not EVAL: grant +eval"]
+    user = f"user {_user(redis)!r} of Redis"
+    rest = iter(answers)
+    found = [
+        f"{user} may not {_words(name)}: grant +{name.lower()}"
+        for name, may in [(name, next(rest)) for name in plain]
+        if may == _DENIED
+    ]
+    for name, channel in rights.talks:
+        may = next(rest)
+        if may == _DENIED or (may == _UNTRIED and name == "SUBSCRIBE" and not _may_subscribe(redis, channel)):
+            pattern = next(one for one in rights.channels if channel.startswith(one[:-1]))
+            found.append(f"{user} may not {name} on {channel}: grant +{name.lower()} &{pattern}")
+    table = {sample: {name: next(rest) for name in keyed} for sample in rights.samples}
+    queue = table.get(_QUEUE, {})
+    if queue.get("BLMOVE") == _UNTRIED and _ALLOWED in queue.values() and not _may_wait(redis):
+        found.append(f"{user} may not BLMOVE: grant +blmove")
+    return str(mode), found + [f"{user} {what}" for what in _lacking_of_keys(rights, table)]
+
+
+_DENIED, _ALLOWED, _UNTRIED = 0, 1, 2
+
+
+def _lacking_of_keys(rights: Rights, table: dict[str, dict[str, int]]) -> Iterator[str]:
+    """What is missing, from which command may be run on which key."""
+    usable = {sample: row for sample, row in table.items() if _ALLOWED in row.values()}
+    closed = [sample for sample in table if sample not in usable]
+    for pattern in rights.keys:
+        inside = [sample for sample in closed if fnmatchcase(sample, pattern)]
+        if inside:
+            yield f"may not use the keys {pattern} (such as {inside[0]}): grant ~{pattern}"
+    nowhere = {name for row in usable.values() for name in row} if usable else set()
+    for row in usable.values():
+        nowhere &= {name for name, may in row.items() if may == _DENIED}
+    patterns = " ".join(f"~{pattern}" for pattern in rights.keys)
+    for name in sorted(nowhere):  # or a command that writes, where the keys may only be read
+        yield f"may not {_words(name)}: grant +{name.lower()} {patterns}"
+    for sample, row in usable.items():
+        denied = [name for name, may in row.items() if may == _DENIED and name not in nowhere]
+        if denied:
+            yield f"may not {', '.join(map(_words, denied))} on the key {sample}: grant ~{sample}"
+
+
+def _words(name: str) -> str:
+    return name.replace("|", " ")
+
+
+def _may_subscribe(redis: Redis, channel: str) -> bool:
+    try:
+        with redis.pubsub() as pubsub:
+            pubsub.subscribe(channel)
+            pubsub.get_message(timeout=1.0)
+    except NoPermissionError:
+        return False
+    return True
+
+
+def _may_wait(redis: Redis) -> bool:
+    try:
+        redis.execute_command("BLMOVE", *[f"{_QUEUE}:qtask-probe"] * 2, "LEFT", "LEFT", "0.01")
+    except NoPermissionError:
+        return False
+    return True
+
+
+def _run(redis: Redis, tries: list[list[str]]) -> list[Any]:
+    arguments = [word for words in tries for word in (str(len(words)), *words)]
+    reply: Any = redis.eval(script("rights").text, 0, *arguments)  # type: ignore[arg-type]
+    return [reply[0].decode() if isinstance(reply[0], bytes) else reply[0], *reply[1:]]
+
+
+def _user(redis: Redis) -> str:
+    try:
+        name: Any = redis.execute_command("ACL", "WHOAMI")
+    except RedisError:
+        return str(redis.connection_pool.connection_kwargs.get("username") or "default")
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _command(name: str, key: str) -> list[str]:
+    command = name.split("|")
+    return [*command, *(_KEY + key if part == _KEY else part for part in _SAMPLES.get(name, ()))]
+
+
+def _commands_of(name: str) -> set[str]:
+    """The commands that a script runs."""
+    found = set()
+    for line in script(name).text.decode().splitlines():
+        code = line.partition("--")[0]
+        for command, first in _CALL.findall(code):
+            found.add(f"{command}|{first}" if command in _WITH_SUBCOMMANDS else command)
+        found.update(re.findall(r"\bcall\(\s*'([A-Z]+)'\s*\)", code))
+    return found
+
+
+_KEY = "\0"  # the key goes here, and rights.lua knows it by this
+# Arguments with which a command does nothing to a key that does not exist: it finds nothing, or an argument is wrong,
+# which Redis sees after the rights. What LPUSH, RPUSH and SADD leave, rights.lua removes.
+_SAMPLES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
+    **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN"), (_KEY,)),
+    **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "ZREM", "ZSCORE", "ZMSCORE", "SREM"), (_KEY, "x")),
+    **dict.fromkeys(("LPUSH", "RPUSH", "SADD"), (_KEY, "x")),
+    **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
+    **dict.fromkeys(("ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"), (_KEY, "0", "0")),
+    "INCRBY": (_KEY, "no number"),
+    "LREM": (_KEY, "1", "x"),
+    "EXPIRE": (_KEY, "1"),
+    "HSET": (_KEY, "a", "b", "odd"),
+    "HINCRBY": (_KEY, "x", "no number"),
+    "ZADD": (_KEY, "no number", "x"),
+    "ZINCRBY": (_KEY, "no number", "x"),
+    "SET": (_KEY, "x", "no option"),
+    "BLPOP": (_KEY, "0.01"),
+    "BLMOVE": (_KEY, _KEY, "LEFT", "LEFT", "0.01"),
+    "XADD": (_KEY, "no id", "x", "x"),
+    "XACK": (_KEY, "x", "1-1"),
+    "XDEL": (_KEY, "1-1"),
+    "XPENDING": (_KEY, "x", "-", "+", "1", "x"),
+    "XREVRANGE": (_KEY, "+", "-"),
+    "XAUTOCLAIM": (_KEY, "x", "x", "0", "0-0"),
+    "XREADGROUP": ("GROUP", "x", "x", "STREAMS", _KEY, ">"),
+    "XGROUP|CREATE": (_KEY, "x", "0"),
+    "XGROUP|DELCONSUMER": (_KEY, "x", "x"),
+    "XINFO|CONSUMERS": (_KEY, "x"),
+    "AUTH": ("x",),
+    "SELECT": ("0",),
+    "WAIT": ("0", "1"),
+    "EVAL": ("return 1", "0"),
+    "EVALSHA": ("0" * 40, "0"),
+    "SCRIPT|LOAD": ("return 1",),
+    "CONFIG|GET": ("appendfsync",),
+    "CLIENT|SETNAME": ("x",),
+}

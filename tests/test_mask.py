@@ -1,0 +1,228 @@
+"""Credentials are masked wherever a task is shown, and only there: the receiver gets the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtask import AsyncClient, Client
+from qtask.check import parse
+from qtask.client.requests import Accepted
+from qtask.errors import Refused
+from qtask.mask import MASKED, Mask, mask_of
+from tests.command import qtask
+from tests.installation import Installation
+from tests.receiver import Exchange, Receiver
+from tests.waiting import until
+
+SECRET = "S3cret-value"
+HEADERS = (
+    *("Authorization", "authorization", "Cookie", "Set-Cookie", "Proxy-Authorization"),
+    *("X-Api-Key", "X-API-TOKEN", "client_secret", "Idempotency-Key"),
+)
+
+
+# --- what is a credential ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*HEADERS, "apiKey", "APIKEY", "access_token", "accessToken", "auth[token]", "sig"])
+def test_names_of_credentials(name: str) -> None:
+    assert Mask().hides(name)
+
+
+@pytest.mark.parametrize("name", ["Accept", "monkey", "X-Session", "Content-Type", "tokens", "author", ""])
+def test_other_names(name: str) -> None:
+    assert not Mask().hides(name)
+
+
+def test_further_names_come_from_the_setting() -> None:
+    mask = mask_of("X-Session, *-Pin  plain")
+    assert all(mask.hides(name) for name in ("x-session", "CARD_PIN", "Plain", "Authorization"))
+    assert not mask.hides("X-Other")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("http://user:pw@host/x", "http://***@host/x"),
+        ("http user:pw@host", "http user:pw@host"),
+        ("https://tok@host", "https://***@host"),
+        ("http://us@er:pw@host/a@b", "http://***@host/a@b"),
+        ("http://host/a@b?c=d", "http://host/a@b?c=d"),
+        ("http://h/?a=1&api_key=2&b=3", "http://h/?a=1&api_key=***&b=3"),
+        ("http://h/?api%5Fkey=2", "http://h/?api%5Fkey=***"),
+        ("http://h/#access_token=2", "http://h/#access_token=***"),
+        ("http://unix:/run/x.sock:/p?token=2", "http://unix:/run/x.sock:/p?token=***"),
+        ("no connection to http://u:p@h/?sig=1 (refused)", "no connection to http://***@h/?sig=*** (refused)"),
+        ("127.0.0.1:5000", "127.0.0.1:5000"),
+    ],
+)
+def test_texts(text: str, masked: str) -> None:
+    assert Mask().text(text) == masked
+    assert Mask().text(masked) == masked, "what is masked stays as it is"
+
+
+def test_the_rest_of_a_task_stays_as_it_is_digit_by_digit() -> None:
+    raw = (
+        b'{"title":"t","address":{"type":"http","link":"http://h/"},"settings":{"time":1.10,"data":'
+        b'{"headers":{"Cookie":"S3cret","Accept":"a"},"json":{"a":10.10,"b":123456789012345678901234567890}}}}'
+    )
+    masked, found = Mask().task(raw)
+    assert masked == raw.replace(b"S3cret", b"***")
+    assert found == {"S3cret"}
+    plain = raw.replace(b"Cookie", b"Accept-Language")
+    assert Mask().task(plain) == (plain, frozenset())
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_any_data_can_be_shown(data: Any) -> None:
+    for task in ({"settings": {"data": data}}, {"settings": data}, {"address": data, "title": data}, data):
+        masked, _ = Mask().task(msgspec.json.encode(task))
+        json.loads(masked)
+
+
+# --- where it is shown -----------------------------------------------------------------------------------------------
+
+
+def echo(exchange: Exchange) -> None:
+    """A receiver that repeats in its answer what it got, as many do when something is wrong."""
+    said = [exchange.request.target, *(value for _, value in exchange.request.headers)]
+    exchange.answer(503 if "fail" in exchange.request.target else 200, "\n".join(said).encode())
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver(echo) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with Installation(tmp_path_factory.mktemp("mask"), environment={"QTASK_MASK_HEADERS": "X-Session"}) as running:
+        yield running
+
+
+def secret_task(receiver: Receiver, path: str) -> dict[str, Any]:
+    link = receiver.url.replace("://", f"://user:{SECRET}1@") + f"{path}?token={SECRET}2&plain=seen"
+    names = ("X-Api-Key", "Cookie", "Proxy-Authorization", "client_secret")
+    headers = {"X-Session": f"{SECRET}3", "X-Plain": "seen-too", **dict.fromkeys(names, f"Bearer {SECRET}4")}
+    data = {"method": "POST", "headers": headers, "params": {"api_key": f"{SECRET}5"}}
+    settings = {"time": 0, "data": data, "retry": {"attempts": 1}}
+    return {"title": f"to {link}", "address": {"type": "http", "link": link}, "settings": settings}
+
+
+@pytest.mark.parametrize("path", ["works", "fails"])
+def test_masked_wherever_a_task_is_shown_and_delivered_as_it_is(
+    installation: Installation, receiver: Receiver, path: str
+) -> None:
+    with Client(installation.url) as client:
+        answer = client.send(secret_task(receiver, path))
+    until(lambda: answer.id in receiver.ids, what="the delivery")
+    (request,) = [one for one in receiver.requests if one.header("QTask-Id") == answer.id]
+    assert request.header("X-Session") == f"{SECRET}3" and request.header("Cookie") == f"Bearer {SECRET}4"
+    assert f"token={SECRET}2" in request.target and f"api_key={SECRET}5" in request.target
+    assert request.header("Authorization").startswith("Basic ")
+
+    state = "delivered" if path == "works" else "dead"
+    environment = {**installation.environment, "QTASK_MASK_HEADERS": "X-Session"}
+
+    def shown_over_http() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{installation.http_port}/tasks/{answer.id}") as response:
+            return str(response.read().decode())
+
+    until(lambda: f'"state":"{state}"' in shown_over_http(), what="its outcome")
+    shown = [shown_over_http()]
+    for arguments in (["show", answer.id], ["list", "--state", state]):
+        for json_flag in ([], ["--json"]):
+            result = qtask(*arguments, *json_flag, environment=environment)
+            assert result.returncode == 0, result.stderr
+            shown.append(result.stdout)
+    shown += [installation.log.read_text()]
+    for text in shown:
+        assert SECRET not in text, text
+        assert request.header("Authorization") not in text
+    assert all(MASKED in text for text in shown[:-1])
+    assert "seen-too" in shown[0] and "plain=seen" in shown[0]
+
+
+def test_masked_by_the_python_client(
+    installation: Installation, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QTASK_MASK_HEADERS", "X-Session")
+    url = str(installation.redis.connection_pool.connection_kwargs["path"])
+    task = secret_task(receiver, "works")
+    task["settings"]["time"] = 3_600
+    with Client(f"unix://{url}") as client:
+        answer = client.send(task)
+        shown = [repr(client.show(answer.id)), bytes(client.show(answer.id).task).decode()]
+        shown += [repr(record) + bytes(record.task).decode() for record in client.list("scheduled")]
+
+    async def asynchronous() -> None:
+        async with AsyncClient(f"unix://{url}") as other:
+            record = await other.show(answer.id)
+            shown.append(repr(record) + bytes(record.task).decode())
+            shown.extend(repr(one) + bytes(one.task).decode() for one in await other.list("scheduled"))
+
+    asyncio.run(asynchronous())
+    assert len(shown) >= 5
+    assert not any(SECRET in text for text in shown), shown
+    assert all("seen" in text for text in shown[1:])
+
+
+# --- titles and errors -----------------------------------------------------------------------------------------------
+
+
+class _Sent(Client):
+    """Notes what is submitted."""
+
+    def send(self, task: Any) -> Accepted:
+        self.task = task
+        return Accepted("id", 0.0)
+
+
+def test_the_default_title_has_no_credentials(installation: Installation, receiver: Receiver) -> None:
+    link = receiver.url.replace("://", f"://user:{SECRET}@") + f"title?token={SECRET}"
+    client = _Sent(installation.url)
+    client.http(link)
+    assert client.task["title"] == f"http {receiver.url.replace('://', '://***@')}title?token=***"
+    assert client.task["address"]["link"] == link
+    sent = qtask("send", "--http", link, "--in", "3600", "--json", environment=installation.environment)
+    task_id = json.loads(sent.stdout)["id"]
+    data: Any = installation.redis.hget(f"rq:job:{task_id}", "data")
+    (task,) = json.loads(data)[2]
+    assert task["title"] == client.task["title"] and task["address"]["link"] == link
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://user:S3cret/pw@host/",
+        "http://user:[S3cret]@host/",
+        "http://user:S3cret@host:port/",
+        "http://user:S3cret@[::1/",
+        "http://user:S3cret@ho..st/",
+        "http://user:S3cret@host/a b",
+        "ftp://user:S3cret@host/",
+        "http://host:x/?token=S3cret",
+        "user:S3cret@host:80",
+        "http://user:S3cret\u2100@host/",
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "socket", "udp", "pipe"])
+def test_no_error_repeats_a_password(link: str, kind: str) -> None:
+    task = {"title": "t", "address": {"type": kind, "link": link}, "settings": {"time": 0, "data": None}}
+    with pytest.raises(Refused) as refused:
+        parse(json.dumps(task).encode())
+    assert "S3cret" not in str(refused.value)
