@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
+from qtask.server_binary import find_servers
 from tests.gateway_process import Gateway
 from tests.live import Live
 from tests.redis_server import RedisServer
@@ -19,6 +23,24 @@ settings.register_profile("qtask", deadline=None, max_examples=100)
 settings.load_profile("qtask")
 
 _numbers = count()
+
+# A test run that was started by `nohup` ignores this signal, and so would all that it starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure() -> None:
+    """With `QTASK_TEST_SERVER=valkey` (or `redis`), the tests and all that they start run on a server of that kind."""
+    wanted = os.environ.get("QTASK_TEST_SERVER", "")
+    if not wanted:
+        return
+    found = [server for server in find_servers() if server.version.product.lower() == wanted]
+    assert found, f"there is no server of the kind {wanted!r} here"
+    # The newest server on the PATH is taken, so this one has to be the only one: a folder of it, and none of another.
+    folder = Path(tempfile.mkdtemp(prefix="qtask-test-server-"))
+    (folder / f"{wanted}-server").symlink_to(Path(found[0].path).resolve())
+    os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
+    first = find_servers()[0].version
+    assert first.product.lower() == wanted, f"{first} is newer and comes first"
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from dataclasses import replace
 
 import uvloop
@@ -18,6 +17,7 @@ from qtask.gateway.inbox import Inbox
 from qtask.gateway.intake import Intake
 from qtask.gateway.listen import listen, port_of
 from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
+from qtask.stopping import StopSignals, signals_to_take
 from qtask.store.connect import connect_async
 
 GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
@@ -28,7 +28,7 @@ logger = logging.getLogger("qtask.gateway")
 
 
 def run(config: Config) -> None:
-    """Runs a gateway until SIGTERM or SIGINT; a second signal does not wait.
+    """Runs a gateway until it is asked to stop by a signal; a second signal does not wait.
 
     Raises `QTaskError` when a port is taken.
     """
@@ -40,13 +40,16 @@ async def _serve(config: Config) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        if stopping.is_set():  # asked a second time: at once
+    signals = StopSignals()
+
+    def on_signal(number: int) -> None:
+        signals.note(number)
+        if signals.insisted:
             os._exit(1)
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in signals_to_take():
+        loop.add_signal_handler(number, on_signal, number)
     lines, requests = listen(config.host, config.port), listen(config.host, config.http_port)
     config = replace(config, port=port_of(lines), http_port=port_of(requests))
     redis, waiting = connect_async(config.redis, REPLY_SECONDS), connect_async(config.redis, BLOCK_REPLY_SECONDS)
