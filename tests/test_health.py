@@ -56,7 +56,7 @@ def frozen(*pids: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp_path: Path) -> None:
     """All at once, since a process has to be silent for a while."""
     workers = [live.start("worker", queue="two") for _ in range(2)]
@@ -97,6 +97,7 @@ def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp
     assert "no worker for queue two of" in is_ill(live.url, "worker", "two")
 
 
+@pytest.mark.timeout(240)
 def test_each_container_sees_its_own_processes(live: Live) -> None:
     """Two workers, each in a process namespace of its own as in a container, but with the same temporary folder."""
     enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
