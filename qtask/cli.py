@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qtask.config import Config, flag_name, in_url, load
+from qtask.config import Config, concerns, flag_name, in_url, load
 from qtask.errors import NotFound, QTaskError
 from qtask.version import VERSION
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_CONCERNS = "qtask.concerns"  # where a command finds what is questionable in its settings
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format", "mask_headers")
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
@@ -39,7 +40,14 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         def wrapped(config_file: str | None, **arguments: Any) -> Any:
             flags = {name: arguments.pop(name) for name in names}
-            return command(load(flags, file=config_file), **arguments)
+            config = load(flags, file=config_file)
+            found = concerns(file=config_file)
+            if "log_format" in names:
+                click.get_current_context().meta[_CONCERNS] = found  # logged when the log is set up
+            else:
+                for sentence in found:
+                    click.echo(f"qtask: {sentence}", err=True)
+            return command(config, **arguments)
 
         wrapped.__doc__ = command.__doc__
         wrapped.__name__ = command.__name__
@@ -134,6 +142,8 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
     from qtask import log
 
     log.setup(config, process)
+    for sentence in click.get_current_context().meta.get(_CONCERNS, ()):
+        log.logger.warning("setting", extra={"about": sentence})
     try:
         run(config)
     except QTaskError as error:
@@ -402,7 +412,8 @@ def doctor(config: Config, as_json: bool) -> None:
 def health(config: Config, process: str) -> None:
     """Exit with 0 when a process is well.
 
-    For health checks: the gateway answers; a scheduler or a worker has lately given a sign of life in Redis.
+    For health checks of a container or host: the gateway answers; the schedulers or workers that run here, for this
+    Redis and queue, have lately given a sign of life. Whether Redis answers is not part of it.
     """
     from qtask import doctor as examination
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,25 +124,59 @@ def load(
 
     Args:
         flags: settings by field name; None as a value means that the flag was not given.
-        environment: as `os.environ`, which is the default.
+        environment: as `os.environ`, which is the default. An empty variable counts as not given, since compose files
+            and scripts pass on variables in that way.
         file: path of a TOML file; None reads `QTASK_CONFIG`, else `qtask.toml` where it exists.
 
     Raises `ConfigError`, which names the setting, where it came from and what it may be.
     """
     environment = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    path = file or environment.get(FILE_VARIABLE) or (FILE_NAME if Path(FILE_NAME).is_file() else None)
-    stored = _read_file(Path(path)) if path else {}
+    path = _file(file, environment)
+    stored = _read_file(path) if path else {}
     values: dict[str, Any] = {}
     for setting in fields(Config):
         name = setting.name
         if name in given:
             values[name] = _convert(name, given[name], flag_name(name))
-        elif environment_name(name) in environment:
+        elif environment.get(environment_name(name)) and not _is_service_link(name, environment):
             values[name] = _convert(name, environment[environment_name(name)], environment_name(name))
         elif name in stored:
             values[name] = _convert(name, stored[name], f"{name} in {path}")
     return Config(**values)
+
+
+def concerns(environment: Mapping[str, str] | None = None, file: str | Path | None = None) -> list[str]:
+    """What is questionable in the settings and does not keep a process from running, a sentence each.
+
+    Args:
+        environment, file: as for `load`.
+    """
+    environment = os.environ if environment is None else environment
+    found = [
+        f"{environment_name(setting.name)}={environment[environment_name(setting.name)]} is ignored: it is an address "
+        "that Kubernetes sets for a service of this name, not a port; set enableServiceLinks to false, or rename the "
+        "service"
+        for setting in fields(Config)
+        if _is_service_link(setting.name, environment)
+    ]
+    path = _file(file, environment)
+    with suppress(OSError, ConfigError):
+        if path and path.stat().st_mode & 0o044 and "@" in str(_read_file(path).get("redis_url", "")):
+            found.append(f"{path} holds a password and other users can read it: run `chmod 600 {path}`")
+    return found
+
+
+def _is_service_link(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether Kubernetes, or a link of Docker, set the variable of a port: `QTASK_PORT=tcp://10.0.0.7:5123`."""
+    is_port = name == "port" or name.endswith("_port")
+    return is_port and "://" in environment.get(environment_name(name), "")
+
+
+def _file(file: str | Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The file that settings are read from."""
+    path = file or environment.get(FILE_VARIABLE) or (FILE_NAME if Path(FILE_NAME).is_file() else None)
+    return Path(path) if path else None
 
 
 def _read_file(path: Path) -> dict[str, Any]:

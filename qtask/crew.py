@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from qtask import children
+from qtask.stopping import FROM_SUPERVISOR, FROM_SUPERVISOR_AT_ONCE, StopSignals
 
 STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
 STOP_AT_ONCE_SECONDS = 3.0  # for a worker that is asked a second time: it puts back what is in flight
-RESTART_PAUSE_SECONDS = (0.2, 10.0)  # first and longest pause before a process that died is started again
-STEADY_SECONDS = 30.0  # a process that has run so long starts with the first pause again
 LOOK_SECONDS = 0.1
 
 logger = logging.getLogger("qtask.crew")
@@ -33,7 +30,7 @@ class Member:
         self.name = name
         self._environment = environment
         self._child: subprocess.Popen[bytes] | None = None
-        self._pause = RESTART_PAUSE_SECONDS[0]
+        self._backoff = children.Backoff()
         self._started = 0.0
         self._start_at = 0.0
 
@@ -46,15 +43,14 @@ class Member:
         """Starts it again, after a pause, when it has died."""
         now = time.monotonic()
         if self._child is not None and self._child.poll() is not None:
-            if now - self._started > STEADY_SECONDS:
-                self._pause = RESTART_PAUSE_SECONDS[0]
+            pause = self._backoff.pause(now - self._started)
+            code = self._child.returncode
             logger.error(
                 "process_died",
-                extra={"child": self.name, "exit_code": self._child.returncode, "restart_in_s": self._pause},
+                extra={"child": self.name, "exit_code": code, "ended": children.ending(code), "restart_in_s": pause},
             )
             self._child = None
-            self._start_at = now + self._pause
-            self._pause = min(self._pause * 2, RESTART_PAUSE_SECONDS[1])
+            self._start_at = now + pause
         elif self._child is None and now >= self._start_at:
             self.start()
 
@@ -68,10 +64,11 @@ class Member:
         """Whether it runs."""
         return self._child is not None and self._child.poll() is None
 
-    def ask_to_end(self) -> None:
-        """Sends it SIGTERM."""
+    def ask_to_end(self, at_once: bool = False) -> None:
+        """Asks it to end; `at_once` without waiting for what it has in flight."""
         if self._child is not None and self._child.poll() is None:
-            self._child.terminate()
+            for number in FROM_SUPERVISOR_AT_ONCE if at_once else (FROM_SUPERVISOR,):
+                self._child.send_signal(number)
 
     def end(self) -> None:
         """Makes sure that it has ended."""
@@ -88,17 +85,16 @@ class Crew:
 
     Attributes:
         members: the processes.
-        signals: how often it was asked to end.
+        signals: whether this process was asked to end.
     """
 
     def __init__(self, members: Sequence[Member] = ()) -> None:
         self.members = list(members)
-        self.signals = 0
+        self.signals = StopSignals()
 
     def listen(self) -> None:
-        """Takes SIGTERM and SIGINT as the wish to end; a second one does not wait."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Takes the signals that ask a process to stop."""
+        self.signals.listen()
 
     def start(self) -> None:
         """Starts all of them."""
@@ -107,29 +103,26 @@ class Crew:
 
     def keep(self, look_too: Callable[[], None] = lambda: None) -> None:
         """Keeps them running until asked to end; calls `look_too` each time before it looks at them."""
-        while not self.signals:
+        while not self.signals.asked:
             time.sleep(LOOK_SECONDS)
             look_too()
             for member in self.members:
                 member.look()
 
     def stop(self) -> None:
-        """Asks all to end at the same time, and waits; a second signal is passed on. What does not end is killed."""
-        self._ask_to_end(STOP_SECONDS, most_signals=1)
-        if self.signals > 1:
-            self._ask_to_end(STOP_AT_ONCE_SECONDS)
+        """Asks all to end at the same time, and waits, less long when a second signal comes. The rest is killed."""
+        self._ask_to_end(STOP_SECONDS, at_once=False)
+        if self.signals.insisted:
+            self._ask_to_end(STOP_AT_ONCE_SECONDS, at_once=True)
         for member in self.members:
             member.end()
         self.members = []
 
-    def _ask_to_end(self, seconds: float, most_signals: float = math.inf) -> None:
+    def _ask_to_end(self, seconds: float, at_once: bool) -> None:
         for member in self.members:
-            member.ask_to_end()
+            member.ask_to_end(at_once)
         deadline = time.monotonic() + seconds
         while any(member.running for member in self.members) and time.monotonic() < deadline:
-            if self.signals > most_signals:
+            if self.signals.insisted and not at_once:
                 return
             time.sleep(0.02)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.signals += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import textwrap
@@ -23,6 +22,7 @@ from redis import Redis
 from qtask.client import Accepted, Client
 from qtask.config import Config
 from qtask.errors import QTaskError, Refused
+from qtask.stopping import StopSignals
 from qtask.store import keys, tasks
 from qtask.store.tasks import TaskRecord
 from qtask.tables import outcome_answer, outcome_words, plain
@@ -38,7 +38,12 @@ _WIDTH = 98  # characters of a line of output
 def run(output: Path) -> int:
     """Runs the demonstration and writes the graph; returns 0 when every task ended as it should."""
     folder = Path(tempfile.mkdtemp(prefix="qtask-demo-"))
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals = StopSignals()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    signals.listen(interrupt)
     try:
         return _Demo(folder, output).run()
     except KeyboardInterrupt:
@@ -319,7 +324,3 @@ def _cut(text: str, most: int) -> str:
 def _head(words: str) -> None:
     click.echo()
     click.secho(words, bold=True)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

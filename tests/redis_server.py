@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,8 @@ from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from qtask.server_binary import find_server
 
 
 def free_port() -> int:
@@ -24,13 +24,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def redis_binary() -> str:
-    """Path of a `redis-server`: one on the PATH, else that of the virtual environment."""
-    return shutil.which("redis-server") or str(Path(sys.executable).parent / "redis-server")
-
-
 class RedisServer:
-    """`redis-server` as a process: start, kill, stop and continue it as real failures do.
+    """The server that QTask itself would take, as a process: start, kill, stop and continue it as real failures do.
 
     Args:
         folder: gets its data.
@@ -69,7 +64,7 @@ class RedisServer:
         """Starts without waiting; `options` hold for this time only."""
         place = ["--port", str(self.port), "--dir", str(self.folder)]
         self._process = subprocess.Popen(
-            [redis_binary(), *place, "--save", "", *self._options, *options],
+            [find_server(), *place, "--save", "", *self._options, *options],
             env={**os.environ, **self._environment},
             stdout=subprocess.DEVNULL,
         )

@@ -10,7 +10,8 @@ from urllib.parse import quote
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.redis_server import RedisServer, free_port, redis_binary
+from qtask.server_binary import find_server
+from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
 
 SERVICE = "mymaster"
@@ -129,7 +130,7 @@ class Sentinels:
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {SERVICE} 5000\n"
         )
-        return subprocess.Popen([redis_binary(), str(configuration), "--sentinel"], stdout=subprocess.DEVNULL)
+        return subprocess.Popen([find_server(), str(configuration), "--sentinel"], stdout=subprocess.DEVNULL)
 
 
 def role_of(server: RedisServer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 
 from qtask.cli import cli
-from qtask.config import DEFAULT_REDIS_URL, Config, environment_name, flag_name, load
+from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, load
 from qtask.errors import ConfigError
+from tests.command import qtask
+from tests.processes import Process
+from tests.redis_server import free_port
+from tests.waiting import until
 
 DEFAULTS = Config()
 SETTINGS = {setting.name: setting for setting in fields(Config)}
@@ -139,14 +144,18 @@ def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
 @pytest.mark.parametrize("name", [name for name in TEXTS if SETTINGS[name].default])
 def test_a_text_that_has_a_default_is_not_empty(name: str) -> None:
     default = SETTINGS[name].default
-    words = f"{environment_name(name)} must not be empty; leave it out for {default!r}"
-    assert complaint({}, {environment_name(name): ""}) == words
-    assert complaint({}, {environment_name(name): "  "}) == words
+    words = f"{flag_name(name)} must not be empty; leave it out for {default!r}"
+    assert complaint({name: ""}) == words
+    assert complaint({name: "  "}) == words
+    assert complaint({}, {environment_name(name): "  "}).startswith(f"{environment_name(name)} must not be empty")
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if not SETTINGS[name].default])
-def test_a_text_without_a_default_may_be_empty(name: str) -> None:
-    assert getattr(load({}, {environment_name(name): ""}), name) == ""
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> None:
+    """As compose files pass on what is not set: `QTASK_PORT: ${PORT:-}`."""
+    assert load({}, {environment_name(name): ""}) == DEFAULTS
+    (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name))}\n")
+    assert getattr(load({}, {environment_name(name): ""}), name) == other(name)
 
 
 @pytest.mark.parametrize(
@@ -194,3 +203,67 @@ def test_a_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert "QTASK_PORT must be a whole number, got 'many'" in ended.stderr
+
+
+# --- what is questionable ----------------------------------------------------------------------------------------
+
+# What Kubernetes sets in every container beside a service with this name and these ports.
+SERVICE_LINKS = {
+    "QTASK_SERVICE_HOST": "10.0.0.7",
+    "QTASK_SERVICE_PORT": "5123",
+    "QTASK_SERVICE_PORT_SOCKET": "5123",
+    "QTASK_PORT": "tcp://10.0.0.7:5123",
+    "QTASK_PORT_5123_TCP": "tcp://10.0.0.7:5123",
+    "QTASK_PORT_5123_TCP_PROTO": "tcp",
+    "QTASK_PORT_5123_TCP_PORT": "5123",
+    "QTASK_PORT_5123_TCP_ADDR": "10.0.0.7",
+}
+# The same for a service with the name `qtask-http`.
+HTTP_SERVICE_LINKS = {name.replace("QTASK_", "QTASK_HTTP_", 1): value for name, value in SERVICE_LINKS.items()}
+
+
+def test_the_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path) -> None:
+    environment = {**SERVICE_LINKS, **HTTP_SERVICE_LINKS}
+    assert load({}, environment) == DEFAULTS
+    (tmp_path / "qtask.toml").write_text("port = 7001\n")
+    assert load({}, environment).port == 7001
+    assert load({"http_port": 7002}, environment).http_port == 7002
+    socket, http = concerns(environment)
+    assert socket.startswith("QTASK_PORT=tcp://10.0.0.7:5123 is ignored: it is an address that Kubernetes sets")
+    assert http.startswith("QTASK_HTTP_PORT=tcp://10.0.0.7:5123 is ignored: ")
+    assert concerns({}) == concerns({"QTASK_PORT": "7000"}) == []
+
+
+def test_only_a_port_can_be_an_address_that_is_ignored() -> None:
+    assert complaint({}, {"QTASK_WORKERS": "tcp://10.0.0.7:5123"}).startswith("QTASK_WORKERS must be a whole number")
+    assert complaint({"port": "tcp://10.0.0.7:5123"}).startswith("--port must be a whole number")
+    assert load({}, {"QTASK_REDIS_URL": "redis://r:1/2"}).redis_url == "redis://r:1/2"
+
+
+@pytest.mark.parametrize(("mode", "url", "told"), [
+    (0o644, "redis://:secret@r/0", True),
+    (0o640, "redis://:secret@r/0", True),
+    (0o600, "redis://:secret@r/0", False),
+    (0o644, "redis://r/0", False),
+])  # fmt: skip
+def test_a_file_with_a_password_that_others_can_read_is_told(tmp_path: Path, mode: int, url: str, told: bool) -> None:
+    file = tmp_path / "qtask.toml"
+    file.write_text(f'redis_url = "{url}"\n')
+    file.chmod(mode)
+    words = [f"{file} holds a password and other users can read it: run `chmod 600 {file}`"] if told else []
+    assert concerns({}, file) == concerns({"QTASK_CONFIG": str(file)}) == words
+    assert [sentence.replace("qtask.toml", str(file)) for sentence in concerns({})] == words
+
+
+def test_each_process_logs_them_once_and_every_other_command_tells_them(tmp_path: Path) -> None:
+    environment = {**SERVICE_LINKS, "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    for name in ("worker", "scheduler"):
+        process = Process(name, environment, tmp_path / f"{name}.log")
+        until(lambda log=process.log: "redis_away" in log.read_text(), 20, "its attempt to connect")  # type: ignore[misc]
+        assert process.stop() == 0
+        (event,) = [json.loads(line) for line in process.log.read_text().splitlines() if "QTASK_PORT" in line]
+        assert (event["level"], event["event"]) == ("warning", "setting")
+    result = qtask("health", "worker", environment=environment)
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith(
+        "qtask: QTASK_PORT=tcp://10.0.0.7:5123 is ignored"
+    )

@@ -82,7 +82,7 @@ def _without_figures(line: str) -> str:
     return " ".join(re.sub(r"[\d.]+ (µs|ms|s|KiB)\b", "N", line).split())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_it_can_be_stopped_in_the_middle_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     scratch, said = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
@@ -110,5 +110,5 @@ def test_a_redis_that_does_not_start_is_told(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     words = refused(qtask("demo", environment={"PATH": str(tmp_path), "TMPDIR": str(scratch)}, cwd=tmp_path))
-    assert words.startswith("qtask: the embedded Redis did not start; ")
+    assert words.startswith("qtask: the embedded Redis did not start (exit code ")
     assert list(scratch.iterdir()) == []

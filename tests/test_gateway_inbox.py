@@ -134,7 +134,8 @@ def by_redis_py(server: RedisServer, text: str) -> None:
 def by_redis_cli(server: RedisServer, text: str) -> None:
     path = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
     client = shutil.which("redis-cli", path=path) or shutil.which("valkey-cli", path=path)
-    assert client, "redis-cli comes with every Redis"
+    if client is None:
+        pytest.skip("there is no redis-cli here (on Debian: apt install redis-tools)")
     command = [client, "-p", str(server.port), "XADD", keys.INBOX, "*", "task", text, "reply", "answer"]
     subprocess.run(command, check=True, capture_output=True, timeout=10)
 

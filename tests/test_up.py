@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qtask.errors import QTaskError
 from qtask.store import keys
 from tests.command import qtask, refused
 from tests.installation import Installation, kill, processes_of
+from tests.processes import Process
 from tests.receiver import Exchange, Receiver
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
@@ -71,6 +73,9 @@ def test_a_process_that_dies_is_started_again(installation: Installation, receiv
     event = "redis_died" if name == "redis" else "process_died"
     died = [one for one in installation.events() if one["event"] == event and one.get("child", "redis") == name]
     assert len(died) == 1
+    assert died[0]["ended"] == "SIGKILL"
+    if name == "redis":
+        assert 0 < len(died[0]["log"]) <= 5 and "eady to accept connections" in " ".join(died[0]["log"])
 
 
 def test_no_process_imports_what_it_does_not_run(installation: Installation) -> None:
@@ -138,6 +143,59 @@ def test_with_a_redis_of_its_own_it_starts_none(
         deliver(running, receiver, "there")
         assert redis.smembers(keys.QUEUES) == {b"rq:queue:of-the-file"}
         assert running.wait_for("ready")["redis"] == redis_server.url
+
+
+@pytest.mark.timeout(120)
+def test_a_redis_that_is_away_is_waited_for_and_it_is_ready_when_redis_answers(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    server = RedisServer(tmp_path)
+    server.kill()
+    ports = {"--port": str(free_port()), "--http-port": str(free_port())}
+    flags = ["--redis", server.url, *[word for pair in ports.items() for word in pair]]
+    up = Process("up", {"QTASK_PIPE_DIR": str(tmp_path / "pipes")}, tmp_path / "up.log", *flags)
+
+    def own(name: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in up.log.read_text().splitlines()]
+        return [line for line in lines if (line["process"], line["event"]) == ("up", name)]
+
+    try:
+        (waiting,) = until(lambda: own("waiting_for_redis"), 30, "the event")
+        assert waiting["redis"] == server.url and "refused" in waiting["error"]
+        time.sleep(2.5)  # for two more looks, which find nothing new
+        assert len(own("waiting_for_redis")) == 1 and not own("ready") and up.running
+        server.start()
+        until(lambda: own("ready"), 20, "it to be ready")
+        with Client(f"socket://127.0.0.1:{ports['--port']}") as client:
+            client.http(receiver.url)
+        receiver.wait_for(1, 20)
+        assert up.stop(20) == 0
+    finally:
+        if up.running:
+            up.kill()
+        server.kill()
+
+
+def test_while_it_waits_for_redis_it_ends_when_asked(tmp_path: Path) -> None:
+    flags = ["--redis", f"redis://127.0.0.1:{free_port()}/0", "--port", "0", "--http-port", "0"]
+    up = Process("up", {"QTASK_PIPE_DIR": str(tmp_path / "pipes")}, tmp_path / "up.log", *flags)
+    until(lambda: "waiting_for_redis" in up.log.read_text(), 30, "it to wait")
+    assert up.stop(20) == 0
+
+
+def test_a_redis_that_rejects_the_password_ends_it(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, password="right")
+    try:
+        url = f"redis://:wrong@127.0.0.1:{server.port}/0"
+        flags = ["--redis", url, "--port", "0", "--http-port", "0", "--pipe-dir", str(tmp_path / "pipes")]
+        result = qtask("up", *flags)
+    finally:
+        server.kill()
+    assert result.returncode == 1
+    last = json.loads(result.stderr.splitlines()[-1])
+    words = f"the Redis at redis://127.0.0.1:{server.port}/0 rejects the user or the password: "
+    assert last["event"] == "failed" and last["error"].startswith(words)
+    assert '"ready"' not in result.stderr and "wrong@" not in result.stderr
 
 
 # --- what goes wrong, in words -----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import threading
 import time
 from contextlib import suppress
@@ -25,6 +24,7 @@ from qtask.gateway.intake import Intake
 from qtask.gateway.listen import listen, port_of
 from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
+from qtask.stopping import StopSignals, signals_to_take
 from qtask.store import rights
 from qtask.store.connect import connect, connect_async
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("qtask.gateway")
 
 
 def run(config: Config) -> None:
-    """Runs a gateway until SIGTERM or SIGINT; a second signal does not wait.
+    """Runs a gateway until it is asked to stop by a signal; a second signal does not wait.
 
     Raises `QTaskError` when a port is taken, and when Redis runs in cluster mode or lacks a right.
     """
@@ -84,13 +84,16 @@ async def _serve(config: Config) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        if stopping.is_set():  # asked a second time: at once
+    signals = StopSignals()
+
+    def on_signal(number: int) -> None:
+        signals.note(number)
+        if signals.insisted:
             os._exit(1)
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in signals_to_take():
+        loop.add_signal_handler(number, on_signal, number)
     checked = _check_rights(config)
     await asyncio.wait({checked}, timeout=CHECK_SECONDS)
     if checked.done():
