@@ -23,7 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format")
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
-_GATEWAY = (*_STORE, "host", "port", "http_port", *_LIMITS, *_LOGS)
+_GATEWAY = (*_STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *_LOGS)
 _KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
 _LOOK = (*_STORE, "data_dir")

@@ -32,6 +32,9 @@ class Config:
     host: str = _setting("127.0.0.1", "address on which the gateway listens")
     port: int = _setting(5123, "port of the gateway's socket; 0 lets the system choose", 0, 65535)
     http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
+    allowed_hosts: str = _setting(
+        "", "names that the gateway's HTTP serves beside loopback names, separated by commas; `*.NAME` and `*` too"
+    )
     workers: int = _setting(1, "worker processes that `up` starts", 1, 256)
     concurrency: int = _setting(1000, "deliveries in flight in one worker process", 1, 50_000)
     host_connections: int = _setting(

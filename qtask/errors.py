@@ -35,6 +35,7 @@ class Refused(QTaskError):
         "idle",
         "unavailable",
         "wrong_protocol",
+        "wrong_host",
     )
 
     def __init__(self, code: str, field: str, message: str) -> None:
