@@ -6,13 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qtask.config import Config, flag_name, load
-from qtask.errors import NotFound, QTaskError
+from qtask.config import Config, flag_name, is_duration, load
+from qtask.errors import NotFound, QTaskError, without_extra
+from qtask.timing import parse_duration
 from qtask.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ _LOOK = (*_STORE, "data_dir")
 _WORKER = (*_STORE, "concurrency", "host_connections", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
 
 
+def duration(text: str) -> float:
+    """Reads a flag that is a span of time: seconds, or a text such as 10m. Its name stands in the help."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def settings(*names: str) -> Callable[[_Command], _Command]:
     """Adds the flags of some settings, and `--config`, to a command, which gets them as a `Config`."""
 
@@ -44,7 +54,7 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
         table = {setting.name: setting for setting in fields(Config)}
         for name in reversed(names):
             setting = table[name]
-            kind = type(setting.default)
+            kind = duration if is_duration(name) else type(setting.default)
             default = "" if setting.default == "" else f"  [default: {setting.default}]"
             about = setting.metadata["about"] + default
             wrapped = click.option(flag_name(name), name, type=kind, default=None, help=about)(wrapped)
@@ -96,6 +106,7 @@ def up(config: Config) -> None:
     """
     from qtask.up import up as run
 
+    _need_service()
     _run("up", run, config)
 
 
@@ -126,6 +137,13 @@ def worker(config: Config) -> None:
     _run("worker", run, config)
 
 
+def _need_service() -> None:
+    """Raises `ModuleNotFoundError` before other processes are started that would fail for it."""
+    for package in ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
+
+
 def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
     """Runs a process; when it fails for a reason that has words, they are its last event."""
     from qtask import log
@@ -148,15 +166,15 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--udp", "udp_link", metavar="HOST:PORT", help="deliver a datagram")
 @click.option("--pipe", metavar="NAME", help="deliver to a named pipe")
 @click.option("--graph", is_flag=True, help="draw a graph")
-@click.option("--in", "delay", type=float, metavar="SECONDS", help="when: after so many seconds  [default: 0]")
+@click.option("--in", "delay", type=duration, help="when: after 90 (seconds), 90s, 10m, 2h, 3d or 1h30m  [default: 0]")
 @click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds")
 @click.option("--title", help="name of the task")
 @click.option("--method", help="HTTP method")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`")
 @click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)")
-@click.option("--timeout", type=float, metavar="SECONDS", help="how long a delivery may take")
+@click.option("--timeout", type=duration, help="how long a delivery may take")
 @click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]")
-@click.option("--expires", type=float, metavar="SECONDS", help="after due, when no delivery begins any more")
+@click.option("--expires", type=duration, help="after due, when no delivery begins any more")
 @click.option("--id", "task_id", metavar="ID", help="of your choosing: a second task with it is not accepted")
 @_json_flag
 @settings("redis_url", "queue", "host", "port")
@@ -174,30 +192,34 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
         raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
     items = sending.from_file(file) if file is not None else sending.from_flags(flags)
     url = config.redis_url or f"socket://{_in_url(config.local_host)}:{config.port}"
-    if sending.send(url, config.queue, items, as_json):
+    with_bar = file is not None and not file.isatty() and not as_json
+    if sending.send(url, config.queue, items, as_json, with_bar):
         sys.exit(1)
 
 
 @cli.command("list")
 @click.option(
     "--state",
-    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead"]),
+    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead", "all"]),
     default="scheduled",
     show_default=True,
 )
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="tasks of each state")
 @_json_flag
 @settings(*_LOOK)
 def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
-    """List tasks in one state.
+    """List tasks in one state, or in all.
 
-    The next due comes first; of what has ended the newest.
+    The next due comes first; of what has ended the newest. A task that waits for its next attempt is scheduled; the
+    table shows it as `retrying`, with the instant of that attempt.
     """
     from qtask import tables
     from qtask.store import tasks
 
     redis = _connect(config)
-    records = tasks.list_tasks(redis, config.queue, state, limit)
+    states = tasks.STATES if state == "all" else (state,)
+    found = (record for one in states for record in tasks.list_tasks(redis, config.queue, one, limit))
+    records = list({record.id: record for record in found}.values())  # one may move on between two states
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
@@ -373,6 +395,7 @@ def demo(output: Path) -> None:
     """
     from qtask.demo import run
 
+    _need_service()
     _check_folder(output)
     sys.exit(run(output))
 
@@ -438,6 +461,9 @@ def main() -> None:
         cli(prog_name="qtask")
     except QTaskError as error:
         click.echo(f"qtask: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        click.echo(f"qtask: {without_extra(error)}", err=True)
         sys.exit(1)
     except Exception as error:
         from redis.exceptions import RedisError

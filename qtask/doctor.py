@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from qtask.config import Config
 from qtask.embedded import reachable_url
-from qtask.errors import QTaskError
+from qtask.errors import QTaskError, without_extra
 from qtask.store import keys
 from qtask.store.connect import connect, require
 from qtask.timing import format_duration
@@ -95,14 +95,19 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError as error:
+        yield Finding("note", without_extra(error))
+        return
     try:
         wanted = [Requirement(line) for line in requires("qtask") or ()]
     except PackageNotFoundError:
-        yield Finding("note", "qtask runs from its source and is not installed", "pip install . makes it whole")
+        yield Finding(
+            "note", "qtask runs from its source and is not installed", "pip install '.[server]' makes it whole"
+        )
         return
-    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": "server"})]
     bad = False
     for requirement in here:
         try:
