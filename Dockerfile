@@ -3,7 +3,7 @@ FROM python:3.13-slim AS build
 RUN python -m venv /opt/qtask
 ENV PATH=/opt/qtask/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-# What QTask runs on changes seldom and comes first, so that a new version of QTask is a layer of its own.
+# What the service runs on (the extra `server` of the package) changes seldom and comes first, so that a new version of QTask is a layer of its own.
 COPY requirements.txt .
 RUN pip install --quiet -r requirements.txt
 COPY . .

@@ -36,4 +36,9 @@ __all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task",
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qtask' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from qtask.errors import without_extra
+
+        raise ModuleNotFoundError(f"qtask.{name}: {without_extra(error)}", name=error.name) from error

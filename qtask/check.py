@@ -82,6 +82,7 @@ class _TaskOfAnyData(Struct, frozen=True):
 # they stand, so they are not looked at.
 _LONG_NUMBERS_DECODER = msgspec.json.Decoder(_TaskOfAnyData, float_hook=lambda text: None)
 _BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
 # What frames a message on the wire is the transport's to say; a client that could set it could smuggle requests.
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect"})
 
@@ -90,14 +91,15 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
     """Reads and checks one dict.
 
     Args:
-        raw: one JSON object in UTF-8, in any layout.
+        raw: one JSON object in UTF-8, in any layout; a byte order mark before it is ignored.
         max_bytes: the largest dict to accept.
 
     Raises `Refused`, which names the field, what is wrong and what would be right.
     """
     _check_size(raw, max_bytes, "a dict")
     _check_depth(raw)
-    raw = raw.removeprefix(_BOM)
+    if not raw.startswith(b"{"):
+        raw = bare(raw)
     try:
         task = _TASK_DECODER.decode(raw)
         if not raw.isascii():
@@ -108,6 +110,11 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
         raise refusal_of_text(error, raw) from None
     delay, instant = _check(task)
     return Checked(task, msgspec.json.format(raw, indent=-1), delay, instant)
+
+
+def bare(raw: bytes) -> bytes:
+    """A JSON text without the white space around it and the byte order mark before it (RFC 8259, section 8.1)."""
+    return raw.strip(_SPACE).removeprefix(_BOM).lstrip(_SPACE)
 
 
 def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Checked:
@@ -139,8 +146,10 @@ def _holds_nan(value: Any) -> bool:
 
 
 def split_batch(raw: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
-    """Splits a JSON array into the bytes of its elements. Raises `Refused` when it is not a sound array."""
+    """Splits a JSON array into the bytes of its elements. Raises `Refused` when it is not a valid array."""
     _check_size(raw, max_bytes, "an array")
+    if not raw.startswith(b"["):
+        raw = bare(raw)
     try:
         return [bytes(element) for element in _BATCH_DECODER.decode(raw)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

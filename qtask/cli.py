@@ -9,13 +9,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qtask.config import Config, concerns, flag_name, in_url, load
-from qtask.errors import NotFound, QTaskError
+from qtask.config import Config, concerns, flag_name, in_url, is_duration, load
+from qtask.errors import NotFound, QTaskError, without_extra
+from qtask.timing import parse_duration
 from qtask.version import VERSION
 
 if TYPE_CHECKING:
@@ -27,11 +29,19 @@ _CONCERNS = "qtask.concerns"  # where a command finds what is questionable in it
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format", "mask_headers")
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
-_GATEWAY = (*_STORE, "host", "port", "http_port", *_LIMITS, *_LOGS)
+_GATEWAY = (*_STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *_LOGS)
 _KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
 _LOOK = (*_STORE, "data_dir")
 _WORKER = (*_STORE, "concurrency", "host_connections", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
+
+
+def duration(text: str) -> float:
+    """Reads a flag that is a span of time: seconds, or a text such as 10m. Its name stands in the help."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def settings(*names: str) -> Callable[[_Command], _Command]:
@@ -55,7 +65,7 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
         table = {setting.name: setting for setting in fields(Config)}
         for name in reversed(names):
             setting = table[name]
-            kind = type(setting.default)
+            kind = duration if is_duration(name) else type(setting.default)
             default = "" if setting.default == "" else f"  [default: {setting.default}]"
             about = setting.metadata["about"] + default
             wrapped = click.option(flag_name(name), name, type=kind, default=None, help=about)(wrapped)
@@ -107,6 +117,7 @@ def up(config: Config) -> None:
     """
     from qtask.up import up as run
 
+    _need_service()
     _run("up", run, config)
 
 
@@ -137,6 +148,13 @@ def worker(config: Config) -> None:
     _run("worker", run, config)
 
 
+def _need_service() -> None:
+    """Raises `ModuleNotFoundError` before other processes are started that would fail for it."""
+    for package in ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
+
+
 def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
     """Runs a process; when it fails for a reason that has words, they are its last event."""
     from qtask import log
@@ -161,15 +179,15 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--udp", "udp_link", metavar="HOST:PORT", help="deliver a datagram")
 @click.option("--pipe", metavar="NAME", help="deliver to a named pipe")
 @click.option("--graph", is_flag=True, help="draw a graph")
-@click.option("--in", "delay", type=float, metavar="SECONDS", help="when: after so many seconds  [default: 0]")
+@click.option("--in", "delay", type=duration, help="when: after 90 (seconds), 90s, 10m, 2h, 3d or 1h30m  [default: 0]")
 @click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds")
 @click.option("--title", help="name of the task")
 @click.option("--method", help="HTTP method")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`")
 @click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)")
-@click.option("--timeout", type=float, metavar="SECONDS", help="how long a delivery may take")
+@click.option("--timeout", type=duration, help="how long a delivery may take")
 @click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]")
-@click.option("--expires", type=float, metavar="SECONDS", help="after due, when no delivery begins any more")
+@click.option("--expires", type=duration, help="after due, when no delivery begins any more")
 @click.option("--id", "task_id", metavar="ID", help="of your choosing: a second task with it is not accepted")
 @_json_flag
 @settings("redis_url", "queue", "host", "port", "mask_headers")
@@ -188,31 +206,36 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
         raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
     items = sending.from_file(file) if file is not None else sending.from_flags(flags, mask_of(config.mask_headers))
     url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
-    if sending.send(url, config.queue, items, as_json):
+    with_bar = file is not None and not file.isatty() and not as_json
+    if sending.send(url, config.queue, items, as_json, with_bar):
         sys.exit(1)
 
 
 @cli.command("list")
 @click.option(
     "--state",
-    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead"]),
+    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead", "all"]),
     default="scheduled",
     show_default=True,
 )
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="tasks of each state")
 @_json_flag
 @settings(*_LOOK, "mask_headers")
 def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
-    """List tasks in one state.
+    """List tasks in one state, or in all.
 
-    The next due comes first; of what has ended the newest.
+    The next due comes first; of what has ended the newest. A task that waits for its next attempt is scheduled; the
+    table shows it as `retrying`, with the instant of that attempt.
     """
     from qtask import tables
     from qtask.mask import mask_of
     from qtask.store import tasks
 
     redis = _connect(config)
-    records = tasks.list_tasks(redis, config.queue, state, limit, mask_of(config.mask_headers))
+    states = tasks.STATES if state == "all" else (state,)
+    mask = mask_of(config.mask_headers)
+    found = (record for one in states for record in tasks.list_tasks(redis, config.queue, one, limit, mask))
+    records = list({record.id: record for record in found}.values())  # one may move on between two states
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
@@ -389,6 +412,7 @@ def demo(output: Path) -> None:
     """
     from qtask.demo import run
 
+    _need_service()
     _check_folder(output)
     sys.exit(run(output))
 
@@ -455,6 +479,9 @@ def main() -> None:
         sys.exit(1)
     except UnicodeEncodeError as error:  # what came from the command line with bytes that are not UTF-8
         click.echo(f"qtask: this is not UTF-8: {error.object!r}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        click.echo(f"qtask: {without_extra(error)}", err=True)
         sys.exit(1)
     except Exception as error:
         from redis.exceptions import RedisError

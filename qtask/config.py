@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qtask.errors import ConfigError
+from qtask.timing import DURATION_FORMS, parse_duration
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 FILE_NAME = "qtask.toml"
@@ -37,6 +38,9 @@ class Config:
     host: str = _setting("127.0.0.1", "address on which the gateway listens")
     port: int = _setting(5123, "port of the gateway's socket; 0 lets the system choose", 0, 65535)
     http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
+    allowed_hosts: str = _setting(
+        "", "names that the gateway's HTTP serves beside loopback names, separated by commas; `*.NAME` and `*` too"
+    )
     workers: int = _setting(1, "worker processes that `up` starts", 1, 256)
     concurrency: int = _setting(1000, "deliveries in flight in one worker process", 1, 50_000)
     host_connections: int = _setting(
@@ -115,6 +119,11 @@ def flag_name(name: str) -> str:
     return "--redis" if name == "redis_url" else "--" + name.replace("_", "-")
 
 
+def is_duration(name: str) -> bool:
+    """Whether a setting is a span of time, which may be given as `10m`, too."""
+    return name.endswith("_seconds")
+
+
 def load(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -181,7 +190,7 @@ def _file(file: str | Path | None, environment: Mapping[str, str]) -> Path | Non
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+        stored = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
     except OSError as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -204,17 +213,19 @@ def _convert(name: str, value: Any, source: str) -> Any:
             # An empty host would listen on every network, an empty folder write where the process happens to stand.
             raise ConfigError(f"{source} must not be empty; leave it out for {setting.default!r}")
         return value
+    given, needed = value, DURATION_FORMS if is_duration(name) else "number"
+    needed = f"whole {needed}" if wanted is int else needed
     try:
         if isinstance(value, bool):
             raise ValueError
+        if is_duration(name) and isinstance(value, str):
+            value = parse_duration(value)
         converted = wanted(value)
         if wanted is int and isinstance(value, float) and value != converted:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(
-            f"{source} must be {'a whole number' if wanted is int else 'a number'}, got {value!r}"
-        ) from None
+        raise ConfigError(f"{source} must be {'' if is_duration(name) else 'a '}{needed}, got {given!r}") from None
     low, high = setting.metadata["low"], setting.metadata["high"]
     if not low <= converted <= high:
-        raise ConfigError(f"{source} must be from {low} to {high}, got {value!r}")
+        raise ConfigError(f"{source} must be from {low} to {high}, got {given!r}")
     return converted

@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from qtask import heartbeat
 from qtask.config import Config, in_url
 from qtask.embedded import ADDRESS_FILE, embedded_url, noted_url, reachable_url
-from qtask.errors import QTaskError
+from qtask.errors import QTaskError, without_extra
 from qtask.store import keys, rights, tasks
 from qtask.store.address import without_password
 from qtask.store.connect import connect, is_misconf, reason_of, trouble
@@ -144,14 +144,19 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError as error:
+        yield Finding("note", without_extra(error))
+        return
     try:
         wanted = [Requirement(line) for line in requires("qtask") or ()]
     except PackageNotFoundError:
-        yield Finding("note", "qtask runs from its source and is not installed", "pip install . makes it whole")
+        yield Finding(
+            "note", "qtask runs from its source and is not installed", "pip install '.[server]' makes it whole"
+        )
         return
-    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": "server"})]
     bad = False
     for requirement in here:
         try:

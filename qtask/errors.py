@@ -35,6 +35,7 @@ class Refused(QTaskError):
         "idle",
         "unavailable",
         "wrong_protocol",
+        "wrong_host",
     )
 
     def __init__(self, code: str, field: str, message: str) -> None:
@@ -64,3 +65,14 @@ class NotFound(QTaskError):
 
 class DeliveryFailed(QTaskError):
     """Raised inside a stock `rq worker` when a delivery failed, so that RQ counts the job as failed."""
+
+
+def without_extra(error: ModuleNotFoundError) -> str:
+    """What is said when a package is missing that only the service needs. Raises the error when it is one of ours."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "qtask"):
+        raise error
+    return (
+        f"the package {package} is not installed (this is the client alone); install the service with "
+        "pip install 'qtask[server]'"
+    )

@@ -20,6 +20,28 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`" + _PATH, r
 _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]*)`(?:, got `(?P<got>[^`]*)`)?" + _PATH)
 _BAD_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*?)" + _PATH, re.DOTALL)
 _OUT_OF_RANGE = re.compile(r"(?:Number|Integer value) out of range" + _PATH)
+_BEGINNINGS = (  # the longer of two that begin alike comes first
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x16\x03", "TLS"),
+)
+_ENCODING_BY_NULS = {  # of the first four bytes: 0 where there is a NUL
+    b"\0\1\0\1": "UTF-16",
+    b"\1\0\1\0": "UTF-16",
+    b"\0\0\0\1": "UTF-32",
+    b"\1\0\0\0": "UTF-32",
+}
+_REMEDIES = {
+    "UTF-16": "send UTF-8",
+    "UTF-32": "send UTF-8",
+    "gzip": "send it uncompressed",
+    "zstd": "send it uncompressed",
+    "TLS": "connect without TLS",
+}
 _WORDS = {  # in the order in which they are told
     "str": "text",
     "int": "a whole number",
@@ -65,6 +87,8 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
         raw: the text.
         wanted: what it has to be, behind the words "one JSON".
     """
+    if (refused := refusal_of_form(raw)) is not None:
+        return refused
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return Refused("invalid_json", "", f"JSON is written in UTF-8, where byte {byte:#04x} cannot stand as it does")
@@ -94,6 +118,21 @@ def refusal_of_data(error: msgspec.ValidationError, data: bytes, kind: type[Stru
     words = str(error)
     name = _culprit(msgspec.json.decode(data), kind) if "[...]" in words else ""
     return _invalid(words, "settings.data", kind.__struct_fields__, name)
+
+
+def refusal_of_form(raw: bytes) -> Refused | None:
+    """Why bytes are refused that hold no JSON in UTF-8; None when their beginning does not tell."""
+    form = other_form(raw)
+    return Refused("invalid_json", "", f"JSON in UTF-8 is needed, got {form}; {_REMEDIES[form]}") if form else None
+
+
+def other_form(raw: bytes) -> str:
+    """What bytes are that hold no JSON in UTF-8, by how they begin; empty when that does not tell.
+
+    Without a byte order mark, the places of NUL bytes show the encoding (RFC 4627, section 3).
+    """
+    found = next((form for beginning, form in _BEGINNINGS if raw.startswith(beginning)), "")
+    return found or _ENCODING_BY_NULS.get(bytes(map(bool, raw[:4])), "")
 
 
 def too_deep() -> Refused:

@@ -1,21 +1,23 @@
-"""`qtask send`: dicts from flags or a file, through a client, with a progress bar on a terminal."""
+"""`qtask send`: dicts from flags or a file, through a client; with a progress bar for a file on a terminal."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any, BinaryIO
 
 import click
 import msgspec
 
-from qtask.check import parse
+from qtask.check import bare, parse
 from qtask.client import Client
 from qtask.client.requests import Answer
 from qtask.errors import QTaskError, Refused
 from qtask.mask import Mask
+from qtask.refusal import refusal_of_form
 from qtask.task import MAX_TITLE_CHARACTERS
 from qtask.timing import format_instant
 
@@ -66,12 +68,15 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
 def from_file(file: BinaryIO) -> Iterator[Item]:
     """The dicts of NDJSON, of one JSON object in any layout, or of a JSON array.
 
-    A broken line of NDJSON costs only itself. Raises `QTaskError` when the whole is not JSON, or nothing.
+    A broken line of NDJSON costs only itself; byte order marks are ignored. Raises `QTaskError` when the whole is not
+    JSON, or nothing.
     """
-    lines = enumerate(file, 1)
-    number, first = next(((number, line) for number, line in lines if line.strip()), (0, b""))
+    lines = ((number, line) for number, line in enumerate(file, 1) if bare(line))
+    number, first = next(((number, bare(line)) for number, line in lines), (0, b""))
     if not first:
         raise QTaskError("there is nothing to send: the file is empty")
+    if (refused := refusal_of_form(first)) is not None:
+        raise QTaskError(f"this file cannot be read: {refused}")
     try:
         one = _decode(first)
     except msgspec.DecodeError as error:
@@ -86,17 +91,24 @@ def from_file(file: BinaryIO) -> Iterator[Item]:
     else:
         yield f"line {number}", _checked(one)
     for number, line in lines:
-        if line.strip():
-            yield from _line(number, line)
+        yield from _line(number, line)
 
 
-def send(url: str, queue: str, items: Iterable[Item], as_json: bool) -> int:
-    """Submits dicts and prints each answer; returns how many were refused. Raises `Unavailable`."""
+def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: bool = False) -> int:
+    """Submits dicts and prints the answers; returns how many were refused. Raises `Unavailable`.
+
+    Args:
+        url, queue: for the client.
+        items: the dicts.
+        as_json: print a line of JSON for each answer as it comes; else the first ones in words, when all have come.
+        with_bar: show the progress on standard error where that is a terminal; the bar is gone before the answers.
+    """
     refused: list[tuple[str, Refused]] = []
+    shown: list[str] = []
     accepted = 0
     try:
-        with Client(url, queue=queue) as client:
-            for place, answer in _with_progress(_answers(client, items), as_json):
+        with Client(url, queue=queue) as client, closing(_with_progress(_answers(client, items), with_bar)) as answers:
+            for place, answer in answers:
                 if isinstance(answer, Refused):
                     refused.append((place, answer))
                     if as_json:
@@ -108,9 +120,11 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool) -> int:
                         click.echo(json.dumps({"ok": True, "id": answer.id, "due": answer.due, **again}))
                     elif accepted <= _SHOWN:
                         again_in_words = "  was accepted before" if answer.duplicate else ""
-                        click.echo(f"{answer.id}  due {format_instant(answer.due)}{again_in_words}")
+                        shown.append(f"{answer.id}  due {format_instant(answer.due)}{again_in_words}")
     finally:  # also when the connection is lost in the middle
         if not as_json:
+            for line in shown:
+                click.echo(line)
             if accepted > _SHOWN:
                 click.echo(f"… {accepted} accepted in all")
             for place, why in refused[:_SHOWN]:
@@ -142,17 +156,19 @@ def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answe
     yield from refused_here()
 
 
-def _with_progress(answers: Iterable[tuple[str, Answer]], as_json: bool) -> Iterator[tuple[str, Answer]]:
-    if as_json or not sys.stderr.isatty():
+def _with_progress(answers: Iterable[tuple[str, Answer]], with_bar: bool) -> Generator[tuple[str, Answer], None, None]:
+    if not with_bar or not sys.stderr.isatty():
         yield from answers
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    try:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    except ModuleNotFoundError:  # a client alone does without it
+        yield from answers
+        return
 
     columns = (SpinnerColumn(), TextColumn("{task.completed} sent"), TimeElapsedColumn())
-    # What goes to the same terminal is written above the bar; what goes to a file must not be caught by it.
-    same = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=same) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("send", total=None)
         for answer in answers:
             progress.advance(bar)
@@ -162,7 +178,7 @@ def _with_progress(answers: Iterable[tuple[str, Answer]], as_json: bool) -> Iter
 def _line(number: int, line: bytes) -> Iterator[Item]:
     place = f"line {number}"
     try:
-        found = _decode(line)
+        found = _decode(bare(line))
     except msgspec.DecodeError as error:
         yield place, Refused("invalid_json", "", f"this is not JSON: {error}")
         return

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from qtask.outcome import Outcome
 from qtask.stats import KindSummary, Spread
 from qtask.store.tasks import State, TaskRecord
-from qtask.timing import format_duration, format_instant
+from qtask.timing import format_duration, format_instant, format_second
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _FILE_WIDTH = 200  # characters; a terminal has a width of its own
+_NARROW = 110  # a terminal with fewer columns has no column for the type
+_ID_WIDTH = 12  # of an id that QTask makes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -26,11 +31,23 @@ def to_json(value: object) -> str:
 def print_tasks(records: Sequence[TaskRecord], counts: dict[State, int]) -> None:
     """Prints a page of tasks, and how many there are in each state."""
     if records:
-        table = _table("id", "state", "due", "type", "link", "title", "last outcome")
+        narrow = _console().width < _NARROW
+        when = "due or retry" if any(record.retry_at is not None for record in records) else "due"
+        kind = () if narrow else ("type",)
+        table = _table("id", "state", when, *kind, "link", "title", "last outcome", whole=("state", when, *kind))
+        table.columns[0].min_width = _ID_WIDTH
         for record in records:
             last = outcome_words(record.outcomes[-1]) if record.outcomes else ""
             link, title = plain(record.link[:60]), plain(record.title[:40])
-            table.add_row(record.id, record.state, format_instant(record.due), record.kind, link, title, last)
+            if not narrow:
+                where = [record.kind, link]
+            elif record.kind == "http":  # its link says so
+                where = [link]
+            else:
+                where = [f"{record.kind} {link}"]
+            state = record.state if record.retry_at is None else "retrying"
+            instant = format_second(record.due if record.retry_at is None else record.retry_at)
+            table.add_row(record.id, state, instant, *where, title, last)
         _print(table)
     _print_counts(counts)
 
@@ -46,15 +63,18 @@ def print_task(record: TaskRecord) -> None:
         ("state", record.state),
         ("accepted", accepted),
         ("due", format_instant(record.due)),
+        ("next attempt", "" if record.retry_at is None else format_instant(record.retry_at)),
         ("type", record.kind),
         ("link", record.link),
         ("deliveries", str(record.attempts)),
         ("dict", bytes(record.task).decode()),
     ):
-        table.add_row(name, plain(value))
+        if value or name != "next attempt":
+            table.add_row(name, plain(value))
     _print(table)
     if record.outcomes:
-        outcomes = _table("delivery", "started", "lateness", "duration", "outcome", "answer")
+        whole = ("delivery", "started", "lateness", "duration")
+        outcomes = _table(*whole, "outcome", "answer", whole=whole)
         for outcome in record.outcomes:
             outcomes.add_row(
                 str(outcome.attempt),
@@ -72,7 +92,8 @@ def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
     if not kinds:
         _print("no deliveries yet")
     else:
-        table = _table("type", "", "p50", "p95", "p99", "max", "of the newest", "outcomes since ever")
+        spread = ("p50", "p95", "p99", "max")
+        table = _table("type", "", *spread, "of the newest", "outcomes since ever", whole=spread)
         for kind in kinds:
             totals = ", ".join(f"{count} {status}" for status, count in sorted(kind.totals.items()))
             table.add_row(kind.kind, "lateness", *_spread(kind.lateness), str(kind.sampled), totals)
@@ -104,10 +125,13 @@ def _spread(spread: Spread | None) -> list[str]:
     return [format_duration(value) for value in (spread.p50, spread.p95, spread.p99, spread.largest)]
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, whole: Collection[str] = ()) -> Table:
+    """A table whose cells go over several lines where there is no room, but for those of the columns in `whole`."""
+    from rich.table import Table  # clients do without it
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
     return table
 
 
@@ -116,7 +140,13 @@ def _print_counts(counts: dict[State, int]) -> None:
 
 
 def _print(what: Table | str) -> None:
+    _console().print(what)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
     console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    console.print(what)
+    return console

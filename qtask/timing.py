@@ -1,4 +1,4 @@
-"""Instants and delays: what `settings.time` and `settings.at` may hold, and how instants are written."""
+"""Instants and delays: what `settings.time`, `settings.at` and flags may hold, and how they are written."""
 
 from __future__ import annotations
 
@@ -14,6 +14,27 @@ MAX_INSTANT = 32_503_680_000.0  # the year 3000: milliseconds given for seconds 
 _ISO_WITH_ZONE = re.compile(
     r"(\d{4}-?\d\d-?\d\d)[T ](\d\d:?\d\d(?::?\d\d(?:[.,]\d+)?)?) ?(Z|[+-]\d\d(?::?\d\d)?)", re.ASCII | re.IGNORECASE
 )
+
+DURATION_FORMS = "seconds, or a duration such as 90s, 10m, 2h, 3d or 1h30m"
+_DURATION = re.compile(
+    r"(?=\S)" + r"\s*".join(rf"(?:(\d+(?:\.\d+)?)\s*{unit})?" for unit in ("d", "h", "m(?!s)", "s", "ms")), re.ASCII
+)
+_UNIT_SECONDS = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
+
+
+def parse_duration(text: str) -> float:
+    """Reads what a person writes for a span of time: `90`, `1.5`, `90s`, `10m`, `2h`, `3d`, `1h30m`, `250ms`.
+
+    Returns seconds; a bare number is not checked for its range. Raises ValueError for anything else.
+    """
+    text = text.strip()
+    try:
+        return float(text)
+    except ValueError:
+        match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{DURATION_FORMS}, is needed, got {text[:40]!r}")
+    return sum(float(count) * unit for count, unit in zip(match.groups(), _UNIT_SECONDS, strict=True) if count)
 
 
 def check_delay(seconds: float, field: str = "settings.time") -> float:
@@ -57,6 +78,11 @@ def format_instant(seconds: float) -> str:
     """Unix seconds as ISO 8601 in UTC with milliseconds: `2026-11-24T15:46:00.250Z`."""
     whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_whole_second(whole)}.{microseconds // 1000:03d}Z"
+
+
+def format_second(seconds: float) -> str:
+    """As `format_instant`, shorter, for a table: `2026-11-24 15:46:00Z`."""
+    return f"{_whole_second(int(seconds)).replace('T', ' ')}Z"
 
 
 @lru_cache(16)

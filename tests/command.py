@@ -43,7 +43,11 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def on_terminal(
-    *command: str, environment: Mapping[str, str] | None = None, columns: int = 100, stdout: int | None = None
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    columns: int = 100,
+    stdout: int | None = None,
+    cwd: Path | None = None,
 ) -> tuple[int, str]:
     """Runs a command whose output and errors go to a terminal; returns its exit code and what stood there.
 
@@ -52,12 +56,14 @@ def on_terminal(
         environment: set on top of our own.
         columns: width of the terminal.
         stdout: a descriptor for its output, when only errors are to go to the terminal.
+        cwd: the folder in which it runs.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
         command,
         env={**_environment(environment), "TERM": "xterm-256color"},
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=theirs if stdout is None else stdout,
         stderr=theirs,

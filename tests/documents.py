@@ -31,6 +31,16 @@ def blocks(document: Path) -> list[Block]:
     return [Block(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in _BLOCK.finditer(text)]
 
 
+def blocks_under(document: Path, heading: str) -> list[Block]:
+    """The code blocks between a heading (`### With Docker`) and the next one."""
+    # What stands in a code block may look like a heading.
+    text = _BLOCK.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), document.read_text())
+    begin = text.index(f"\n{heading}\n") + 1
+    following = re.compile(r"^#+ ", re.MULTILINE).search(text, begin + len(heading))
+    first, last = (text.count("\n", 0, place) + 1 for place in (begin, following.start() if following else len(text)))
+    return [block for block in blocks(document) if first < block.line < last]
+
+
 def broken_links(document: Path) -> list[str]:
     """The relative links of a document that lead to no file, or to no heading of it."""
     broken = []

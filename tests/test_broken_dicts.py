@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -123,7 +124,12 @@ BROKEN: dict[str, list[tuple[str, bytes, str, str]]] = {
         ("the other half", text('"t"', '"\\udc00"'), "invalid_json", "surrogate pair"),
         ("Latin-1", text('"t"', b'"caf\xe9"'), "invalid_json", "UTF-8, where byte 0xe9 cannot stand"),
         ("a surrogate in UTF-8", text('"t"', b'"\xed\xa0\x80"'), "invalid_json", "UTF-8, where byte 0xed cannot stand"),
-        ("UTF-16", WHOLE.decode().encode("utf-16"), "invalid_json", "JSON is written in UTF-8"),
+        ("UTF-16", WHOLE.decode().encode("utf-16"), "invalid_json", "got UTF-16; send UTF-8"),
+        ("UTF-16 without a mark", WHOLE.decode().encode("utf-16-le"), "invalid_json", "got UTF-16; send UTF-8"),
+        ("UTF-16, big endian", WHOLE.decode().encode("utf-16-be"), "invalid_json", "got UTF-16; send UTF-8"),
+        ("UTF-32", WHOLE.decode().encode("utf-32"), "invalid_json", "got UTF-32; send UTF-8"),
+        ("UTF-32 without a mark", WHOLE.decode().encode("utf-32-be"), "invalid_json", "got UTF-32; send UTF-8"),
+        ("gzip", gzip.compress(WHOLE, mtime=0), "invalid_json", "got gzip; send it uncompressed"),
         ("a number", b"5", "wrong_type", "an object {…} is needed, got a whole number"),
         ("a text", b'"hello"', "wrong_type", "an object {…} is needed, got text"),
         ("null", b"null", "wrong_type", "an object {…} is needed, got null"),
@@ -461,12 +467,12 @@ def test_a_broken_array_is_refused_as_one(gateway: Gateway, raw: bytes, code: st
 
 
 @pytest.mark.parametrize(
-    "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonlines"]
+    "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonlines", "application/xml"]
 )
 def test_http_takes_nothing_but_json(gateway: Gateway, content_type: str) -> None:
     status, answer = posted(gateway, WHOLE, content_type)
     assert status == 415
-    assert_refused(answer, "wrong_protocol", "", "Content-Type: application/json")
+    assert_refused(answer, "wrong_protocol", "Content-Type", "Content-Type: application/json")
 
 
 def test_after_all_of_them_every_door_is_open(gateway: Gateway, store: Redis) -> None:

@@ -261,7 +261,9 @@ def test_a_type_given_twice_and_differently_is_refused() -> None:
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
-    assert parse(b"\xef\xbb\xbf" + laid_around("1")).body == laid_around("1")
+    for before in (b"\xef\xbb\xbf", b" \r\n\xef\xbb\xbf", b"\xef\xbb\xbf\n\t"):
+        assert parse(before + laid_around("1")).body == laid_around("1")
+        assert split_batch(before + b"[1, 2]\n") == [b"1", b"2"]
 
 
 def nested(levels: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from redis import Redis
 
 from qtask.client import Client
 from qtask.store import keys
+from qtask.timing import format_instant, format_second
 from qtask.version import VERSION
 from tests.command import on_terminal, qtask, refused
 from tests.installation import Installation
@@ -257,6 +260,63 @@ def test_send_keeps_json_as_it_was_written(redis: Redis, redis_server: RedisServ
     assert [one for one in stored if ODD.encode() not in one] == []
 
 
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        MARK + "{0}",
+        MARK + "\n{0}\n" + MARK + "{0}\n\n " + MARK + " {0}",
+        MARK + "[{0},\n{0}]",
+        "\n" + MARK + "[\n{0}]\n",
+        MARK + "{0}\n" + MARK + "[{0}]\n",
+    ],
+)
+def test_send_ignores_byte_order_marks(installation: Installation, receiver: Receiver, layout: str) -> None:
+    one = json.dumps(a_task(receiver.url))
+    out = ran(installation, "send", "-", input=layout.replace("{0}", one))
+    assert len(out.splitlines()) == layout.count("{0}")
+    indented = MARK + json.dumps(a_task(receiver.url), indent=2)
+    assert len(ran(installation, "send", "-", input=indented).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps(a_task("http://x/")).encode("utf-16"), "got UTF-16; send UTF-8"),
+        (json.dumps([a_task("http://x/")]).encode("utf-32-le"), "got UTF-32; send UTF-8"),
+        (gzip.compress(b"[]", mtime=0), "got gzip; send it uncompressed"),
+        (MARK.encode() + b" \n", "the file is empty"),
+    ],
+)
+def test_send_says_what_a_file_is_instead(
+    installation: Installation, tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "tasks"
+    file.write_bytes(content)
+    assert words in refused(qtask("send", str(file), environment=installation.environment))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7_200), ("3d", 259_200), ("1h30m", 5_400)]
+)
+def test_send_takes_durations_and_stores_seconds(installation: Installation, text: str, seconds: float) -> None:
+    flags = ("--in", text, "--expires", text, "--timeout", "1m")
+    task_id = ran(installation, "send", "--http", "http://127.0.0.1:9/", *flags).split()[0]
+    (record,) = lines(ran(installation, "show", task_id, "--json"))
+    assert record["task"]["settings"] == {"time": seconds, "expires": seconds, "timeout": 60}
+    ran(installation, "cancel", task_id)
+
+
+@pytest.mark.parametrize("flag", ["--in", "--timeout", "--expires"])
+def test_send_says_what_a_duration_is(flag: str) -> None:
+    result = qtask("send", "--http", "http://x/", flag, "soon")
+    assert result.returncode == 2
+    assert f"'{flag}'" in result.stderr
+    assert "seconds, or a duration such as 90s, 10m, 2h, 3d or 1h30m, is needed, got 'soon'" in result.stderr
+
+
 def test_send_shows_only_the_first_of_many_refusals(installation: Installation) -> None:
     array = [a_task("ftp://x")] * 30
     result = qtask("send", "-", environment=installation.environment, input=json.dumps(array))
@@ -287,7 +347,17 @@ def test_send_shows_its_progress_on_a_terminal_and_keeps_output_apart(
     assert len((tmp_path / "ids").read_text().splitlines()) == 5
     code, shown = on_terminal(*command, environment=installation.environment)
     assert code == 0
-    assert " sent " in shown and shown.count("  due ") == 5
+    progress, _, answers = shown.rpartition("\x1b[2K")  # how a terminal is told to clear a line
+    assert " sent " in progress and "due" not in progress
+    assert " sent " not in answers and answers.count("  due ") == 5
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_send_of_one_task_has_no_progress(installation: Installation, receiver: Receiver, flags: list[str]) -> None:
+    command = (*QTASK, "send", "--http", receiver.url, *flags)
+    code, shown = on_terminal(*command, environment=installation.environment)
+    assert (code, len(shown.splitlines())) == (0, 1)
+    assert "\x1b" not in shown and " sent " not in shown
 
 
 @pytest.mark.parametrize(
@@ -394,6 +464,64 @@ def test_tables_fit_a_terminal(installation: Installation, receiver: Receiver) -
         plain = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in shown.splitlines()]
         assert max(map(len, plain)) <= 80
     ran(installation, "cancel", task_id)
+
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{3})?Z")
+
+
+def test_at_80_columns_instants_stand_on_one_line_and_a_retry_is_told(installation: Installation) -> None:
+    def busy(exchange: Exchange) -> None:
+        exchange.answer(503, b"a rather long answer that says to come back at some later time")
+
+    with Receiver(busy) as receiver:
+        task = a_task(f"{receiver.url}a/rather/long/path/of/a/receiver", title="a rather long title of a task")
+        task["settings"]["retry"] = {"attempts": 2, "backoff": [3600]}
+        with Client(installation.url) as client:
+            task_id = client.send(task).id
+            later = client.socket("127.0.0.1:9", 1, delay=60).id
+        until(lambda: "retrying" in ran(installation, "list"))
+    (record,) = lines(ran(installation, "show", task_id, "--json"))
+    assert record["retry_at"] == pytest.approx(record["due"] + 3_600, abs=60)
+
+    shown = on_80_columns(installation, "list")
+    (row,) = [line for line in shown if line.startswith(task_id)]
+    assert row.split()[1:4] == ["retrying", *format_second(record["retry_at"]).split()]
+    head = " ".join(shown[:2])  # that of the last column may take two lines
+    assert "due or retry" in head and "type" not in head
+    (other,) = [line for line in shown if line.startswith(later)]
+    assert other.split()[1] == "scheduled" and INSTANT.search(other) and "socket" in other
+
+    shown = on_80_columns(installation, "show", task_id)
+    for name, instant in (("due", record["due"]), ("next attempt", record["retry_at"])):
+        assert any(line.startswith(name) and format_instant(instant) in line for line in shown)
+    assert any(format_instant(record["outcomes"][0]["started"]) in line for line in shown)
+    assert not any(line.startswith("next attempt") for line in ran(installation, "show", later).splitlines())
+    ran(installation, "cancel", task_id, later)
+
+
+def on_80_columns(installation: Installation, *arguments: str) -> list[str]:
+    """What a command shows on a terminal of this width, without its styles."""
+    code, shown = on_terminal(*QTASK, *arguments, environment=installation.environment, columns=80)
+    assert code == 0
+    lines = re.sub(r"\x1b\[\d*m", "", shown).splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def test_list_shows_all_states_at_once(installation: Installation, receiver: Receiver) -> None:
+    scheduled = [sent(installation, receiver.url, 50 + n) for n in range(3)]
+    delivered = sent(installation, receiver.url)
+    dead = sent(installation, f"http://127.0.0.1:{free_port()}/", attempts=1)
+    until(lambda: _state(installation, delivered) == "delivered" and _state(installation, dead) == "dead")
+    found = lines(ran(installation, "list", "--state", "all", "--json", "--limit", "1"))
+    assert [(record["id"], record["state"]) for record in found] == [
+        (scheduled[0], "scheduled"),
+        (delivered, "delivered"),
+        (dead, "dead"),
+    ]
+    table = ran(installation, "list", "--state", "all")
+    assert all(any(line.startswith(task_id) for line in table.splitlines()) for task_id in [*scheduled, dead])
+    ran(installation, "cancel", *scheduled)
 
 
 def test_cancel_goes_on_after_one_that_it_cannot_remove(installation: Installation, receiver: Receiver) -> None:
@@ -566,7 +694,10 @@ def test_a_file_of_settings_is_found_where_the_command_runs(
     ("arguments", "words"),
     [
         (["gateway", "--port", "x"], "'x' is not a valid integer"),
-        (["list", "--state", "lost"], "'lost' is not one of 'scheduled', 'queued', 'started', 'delivered', 'dead'"),
+        (
+            ["list", "--state", "lost"],
+            "'lost' is not one of 'scheduled', 'queued', 'started', 'delivered', 'dead', 'all'",
+        ),
         (["list", "--limit", "0"], "0 is not in the range"),
         (["cancel"], "Missing argument"),
         (["graph"], "Missing option"),

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from qtask.cli import cli
-from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, load
+from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, is_duration, load
 from qtask.errors import ConfigError
+from qtask.timing import DURATION_FORMS
 from tests.command import qtask
 from tests.processes import Process
 from tests.redis_server import free_port
@@ -126,12 +127,13 @@ def test_each_number_has_bounds_that_belong_to_it(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, setting in NUMBERS.items() if isinstance(setting.default, int)])
 @pytest.mark.parametrize("value", ["", "five", "5.5", 5.5, "0x5", True, float("nan"), float("inf"), [5], "9" * 5000])
 def test_a_whole_number_is_told_from_anything_else(name: str, value: Any) -> None:
-    assert complaint({name: value}).startswith(f"{flag_name(name)} must be a whole number, got ")
+    needed = f"whole {DURATION_FORMS}" if is_duration(name) else "a whole number"
+    assert complaint({name: value}).startswith(f"{flag_name(name)} must be {needed}, got ")
 
 
 @pytest.mark.parametrize("value", ["", "soon", True, [1], "1,5"])
 def test_a_number_is_told_from_anything_else(value: Any) -> None:
-    assert complaint({"idle_seconds": value}) == f"--idle-seconds must be a number, got {value!r}"
+    assert complaint({"idle_seconds": value}) == f"--idle-seconds must be {DURATION_FORMS}, got {value!r}"
     assert complaint({"idle_seconds": "nan"}) == "--idle-seconds must be from 0.1 to 86400, got 'nan'"
 
 
@@ -139,6 +141,17 @@ def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
     config = load({"port": 6000.0}, {"QTASK_IDLE_SECONDS": "1.5", "QTASK_WORKERS": " 3 "})
     assert (config.port, config.idle_seconds, config.workers) == (6000, 1.5, 3)
     assert isinstance(config.port, int)
+
+
+def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfhistory_seconds = "7d"\nidle_seconds = 5\n')
+    config = load({"hold_seconds": "500ms"}, {"QTASK_ID_SECONDS": "1h30m"})
+    assert (config.history_seconds, config.idle_seconds) == (604_800, 5.0)
+    assert (config.hold_seconds, config.id_seconds) == (0.5, 5_400)
+    assert isinstance(config.history_seconds, int)
+    assert complaint({"id_seconds": "0.5s"}).startswith("--id-seconds must be whole seconds, or a duration such as")
+    assert complaint({"id_seconds": "3000d"}) == "--id-seconds must be from 1 to 31536000, got '3000d'"
+    assert complaint({"port": "10m"}) == "--port must be a whole number, got '10m'"
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if SETTINGS[name].default])
@@ -168,7 +181,7 @@ def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> Non
         ("queue = 5", r"^queue in .*qtask\.toml must be text, got 5$"),
         ("queue = ['a']", r"^queue in .*qtask\.toml must be text, got \['a'\]$"),
         ("host = ''", r"^host in .*qtask\.toml must not be empty; leave it out for '127\.0\.0\.1'$"),
-        ("prot = 5", r"^'prot' in .*qtask\.toml is no setting; the settings are: concurrency, .*, workers$"),
+        ("prot = 5", r"^'prot' in .*qtask\.toml is no setting; the settings are: allowed_hosts, .*, workers$"),
         ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is no setting"),
         ("http-port = 5", r"^'http-port' in .*qtask\.toml is no setting"),
         ("port = ", r"^the configuration file .*qtask\.toml is not TOML: "),

@@ -183,6 +183,11 @@ def test_many_that_want_an_answer_get_one_each(gateway: Gateway, redis: Redis) -
 # --- the refused --------------------------------------------------------------------------------------------------
 
 
+def test_a_byte_order_mark_before_a_dict_is_ignored(gateway: Gateway, redis: Redis) -> None:
+    redis.xadd(keys.INBOX, {"task": b" \n\xef\xbb\xbf" + json.dumps(task("marked")).encode(), "reply": "marked"})
+    assert stored(redis, reply(redis, "marked")["id"]) == task("marked")
+
+
 def test_a_refused_dict_is_kept_with_the_reason_and_its_client_is_told(gateway: Gateway, redis: Redis) -> None:
     submit(redis, {**task(), "title": ""}, reply="answer")
     answer = reply(redis, "answer")

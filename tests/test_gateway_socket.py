@@ -329,6 +329,51 @@ def test_http_is_answered_in_http(gateway: Gateway, redis: Redis) -> None:
     assert redis.zcard(keys.SCHEDULE) == 0
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "post", "PROPFIND", "QUERY", "M-SEARCH", "x_y"])
+@pytest.mark.parametrize("before", [b"", b"\r\n\n", b"\xef\xbb\xbf"])
+def test_no_line_of_what_a_web_page_posts_is_a_task(gateway: Gateway, redis: Redis, method: str, before: bytes) -> None:
+    head = f"{method} / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\n\r\n".encode()
+    with Connection(gateway.port) as connection:
+        connection.send(before + head + line_of(task()) * 3)
+        connection.end()
+        answer = connection.socket.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"X-Content-Type-Options: nosniff" in answer
+    assert code(json.loads(answer.partition(b"\r\n\r\n")[2])) == "wrong_protocol"
+    assert redis.zcard(keys.SCHEDULE) == 0
+
+
+@pytest.mark.parametrize(
+    ("beginning", "words"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "got TLS; connect without TLS"),
+        (b"\x16\x03", "got TLS"),
+        ("\ufeff[]".encode("utf-16-le"), "got UTF-16; send UTF-8"),
+        ("\ufeff[]".encode("utf-32-be"), "got UTF-32; send UTF-8"),
+        (b"\x1f\x8b\x08\x00", "got gzip; send it uncompressed"),
+        (b"\x00\x01\x02\x03", "got binary data"),
+    ],
+)
+def test_no_line_behind_binary_data_is_a_task(gateway: Gateway, redis: Redis, beginning: bytes, words: str) -> None:
+    """A TLS session ticket, which a web page can choose, may hold a line of JSON."""
+    with Connection(gateway.port) as connection:
+        connection.send(beginning + b"\n" + line_of(task()))
+        (answer,) = connection.rest()
+    assert words in answer["error"]["message"]
+    assert redis.zcard(keys.SCHEDULE) == 0
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf", b"\xef\xbb\xbf\r\n "])
+def test_a_byte_order_mark_is_ignored_before_each_text(gateway: Gateway, redis: Redis, before: bytes) -> None:
+    texts = [line_of(task()), line_of([task()]), line_of(task())]
+    with Connection(gateway.port) as connection:
+        for byte in b"".join(before + text for text in texts) + b"\xef\xbb\xbf":
+            connection.send(bytes([byte]))
+        connection.end()
+        first, second, third, *rest = connection.rest()
+    assert [code(first), code(second[0]), code(third)] == ["ok"] * 3
+    assert [code(answer) for answer in rest] in ([], ["invalid_json"])
+
+
 # --- clients that mean no good ------------------------------------------------------------------------------------
 
 

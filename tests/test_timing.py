@@ -18,6 +18,8 @@ from qtask.timing import (
     check_delay,
     format_duration,
     format_instant,
+    format_second,
+    parse_duration,
     parse_instant,
 )
 
@@ -36,6 +38,40 @@ def test_a_negative_or_absurd_delay_is_refused(seconds: float) -> None:
     with pytest.raises(Refused, match=r"from 0 to 315576000 \(ten years\)") as refused:
         check_delay(seconds, "settings.other")
     assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.other")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        (" 0 ", 0),
+        ("-1", -1),
+        ("90s", 90),
+        ("10m", 600),
+        ("2h", 7_200),
+        ("3d", 259_200),
+        ("1h30m", 5_400),
+        ("1d 2h 3m 4s 5ms", 93_784.005),
+        ("1.5h", 5_400),
+        ("250ms", 0.25),
+        ("0s", 0),
+    ],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "s", "10x", "10 minutes", "m10", "30m1h", "1h1h", "1m30", "-10m", "1,5h", "1h."]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="seconds, or a duration such as 90s, 10m, 2h, 3d or 1h30m, is needed, got "):
+        parse_duration(text)
+
+
+def test_an_instant_of_a_table_has_whole_seconds() -> None:
+    assert format_second(1_795_539_666.999) == "2026-11-24 17:01:06Z"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import re
 
 _STRUCTURE = re.compile(rb'["\\\[\]{}]')
 _SPACE = b" \t\r\n"
-_BLANK = re.compile(rb"[ \t\r\n]+")
+_BLANK = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)+")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -48,7 +48,8 @@ class Framing:
 
     def rest(self) -> bytes:
         """What is left when no more bytes will come: a text without a line break after it, or nothing."""
-        left = bytes(self._buffer).strip(_SPACE).removeprefix(_BOM)
+        blank = _BLANK.match(self._buffer)
+        left = bytes(self._buffer[blank.end() if blank else 0 :]).strip(_SPACE)
         self._drop(len(self._buffer))
         return left
 
@@ -62,16 +63,12 @@ class Framing:
         return len(self._buffer)
 
     def _begin(self) -> bool:
-        """Drops the white space (and the byte order mark) before a text; False when nothing else is there yet."""
+        """Drops white space and byte order marks before a text; False when nothing else is there yet."""
         buffer = self._buffer
-        if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
-            return False
-        if buffer.startswith(_BOM):
-            del buffer[: len(_BOM)]
         blank = _BLANK.match(buffer)
         if blank is not None:
             del buffer[: blank.end()]
-        self._begun = bool(buffer)
+        self._begun = not _BOM.startswith(bytes(buffer[: len(_BOM)]))  # else it is empty, or the beginning of a mark
         return self._begun
 
     def _line(self) -> bytes | None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import socket
-import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -15,7 +13,6 @@ from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
-import h11
 import msgspec
 import uvicorn
 from redis import Redis as SyncRedis
@@ -26,30 +23,33 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from qtask.check import parse, split_batch
+from qtask.check import bare, parse, split_batch
 from qtask.config import Config
 from qtask.errors import NotFound, QTaskError, Refused
 from qtask.gateway.held import Held
-from qtask.gateway.http_refusal import http_refusal
+from qtask.gateway.hosts import Hosts
+from qtask.gateway.http_refusal import NO_SNIFFING, http_refusal
+from qtask.gateway.http_requests import ServerConnection, as_scope, is_json, other_codings, split_target
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.refused import refused_log
-from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.gateway.socket import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.mask import mask_of
+from qtask.refusal import other_form
 from qtask.store import keys, tasks
 from qtask.store.connect import connect, reason_of
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
+MOST_HEAD_BYTES = 16_384  # of a request's line and headers
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
 
 logger = logging.getLogger("qtask.gateway")
 
 _STATUS_OF_CODE = {"too_large": 413, "unavailable": 503}
-_REQUEST_LINE = re.compile(rb"[A-Za-z]{1,20} (?:/|\*|https?://)")  # how what is meant as HTTP begins
 
 
 class HttpServer:
@@ -59,7 +59,7 @@ class HttpServer:
         redis: an asyncio client.
         intake: where submitted tasks go.
         held: counts the bodies that are being read or worked on.
-        config: `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
+        config: `host`, `allowed_hosts`, `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
     def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
@@ -69,22 +69,21 @@ class HttpServer:
         self._config = config
         self._reading = connect(config.redis, REPLY_SECONDS)
         self._mask = mask_of(config.mask_headers)
-        app = Starlette(
-            routes=[
-                Route("/tasks", self._submit, methods=["POST"]),
-                Route("/tasks/{id}", self._show, methods=["GET"]),
-                Route("/tasks/{id}", self._cancel, methods=["DELETE"]),
-                Route("/tasks/{id}/retry", self._retry, methods=["POST"]),
-                Route("/graphs/{id}", self._graph, methods=["GET"]),
-                Route("/health", self._health, methods=["GET"]),
-            ],
-            exception_handlers={HTTPException: _no_such_thing},
-        )
+        self._routes = [
+            Route("/tasks", self._submit, methods=["POST"]),
+            Route("/tasks/{id}", self._show, methods=["GET"]),
+            Route("/tasks/{id}", self._cancel, methods=["DELETE"]),
+            Route("/tasks/{id}/retry", self._retry, methods=["POST"]),
+            Route("/graphs/{id}", self._graph, methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+        ]
+        app = Starlette(routes=self._routes, exception_handlers={HTTPException: self._no_such_thing})
         app.router.redirect_slashes = False
+        self._front = _Front(app)
         protocol: Any = partial(_Connection, config)  # uvicorn calls it as it would call a class
         self._server = uvicorn.Server(
             uvicorn.Config(
-                _Entrance(app),
+                self._front,
                 http=protocol,
                 ws="none",
                 lifespan="off",
@@ -92,6 +91,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                headers=[NO_SNIFFING],
                 backlog=BACKLOG,
                 timeout_keep_alive=math.ceil(config.idle_seconds),
                 timeout_graceful_shutdown=STOP_SECONDS,
@@ -103,7 +103,10 @@ class HttpServer:
         """Begins to serve.
 
         The sockets come from outside because uvicorn, where it cannot listen, ends the process without our words.
+        Raises `ConfigError` for an `allowed_hosts` that is no list of names.
         """
+        bound = [listener.getsockname()[0] for listener in listeners]
+        self._front.hosts = Hosts(bound, self._config.host, self._config.allowed_hosts)
         self._serving = asyncio.get_running_loop().create_task(self._server._serve(listeners))
         while not self._server.started:
             await asyncio.sleep(0.001)
@@ -118,10 +121,8 @@ class HttpServer:
     # --- submitting ------------------------------------------------------------------------------------------
 
     async def _submit(self, request: Request) -> Response:
-        if not _is_json(request):
-            refused = Refused("wrong_protocol", "", "send the dict with Content-Type: application/json")
-            refused_log.write("http", b"", refused)
-            return _refusal(refused, 415)
+        if (unsupported := _unsupported(request)) is not None:
+            return unsupported
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
         with self._held.counting() as has_room_for:
@@ -129,19 +130,20 @@ class HttpServer:
 
     async def _submit_body(self, request: Request, has_room_for: Callable[[int], bool]) -> Response:
         most = self._config.max_bytes * ARRAY_FACTOR
+        too_large = Refused("too_large", "", f"a body has at most {most} bytes")
+        if int(request.headers.get("content-length", "0")) > most:  # before its client sends it (Expect: 100-continue)
+            return _rejected(too_large, 413)
         body = bytearray()
         try:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > most:
-                    refused = Refused("too_large", "", f"a body has at most {most} bytes")
-                    refused_log.write("http", b"", refused)
-                    return _refusal(refused, 413)
+                    return _rejected(too_large, 413)
                 if not has_room_for(len(chunk)):
                     return _one(Refused("unavailable", "", "too many bodies are on their way; send it again later"))
         except ClientDisconnect:
             return Response()  # nobody is there to read it
-        text = bytes(body).strip()
+        text = bare(bytes(body))
         if text[:1] != b"[":
             return _one((await self._commit([text]))[0])
         try:
@@ -152,10 +154,12 @@ class HttpServer:
             refused_log.write("http", b"", refused)
             return _one(refused)
         answers = await self._commit(texts)
-        if answers and all(isinstance(answer, Refused) and answer.code == "unavailable" for answer in answers):
+        codes = {answer.code if isinstance(answer, Refused) else "" for answer in answers}
+        if codes == {"unavailable"}:
             return _one(answers[0])
         lines = b"[" + b",".join(map(encode_answer, answers)) + b"]"
-        return Response(lines, 202, media_type="application/json")
+        status = 202 if "" in codes or not answers else 503 if "unavailable" in codes else 400
+        return Response(lines, status, _retry_after(status), media_type="application/json")
 
     async def _commit(self, texts: list[bytes]) -> list[Answer]:
         loop = asyncio.get_running_loop()
@@ -177,7 +181,7 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"], self._mask)
+            record = await run_in_threadpool(tasks.show, self._reading, _id_in(request), self._mask)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -190,13 +194,13 @@ class HttpServer:
         return await self._decide(tasks.cancel, request)
 
     async def _retry(self, request: Request) -> Response:
-        if not _is_json(request):
-            return _refusal(Refused("wrong_protocol", "", "say it with Content-Type: application/json"), 415)
+        if (unsupported := _unsupported(request)) is not None:
+            return unsupported
         return await self._decide(tasks.retry_one, request)
 
     async def _decide(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
-        task_id = request.path_params["id"]
+        task_id = _id_in(request)
         try:
             state = await run_in_threadpool(step, self._reading, task_id)
         except NotFound as error:
@@ -210,7 +214,7 @@ class HttpServer:
     # --- graphs and health -----------------------------------------------------------------------------------
 
     async def _graph(self, request: Request) -> Response:
-        task_id = request.path_params["id"]
+        task_id = _id_in(request)
         try:
             picture: Any = await self._redis.get(keys.graph(task_id))
         except (RedisError, OSError) as error:
@@ -218,7 +222,7 @@ class HttpServer:
         if picture is None:
             return _error(404, "not_found", f"there is no graph {task_id!r}; graphs are kept for a day")
         kind = "image/png" if picture.startswith(b"\x89PNG") else "image/svg+xml"
-        return Response(picture, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
+        return Response(picture, media_type=kind)
 
     async def _health(self, request: Request) -> Response:
         try:
@@ -227,40 +231,40 @@ class HttpServer:
             return _redis_away(error)
         return JSONResponse({"ok": True})
 
+    # --- what is no request of ours --------------------------------------------------------------------------
 
-class _Entrance:
-    """What RFC 9112 asks of a server and uvicorn leaves out; an ASGI application around another.
+    async def _no_such_thing(self, request: Request, error: Exception) -> Response:
+        """Answers an unknown path or method; OPTIONS with the methods of a path, or with all of them for `*`."""
+        assert isinstance(error, HTTPException)
+        path = str(request.scope["path"])
+        routes = [route for route in self._routes if path == "*" or route.matches(request.scope)[0] is not Match.NONE]
+        allow = {"Allow": ", ".join(sorted({method for route in routes for method in route.methods or ()}))}
+        if request.method == "OPTIONS" and routes:
+            return Response(status_code=204, headers=allow)
+        message = (
+            f"{request.method} {unquote(path)[:200]} is not known here; POST /tasks and /tasks/ID/retry, "
+            "GET /tasks/ID, /graphs/ID and /health, DELETE /tasks/ID are"
+        )
+        return _error(error.status_code, "not_found", message, headers=allow if routes else None)
 
-    - Section 3.2.2: the target of a request may be a whole URL, and its host then takes the place of `Host`.
-    - Section 6.1: a request with both Content-Length and Transfer-Encoding may be an attempt to smuggle another
-      past a proxy, so it is rejected and the connection is closed.
-    """
+
+class _Front:
+    """Stands before the routes: checks for which host a request is meant, and brings its path into one form."""
 
     def __init__(self, app: ASGIApp) -> None:
+        self.hosts: Hosts | None = None  # known when the gateway listens
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        names = {name for name, _ in scope["headers"]}
-        if b"transfer-encoding" in names and b"content-length" in names:
-            message = "a request has either Content-Length or Transfer-Encoding; leave one out"
-            response = _refusal(Refused("wrong_protocol", "", message), 400)
-            response.headers["Connection"] = "close"
-            await response(scope, receive, send)
-            return
-        if not scope["path"].startswith("/"):
-            _to_origin_form(scope)
-        await self._app(scope, receive, send)
-
-
-def _to_origin_form(scope: Scope) -> None:
-    """Turns the target `http://host/path` of a request into `/path`, and its Host into `host`."""
-    scheme, separator, rest = scope["raw_path"].partition(b"://")
-    if not separator or scheme.lower() not in (b"http", b"https"):
-        return
-    host, _, path = rest.partition(b"/")
-    scope["raw_path"] = b"/" + path
-    scope["path"] = unquote(scope["raw_path"].decode("ascii"))
-    scope["headers"] = [(b"host", host), *(pair for pair in scope["headers"] if pair[0] != b"host")]
+        """Answers one request."""
+        assert self.hosts is not None
+        authority, path = split_target(scope["raw_path"], scope["headers"])
+        try:
+            self.hosts.check(authority)
+        except Refused as refused:
+            await _refusal(refused, 421 if refused.code == "wrong_host" else 400)(scope, receive, send)
+        else:
+            await self._app(as_scope(dict(scope), path), receive, send)
 
 
 class _Connection(H11Protocol):
@@ -268,12 +272,13 @@ class _Connection(H11Protocol):
 
     def __init__(self, limits: Config, *arguments: Any, **named: Any) -> None:  # uvicorn names its own `config`
         super().__init__(*arguments, **named)
+        self.conn: ServerConnection = ServerConnection(MOST_HEAD_BYTES)
         self._most = limits.max_connections
         self._idle_seconds = limits.idle_seconds
         self._socket_port = limits.port
         self._last_byte = monotonic()
         self._begun = False
-        self._is_http = False
+        self._refused = False
         self._half_closed = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -287,23 +292,17 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_byte = monotonic()
-        if self.transport.is_closing():
-            return
-        if data[:1] in b"\r\n" and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-            data = data.lstrip(b"\r\n")  # empty lines before a request are to be ignored (RFC 9112, section 2.2)
-            if not data:
-                return
         begins, self._begun = not self._begun, True
-        if begins:
-            self._is_http = _REQUEST_LINE.match(data) is not None
-        if begins and data[:1] in (b"{", b"["):  # uvicorn would wait for the end of a request
-            self.send_400_response("")
+        if self.transport.is_closing() or self._refused:
+            return
+        if begins and (bare(data)[:1] in (b"{", b"[") or other_form(data)):  # h11 would wait for the end of a line
+            self.send_400_response(other_form(data))
         else:
             super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keeps our side open for the answer: a client that closed its own side may still read (RFC 9112, 9.6)."""
-        self._half_closed = self._owes_an_answer()
+        """Keeps our side open for the answers that are owed: the client closed its side, but may still read."""
+        self._half_closed = not self._refused and self._owes_an_answer()
         return self._half_closed
 
     def on_response_complete(self) -> None:
@@ -316,23 +315,25 @@ class _Connection(H11Protocol):
         """Whether a whole request is here and its answer is not yet sent."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """uvicorn logs a warning here. Ignoring Upgrade is right, and Java's HttpClient sends it with each request."""
-
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Called for a request that h11 cannot read, and for what is no HTTP."""
-        error = sys.exception()
-        status = HTTPStatus.BAD_REQUEST
-        message = f"this port speaks HTTP/1.1; JSON lines are spoken on port {self._socket_port}"
-        if self._is_http and isinstance(error, h11.RemoteProtocolError):
-            status = HTTPStatus(error.error_status_hint)
-            message = f"the request is not valid HTTP/1.1: {str(error)[:200]}"
-        self._refuse(status, Refused("wrong_protocol", "", message))
+        """Called by uvicorn for what is no valid request, and by us, with what it is instead, for what is no HTTP."""
+        fault = self.conn.fault
+        words = str(fault).partition(": bytearray")[0] if fault is not None else ""
+        if fault is not None and "request line" not in words:
+            message = f"this is not a valid HTTP/1.1 request: {words}"
+            self._refuse(HTTPStatus(fault.error_status_hint), Refused("wrong_protocol", "", message))
+            return
+        what = f"plain HTTP/1.1, not {msg}" if msg == "TLS" else "HTTP/1.1"
+        message = f"this port speaks {what}; JSON lines are spoken on port {self._socket_port}"
+        self._refuse(HTTPStatus.BAD_REQUEST, Refused("wrong_protocol", "", message))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An Upgrade that is not known is ignored (RFC 9110, section 7.8); uvicorn would log how to install it."""
 
     def _look(self) -> None:
         """Ends the connection of a client that neither goes on with its request nor takes its answer."""
@@ -349,30 +350,40 @@ class _Connection(H11Protocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus, refused: Refused) -> None:
+        """Answers and closes in steps (RFC 9112, section 9.6): at once would throw away an answer under way."""
         self.transport.write(http_refusal(status, refused))
-        self.transport.close()
+        self.transport.write_eof()
+        self.connections.discard(self)  # it takes no place from others any more
+        self._refused = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-def _is_json(request: Request) -> bool:
-    """Whether a body is JSON by its content type, which a web page may not send to another origin without asking."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+def _unsupported(request: Request) -> Response | None:
+    """The answer to a body in a form that is not read; it says which forms are (RFC 9110, section 15.5.16).
+
+    Compressed bodies are refused rather than unpacked: all clients share one process, and 16 kB of gzip can take as
+    much of its time and memory as 16 MB of tasks.
+    """
+    if not is_json(request.headers.getlist("content-type")):
+        message = "a request with a task or a decision needs Content-Type: application/json"
+        return _rejected(Refused("wrong_protocol", "Content-Type", message), 415, {"Accept": "application/json"})
+    if codings := other_codings(request.headers.getlist("content-encoding")):
+        message = f"a body with Content-Encoding: {', '.join(codings)[:100]} is not read; send it uncompressed"
+        refused = Refused("wrong_protocol", "Content-Encoding", message)
+        return _rejected(refused, 415, {"Accept-Encoding": "identity"})
+    return None
+
+
+def _id_in(request: Request) -> str:
+    """The id in the path of a request."""
+    return unquote(request.path_params["id"])
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
     if not future.done():  # its request may have been given up
         future.set_result(answer)
-
-
-async def _no_such_thing(request: Request, error: Exception) -> Response:
-    """Answers an unknown path or method."""
-    assert isinstance(error, HTTPException)
-    message = (
-        f"{request.method} {request.url.path} is not known here; POST /tasks and /tasks/ID/retry, GET /tasks/ID, "
-        "/graphs/ID and /health, DELETE /tasks/ID are"
-    )
-    response = _error(error.status_code, "not_found", message)
-    response.headers.update(error.headers or {})
-    return response
 
 
 def _one(answer: Answer) -> Response:
@@ -385,11 +396,21 @@ def _refusal(refused: Refused, status: int) -> Response:
     return _error(status, refused.code, refused.message, refused.field)
 
 
+def _rejected(refused: Refused, status: int, headers: dict[str, str] | None = None) -> Response:
+    """Answers a request that was rejected before its tasks were read, and logs it."""
+    refused_log.write("http", b"", refused)
+    return _error(status, refused.code, refused.message, refused.field, headers)
+
+
 def _redis_away(error: Exception) -> Response:
     return _error(503, "unavailable", f"Redis does not answer: {reason_of(error)}")
 
 
-def _error(status: int, code: str, message: str, field: str = "") -> Response:
+def _retry_after(status: int) -> dict[str, str] | None:
+    return {"Retry-After": "1"} if status == 503 else None
+
+
+def _error(status: int, code: str, message: str, field: str = "", headers: dict[str, str] | None = None) -> Response:
     """The same form as that of a refused dict, whatever went wrong."""
     body = {"ok": False, "error": {"code": code, "field": field, "message": message}}
-    return JSONResponse(body, status, headers={"Retry-After": "1"} if status == 503 else None)
+    return JSONResponse(body, status, headers=headers or _retry_after(status))

@@ -7,6 +7,9 @@ from http import HTTPStatus
 from qtask.errors import Refused
 from qtask.gateway.intake import encode_answer
 
+# Every answer has it: no browser takes one for a script or a page, whatever a task's text looks like.
+NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
+
 
 def http_refusal(status: HTTPStatus, refused: Refused) -> bytes:
     """A refusal as an HTTP/1.1 answer, after which the connection is closed."""
@@ -15,6 +18,7 @@ def http_refusal(status: HTTPStatus, refused: Refused) -> bytes:
         f"HTTP/1.1 {status.value} {status.phrase}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
+        ": ".join(NO_SNIFFING),
         "Connection: close",
     ]
     if status is HTTPStatus.SERVICE_UNAVAILABLE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import re
 import socket
 import sys
 import termios
@@ -22,6 +23,7 @@ from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.refused import refused_log
+from qtask.refusal import refusal_of_form
 
 TURN = 200  # dicts that one connection may have checked in one turn of the loop
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
@@ -30,7 +32,12 @@ MAX_IN_ARRAY = 10_000
 ARRAY_FACTOR = 16  # an array may be this many times as large as a dict
 ANSWER_BYTES = 250  # about what an answer takes that is not written yet
 LINGER_SECONDS = 1.0  # for a client to take its last answers and to close its side
-_HTTP_METHODS = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"PATCH ", b"CONNECT ", b"PRI ")
+# A request's line, of whatever method: a web page may POST lines of JSON to any port.
+_HTTP_REQUEST = re.compile(rb"(?:GET|POST|PUT|HEAD|OPTIONS|DELETE|PATCH|CONNECT) |[!#$%&'*+.^_`|~\w-]+ +\S+ +HTTP/\d")
+
+# Bytes with which neither JSON nor a byte order mark nor white space begins: TLS, UTF-16, gzip. What comes after them
+# is not looked at, for a TLS session ticket (which a web page can choose) may hold lines of JSON.
+_FOREIGN = (frozenset(range(0x21)) | frozenset(range(0x7F, 0x100))) - frozenset(b" \t\r\n\xef")
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -125,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._counted = 0  # bytes that the server has counted for this connection
         self._transport: asyncio.Transport | None = None
         self._reading = True
+        self._begun = False  # the client has sent something
         self._ended = False  # the client will send no more
         self._closing = False  # nothing more is taken
         self._working = False  # a turn is scheduled
@@ -150,6 +158,11 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._last_sign = monotonic()
+        if not self._begun:
+            self._begun = True
+            if data[0] in _FOREIGN:
+                self._refuse_binary(data)
+                return
         self._framing.feed(data)
         if self._working:
             self._count()
@@ -232,7 +245,7 @@ class Connection(asyncio.Protocol):
             self.finish()
 
     def _take(self, text: bytes) -> None:
-        if text.startswith(_HTTP_METHODS):
+        if _HTTP_REQUEST.match(text):
             self._refuse_http()
         elif text[:1] == b"[":
             self._take_array(text)
@@ -403,6 +416,11 @@ class Connection(asyncio.Protocol):
             self.finish()
         else:
             self._refuse_and_close(refused)
+
+    def _refuse_binary(self, data: bytes) -> None:
+        """Ends a connection whose first byte shows that no JSON will come."""
+        binary = Refused("wrong_protocol", "", "this port speaks JSON lines in UTF-8, got binary data")
+        self._refuse_and_close(refusal_of_form(data) or binary)
 
     def _close_when_done(self) -> None:
         if not self._closing or self._slots:

@@ -24,18 +24,22 @@ class Deployment:
         name: of the project.
         files: compose files beside docker-compose.yml.
         settings: for the environment.
+
+    Attributes:
+        port, http_port: on which its gateway is published.
+        environment: what its commands have beside ours.
     """
 
     def __init__(self, name: str, files: tuple[str, ...] = (), settings: dict[str, str] | None = None) -> None:
         self.name = name
         self.port = free_port()
+        self.http_port = free_port()
         self._receiver = f"{name}_receiver"
         self._files = [argument for file in ("docker-compose.yml", *files) for argument in ("-f", file)]
-        self._environment = {
-            **os.environ,
+        self.environment = {
             "COMPOSE_PROJECT_NAME": name,
             "QTASK_PORT": str(self.port),
-            "QTASK_HTTP_PORT": str(free_port()),
+            "QTASK_HTTP_PORT": str(self.http_port),
             **(settings or {}),
         }
 
@@ -103,7 +107,8 @@ class Deployment:
         self.compose("down", *arguments)
 
     def _run(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise AssertionError(f"{' '.join(command)} failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return done.stdout
