@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qtask.errors import QTaskError as QTaskError
     from qtask.errors import Refused as Refused
     from qtask.errors import Unavailable as Unavailable
+    from qtask.errors import WrongState as WrongState
     from qtask.task import Task as Task
 
 from qtask.version import VERSION
@@ -25,12 +26,13 @@ _HOMES = {
     "Client": "qtask.client",
     "NotFound": "qtask.errors",
     "QTaskError": "qtask.errors",
+    "WrongState": "qtask.errors",
     "Refused": "qtask.errors",
     "Task": "qtask.task",
     "Unavailable": "qtask.errors",
     "do": "qtask.delivery.rq_function",
 }
-__all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "do"]
+__all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "WrongState", "do"]
 
 
 def __getattr__(name: str) -> Any:

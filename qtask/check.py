@@ -62,7 +62,7 @@ _TASK_DECODER = msgspec.json.Decoder(Task)
 _HTTP_DECODER = msgspec.json.Decoder(HttpData)
 _PIPE_DECODER = msgspec.json.Decoder(PipeData)
 _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
-_ID = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the usual ones, for which nobody need look
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -213,7 +213,7 @@ def _check(task: Task) -> tuple[float | None, float | None]:
     if settings.expires is not UNSET:
         _check_expires(settings.expires)
     if settings.id is not UNSET and not _ID.fullmatch(settings.id):
-        raise Refused("invalid_value", "settings.id", "an id is 1 to 100 letters, digits, '-' or '_'")
+        raise Refused("invalid_value", "settings.id", "an id is 1 to 200 printable ASCII characters without blanks")
     if settings.at is not UNSET:
         if settings.time is not UNSET:
             raise Refused(

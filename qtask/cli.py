@@ -8,15 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from qtask.config import Config, concerns, flag_name, in_url, is_duration, load
-from qtask.errors import NotFound, QTaskError, without_extra
+from qtask.errors import NotFound, QTaskError, WrongState, without_extra
 from qtask.timing import parse_duration
 from qtask.version import VERSION
 
@@ -265,22 +265,49 @@ def show(config: Config, id: str, as_json: bool) -> None:
 @_json_flag
 @settings(*_LOOK)
 def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
-    """Remove tasks, except while they are delivered."""
+    """Cancel tasks that wait to be delivered.
+
+    Their ids may be used again. Tasks that are being delivered or have ended are left alone; the exit code is 1 then.
+    """
     from qtask.store import tasks
 
+    _decide(config, ids, as_json, tasks.cancel, "cancelled")
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, required=True)
+@_json_flag
+@settings(*_LOOK)
+def forget(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
+    """Forget delivered tasks.
+
+    All that is kept of them goes, except an id of a client's choosing: it stays remembered for its time, so that the
+    same task is not delivered twice.
+    """
+    from qtask.store import tasks
+
+    _decide(config, ids, as_json, tasks.forget, "forgotten")
+
+
+def _decide(
+    config: Config, ids: tuple[str, ...], as_json: bool, step: Callable[[Redis, str], str], done: str
+) -> NoReturn:
+    """Takes a step with each task, says what came of it, and exits with 1 when it was not possible with one of them."""
     redis = _connect(config)
     failed = False
     for task_id in ids:
+        answer = {"id": task_id}
         try:
-            state = tasks.cancel(redis, task_id)
+            answer["was"] = step(redis, task_id)
         except QTaskError as error:
             failed = True
-            if as_json:
-                click.echo(json.dumps({"id": task_id, "error": str(error)}))
-            else:
-                click.echo(f"qtask: {error}", err=True)
+            answer |= {"error": str(error), **({"state": error.state} if isinstance(error, WrongState) else {})}
+        if as_json:
+            click.echo(json.dumps(answer))
+        elif "error" in answer:
+            click.echo(f"qtask: {answer['error']}", err=True)
         else:
-            click.echo(json.dumps({"id": task_id, "was": state}) if as_json else f"{task_id} removed; it was {state}")
+            click.echo(f"{task_id} {done}; it was {answer['was']}")
     sys.exit(1 if failed else 0)
 
 
@@ -311,7 +338,8 @@ def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) ->
 def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
     """Remove dead tasks.
 
-    Those with the given ids, or those that fit, or --all. For tasks that wait there is `cancel`.
+    Those with the given ids, or those that fit, or --all. For tasks that wait there is `cancel`, for
+    delivered ones `forget`. The ids of removed tasks may be used again.
     """
     from qtask.store import tasks
 
@@ -379,9 +407,10 @@ def graph(config: Config, output: Path, task_id: str | None) -> None:
     _check_folder(output)
     redis = _connect(config)
     if task_id:
+        from qtask.ids import stored_id
         from qtask.store.keys import graph as graph_key
 
-        picture: Any = redis.get(graph_key(task_id))
+        picture: Any = redis.get(graph_key(stored_id(task_id)))
         if picture is None:
             raise NotFound(f"there is no graph {task_id!r}; graphs are kept for a day")
     else:
@@ -428,6 +457,30 @@ def doctor(config: Config, as_json: bool) -> None:
     for finding in findings:
         click.echo(json.dumps(finding.as_dict()) if as_json else finding.as_line())
     sys.exit(1 if any(finding.level == "wrong" for finding in findings) else 0)
+
+
+@cli.command()
+@click.option("--write-off", is_flag=True, help="count what is missing as gone, so that later audits balance")
+@_json_flag
+@settings(*_LOOK)
+def audit(config: Config, as_json: bool, write_off: bool) -> None:
+    """Check that every accepted task is accounted for.
+
+    Prints that accepted = waiting + queued + in flight + delivered + dead + cancelled + removed, of all queues, and the
+    ids of what does not fit. It may run at any time, beside everything else. Exits with 1 when it does not balance.
+    """
+    from qtask import tables
+    from qtask.store import audit as auditing
+
+    redis = _connect(config)
+    found = auditing.audit(redis)
+    if as_json:
+        click.echo(tables.to_json({"balances": found.balances, **asdict(found)}))
+    else:
+        tables.print_audit(found)
+    if write_off and found.missing:
+        auditing.write_off(redis, found.missing)
+    sys.exit(0 if found.balances else 1)
 
 
 @cli.command()

@@ -63,6 +63,18 @@ class NotFound(QTaskError):
     """No task (or graph) has this id: it never existed, was removed, or has left the bounded history."""
 
 
+class WrongState(QTaskError):
+    """What was asked for cannot be done with a task in this state.
+
+    Attributes:
+        state: of the task: `scheduled`, `queued`, `started`, `delivered` or `dead`.
+    """
+
+    def __init__(self, state: str, message: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 class DeliveryFailed(QTaskError):
     """Raised inside a stock `rq worker` when a delivery failed, so that RQ counts the job as failed."""
 

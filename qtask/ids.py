@@ -1,4 +1,6 @@
-"""Task ids: twelve characters that sort by time and cannot collide.
+"""Task ids: those that QTask makes, and how those that clients choose are stored.
+
+QTask's own have twelve characters that sort by time and cannot collide.
 
 An id is seven characters of milliseconds, three of the node (a number that Redis hands out once to each
 process that accepts tasks) and two of a sequence within the millisecond. The alphabet is in ASCII order, so
@@ -7,6 +9,7 @@ that ids sort as their instants do, and holds only what RQ allows in a job id.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -64,3 +67,34 @@ def instant_of(task_id: str) -> float | None:
     for letter in task_id[:7]:
         number = number * 64 + _ALPHABET.index(letter)
     return number / 1000
+
+
+# RQ allows letters, digits, '-' and '_' in the id of a job, and splits some of its keys at ':'. Any other id is stored
+# in an escaped form, which begins with this. No id that QTask makes does: it would be one of the years 1972 to 1974.
+_ESCAPED = "0__"
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_TO_ESCAPE = re.compile(r"[^A-Za-z0-9-]", re.ASCII)
+_ESCAPE = re.compile(r"_([0-9A-F]{2})", re.ASCII)
+
+
+def stored_id(task_id: str) -> str:
+    """The form in which Redis holds an id: as it is, or escaped where RQ would not accept it.
+
+    `order:7` is stored as `0__order_3A7`; an id that begins with `0__` is escaped as well, so that no two ids have the
+    same form. Anything but a letter, a digit or `-` becomes `_` and two hexadecimal digits for each byte of its UTF-8.
+    """
+    if _PLAIN.fullmatch(task_id) and not task_id.startswith(_ESCAPED):
+        return task_id
+    return _ESCAPED + _TO_ESCAPE.sub(_escape, task_id)
+
+
+def client_id(stored: str) -> str:
+    """The id as the client knows it; the reverse of `stored_id`."""
+    if not stored.startswith(_ESCAPED):
+        return stored
+    raw = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), stored.removeprefix(_ESCAPED))
+    return raw.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _escape(match: re.Match[str]) -> str:
+    return "".join(f"_{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))

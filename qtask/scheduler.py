@@ -25,7 +25,7 @@ from qtask.check import Checked, check_task
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
-from qtask.ids import IdSource
+from qtask.ids import IdSource, client_id, stored_id
 from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.stopping import StopSignals
@@ -106,7 +106,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         checked = [_due_at(instant, task) for instant, task in tasks]
         submissions = [Submission(id_of(one, self._ids), one) for one in checked]
         submit(self.connection, self.queue_name, submissions)
-        return [TaskJob(submission.id, self.connection) for submission in submissions]
+        return [TaskJob(stored_id(submission.id), self.connection) for submission in submissions]
 
     def _now(self) -> float:
         """Unix seconds by Redis's clock: that of this host may be wrong."""
@@ -183,7 +183,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         """
         moved, wait, *foreign = script("release").run(
             self.connection,
-            [keys.SCHEDULE, keys.QUEUES],
+            [keys.SCHEDULE, keys.QUEUES, keys.STOCK_RETRIES, keys.LEDGER],
             [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX],
         )
         for job_id in foreign:
@@ -218,7 +218,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         queues = [key.decode().removeprefix(keys.QUEUE_PREFIX) for key in self.connection.smembers(keys.QUEUES)]
         taken = self.take_back(*queues, silent_since=self._silent_since())
         if taken:
-            logger.warning("taken_back", extra={"tasks": len(taken), "first": taken[0]})
+            logger.warning("taken_back", extra={"tasks": len(taken), "first": client_id(taken[0])})
             self._log_lost(taken[:LOST_LINES])
         for _ in range(FORGET_BATCHES):
             if self.forget(*queues) < FORGET_BATCH:
@@ -232,10 +232,10 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             rows = pipeline.execute()
         for task_id, (data, attempt) in zip(ids, rows, strict=True):
             try:
-                task = read_data(data or b"")
+                task, _ = read_data(data or b"")
             except Refused:
                 continue  # it was cancelled in the meantime, or is no task
-            about = {"task": task_id, "type": task.kind, "attempt": int(attempt or 0), "outcome": "lost"}
+            about = {"task": client_id(task_id), "type": task.kind, "attempt": int(attempt or 0), "outcome": "lost"}
             destination = destination_of(task.kind, task.address.link)
             logger.warning("delivery_lost", extra={**about, "destination": destination})
 
@@ -282,8 +282,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         pairs = [key for queue in queues for key in (keys.started(queue), keys.queue(queue))]
         taken: list[bytes] = script("take_back").run(
             self.connection,
-            [keys.WORKERS, *pairs],
-            [keys.JOB_PREFIX, keys.FOREVER_SECONDS, silent_since, TAKE_BACK_BATCH, _LOST, OUTCOMES_KEEP],
+            [keys.WORKERS, keys.LEDGER, *pairs],
+            [
+                *(keys.JOB_PREFIX, keys.FOREVER_SECONDS, silent_since, TAKE_BACK_BATCH, _LOST, OUTCOMES_KEEP),
+                keys.QUEUE_PREFIX,
+            ],
         )
         return [task_id.decode() for task_id in taken]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from redis import Redis
 
-from qtask.config import Config
 from qtask.outcome import Outcome
 from qtask.store import keys
 from qtask.task import KINDS
@@ -37,15 +36,6 @@ def member(task_id: str, outcome: Outcome) -> str:
 def counter(kind: str, outcome: Outcome) -> str:
     """The field of the totals for an outcome: `http:delivered`, `http:timeout`, …"""
     return f"{kind}:{status_of(outcome)}"
-
-
-def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config) -> None:
-    """Adds one outcome, also to a pipeline; for a stock worker. QTask's own does the same in `settle.lua`."""
-    key = keys.stats(kind)
-    redis.hincrby(keys.COUNTERS, counter(kind, outcome), 1)
-    redis.zadd(key, {member(task_id, outcome): outcome.ended})
-    redis.zremrangebyrank(key, 0, -1 - config.stats_keep)
-    redis.zremrangebyscore(key, "-inf", outcome.ended - config.stats_seconds)
 
 
 @dataclass(slots=True)

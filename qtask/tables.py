@@ -10,6 +10,7 @@ import msgspec
 
 from qtask.outcome import Outcome
 from qtask.stats import KindSummary, Spread
+from qtask.store.audit import Audit
 from qtask.store.tasks import State, TaskRecord
 from qtask.timing import format_duration, format_instant, format_second
 
@@ -100,6 +101,41 @@ def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
             table.add_row("", "duration", *_spread(kind.duration))
         _print(table)
     _print_counts(counts)
+
+
+def print_audit(audit: Audit) -> None:
+    """Prints the equation that an audit checks, and what does not fit."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "right"
+    rows = [
+        ("accepted", audit.accepted, ""),
+        ("= waiting in the schedule", audit.scheduled, ""),
+        ("+ queued", audit.queued, ""),
+        ("+ in flight", audit.started, ""),
+        ("+ delivered", audit.delivered, ""),
+        ("+ dead", audit.dead, ""),
+        ("+ cancelled", audit.cancelled, ""),
+        ("+ removed", audit.removed, f"{audit.dropped} of them dropped because of dead_keep" if audit.dropped else ""),
+    ]
+    if audit.deleted:
+        rows.append(("+ deleted by other programs", audit.deleted, "their ids were found without a job"))
+    if audit.written_off:
+        rows.append(("+ written off", audit.written_off, "by --write-off"))
+    if audit.missing > 0:
+        rows.append(("+ MISSING", audit.missing, "deleted by another program (rq empty, rq-dashboard), or lost"))
+    elif audit.missing < 0:
+        rows.append(("- TOO MANY", -audit.missing, "more tasks than were accepted"))
+    table.add_column("")
+    for name, count, about in rows:
+        table.add_row(name, str(count), about)
+    _print(table)
+    _print(f"{audit.duplicates} duplicates were not accepted again, {audit.expired} tasks expired")
+    if audit.foreign:
+        _print(f"{audit.foreign} jobs of other programs are in the same places, and not counted")
+    for fault, ids in audit.faults.items():
+        _print(f"{fault}: {', '.join(plain(one) for one in ids)}")
+    _print("balances" if audit.balances else "DOES NOT BALANCE")
 
 
 def outcome_words(outcome: Outcome) -> str:

@@ -48,12 +48,13 @@ from qtask.delivery.loop import READ, Loop
 from qtask.errors import ConfigError, Refused
 from qtask.failure_log import FailureLog
 from qtask.heartbeat import Heartbeat
+from qtask.ids import client_id
 from qtask.outcome import Answer, Failure
 from qtask.stopping import StopSignals
 from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
-from qtask.store.job import due_of, read_data
+from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import Call, Value, script
@@ -425,8 +426,10 @@ class Worker(BaseWorker):
         began = self._in_flight[task_id] = monotonic()
         claim: Claim | None = None
         try:
-            task = read_data(data)
-            claim = Claim(task_id, attempt, task, due_of(task, task_id, written_due))
+            task, accepted = read_data(data)
+            due = due_of(task, task_id, written_due)
+            retried, attempt = attempt < 0, abs(attempt)
+            claim = Claim(task_id, attempt, task, due, retried, not accepted)
             if attempt > 1 or task.settings.expires is not UNSET:
                 hindered = hindrance(claim, began + self._clock_offset)
                 if hindered is not None:
@@ -439,11 +442,11 @@ class Worker(BaseWorker):
             deliver.start(claim, partial(self._end, claim))
         except Refused as refused:
             # What another program put into the queue; QTask's own ways in would have refused it.
-            self._end_broken(task_id, attempt, claim, Failure("refused", refused.message))
+            self._end_broken(task_id, abs(attempt), claim, Failure("refused", refused.message), data)
         except Exception as error:  # whatever is wrong with one task, the others must go on
             if task_id not in self._in_flight:  # then it is not the task: its result was reported
                 raise
-            self._end_broken(task_id, attempt, claim, broken(task_id, error))
+            self._end_broken(task_id, abs(attempt), claim, broken(client_id(task_id), error), data)
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
@@ -463,14 +466,15 @@ class Worker(BaseWorker):
         log_failure(self._failures, claim, failure, None)
         self._add_outcome(undelivered(claim, failure, self._in_flight.pop(claim.id) + self._clock_offset))
 
-    def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure) -> None:
+    def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
         """For a job that is no task, and for a task that no delivery could be begun for."""
         if claim is not None:
             self._end(claim, failure)
             return
         self.failed_job_count += 1
         log_unread(self._failures, task_id, attempt, failure)
-        self._add_outcome(unread(task_id, attempt, failure, self._in_flight.pop(task_id) + self._clock_offset))
+        now = self._in_flight.pop(task_id) + self._clock_offset
+        self._add_outcome(unread(task_id, attempt, failure, now, is_foreign(data)))
 
     def _add_outcome(self, outcome: Settlement) -> None:
         if not self._outcomes:
@@ -509,7 +513,8 @@ class Worker(BaseWorker):
         if settled < sent:
             logger.warning("leases_lost", extra={"tasks": sent - settled})
         for task_id in dropped:
-            logger.error("dead_dropped", extra={"task": task_id.decode(), "dead_keep": self._config.dead_keep})
+            about = {"task": client_id(task_id.decode()), "dead_keep": self._config.dead_keep}
+            logger.error("dead_dropped", extra=about)
 
     def _put_back(self) -> Call:
         return leases.put_back(self._config.queue, self._token, self._held)

@@ -77,8 +77,11 @@ def test_help_lists_every_command_and_the_version_is_told() -> None:
     assert result.returncode == 0
     commands = result.stdout.partition("Commands:")[2]
     told = [line.split()[0] for line in commands.splitlines() if line]
-    processes, others = ["up", "gateway", "scheduler", "worker"], ["send", "list", "show", "cancel", "retry", "remove"]
-    assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "health"]
+    processes, others = (
+        ["up", "gateway", "scheduler", "worker"],
+        ["send", "list", "show", "cancel", "forget", "retry", "remove"],
+    )
+    assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "audit", "health"]
     assert "..." not in commands, "every line says the whole of it"
     assert qtask("--version").stdout == f"qtask, version {VERSION}\n"
 
@@ -428,7 +431,7 @@ def test_list_shows_each_state(installation: Installation, receiver: Receiver) -
     )
 
     out = ran(installation, "cancel", *waiting[:2])
-    assert out == f"{waiting[0]} removed; it was scheduled\n{waiting[1]} removed; it was scheduled\n"
+    assert out == f"{waiting[0]} cancelled; it was scheduled\n{waiting[1]} cancelled; it was scheduled\n"
     assert lines(ran(installation, "cancel", "--json", waiting[2])) == [{"id": waiting[2], "was": "scheduled"}]
     assert ran(installation, "list").startswith("0 scheduled")
 
@@ -545,9 +548,15 @@ def test_cancel_leaves_a_task_alone_while_it_is_delivered(installation: Installa
         task_id = sent(installation, receiver.url)
         receiver.wait_for(1)
         result = qtask("cancel", task_id, environment=installation.environment)
-        assert refused(result) == f"qtask: task {task_id} is being delivered right now; cancel it when that has ended"
+        assert refused(result) == f"qtask: task {task_id} is being delivered right now; it cannot be cancelled"
         released.set()
         until(lambda: _state(installation, task_id) == "delivered")
+    result = qtask("cancel", "--json", task_id, environment=installation.environment)
+    (answer,) = lines(result.stdout)
+    assert (result.returncode, answer["state"]) == (1, "delivered")
+    assert "use forget" in answer["error"]
+    assert ran(installation, "forget", task_id) == f"{task_id} forgotten; it was delivered\n"
+    assert refused(qtask("forget", task_id, environment=installation.environment)).startswith("qtask: no task")
 
 
 # --- stats, graph ------------------------------------------------------------------------------------------------

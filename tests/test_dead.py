@@ -252,17 +252,36 @@ def test_over_http_one_is_retried(live: Live, queue: str, gateway: Gateway) -> N
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_over_http_one_is_removed_whatever_it_waits_for(live: Live, queue: str, gateway: Gateway) -> None:
+def test_over_http_each_state_has_a_verb_that_takes_a_task_away(live: Live, queue: str, gateway: Gateway) -> None:
+    """DELETE cancels what waits, remove takes the dead, forget what was delivered; the others say the state."""
     (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
-    with live.client(queue) as client:
-        waiting = client.send(http("http://127.0.0.1:1/", time=3_600)).id
-    for task_id, state in ((dead, "dead"), (waiting, "scheduled")):
+    with Receiver() as receiver, working(live, queue):
+        (delivered,) = live.send(queue, http(receiver.url, id=f"{queue}-once"))
+        live.ended([delivered])
+    (waiting,) = live.send(queue, http("http://127.0.0.1:1/", time=3_600))
+
+    def ask(verb: str, task_id: str) -> requests.Response:
         url = f"http://127.0.0.1:{gateway.http_port}/tasks/{task_id}"
-        answer = requests.delete(url, timeout=10)
+        return requests.delete(url, timeout=10) if verb == "DELETE" else requests.post(url + verb, json={}, timeout=10)
+
+    ends = {"DELETE": ("scheduled", waiting), "/remove": ("dead", dead), "/forget": ("delivered", delivered)}
+    states = dict(ends.values())
+    for verb, (own, _) in ends.items():
+        for state, other in states.items():
+            if state != own:
+                answer = ask(verb, other)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"], error["state"]) == (409, "wrong_state", state)
+                assert tasks.show(live.redis, other).state == state
+    assert requests.post(f"http://127.0.0.1:{gateway.http_port}/tasks/{dead}/remove", timeout=10).status_code == 415
+    for verb, (state, task_id) in ends.items():
+        answer = ask(verb, task_id)
         assert (answer.status_code, answer.json()) == (200, {"ok": True, "id": task_id, "was": state})
-        missing = requests.delete(url, timeout=10)
+        missing = ask(verb, task_id)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
+    with live.client(queue) as client:
+        assert client.send(http(receiver.url, id=delivered)).duplicate, "it was delivered once, and is remembered"
 
 
 def test_over_http_what_is_being_delivered_is_left_alone(live: Live, queue: str, gateway: Gateway) -> None:

@@ -7,11 +7,15 @@ side, each on a database of its own with what its cases need to be well.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from qtask import Client
 from qtask.errors import NotFound, Unavailable
 from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
+from qtask.store.audit import audit
 from qtask.store.tasks import TaskRecord
 from tests.chaos.store import disorder, read_store
 from tests.gateway_process import Gateway
@@ -91,6 +96,20 @@ class Lane:
         self._processes.append(process)
         return process
 
+    def stock_worker_dies(self, queue: str, fault: str) -> None:
+        """Runs a stock RQ worker on a queue until it dies at a fault point; SimpleWorker does not fork for a task."""
+        rq = str(Path(sys.executable).parent / "rq")
+        serializer = ("-S", "rq.serializers.JSONSerializer", "-w", "rq.SimpleWorker")
+        command = [rq, "worker", "-u", self.redis_url, *serializer, queue]
+        died = subprocess.run(command, env={**os.environ, "QTASK_FAULT": fault}, timeout=30, check=False)
+        assert died.returncode == -signal.SIGKILL
+
+    def end_stock_leases(self, queue: str) -> None:
+        """Ends the leases of stock workers in this queue, which have a minute and more, so that nobody has to wait."""
+        members: Any = self.redis.zrange(keys.started(queue), 0, -1)
+        for member in members:
+            self.redis.zadd(keys.STARTED_PREFIX + queue, {member: 1.0})
+
     def gateway(self, fault: str = "") -> Gateway:
         """Starts a gateway and waits until it listens."""
         return Gateway(self.redis_url, self.folder, FAULT=fault)
@@ -147,7 +166,9 @@ class Lane:
         until(lambda: not self.redis.exists(keys.WORKERS), 15, "the schedulers to forget the workers")
         for process in self._processes:
             process.kill()
-        return {fault: about for fault, about in disorder(read_store(self.redis, *self.queues)).items() if about}
+        wrong = {fault: about for fault, about in disorder(read_store(self.redis, *self.queues)).items() if about}
+        found = audit(self.redis)
+        return wrong if found.balances else {**wrong, "the audit does not balance": [str(found)]}
 
 
 def dies(process: Process) -> None:
@@ -174,6 +195,21 @@ def worker_dies(
         victim.signal(signal.SIGTERM)  # a second one does not wait for what is in flight
     dies(victim)
     lane.bury(queue)
+    lane.start("worker", queue=queue)
+    record = lane.ended(task_id)
+    assert (record.state, record.attempts) == (state, attempts), record.outcomes
+    assert lane.arrivals[task_id] == arrivals
+
+
+def stock_worker_dies(
+    lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered"
+) -> None:
+    """A stock worker dies with one task, QTask's own goes on."""
+    queue = lane.queue()
+    task_id = lane.submit(path, queue)
+    until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
+    lane.stock_worker_dies(queue, fault)
+    lane.end_stock_leases(queue)
     lane.start("worker", queue=queue)
     record = lane.ended(task_id)
     assert (record.state, record.attempts) == (state, attempts), record.outcomes
@@ -311,6 +347,26 @@ def cancel_dies(lane: Lane, fault: str) -> None:
     assert lane.state(task_id) == "nowhere"
 
 
+def forget_dies(lane: Lane, fault: str) -> None:
+    task_id = lane.submit("ok")
+    assert lane.ended(task_id).state == "delivered"
+    dies(lane.start("forget", task_id, fault=fault))
+    assert lane.state(task_id) == ("delivered" if fault.endswith("before") else "nowhere")
+    if fault.endswith("before"):
+        run(lane, "forget", task_id)
+    assert lane.state(task_id) == "nowhere"
+    assert lane.redis.exists(keys.ID_PREFIX + task_id)
+
+
+def looking_dies(lane: Lane, fault: str, command: str) -> None:
+    """A command that only looks leaves everything as it is."""
+    task_id = lane.submit("ok", delay=HOUR)
+    dies(lane.start(command, fault=fault))
+    assert lane.state(task_id) == "scheduled"
+    run(lane, command)
+    run(lane, "cancel", task_id)
+
+
 def retry_dies(lane: Lane, fault: str) -> None:
     task_id = lane.submit("gone-at-first")
     assert lane.ended(task_id).state == "dead"
@@ -348,6 +404,10 @@ def of_worker(*arguments: Any, **options: Any) -> Case:
     return lambda lane, fault: worker_dies(lane, fault, *arguments, **options)
 
 
+def of_stock_worker(*arguments: Any, **options: Any) -> Case:
+    return lambda lane, fault: stock_worker_dies(lane, fault, *arguments, **options)
+
+
 # Each lane: the processes that are well in it, and its cases. A case: the fault point, what makes it differ from
 # others at the same point, what happens.
 LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
@@ -367,6 +427,12 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("heartbeat:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             # A worker puts back when it connects, and the second time when it leaves.
             ("put_back:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True)),
+            ("begin:before", "", of_stock_worker("ok", arrivals=1, attempts=1)),
+            ("begin:after", "", of_stock_worker("ok", arrivals=1, attempts=2)),
+            ("settle:before", "stock, delivered", of_stock_worker("ok", arrivals=2, attempts=2)),
+            ("settle:after", "stock, delivered", of_stock_worker("ok", arrivals=1, attempts=1)),
+            ("settle:after", "stock, to be tried again", of_stock_worker("broken-at-first", arrivals=2, attempts=2)),
+            ("settle:after", "stock, dead", of_stock_worker("gone", arrivals=1, attempts=1, state="dead")),
             ("put_back:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True)),
         ],
     ),
@@ -401,6 +467,12 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("submit:after", "client", send_dies),
             ("cancel:before", "", cancel_dies),
             ("cancel:after", "", cancel_dies),
+            ("forget_task:before", "", forget_dies),
+            ("forget_task:after", "", forget_dies),
+            ("audit:before", "", partial(looking_dies, command="audit")),
+            ("audit:after", "", partial(looking_dies, command="audit")),
+            ("schedule_page:before", "", partial(looking_dies, command="list")),
+            ("schedule_page:after", "", partial(looking_dies, command="list")),
             ("retry:before", "", retry_dies),
             ("retry:after", "", retry_dies),
             ("remove_dead:before", "", remove_dies),

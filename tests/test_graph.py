@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from qtask import stats
-from qtask.config import Config
 from qtask.graph import draw, render
 from qtask.outcome import Outcome
 from qtask.stats import Samples
+from tests.statistics import record
 
 NOW = 1_795_489_515.0  # 2026-11-24 03:05:15 UTC
 
@@ -148,7 +147,7 @@ def test_several_threads_draw_at_once_without_disturbing_one_another() -> None:
 def test_render_reads_redis(redis: Redis) -> None:
     assert "no deliveries yet" in texts(render(redis, "svg"))
     outcome = Outcome("delivered", NOW, NOW + 0.1, 0.002, 0.1)
-    stats.record(redis, "socket", "ID", outcome, Config(stats_seconds=31_536_000))
+    record(redis, "socket", "ID", outcome)
     written = texts(render(redis, "svg"))
     assert "1 delivery" in written and "socket" in written
     check_png(render(redis))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from qtask import Client, Refused
+from qtask import Client, NotFound, Refused, WrongState
 from qtask.store import keys, tasks
 from tests.command import qtask
 from tests.gateway_process import HOUR, Connection, Gateway, scheduled, stored, task
@@ -166,7 +166,14 @@ def test_of_fifty_at_once_over_all_ways_in_one_is_the_first(system: System, chos
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_no_id_is_refused(system: System, way: str) -> None:
-    for bad, code in {"": "invalid_value", "a b": "invalid_value", "x" * 101: "invalid_value", 7: "wrong_type"}.items():
+    for bad, code in {
+        "": "invalid_value",
+        "a b": "invalid_value",
+        "x" * 201: "invalid_value",
+        "a\x00": "invalid_value",
+        "caf\u00e9": "invalid_value",
+        7: "wrong_type",
+    }.items():
         answer = system.ways()[way](with_id(bad))  # type: ignore[arg-type]
         assert (answer["ok"], answer["error"]["code"], answer["error"]["field"]) == (False, code, "settings.id"), bad
 
@@ -228,18 +235,25 @@ def test_an_id_of_a_dead_task_is_known_until_it_is_removed(system: System, chose
     assert "duplicate" not in system.by_http(with_id(chosen))
 
 
-def test_an_id_is_free_when_its_task_is_cancelled_also_after_its_delivery(system: System, chosen: str) -> None:
+def test_an_id_is_free_when_its_task_is_cancelled_and_not_after_its_delivery(system: System, chosen: str) -> None:
+    """What was delivered is neither cancelled nor delivered again, also when it has been forgotten."""
     live = system.live
     assert "duplicate" not in system.by_socket(with_id(chosen))
     tasks.cancel(live.redis, chosen)
     with Receiver(ok) as receiver, working(live):
-        assert "duplicate" not in system.by_socket(to(receiver.url, chosen))
+        due = system.by_socket(to(receiver.url, chosen))["due"]
         live.ended([chosen])
-        assert live.redis.exists(keys.ID_PREFIX + chosen)
-        tasks.cancel(live.redis, chosen)
-        assert "duplicate" not in system.by_socket(to(receiver.url, chosen))
-        live.ended([chosen])
-        assert len(receiver.requests) == 2
+        with pytest.raises(WrongState) as error:
+            tasks.cancel(live.redis, chosen)
+        assert error.value.state == "delivered"
+        assert tasks.show(live.redis, chosen).outcomes[0].code == 200, "the proof of delivery stays"
+        check_known(system, chosen, due)
+        assert tasks.forget(live.redis, chosen) == "delivered"
+        with pytest.raises(NotFound):
+            tasks.show(live.redis, chosen)
+        check_known(system, chosen, due)
+        assert live.redis.ttl(keys.ID_PREFIX + chosen) > 0
+        assert len(receiver.requests) == 1
 
 
 def test_an_id_is_remembered_for_id_seconds_after_its_delivery(system: System, chosen: str) -> None:

@@ -22,17 +22,18 @@ from redis import Redis
 
 from qtask.check import check_task
 from qtask.config import Config
-from qtask.errors import QTaskError
+from qtask.errors import WrongState
+from qtask.ids import client_id, stored_id
 from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import Scheduler
-from qtask.store import keys, leases, tasks
+from qtask.store import audit, keys, leases, tasks
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.scripts import Value, script
 from qtask.store.submit import Submission, submit
 
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers
-CHOSEN = ("order-1", "order-2", "order-3")  # ids that clients choose
+CHOSEN = ("order-1", "order:2", '0__"3"')  # ids that clients choose
 HISTORY_KEEP = 3
 FAR_SECONDS = 3_600.0
 FATES = ("finished", "finished", "failed", "failed", "retry", "retry far", "lost")
@@ -49,7 +50,7 @@ MOST_TASKS = 10  # at once: few, so that they often meet
 
 Place = Literal["schedule", "queue", "started", "finished", "dead"]
 _STATUS = {"queue": "queued", "started": "started", "finished": "finished", "dead": "failed"}
-_STATE = {"schedule": "scheduled", "queue": "queued", "finished": "delivered", "dead": "dead"}
+_STATE = {"schedule": "scheduled", "queue": "queued", "started": "started", "finished": "delivered", "dead": "dead"}
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Places(RuleBasedStateMachine):
         self.remembered: dict[str, float] = {}
         self.alive: set[str] = set()
         self.settled = 0
+        self.ledger: Counter[str] = Counter()
         self.batches: list[Batch] = []
         self.settles: list[Settled] = []
         self.numbers = count(1)
@@ -167,7 +169,8 @@ class Places(RuleBasedStateMachine):
         dead = self.ids(lambda task: task.place == "dead")
         if not dead or data.draw(st.integers(0, 3)) == 0:
             if self.tasks:
-                self.cancel(data.draw(st.sampled_from(list(self.tasks))))
+                task_id = data.draw(st.sampled_from(list(self.tasks)))
+                (self.cancel if data.draw(st.booleans()) else self.forget_one)(task_id)
             return
         drawn = data.draw(st.lists(st.sampled_from(dead), unique=True, min_size=1, max_size=3))
         # With them one that may not be dead, and one that there is not.
@@ -204,32 +207,36 @@ class Places(RuleBasedStateMachine):
             if known is None and submission.id in self.remembered:
                 assert place is not None and place.duplicate
                 assert place.due == self.remembered[submission.id]
+                self.ledger[f"duplicates:{batch.queue}"] += 1
             elif known is not None:
                 assert place is not None and place.duplicate is chosen
-                score: Any = None if known.attempt else self.redis.zscore(keys.SCHEDULE, submission.id)
+                score: Any = None if known.attempt else self.redis.zscore(keys.SCHEDULE, stored_id(submission.id))
                 assert place.due == (known.due if score is None else score)
+                self.ledger[f"duplicates:{batch.queue}"] += chosen
             elif submission.entry and not entries_are_new:
                 assert place is None, "its entry is gone, and so is the task"
             else:
                 assert place is not None and not place.duplicate
                 assert place.due >= self.now() + delay - 60
                 self.tasks[submission.id] = ModelTask(batch.queue, place.due, delay > 0, chosen)
+                self.ledger[f"accepted:{batch.queue}"] += 1
 
     # --- from the schedule to a worker ---------------------------------------------------------------------------
 
     def time_passes(self, task_id: str) -> None:
         task = self.tasks[task_id]
-        self.redis.zadd(keys.SCHEDULE, {task_id: self.now() - 1})
+        self.redis.zadd(keys.SCHEDULE, {stored_id(task_id): self.now() - 1})
         task.waits = False
         if not task.attempt:
-            score: Any = self.redis.zscore(keys.SCHEDULE, task_id)
+            score: Any = self.redis.zscore(keys.SCHEDULE, stored_id(task_id))
             task.due = score
 
     def release(self, most: int) -> None:
-        scheduled = [one.decode() for one in cast("list[bytes]", self.redis.zrange(keys.SCHEDULE, 0, -1))]
+        scheduled = [client_id(one.decode()) for one in cast("list[bytes]", self.redis.zrange(keys.SCHEDULE, 0, -1))]
         due = [task_id for task_id in scheduled if not self.tasks[task_id].waits]
         prefixes = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX]
-        reply = script("release").run(self.redis, [keys.SCHEDULE, keys.QUEUES], [most, *prefixes])
+        known = [keys.SCHEDULE, keys.QUEUES, keys.STOCK_RETRIES, keys.LEDGER]
+        reply = script("release").run(self.redis, known, [most, *prefixes])
         assert reply[0] == min(most, len(due))
         assert len(reply) == 2, "none of them is foreign"
         for task_id in due[:most]:
@@ -244,11 +251,12 @@ class Places(RuleBasedStateMachine):
         most = 1 if most_bytes == 1 else most  # the first one has more
         claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
         for task_id, (raw_id, attempt, due, _) in zip(claimed, replied, strict=True):
-            assert raw_id.decode() == task_id
+            assert client_id(raw_id.decode()) == task_id
             task = self.tasks[task_id]
             task.place, task.holder, task.expired = "started", token, ends_at_once
             task.attempt += 1
-            assert int(attempt) == task.attempt
+            assert abs(attempt) == task.attempt
+            assert (attempt < 0) == bool(task.history), "after a first delivery in an earlier life"
             assert float(due) == task.due, "at every attempt it is that of the first"
 
     def beat(self, token: str) -> None:
@@ -286,7 +294,8 @@ class Places(RuleBasedStateMachine):
             words = _FATE[fate]
             figures = ("http:delivered", f"{self.now():.6f}", f"{task_id}:{next(self.numbers)}:x::0.1")
             line = b"" if fate == "lost" else LINE
-            outcomes.append((task_id, words, line, "why", *figures, json.dumps(rare).encode() if rare else b""))
+            stored = stored_id(task_id)
+            outcomes.append((stored, words, line, "why", *figures, json.dumps(rare).encode() if rare else b""))
             if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
                 expected += 1
                 self.end(task_id, task, fate, again)
@@ -295,7 +304,7 @@ class Places(RuleBasedStateMachine):
         assert settled == expected
         self.settled += settled
         self.forget_finished(queue)
-        self.forget_dead(queue, [task_id.decode() for task_id in dropped], dead_keep)
+        self.forget_dead(queue, [client_id(task_id.decode()) for task_id in dropped], dead_keep)
 
     def end(self, task_id: str, task: ModelTask, fate: str, again: bool) -> None:
         event(f"{'a further' if again else 'a first'} delivery ends: {fate}")
@@ -309,13 +318,15 @@ class Places(RuleBasedStateMachine):
             task.place, task.waits = "schedule", fate == "retry far"
         else:
             task.place = "finished" if fate == "finished" else "dead"
-        if fate == "finished" and task.chosen:
-            self.remembered[task_id] = task.due
+        if fate == "finished":
+            self.ledger[f"delivered:{task.queue}"] += 1
+            if task.chosen:
+                self.remembered[task_id] = task.due
 
     def forget_finished(self, queue: str) -> None:
         """The oldest leave the history; of those that ended in one millisecond it may be any."""
         mine = set(self.ids(lambda task: task.place == "finished" and task.queue == queue))
-        kept = {one.decode() for one in cast("list[bytes]", self.redis.zrange(keys.finished(queue), 0, -1))}
+        kept = {client_id(one.decode()) for one in cast("list[bytes]", self.redis.zrange(keys.finished(queue), 0, -1))}
         assert kept <= mine
         assert len(kept) == min(len(mine), HISTORY_KEEP)
         for task_id in mine - kept:
@@ -329,6 +340,7 @@ class Places(RuleBasedStateMachine):
             event("a dead one is dropped")
             assert task_id in mine
             del self.tasks[task_id]
+            self.ledger[f"dropped:{queue}"] += 1
 
     # --- taking back, putting back -------------------------------------------------------------------------------
 
@@ -341,8 +353,8 @@ class Places(RuleBasedStateMachine):
         dead = known - self.alive
         taken = self.scheduler.take_back(*QUEUES)
         gone = self.ids(lambda task: task.place == "started" and (task.expired or task.holder in dead))
-        assert Counter(taken) == Counter(gone)
-        for task_id in taken:
+        assert Counter(taken) == Counter(map(stored_id, gone))
+        for task_id in map(client_id, taken):
             event("one is taken back")
             task = self.tasks[task_id]
             task.outcomes = min(OUTCOMES_KEEP, task.outcomes + 1)
@@ -352,14 +364,14 @@ class Places(RuleBasedStateMachine):
         """With `keeping_ends` the time of one delivered task has come."""
         (ended,) = self.ids(lambda task: task.place == "finished")[:1] or ("",)
         if ended and keeping_ends:
-            self.redis.zadd(keys.finished(self.tasks.pop(ended).queue), {ended: keys.FOREVER_SECONDS + 1})
+            self.redis.zadd(keys.finished(self.tasks.pop(ended).queue), {stored_id(ended): keys.FOREVER_SECONDS + 1})
             event("one is forgotten")
         assert self.scheduler.forget(*QUEUES) == (1 if ended and keeping_ends else 0)
 
     def put_back(self, queue: str, token: str, keep: int) -> None:
         mine = self.held(queue, token)
         kept, given_back = mine[:keep], mine[keep:]
-        assert leases.put_back(queue, token, kept).run(self.redis) == len(given_back)
+        assert leases.put_back(queue, token, map(stored_id, kept)).run(self.redis) == len(given_back)
         returned = self.in_queue(queue)[: len(given_back)]
         assert Counter(returned) == Counter(given_back)
         for task_id in reversed(returned):
@@ -376,16 +388,28 @@ class Places(RuleBasedStateMachine):
 
     def cancel(self, task_id: str) -> None:
         task = self.tasks[task_id]
-        if task.place == "started":
-            with pytest.raises(QTaskError, match="right now"):
+        if task.place not in ("schedule", "queue"):
+            with pytest.raises(WrongState) as error:
                 tasks.cancel(self.redis, task_id)
+            assert error.value.state == _STATE[task.place]
             return
         assert tasks.cancel(self.redis, task_id) == _STATE[task.place]
         event(f"one is cancelled: {task.place}")
         if task.place == "queue":
             self.queued[task.queue].remove(task_id)
         del self.tasks[task_id]
-        self.remembered.pop(task_id, None)
+        self.ledger[f"cancelled:{task.queue}"] += 1
+
+    def forget_one(self, task_id: str) -> None:
+        task = self.tasks[task_id]
+        if task.place != "finished":
+            with pytest.raises(WrongState) as error:
+                tasks.forget(self.redis, task_id)
+            assert error.value.state == _STATE[task.place]
+            return
+        assert tasks.forget(self.redis, task_id) == "delivered"
+        event("one is forgotten because somebody asked for it")
+        del self.tasks[task_id]
 
     def retry_dead(self, wanted: list[str]) -> None:
         dead = self.dead_of(wanted)
@@ -402,7 +426,7 @@ class Places(RuleBasedStateMachine):
         assert tasks.remove_dead(self.redis, wanted) == dead
         for task_id in dead:
             event("a dead one is removed")
-            del self.tasks[task_id]
+            self.ledger[f"removed:{self.tasks.pop(task_id).queue}"] += 1
 
     def dead_of(self, wanted: list[str]) -> list[str]:
         return [task_id for task_id in wanted if task_id in self.tasks and self.tasks[task_id].place == "dead"]
@@ -415,7 +439,8 @@ class Places(RuleBasedStateMachine):
 
         def note(place: str, queue: str, members: Any) -> None:
             for member in members:
-                found.setdefault(member.decode().partition(":")[0], []).append((place, queue))
+                task_id = client_id(member.decode().partition(":")[0])
+                found.setdefault(task_id, []).append((place, queue))
 
         note("schedule", "", self.redis.zrange(keys.SCHEDULE, 0, -1))
         for queue in QUEUES:
@@ -432,7 +457,7 @@ class Places(RuleBasedStateMachine):
     @invariant()
     def each_has_a_job_that_says_where_it_is(self) -> None:
         for task_id, task in self.tasks.items():
-            fields: Any = self.redis.hgetall(keys.job(task_id))
+            fields: Any = self.redis.hgetall(keys.job(stored_id(task_id)))
             job = {name.decode(): value for name, value in fields.items()}
             assert job["data"].startswith(b'["qtask.do",0,[{')
             assert job["origin"].decode() == task.queue
@@ -442,22 +467,33 @@ class Places(RuleBasedStateMachine):
             assert int(job.get("attempt", 0)) == task.attempt
             for name, lines in (("outcomes", task.outcomes), ("history", task.history)):
                 assert len(job.get(name, b"").splitlines()) == lines, (task_id, name)
-            assert self.redis.ttl(keys.job(task_id)) == -1
+            assert self.redis.ttl(keys.job(stored_id(task_id))) == -1
 
     @invariant()
     def nothing_else_is_left_behind(self) -> None:
-        fixed = {keys.INBOX, keys.QUEUES, keys.COUNTERS, keys.WORKERS, keys.SCHEDULE, keys.stats("http")}
+        fixed = {keys.INBOX, keys.QUEUES, keys.COUNTERS, keys.LEDGER, keys.WORKERS, keys.SCHEDULE, keys.stats("http")}
         for queue in QUEUES:
             fixed |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}
         fixed |= {f"rq:worker:{token}" for token in TOKENS}
         found = {key.decode() for key in cast("list[bytes]", self.redis.keys("*"))}
         jobs = {key for key in found if key.startswith(keys.JOB_PREFIX)}
         ids = {key for key in found if key.startswith(keys.ID_PREFIX)}
-        assert jobs == {keys.job(task_id) for task_id in self.tasks}
-        assert ids == {keys.ID_PREFIX + task_id for task_id in self.remembered}
+        assert jobs == {keys.job(stored_id(task_id)) for task_id in self.tasks}
+        assert ids == {keys.ID_PREFIX + stored_id(task_id) for task_id in self.remembered}
         assert found - jobs - ids <= fixed
         assert self.redis.xlen(keys.INBOX) == 0
         assert sum(map(int, self.redis.hvals(keys.COUNTERS))) == self.settled
+
+    @invariant()
+    def the_ledger_balances(self) -> None:
+        """At every instant, over all queues and for each."""
+        counted: Any = self.redis.hgetall(keys.LEDGER)
+        assert {name.decode(): int(count) for name, count in counted.items()} == +self.ledger
+        figures = audit.read_figures(self.redis)
+        assert figures.owed == figures.held == len(self.ids(lambda task: task.place != "finished"))
+        for queue in QUEUES:
+            waiting = self.ids(lambda task, queue=queue: (task.place, task.queue) == ("schedule", queue))  # type: ignore[misc]
+            assert figures.scheduled_of(queue) == len(waiting)
 
     # --- small things --------------------------------------------------------------------------------------------
 
@@ -466,7 +502,7 @@ class Places(RuleBasedStateMachine):
         return float(seconds) + microseconds / 1e6
 
     def in_queue(self, queue: str) -> list[str]:
-        return [one.decode() for one in cast("list[bytes]", self.redis.lrange(keys.queue(queue), 0, -1))]
+        return [client_id(one.decode()) for one in cast("list[bytes]", self.redis.lrange(keys.queue(queue), 0, -1))]
 
     def ids(self, fits: Callable[[ModelTask], bool]) -> list[str]:
         return [task_id for task_id, task in self.tasks.items() if fits(task)]

@@ -20,6 +20,8 @@ from qtask import stats
 from qtask.graph import render
 from qtask.outcome import OUTCOMES_KEEP, Outcome
 from qtask.store import keys, tasks
+from qtask.store.audit import audit
+from qtask.store.rq_job import TaskJob
 from qtask.timing import format_instant
 from tests.command import qtask
 from tests.live import Live
@@ -277,6 +279,49 @@ def test_only_a_first_delivery_counts_for_lateness(live: Live) -> None:
     assert render(live.redis, "svg").startswith(b"<?xml")
 
 
+def later_lives_of(live: Live, queue: str, target: str, link: str, stock: bool) -> str:
+    """A task that is delivered by a fourth life: dead, retried, requeued by RQ's tools in two ways; returns its id.
+
+    Each life is one attempt, by a stock worker or by QTask's own.
+    """
+    task_id = send(live, link + target, queue=queue, retry={"attempts": 1})
+    worker = None if stock else live.start("worker", queue=queue)
+
+    def next_end(number: int) -> None:
+        if stock:
+            live.wait_queued(queue, 1)
+            live.command("rq", "worker", "-u", live.server.url, *JSON, "-w", "rq.SimpleWorker", "--burst", queue)
+        until(lambda: len(tasks.show(live.redis, task_id).outcomes) == number, 20)
+
+    next_end(1)
+    assert tasks.retry(live.redis, [task_id]) == [task_id]
+    next_end(2)
+    live.command("rq", "requeue", "-u", live.server.url, *JSON, "--queue", queue, task_id)
+    next_end(3)
+    TaskJob.fetch(task_id, connection=live.redis).requeue()  # as rq-dashboard does
+    next_end(4)
+    if worker is not None:
+        worker.stop()
+    return task_id
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["own worker", "stock worker"])
+def test_lateness_is_that_of_the_first_delivery_also_after_the_task_was_dead(
+    live: Live, queue: str, stock: bool
+) -> None:
+    script = Script(hook=[404, 404, 404, 200])
+    with Receiver(script) as receiver:
+        task_id = later_lives_of(live, queue, "hook", receiver.url, stock)
+    record = tasks.show(live.redis, task_id)
+    assert (record.state, [outcome.code for outcome in record.outcomes]) == ("delivered", [404, 404, 404, 200])
+    assert [outcome.attempt for outcome in record.outcomes] == [1, 1, 1, 1], "with all its attempts anew each time"
+    assert [outcome.lateness is None for outcome in record.outcomes] == [False, True, True, True]
+    members: Any = live.redis.zrange(keys.stats("http"), 0, -1)
+    mine = [member.decode().split(":") for member in members if member.startswith(task_id.encode())]
+    assert sorted(lateness != "" for _, _, _, lateness, _ in mine) == [False, False, False, True]
+    assert audit(live.redis).balances
+
+
 # --- a stock worker ----------------------------------------------------------------------------------------------
 
 
@@ -293,6 +338,9 @@ def test_a_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
         live.wait_queued(queue, 3)
         live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
         assert sorted(registry.get_job_ids()) == sorted(ids)
+        found = audit(live.redis)
+        assert found.balances, found
+        assert tasks.retry(live.redis, ids[:2]) == tasks.remove_dead(live.redis, ids[:2]) == [], "they are not dead"
         records = [tasks.show(live.redis, task_id) for task_id in ids]
         assert [record.state for record in records] == ["scheduled", "scheduled", "dead"]
         for record in records[:2]:
@@ -301,6 +349,7 @@ def test_a_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
         live.redis.publish(keys.WAKE, 0)
         live.wait_queued(queue, 2)
         assert registry.get_job_ids() == [ids[2]], "what is tried again is not failed"
+        assert not live.redis.exists(keys.STOCK_RETRIES)
         live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
     records = [tasks.show(live.redis, task_id) for task_id in ids]
     assert [record.state for record in records] == ["delivered", "dead", "dead"]

@@ -210,7 +210,7 @@ def test_what_the_dead_leave_goes_with_them_when_they_are_removed(both: Both) ->
     redis = both.live.redis
     dead = both.records[STOCK]["pipe absent"].id
     assert redis.exists(keys.job(dead), keys.results(dead)) == 2
-    assert tasks.cancel(redis, dead) == "dead"
+    assert tasks.remove_dead(redis, [dead]) == [dead]
     assert list(redis.scan_iter(f"*{dead}*")) == []
     assert redis.zscore(keys.failed(STOCK), dead) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from qtask.config import Config
 from qtask.outcome import Outcome
 from qtask.stats import Spread
 from qtask.store import keys
+from tests.statistics import KEPT_FOR_LONG, record
 
 NOW = 1_795_489_515.0
 
@@ -24,9 +26,9 @@ def outcome(ended: float, lateness: float = 0.001, duration: float = 0.01, error
 
 
 def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
-    stats.record(redis, "http", "ID--1", outcome(NOW, 0.0025, 0.125), Config())
-    stats.record(redis, "http", "ID--2", outcome(NOW + 1, 0.5, 30.0, "timeout"), Config())
-    stats.record(redis, "pipe", "ID--3", outcome(NOW + 2), Config())
+    record(redis, "http", "ID--1", outcome(NOW, 0.0025, 0.125))
+    record(redis, "http", "ID--2", outcome(NOW + 1, 0.5, 30.0, "timeout"))
+    record(redis, "pipe", "ID--3", outcome(NOW + 2))
     by_kind = {samples.kind: samples for samples in stats.read(redis)}
     http = by_kind["http"]
     assert (http.ended, http.lateness, http.duration) == ([NOW, NOW + 1], [0.0025, 0.5], [0.125, 30.0])
@@ -45,29 +47,30 @@ def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
 def test_the_same_task_counts_once_an_attempt(redis: Redis) -> None:
     for attempt in (1, 2):
         one = Outcome("delivered", NOW, NOW, 0.0, 0.0, attempt=attempt)
-        stats.record(redis, "http", "ID", one, Config())
+        record(redis, "http", "ID", one)
     assert len(stats.read(redis, ["http"])[0]) == 2
 
 
 def test_samples_are_bounded_in_number_and_totals_are_not(redis: Redis) -> None:
-    config = Config(stats_keep=100)
+    config = replace(KEPT_FOR_LONG, stats_keep=100)
     for number in range(150):
-        stats.record(redis, "http", f"ID{number}", outcome(NOW + number), config)
+        record(redis, "http", f"ID{number}", outcome(NOW + number), config)
     (samples,) = stats.read(redis, ["http"])
     assert samples.ended == [NOW + number for number in range(50, 150)], "the newest are kept"
     assert stats.summary(redis)[0].totals == {"delivered": 150}
 
 
 def test_samples_are_bounded_in_age(redis: Redis) -> None:
-    config = Config(stats_seconds=60)
-    for age in (300, 61, 59, 0):
-        stats.record(redis, "http", f"ID{age}", outcome(NOW - age), config)
-    assert stats.read(redis, ["http"])[0].ended == [NOW - 59, NOW]
+    config = Config(stats_seconds=600)
+    now = float(redis.time()[0])
+    for age in (3_000, 601, 300, 0):
+        record(redis, "http", f"ID{age}", outcome(now - age), config)
+    assert stats.read(redis, ["http"])[0].ended == [now - 300, now]
 
 
 def test_the_newest_alone_can_be_read(redis: Redis) -> None:
     for number in range(10):
-        stats.record(redis, "socket", f"ID{number}", outcome(NOW + number), Config())
+        record(redis, "socket", f"ID{number}", outcome(NOW + number))
     assert stats.read(redis, ["socket"], newest=3)[0].ended == [NOW + 7, NOW + 8, NOW + 9]
     assert len(stats.read(redis, ["socket"], newest=30)[0]) == 10
 
@@ -83,7 +86,7 @@ def test_more_than_one_chunk_is_read_whole_and_in_order(redis: Redis) -> None:
     "foreign", [b"", b"x", b"a:b:c:d:e", b"\xff\xfe", b"ID:1:delivered:0.1", b"ID:1:delivered:0.1:"]
 )
 def test_members_that_are_not_ours_hide_nothing(redis: Redis, foreign: bytes) -> None:
-    stats.record(redis, "http", "ID", outcome(NOW), Config())
+    record(redis, "http", "ID", outcome(NOW))
     redis.zadd(keys.stats("http"), {foreign: NOW - 1})
     assert stats.read(redis, ["http"])[0].ended == [NOW]
     assert stats.summary(redis)[0].sampled == 1
@@ -118,8 +121,8 @@ def test_a_summary_has_each_kind_that_has_outcomes(redis: Redis) -> None:
     assert stats.summary(redis) == []
     for number in range(1, 101):
         error = "status" if number > 90 else ""
-        stats.record(redis, "http", f"ID{number}", outcome(NOW + number, number / 1000, number / 100, error), Config())
-    stats.record(redis, "unknown", "ID", outcome(NOW, 0.0, 0.0, "refused"), Config())
+        record(redis, "http", f"ID{number}", outcome(NOW + number, number / 1000, number / 100, error))
+    record(redis, "unknown", "ID", outcome(NOW, 0.0, 0.0, "refused"))
     http, unknown = stats.summary(redis)
     assert (http.kind, http.totals, http.sampled) == ("http", {"delivered": 90, "status": 10}, 100)
     assert http.lateness == Spread(0.05, 0.095, 0.099, 0.1)

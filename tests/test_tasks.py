@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
+import rq_scheduler
 from redis import Redis
 
 from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement
-from qtask.errors import NotFound, QTaskError
+from qtask.errors import NotFound, WrongState
 from qtask.outcome import Answer, Failure
 from qtask.scheduler import Scheduler
 from qtask.store import keys, leases
-from qtask.store.tasks import cancel, count_tasks, list_tasks, show
+from qtask.store.audit import read_figures
+from qtask.store.rq_job import TaskJob
+from qtask.store.tasks import cancel, count_tasks, forget, list_tasks, remove_one, retry_one, show
 from tests.claiming import claim
 
 LATER = 4_000_000_000.0
@@ -49,10 +53,10 @@ def everything(redis: Redis) -> str:
         b"zset": lambda key: redis.zrange(key, 0, -1),
         b"list": lambda key: redis.lrange(key, 0, -1),
         b"set": redis.smembers,
-        b"hash": redis.hgetall,
+        b"hash": lambda key: sorted(cast("dict[bytes, bytes]", redis.hgetall(key)).items()),
         b"string": redis.get,
     }
-    return str({key: read[redis.type(key)](key) for key in redis.scan_iter()})
+    return str({key: read[redis.type(key)](key) for key in sorted(redis.scan_iter())})
 
 
 def in_every_state(redis: Redis) -> dict[str, str]:
@@ -116,22 +120,57 @@ def test_what_is_not_there_is_told(redis: Redis) -> None:
     assert set(count_tasks(redis, "another").values()) == {0}
 
 
-@pytest.mark.parametrize("state", ["scheduled", "queued", "delivered", "dead"])
-def test_cancel_leaves_nothing_of_a_task(redis: Redis, state: str) -> None:
+def test_each_queue_has_its_own_scheduled_tasks_and_counts(redis: Redis) -> None:
+    """Also those behind many of another queue, and where jobs of other programs wait for the same queue."""
+    ours = submit(redis, LATER + 1, LATER + 9_000, queue="ours")
+    theirs = submit(redis, *(LATER + 2 + number for number in range(2_500)), queue="theirs")
+    for _ in range(2):
+        assert [record.id for record in list_tasks(redis, "ours", "scheduled")] == ours
+        assert [record.id for record in list_tasks(redis, "theirs", "scheduled", 2)] == theirs[:2]
+        assert {queue: count_tasks(redis, queue)["scheduled"] for queue in ("ours", "theirs", "none")} == {
+            "ours": 2,
+            "theirs": 2_500,
+            "none": 0,
+        }
+        assert read_figures(redis).scheduled_of("ours") == 2, "told by the ledger, without a look at the schedule"
+    stock = rq_scheduler.Scheduler("ours", connection=redis, job_class=TaskJob)
+    foreign = stock.enqueue_at(datetime(2200, 1, 1, tzinfo=UTC), "os.getpid").id
+    assert read_figures(redis).scheduled_of("ours") is None
+    assert {queue: count_tasks(redis, queue)["scheduled"] for queue in ("ours", "theirs", "none")} == {
+        "ours": 3,
+        "theirs": 2_500,
+        "none": 0,
+    }
+    assert [record.id for record in list_tasks(redis, "ours", "scheduled")] == [*ours, foreign]
+
+
+VERBS = {"cancel": cancel, "forget": forget, "remove": remove_one, "retry": retry_one}
+TAKES = {"cancel": ("scheduled", "queued"), "forget": ("delivered",), "remove": ("dead",), "retry": ("dead",)}
+
+
+@pytest.mark.parametrize("verb", ["cancel", "forget", "remove"])
+def test_nothing_is_left_of_a_task_that_went(redis: Redis, verb: str) -> None:
     ids = in_every_state(redis)
     redis.delete(keys.COUNTERS, keys.stats("http"))  # statistics outlive tasks
-    assert cancel(redis, ids[state]) == state
-    assert count_tasks(redis, "qtask") == {**dict.fromkeys(ids, 1), state: 0}
-    assert ids[state] not in everything(redis)
-    with pytest.raises(NotFound):
-        cancel(redis, ids[state])
+    for state in TAKES[verb]:
+        before = count_tasks(redis, "qtask")
+        assert VERBS[verb](redis, ids[state]) == state
+        assert count_tasks(redis, "qtask") == {**before, state: 0}
+        assert ids[state] not in everything(redis)
+        with pytest.raises(NotFound):
+            VERBS[verb](redis, ids[state])
 
 
-def test_a_task_that_is_being_delivered_is_left_alone(redis: Redis) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_task_in_another_state_is_left_as_it_was(redis: Redis, verb: str) -> None:
     ids = in_every_state(redis)
-    with pytest.raises(QTaskError, match="is being delivered right now"):
-        cancel(redis, ids["started"])
-    assert show(redis, ids["started"]).state == "started"
+    for state, task_id in ids.items():
+        if state not in TAKES[verb]:
+            before = everything(redis)
+            with pytest.raises(WrongState) as error:
+                VERBS[verb](redis, task_id)
+            assert error.value.state == state
+            assert everything(redis) == before
     settle(redis, ids["started"])
 
 
@@ -157,5 +196,5 @@ def test_a_job_that_is_no_task_is_shown_and_can_be_removed(redis: Redis) -> None
     record = show(redis, "foreign")
     assert (record.state, record.kind, record.title, record.link, record.due) == ("dead", "unknown", "", "", 0.0)
     assert bytes(record.task) == b"null"
-    assert cancel(redis, "foreign") == "dead"
+    assert remove_one(redis, "foreign") == "dead"
     assert redis.exists(keys.job("foreign"), keys.failed("")) == 0

@@ -80,6 +80,10 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         """As `Client.cancel`."""
         return await asyncio.to_thread(self._plain.cancel, task_id)
 
+    async def forget(self, task_id: str) -> State:
+        """As `Client.forget`."""
+        return await asyncio.to_thread(self._plain.forget, task_id)
+
     async def find_dead(
         self,
         *,

@@ -88,11 +88,25 @@ class Client(Shorthands[Accepted]):
             return tasks.list_tasks(redis, way.queue, state, limit, requests.client_mask())
 
     def cancel(self, task_id: str) -> State:
-        """Removes a task that is not being delivered (`redis://` only). Raises `NotFound` or `Unavailable`."""
+        """Cancels a task that waits (`redis://` only), and returns the state it was in. Its id may be used again.
+
+        Raises `WrongState` when it is being delivered or has ended, `NotFound` or `Unavailable`.
+        """
         from qtask.store import tasks
 
         with self._need_redis().asking() as redis:
             return tasks.cancel(redis, task_id)
+
+    def forget(self, task_id: str) -> State:
+        """Forgets a delivered task before the end of its keeping (`redis://` only), and returns the state it was in.
+
+        An id that the client chose stays remembered for its time. Raises `WrongState` when the task is not delivered,
+        `NotFound` or `Unavailable`.
+        """
+        from qtask.store import tasks
+
+        with self._need_redis().asking() as redis:
+            return tasks.forget(redis, task_id)
 
     def find_dead(
         self,
@@ -124,7 +138,7 @@ class Client(Shorthands[Accepted]):
             return tasks.retry(redis, ids)
 
     def remove(self, ids: Sequence[str]) -> Sequence[str]:
-        """Removes dead tasks (`redis://` only); returns the ids of those that were dead."""
+        """Removes dead tasks (`redis://` only); returns the ids of those that were dead. They may be used again."""
         from qtask.store import tasks
 
         with self._need_redis().asking() as redis:

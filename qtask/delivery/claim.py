@@ -16,13 +16,17 @@ class Claim(Struct, frozen=True):
     """A task that a worker holds a lease of.
 
     Attributes:
-        id: of the task.
+        id: of the task, as it is stored; `ids.client_id` gives the client's.
         attempt: 1 for the first delivery.
         task: the dict.
         due: Unix seconds.
+        retried: whether the task was dead before and is tried again, so that its first delivery lies behind it.
+        foreign: whether another program put the job into Redis, so that QTask never accepted it.
     """
 
     id: str
     attempt: int
     task: Task
     due: float
+    retried: bool = False
+    foreign: bool = False

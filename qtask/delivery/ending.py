@@ -14,11 +14,14 @@ from msgspec import UNSET
 from qtask import stats
 from qtask.delivery.claim import Claim
 from qtask.failure_log import FailureLog, Fields
+from qtask.ids import client_id
 from qtask.link import destination_of
 from qtask.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
 from qtask.store.leases import Fate, Settlement
 from qtask.task import expiry_of
+
+LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock worker
 
 
 def hindrance(claim: Claim, now: float) -> Failure | None:
@@ -52,7 +55,7 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
         status="failed" if failure else "delivered",
         started=started,
         ended=started + duration,
-        lateness=lateness if claim.attempt == 1 else None,
+        lateness=lateness if claim.attempt == 1 and not claim.retried else None,
         duration=duration,
         attempt=claim.attempt,
         code=answer.code,
@@ -97,6 +100,8 @@ def settlement(
     fate: Fate = "finished"
     if claim.attempt > 1:
         rare["again"] = True
+    if claim.foreign:
+        rare["foreign"] = True
     if isinstance(result, Failure):
         delay = retry_delay(claim, result, outcome.ended)
         fate = "failed" if delay is None else "retry"
@@ -109,7 +114,7 @@ def settlement(
 
 def retry_in(one: Settlement) -> float | None:
     """Seconds until the next attempt, of a settlement of a failed delivery; None when the task is dead."""
-    delay: float | None = msgspec.json.decode(one[-1]).get("delay") if one[1] == "retry" else None
+    delay: float | None = _rare(one).get("delay")
     return delay
 
 
@@ -125,7 +130,12 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
     address = claim.task.address
 
     def fields() -> Fields:
-        about: Fields = {"task": claim.id, "type": claim.task.kind, "attempt": claim.attempt, "outcome": outcome.kind}
+        about: Fields = {
+            "task": client_id(claim.id),
+            "type": claim.task.kind,
+            "attempt": claim.attempt,
+            "outcome": outcome.kind,
+        }
         if outcome.answer.code:
             about["status"] = outcome.answer.code
         if delay is not None:
@@ -138,7 +148,7 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
 
 def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) -> None:
     """Logs the death of a job that is no task."""
-    about: Fields = {"task": task_id, "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.kind}
+    about: Fields = {"task": client_id(task_id), "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.kind}
     log.write(logging.WARNING, "dead", "unknown", lambda: about)
 
 
@@ -147,20 +157,48 @@ def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
     outcome = outcome_of(claim, failure, now, 0.0)
     # When its workers died, the lost deliveries stand in its history already.
     line = b"" if failure.kind == "lost" else encode_outcome(outcome)
-    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, {"again": True, "unbegun": True})
+    rare = {"again": True, "unbegun": True, **({"foreign": True} if claim.foreign else {})}
+    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, rare)
 
 
-def unread(task_id: str, attempt: int, failure: Failure, now: float) -> Settlement:
-    """What is settled for a job that is no task; `now` in Unix seconds."""
+def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bool) -> Settlement:
+    """What is settled for a job that is no task.
+
+    Args:
+        task_id, attempt: of the job.
+        failure: what is wrong with it.
+        now: Unix seconds.
+        foreign: whether another program put it into Redis, so that QTask never accepted it.
+    """
     outcome = unread_outcome(failure, attempt, now)
-    return _settlement(task_id, stats.UNKNOWN, "failed", outcome, encode_outcome(outcome), {"again": attempt > 1})
+    rare = {"again": attempt > 1, "foreign": foreign}
+    return _settlement(task_id, stats.UNKNOWN, "failed", outcome, encode_outcome(outcome), rare)
 
 
 def with_history(one: Settlement) -> Settlement:
     """A settlement whose outcome does not take the place of those before it; see settle.lua."""
-    *rest, rare = one
-    given: dict[str, Any] = msgspec.json.decode(rare) if rare else {}
-    return (*rest, msgspec.json.encode({**given, "again": True}))  # type: ignore[return-value]
+    return _with(one, {"again": True})
+
+
+def by_stock_worker(one: Settlement) -> Settlement:
+    """A settlement by a stock RQ worker, which does something of its own with the job afterwards; see settle.lua.
+
+    RQ counts the job as failed after the function has ended, and only then may the scheduler take it for the next
+    attempt.
+    """
+    more: dict[str, Any] = {"stock": True, "again": True}
+    delay = _rare(one).get("delay")
+    if delay is not None:
+        more["delay"] = max(delay, LEAST_STOCK_RETRY_SECONDS)
+    return _with(one, more)
+
+
+def _rare(one: Settlement) -> dict[str, Any]:
+    return dict(msgspec.json.decode(one[-1])) if one[-1] else {}
+
+
+def _with(one: Settlement, more: dict[str, Any]) -> Settlement:
+    return (*one[:-1], msgspec.json.encode({**_rare(one), **more}))
 
 
 def _settlement(task_id: str, kind: str, fate: Fate, outcome: Outcome, line: bytes, rare: dict[str, Any]) -> Settlement:

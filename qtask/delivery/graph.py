@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import quote
 
 from redis import Redis
 
@@ -16,6 +17,7 @@ from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import Loop
+from qtask.ids import client_id
 from qtask.outcome import Answer, Failure
 from qtask.store import keys
 from qtask.store.connect import connect
@@ -31,7 +33,14 @@ def draw_into_redis(redis: Redis, task_ids: list[str]) -> list[str]:
     for task_id in task_ids:
         _keep(redis, task_id, picture)
     return [
-        json.dumps({"graph": f"/graphs/{one}", "key": keys.graph(one), "type": "image/png", "bytes": len(picture)})
+        json.dumps(
+            {
+                "graph": f"/graphs/{quote(client_id(one), safe='')}",
+                "key": keys.graph(one),
+                "type": "image/png",
+                "bytes": len(picture),
+            }
+        )
         for one in task_ids
     ]
 

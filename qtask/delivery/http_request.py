@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from qtask.check import decode_base64, http_data
 from qtask.delivery.browsers import random_browser
 from qtask.errors import Refused
+from qtask.ids import client_id
 from qtask.link import check_url, split_unix
 from qtask.outcome import Failure
 from qtask.task import FormValue, HttpData, Scalar, Task, is_given, json_text
@@ -61,7 +62,8 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
 
     Args:
         task: the dict.
-        task_id: sent as `QTask-Id`, the same on every attempt, so that a receiver can tell duplicates.
+        task_id: as it is stored; the client's form of it is sent as `QTask-Id`, the same on every attempt, so that a
+            receiver can tell duplicates.
         attempt: sent as `QTask-Attempt`, from 1.
         due: Unix seconds, sent as `QTask-Due` in ISO 8601.
 
@@ -78,7 +80,7 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
         headers.append(("Content-Type", content_type))
     if authorization and "authorization" not in names:
         headers.append(("Authorization", authorization))
-    headers.append(("QTask-Id", task_id))
+    headers.append(("QTask-Id", client_id(task_id)))
     headers.append(("QTask-Attempt", str(attempt)))
     headers.append(("QTask-Due", format_instant(due)))
     return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket)

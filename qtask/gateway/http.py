@@ -1,4 +1,4 @@
-"""The gateway's HTTP: submit a task, look at one, cancel or retry it, fetch a graph, ask for its health."""
+"""The gateway's HTTP: submit, show, cancel, retry, remove and forget tasks; fetch a graph; ask for its health."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.check import bare, parse, split_batch
 from qtask.config import Config
-from qtask.errors import NotFound, QTaskError, Refused
+from qtask.errors import NotFound, Refused, WrongState
 from qtask.gateway.held import Held
 from qtask.gateway.hosts import Hosts
 from qtask.gateway.http_refusal import NO_SNIFFING, http_refusal
@@ -38,6 +38,7 @@ from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
+from qtask.ids import stored_id
 from qtask.mask import mask_of
 from qtask.refusal import other_form
 from qtask.store import keys, tasks
@@ -49,6 +50,7 @@ STOP_SECONDS = 7  # for requests that are under way when asked to stop; less tha
 
 logger = logging.getLogger("qtask.gateway")
 
+_SAFE_IN_PART = "!$&'()*+,:;=@~"  # of one part of a path (RFC 3986, section 3.3), beside letters, digits, '_', '-', '.'
 _STATUS_OF_CODE = {"too_large": 413, "unavailable": 503}
 
 
@@ -74,6 +76,8 @@ class HttpServer:
             Route("/tasks/{id}", self._show, methods=["GET"]),
             Route("/tasks/{id}", self._cancel, methods=["DELETE"]),
             Route("/tasks/{id}/retry", self._retry, methods=["POST"]),
+            Route("/tasks/{id}/remove", self._remove, methods=["POST"]),
+            Route("/tasks/{id}/forget", self._forget, methods=["POST"]),
             Route("/graphs/{id}", self._graph, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
         ]
@@ -194,9 +198,18 @@ class HttpServer:
         return await self._decide(tasks.cancel, request)
 
     async def _retry(self, request: Request) -> Response:
+        return await self._decide_on_post(tasks.retry_one, request)
+
+    async def _remove(self, request: Request) -> Response:
+        return await self._decide_on_post(tasks.remove_one, request)
+
+    async def _forget(self, request: Request) -> Response:
+        return await self._decide_on_post(tasks.forget, request)
+
+    async def _decide_on_post(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
         if (unsupported := _unsupported(request)) is not None:
             return unsupported
-        return await self._decide(tasks.retry_one, request)
+        return await self._decide(step, request)
 
     async def _decide(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
@@ -205,8 +218,8 @@ class HttpServer:
             state = await run_in_threadpool(step, self._reading, task_id)
         except NotFound as error:
             return _error(404, "not_found", str(error))
-        except QTaskError as error:
-            return _error(409, "wrong_state", str(error))
+        except WrongState as error:
+            return _error(409, "wrong_state", str(error), state=error.state)
         except (RedisError, OSError) as error:
             return _redis_away(error)
         return JSONResponse({"ok": True, "id": task_id, "was": state})
@@ -216,7 +229,7 @@ class HttpServer:
     async def _graph(self, request: Request) -> Response:
         task_id = _id_in(request)
         try:
-            picture: Any = await self._redis.get(keys.graph(task_id))
+            picture: Any = await self._redis.get(keys.graph(stored_id(task_id)))
         except (RedisError, OSError) as error:
             return _redis_away(error)
         if picture is None:
@@ -242,8 +255,8 @@ class HttpServer:
         if request.method == "OPTIONS" and routes:
             return Response(status_code=204, headers=allow)
         message = (
-            f"{request.method} {unquote(path)[:200]} is not known here; POST /tasks and /tasks/ID/retry, "
-            "GET /tasks/ID, /graphs/ID and /health, DELETE /tasks/ID are"
+            f"{request.method} {unquote(path)[:200]} is not known here; POST /tasks, /tasks/ID/retry, "
+            "/tasks/ID/remove and /tasks/ID/forget, GET /tasks/ID, /graphs/ID and /health, DELETE /tasks/ID are"
         )
         return _error(error.status_code, "not_found", message, headers=allow if routes else None)
 
@@ -410,7 +423,9 @@ def _retry_after(status: int) -> dict[str, str] | None:
     return {"Retry-After": "1"} if status == 503 else None
 
 
-def _error(status: int, code: str, message: str, field: str = "", headers: dict[str, str] | None = None) -> Response:
-    """The same form as that of a refused dict, whatever went wrong."""
-    body = {"ok": False, "error": {"code": code, "field": field, "message": message}}
+def _error(
+    status: int, code: str, message: str, field: str = "", headers: dict[str, str] | None = None, **more: str
+) -> Response:
+    """The same form as that of a rejected task, whatever went wrong; with `more` beside the message."""
+    body = {"ok": False, "error": {"code": code, "field": field, "message": message, **more}}
     return JSONResponse(body, status, headers=headers or _retry_after(status))

@@ -196,7 +196,13 @@ def encode_answer(answer: Answer) -> bytes:
     """An answer as JSON on one line, without the line break."""
     if isinstance(answer, Accepted):
         duplicate = ',"duplicate":true' if answer.duplicate else ""
-        return f'{{"ok":true,"id":"{answer.id}","due":{answer.due!r}{duplicate}}}'.encode()
+        return f'{{"ok":true,"id":{_id_as_json(answer.id)},"due":{answer.due!r}{duplicate}}}'.encode()
     if answer is None:
         return b"null"
     return msgspec.json.encode({"ok": False, "error": answer.as_dict()})
+
+
+def _id_as_json(task_id: str) -> str:
+    if '"' in task_id or "\\" in task_id:  # of a client's choosing
+        return msgspec.json.encode(task_id).decode()
+    return f'"{task_id}"'

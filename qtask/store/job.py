@@ -15,11 +15,15 @@ from qtask.timing import parse_instant
 
 FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; its name stands in every task, hence so short
 
+_ACCEPTED = b'["qtask.do",0,['  # how submit.lua begins the data of a job
 _DECODER = msgspec.json.Decoder(tuple[str, int | None, tuple[Task], dict[str, Any]])
 
 
-def read_data(data: bytes) -> Task:
+def read_data(data: bytes) -> tuple[Task, bool]:
     """Reads the `data` field of a job hash.
+
+    Returns the task, and whether QTask accepted it: another program may put a job with the same function into Redis, by
+    RQ or rq-scheduler, and these write null where submit.lua writes 0.
 
     Raises `Refused` for a job that is no task, such as one that another program put into the same queue.
     """
@@ -29,13 +33,23 @@ def read_data(data: bytes) -> Task:
         except zlib.error:
             raise Refused("invalid_value", "data", "this job is no task: its data is not RQ's JSON") from None
     try:
-        function, _, (task,), _ = _DECODER.decode(data)
+        function, instance, (task,), _ = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_function(data)
         raise Refused("invalid_value", "data", f"this job is no task: {error}") from None
     if function != FUNCTION:
         _check_function(data)
-    return task
+    return task, instance is not None
+
+
+def is_foreign(data: bytes) -> bool:
+    """Whether another program put this job into Redis, so that QTask never accepted it; by its `data` field."""
+    if data[:1] != b"[":
+        try:
+            data = zlib.decompress(data)
+        except zlib.error:
+            return True
+    return not data.startswith(_ACCEPTED)
 
 
 def _check_function(data: bytes) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 # RQ and rq-scheduler
 JOB_PREFIX = "rq:job:"  # + id: hash, a job
 QUEUE_PREFIX = "rq:queue:"  # + queue: list of job ids
+INTERMEDIATE_SUFFIX = ":intermediate"  # + key of a queue: list, ids that a stock worker is taking out of it
+CANCELLED_PREFIX = "rq:canceled:"  # + queue: sorted set, jobs that were cancelled by RQ's own tools
 QUEUES = "rq:queues"  # set of queue keys, which `rq info` lists
 SCHEDULE = "rq:scheduler:scheduled_jobs"  # sorted set, id by due
 SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqscheduler stays passive
@@ -25,6 +27,8 @@ NODES = "qtask:nodes"  # counter: a number for each process that makes ids
 WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
 COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
+LEDGER = "qtask:ledger"  # hash: `what:queue` to how many tasks; see audit.py
+STOCK_RETRIES = "qtask:stock_retries"  # set: ids that a stock worker will try again; RQ counts them as failed meanwhile
 ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn

@@ -19,7 +19,8 @@ LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
 
 # Plain tuples both, of which there is one a task on the hottest path: a named one costs a quarter of a microsecond.
 Claimed = tuple[bytes, int, bytes, bytes]
-"""Id; attempt, from 1; due in Unix seconds, or empty where a stock rqscheduler did not write it; the job's data."""
+"""Id; attempt, from 1, and negative where the task was dead before and is tried again; due in Unix seconds, or empty
+where a stock rqscheduler did not write it; the job's data."""
 
 Fate = Literal["finished", "failed", "retry"]
 Settlement = tuple[str, Fate, bytes, str, str, str, str, bytes]
@@ -40,9 +41,11 @@ def claim(
     """
     arguments: list[Value] = [
         *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS),
-        *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, most_bytes),
+        *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, most_bytes, queue),
     ]
-    return Call(script("claim"), [keys.queue(queue), keys.started(queue)], arguments)
+    registries = [keys.started(queue), keys.failed(queue)]
+    others = [keys.STOCK_RETRIES, keys.LEDGER, keys.SCHEDULE]
+    return Call(script("claim"), [keys.queue(queue), *registries, *others], arguments)
 
 
 def read_claimed(reply: list[Any]) -> tuple[float, Iterable[Claimed]]:
@@ -53,8 +56,8 @@ def read_claimed(reply: list[Any]) -> tuple[float, Iterable[Claimed]]:
 
 def put_back(queue: str, token: str, kept: Iterable[Value]) -> Call:
     """Puts back into its queue what a worker has claimed, but for the ids in `kept`; replies how many went back."""
-    arguments: list[Value] = [keys.JOB_PREFIX, token, *kept]
-    return Call(script("put_back"), [keys.started(queue), keys.queue(queue)], arguments)
+    arguments: list[Value] = [keys.JOB_PREFIX, token, queue, *kept]
+    return Call(script("put_back"), [keys.started(queue), keys.queue(queue), keys.LEDGER], arguments)
 
 
 def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Call:
@@ -66,9 +69,28 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
         *(keys.JOB_PREFIX, token, keys.STATS_PREFIX),
         *(config.history_keep, config.history_seconds, config.stats_keep, config.stats_seconds),
         *(keys.FOREVER_SECONDS, config.dead_keep, keys.WAKE, keys.ID_PREFIX, OUTCOMES_KEEP, keys.RESULTS_PREFIX),
+        config.queue,
     ]
     for settlement in settlements:
         arguments += settlement
     queue = config.queue
     registries = [keys.started(queue), keys.finished(queue), keys.failed(queue)]
-    return Call(script("settle"), [*registries, keys.COUNTERS, keys.SCHEDULE], arguments)
+    others = [keys.COUNTERS, keys.SCHEDULE, keys.LEDGER, keys.STOCK_RETRIES]
+    return Call(script("settle"), [*registries, *others], arguments)
+
+
+def begin(task_id: str, queue: str) -> Call:
+    """Counts a delivery that a stock worker begins; `read_begun` reads the reply.
+
+    Args:
+        task_id: its id, as it is stored.
+        queue: name of its queue.
+    """
+    known = [keys.job(task_id), keys.failed(queue), keys.STOCK_RETRIES, keys.SCHEDULE]
+    return Call(script("begin"), known, [task_id, OUTCOMES_KEEP])
+
+
+def read_begun(reply: list[Any]) -> tuple[float, int, bytes]:
+    """Redis's time in Unix seconds, the attempt and the due instant, as in `Claimed`."""
+    now, attempt, due = reply
+    return float(now), attempt, due

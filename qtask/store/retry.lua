@@ -4,6 +4,7 @@
 -- Needs start_over.lua.
 --
 -- KEYS[1]  set of queue keys
+-- KEYS[2]  retries of stock workers (set; see settle.lua): these are not dead
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  prefix of queue keys
 -- ARGV[3]  prefix of failed registries
@@ -17,7 +18,8 @@ for i = 6, #ARGV do
   local id = ARGV[i]
   local key = ARGV[1] .. id
   local origin = redis.call('HGET', key, 'origin')
-  if origin and redis.call('ZREM', ARGV[3] .. origin, id) == 1 then
+  local is_dead = origin and redis.call('SISMEMBER', KEYS[2], id) == 0
+  if is_dead and redis.call('ZREM', ARGV[3] .. origin, id) == 1 then
     start_over(key, ARGV[5])
     redis.call('HSET', key, 'status', 'queued')
     redis.call('UNLINK', ARGV[4] .. id)

@@ -3,6 +3,7 @@
 --
 -- KEYS[1]  schedule (sorted set)
 -- KEYS[2]  inbox (stream); used only for tasks that came from it
+-- KEYS[3]  ledger (hash)
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  queue name
 -- ARGV[3]  channel that wakes schedulers
@@ -23,6 +24,7 @@ local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
 local dues, entries = {}, {}
+local duplicates = 0
 
 local function due_of_known(id, key)
   local job = redis.call('HMGET', key, 'attempt', 'due')
@@ -32,8 +34,19 @@ local function due_of_known(id, key)
   return redis.call('ZSCORE', KEYS[1], id) or job[2] or string.format('%.6f', now)
 end
 
+-- The id as the client knows it; see stored_id in ids.py.
+local function id_as_json(id)
+  if string.sub(id, 1, 3) ~= '0__' then
+    return '"' .. id .. '"'
+  end
+  local chosen = string.gsub(string.sub(id, 4), '_(%x%x)', function(code)
+    return string.char(tonumber(code, 16))
+  end)
+  return cjson.encode(chosen)
+end
+
 local function push_answer(reply, id, due, more)
-  local answer = '{"ok":true,"id":"' .. id .. '","due":' .. due .. more .. '}'
+  local answer = '{"ok":true,"id":' .. id_as_json(id) .. ',"due":' .. due .. more .. '}'
   if type(redis.pcall('RPUSH', reply, answer)) == 'number' then -- a key of another type gets no answer
     redis.call('EXPIRE', reply, ARGV[6])
   end
@@ -65,6 +78,7 @@ for i = 7, #ARGV, 6 do
   end
   if known then
     dues[#dues + 1] = '=' .. known
+    duplicates = duplicates + 1
     if reply ~= '' and not taken then
       push_answer(reply, id, known, ',"duplicate":true')
     end
@@ -97,6 +111,10 @@ for i = 7, #ARGV, 6 do
 end
 if #entries > 0 then
   redis.call('ZADD', KEYS[1], unpack(entries))
+  redis.call('HINCRBY', KEYS[3], 'accepted:' .. ARGV[2], #entries / 2)
+end
+if duplicates > 0 then
+  redis.call('HINCRBY', KEYS[3], 'duplicates:' .. ARGV[2], duplicates)
 end
 if wake then
   redis.call('PUBLISH', ARGV[3], string.format('%.6f', earliest))

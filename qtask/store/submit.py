@@ -16,7 +16,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from qtask.check import Checked
 from qtask.errors import Unavailable
-from qtask.ids import NODE_LIMIT, IdSource
+from qtask.ids import NODE_LIMIT, IdSource, stored_id
 from qtask.store import keys
 from qtask.store.scripts import Value, script
 
@@ -29,7 +29,7 @@ class Submission(Struct, frozen=True):
     """One task on its way into Redis.
 
     Attributes:
-        id: its id.
+        id: its id, as the client knows it.
         checked: the task.
         entry: id of its entry in the inbox, which is acknowledged in the same step; empty for other ways in.
         reply_key: key that the answer to this entry is pushed to, in the same step; empty for none.
@@ -113,7 +113,7 @@ def _id_source(reply: list[Any]) -> IdSource:
     return IdSource(node, lambda: monotonic_ns() + offset)
 
 
-_KEYS = [keys.SCHEDULE, keys.INBOX]
+_KEYS = [keys.SCHEDULE, keys.INBOX, keys.LEDGER]
 
 
 def id_of(checked: Checked, ids: IdSource) -> str:
@@ -129,10 +129,11 @@ def _arguments(queue: str, submissions: Sequence[Submission]) -> list[Value]:
     for submission in submissions:
         checked = submission.checked
         timeout = checked.task.settings.timeout
+        chosen = checked.task.settings.id is not UNSET
         arguments += (
-            submission.id,
+            stored_id(submission.id) if chosen else submission.id,
             checked.body,
-            _MODES[checked.instant is None, checked.task.settings.id is UNSET],
+            _MODES[checked.instant is None, not chosen],
             repr(checked.delay if checked.instant is None else checked.instant),
             "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
             submission.entry.encode() + b" " + submission.reply_key if submission.reply_key else submission.entry,

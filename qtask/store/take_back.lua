@@ -6,6 +6,7 @@
 -- Needs newest_lines.lua.
 --
 -- KEYS[1]  workers (sorted set: token by last heartbeat)
+-- KEYS[2]  ledger (hash)
 -- then two a queue:
 --   started registry, queue (list)
 -- ARGV[1]  prefix of job keys
@@ -15,6 +16,7 @@
 -- ARGV[4]  most leases to take back from one queue
 -- ARGV[5]  the outcome of a lost delivery (JSON on one line) with %ATTEMPT% and %NOW% in it
 -- ARGV[6]  outcomes to keep a task
+-- ARGV[7]  prefix of queue keys
 --
 -- Returns the ids that were taken back. The dead are forgotten in the same step, so it must be given every queue.
 local time = redis.call('TIME')
@@ -25,7 +27,7 @@ for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])) do
   dead[token], any = true, true
 end
 local all, full = {}, false
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
   local registry, queue = KEYS[i], KEYS[i + 1]
   local ended = redis.call('ZRANGEBYSCORE', registry, '(' .. ARGV[2], now + ARGV[2], 'LIMIT', 0, most)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', registry, '-inf', now, 'LIMIT', 0, most)) do
@@ -59,6 +61,8 @@ for i = 2, #KEYS, 2 do
         redis.call('LPUSH', queue, id)
         taken = taken + 1
         all[#all + 1] = id
+      else -- another program has deleted it
+        redis.call('HINCRBY', KEYS[2], 'deleted:' .. string.sub(queue, #ARGV[7] + 1), 1)
       end
     end
   end

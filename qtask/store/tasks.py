@@ -10,11 +10,11 @@ import msgspec
 from msgspec import UNSET, structs
 from redis import Redis
 
-from qtask.errors import NotFound, QTaskError, Refused
-from qtask.ids import instant_of
+from qtask.errors import NotFound, Refused, WrongState
+from qtask.ids import client_id, instant_of, stored_id
 from qtask.mask import Mask
 from qtask.outcome import OUTCOMES_KEEP, Outcome, decode_outcomes
-from qtask.store import keys
+from qtask.store import audit, keys
 from qtask.store.job import due_of, read_data
 from qtask.store.scripts import Value, script
 
@@ -41,7 +41,7 @@ class TaskRecord:
     title, and null for the dict.
 
     Attributes:
-        id: its id.
+        id: its id, as the client knows it.
         state: where it is on its way.
         queue: name of its RQ queue.
         due: Unix seconds.
@@ -75,14 +75,18 @@ def show(redis: Redis, task_id: str, mask: Mask = _MASK) -> TaskRecord:
         task_id: its id.
         mask: which headers and query parameters are credentials.
     """
-    (record,) = _records(redis, [task_id])
+    (record,) = _records(redis, [stored_id(task_id)])
     if record is None:
-        raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
+        raise _not_found(task_id)
     return _masked(record, mask)
 
 
+def _not_found(task_id: str) -> NotFound:
+    return NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
+
+
 def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK) -> list[TaskRecord]:
-    """Up to `limit` tasks in one state: what is due next comes first, of what has ended the newest.
+    """Up to `limit` tasks of a queue in one state: what is due next comes first, of what has ended the newest.
 
     Their credentials are masked, as `show` does it.
     """
@@ -102,31 +106,74 @@ def _masked(record: TaskRecord, mask: Mask) -> TaskRecord:
 
 
 def count_tasks(redis: Redis, queue: str) -> dict[State, int]:
-    """How many tasks are in each state."""
+    """How many tasks of a queue are in each state.
+
+    The schedule holds the tasks of all queues. How many of them are of this queue follows from the ledger, as long as
+    that balances. Where it does not (other programs have put jobs into the schedule, or have deleted tasks), the whole
+    schedule is looked through, a page at a time: about a second for a million tasks.
+    """
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.zcard(keys.SCHEDULE)
         pipeline.llen(keys.queue(queue))
         pipeline.zcard(keys.started(queue))
         pipeline.zcard(keys.finished(queue))
         pipeline.zcard(keys.failed(queue))
-        return dict(zip(STATES, pipeline.execute(), strict=True))
+        others = pipeline.execute()
+    scheduled = audit.read_figures(redis).scheduled_of(queue)
+    if scheduled is None:
+        scheduled = sum(len(page) for page in _schedule_pages(redis, queue))
+    return dict(zip(STATES, [scheduled, *others], strict=True))
+
+
+def _schedule_pages(redis: Redis, queue: str) -> Iterator[list[str]]:
+    """Stored ids of the tasks of one queue in the schedule, the next due first, a page of the schedule at a time."""
+    start = 0
+    while True:
+        arguments: list[Value] = [keys.JOB_PREFIX, queue, start, _SCHEDULE_PAGE]
+        looked_at, *ids = script("schedule_page").run(redis, [keys.SCHEDULE], arguments)
+        yield _texts(ids)
+        if looked_at < _SCHEDULE_PAGE:
+            return
+        start += looked_at
 
 
 def cancel(redis: Redis, task_id: str) -> State:
-    """Removes a task that is not being delivered, and returns the state it was in.
+    """Removes a task that waits, and returns the state that it was in. The client may use its id again.
 
-    Raises `NotFound`, or `QTaskError` while the task is being delivered.
+    Raises `NotFound`, or `WrongState` when the task is being delivered or has ended.
     """
     prefixes = [
-        *(keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FINISHED_PREFIX, keys.FAILED_PREFIX),
-        *(keys.RESULTS_PREFIX, keys.ID_PREFIX),
+        *(keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.CANCELLED_PREFIX, keys.RESULTS_PREFIX),
     ]
-    status = _text(script("cancel").run(redis, [keys.SCHEDULE], [task_id, *prefixes]))
+    known = [keys.SCHEDULE, keys.LEDGER, keys.STOCK_RETRIES]
+    state = _state_after(task_id, script("cancel").run(redis, known, [stored_id(task_id), *prefixes]))
+    if state == "started":
+        raise WrongState(state, f"task {task_id} is being delivered right now; it cannot be cancelled")
+    if state == "delivered":
+        raise WrongState(state, f"task {task_id} is delivered already; to have it forgotten, use forget")
+    if state == "dead":
+        raise WrongState(state, f"task {task_id} is dead, so it is not delivered any more; to remove it, use remove")
+    return state
+
+
+def forget(redis: Redis, task_id: str) -> State:
+    """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
+
+    An id that the client chose stays remembered for its time (`id_seconds` from the delivery), so that a second task
+    with it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
+    """
+    prefixes = [keys.JOB_PREFIX, keys.FINISHED_PREFIX, keys.RESULTS_PREFIX]
+    state = _state_after(task_id, script("forget_task").run(redis, [], [stored_id(task_id), *prefixes]))
+    if state != "delivered":
+        verb = "remove" if state == "dead" else "cancel"
+        raise WrongState(state, f"task {task_id} is {state}; only what is delivered is forgotten, so use {verb}")
+    return state
+
+
+def _state_after(task_id: str, status: bytes | str) -> State:
+    """The state that a script found a task in. Raises `NotFound`."""
     if not status:
-        raise NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
-    if status == "started":
-        raise QTaskError(f"task {task_id} is being delivered right now; cancel it when that has ended")
-    return _STATE_OF_STATUS.get(status, "scheduled")
+        raise _not_found(task_id)
+    return _STATE_OF_STATUS.get(_text(status), "scheduled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +203,7 @@ class Filter:
 
 
 def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
-    """Ids of the dead of now that fit, the oldest first, a page of some hundreds at a time."""
+    """Ids, as clients know them, of the dead of now that fit, the oldest first, a page of some hundreds at a time."""
     ids = _texts(redis.zrange(keys.failed(queue), 0, -1))
     for start in range(0, len(ids), _PAGE):
         records = _records(redis, ids[start : start + _PAGE])
@@ -166,20 +213,32 @@ def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
 def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
     """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
     prefixes = (keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    return _by_the_page(redis, "retry", [keys.QUEUES], [*prefixes, OUTCOMES_KEEP], ids)
+    return _by_the_page(redis, "retry", [keys.QUEUES, keys.STOCK_RETRIES], [*prefixes, OUTCOMES_KEEP], ids)
 
 
 def retry_one(redis: Redis, task_id: str) -> State:
-    """As `retry`, for one task; returns the state it was in. Raises `NotFound`, or `QTaskError` when it is not dead."""
+    """As `retry`, for one task; returns the state it was in. Raises `NotFound`, or `WrongState` when it is not dead."""
     if not retry(redis, [task_id]):
-        raise QTaskError(f"task {task_id} is {show(redis, task_id).state}; only what is dead is retried")
+        state = show(redis, task_id).state
+        raise WrongState(state, f"task {task_id} is {state}; only what is dead is retried")
     return "dead"
 
 
 def remove_dead(redis: Redis, ids: Sequence[str]) -> list[str]:
-    """Removes dead tasks; returns the ids of those that were dead."""
+    """Removes dead tasks; returns the ids of those that were dead. Clients may use these ids again."""
     prefixes = (keys.JOB_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    return _by_the_page(redis, "remove_dead", [], prefixes, ids)
+    return _by_the_page(redis, "remove_dead", [keys.LEDGER, keys.STOCK_RETRIES], prefixes, ids)
+
+
+def remove_one(redis: Redis, task_id: str) -> State:
+    """As `remove_dead`, for one task; returns the state it was in.
+
+    Raises `NotFound`, or `WrongState` when it is not dead.
+    """
+    if not remove_dead(redis, [task_id]):
+        state = show(redis, task_id).state
+        raise WrongState(state, f"task {task_id} is {state}; only what is dead is removed")
+    return "dead"
 
 
 def _by_the_page(
@@ -188,11 +247,13 @@ def _by_the_page(
     """Runs a script for a page of ids after the other, so that others get their turn at Redis."""
     done: list[str] = []
     for start in range(0, len(ids), _PAGE):
-        done += _texts(script(name).run(redis, script_keys, [*arguments, *ids[start : start + _PAGE]]))
-    return done
+        page = [stored_id(task_id) for task_id in ids[start : start + _PAGE]]
+        done += _texts(script(name).run(redis, script_keys, [*arguments, *page]))
+    return [client_id(task_id) for task_id in done]
 
 
 _PAGE = 500
+_SCHEDULE_PAGE = 1_000  # jobs that one script looks at: about a millisecond
 _FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes", "history")
 
 
@@ -217,7 +278,7 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
     begun = ended[0].started if ended else 0.0
     title, kind, link, body = "", _NO_TASK, "", b"null"
     try:
-        task = read_data(data)
+        task, _ = read_data(data)
         begun = due_of(task, task_id, due)
     except Refused:
         pass  # the outcome says what is wrong with it
@@ -225,7 +286,7 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
         title, kind, link, body = task.title, task.kind, task.address.link, msgspec.json.encode(task)
         accepted = accepted if task.settings.id is UNSET else None
     return TaskRecord(
-        id=task_id,
+        id=client_id(task_id),
         state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
         queue=_text(origin),
         due=begun if scheduled_at is None or attempt else scheduled_at,
@@ -241,7 +302,12 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
 
 
 def _scheduled(redis: Redis, queue: str, limit: int) -> list[str]:
-    return _texts(redis.zrange(keys.SCHEDULE, 0, limit - 1))
+    found: list[str] = []
+    for page in _schedule_pages(redis, queue):
+        found += page
+        if len(found) >= limit:
+            break
+    return found[:limit]
 
 
 def _queued(redis: Redis, queue: str, limit: int) -> list[str]:

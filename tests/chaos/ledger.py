@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from qtask.store.audit import Audit
 from qtask.store.tasks import TaskRecord
 from qtask.timing import parse_instant
 from tests.chaos.cast import Blow, tally
@@ -179,6 +180,15 @@ def _check_store(ledger: Ledger, plan: Plan, store: Store) -> None:
         ledger.blame(fault, about)
     ledger.blame("remembered ids were never chosen", store.remembered - chosen)
     ledger.blame("pictures belong to no task", store.graphs - graphs)
+
+
+def say_audit(ledger: Ledger, audited: Audit) -> None:
+    """What QTask's own audit says, which has counted from inside."""
+    ledger.say("audit", f"{audited.accepted} accepted; {audited.duplicates} submissions answered as duplicates")
+    for fault, ids in audited.faults.items():
+        ledger.blame(f"ids in the audit: {fault}", ids)
+    if audited.missing:
+        ledger.blame("missing in the audit", [audited])
 
 
 def say_blows(ledger: Ledger, blows: Sequence[Blow], cuts: dict[str, int]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from qtask.store import keys
+from qtask.store.audit import audit
 from tests.chaos.cast import QUEUE, Cast
-from tests.chaos.ledger import Ledger, balance, say_blows
+from tests.chaos.ledger import Ledger, balance, say_audit, say_blows
 from tests.chaos.plan import Plan, make_plan
 from tests.chaos.receivers import Receivers
 from tests.chaos.store import read_store
@@ -47,9 +48,11 @@ def run(plan: Plan, folder: Path) -> Ledger:
         _drain(cast)
         drained = time.monotonic()
         cast.end()
+        audited = audit(cast.redis)
         store = read_store(cast.redis, QUEUE, reply_prefix=REPLY_PREFIX)
         arrivals = receivers.close()
         ledger = balance(plan, notes, arrivals, store, cast.blows)
+        say_audit(ledger, audited)
         say_blows(ledger, cast.blows, cast.cuts)
         if not cast.disk.is_small:
             ledger.say("", "the disk was never full: only root can mount one that is small enough to be filled")

@@ -19,8 +19,8 @@ _WHOLE_KEYS = {
     if name.isupper() and isinstance(value, str) and not name.endswith("_PREFIX")
 }
 
-# What RQ and rq-scheduler write of live and lately dead processes; no task stands in it.
-_REGISTRATIONS = ("rq:worker:", "rq:workers", "rq:scheduler_instance:")
+# What RQ and rq-scheduler write of live and lately dead processes, for some minutes; no task is in it.
+_REGISTRATIONS = ("rq:execution", "rq:clean_", "rq:worker:", "rq:workers", "rq:scheduler_instance:")
 
 
 @dataclass(slots=True)

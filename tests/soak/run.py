@@ -20,6 +20,8 @@ from typing import Any
 from qtask import Client
 from qtask.config import Config
 from qtask.store import keys, tasks
+from qtask.store.audit import Audit, audit
+from qtask.tables import print_audit
 from tests.gateway_process import Gateway
 from tests.live import Live
 from tests.soak.load import SLOT_SECONDS, Load
@@ -115,6 +117,10 @@ class Soak:
             totals.setdefault(kind, {})[status] = int(count)
         return totals
 
+    def audit(self) -> Audit:
+        """What the audit says, once every task has ended."""
+        return audit(self._live.redis)
+
     def _all_ended(self) -> bool:
         counts = tasks.count_tasks(self._live.redis, "qtask")
         return not (counts["scheduled"] or counts["queued"] or counts["started"])
@@ -175,12 +181,14 @@ def main() -> int:
         rate = (submitted - before) / (time.monotonic() - began)
         totals = soak.drain()
         grown = report(soak, warm_up, rate)
+        audited = soak.audit()
     print(f"{submitted} tasks accepted, {rate:.0f}/s; {soak.load.refused} dicts refused; outcomes:")
     for kind, outcomes in totals.items():
         print(f"  {kind}: {', '.join(f'{status} {number}' for status, number in outcomes.items())}")
     if grown:
         print(f"grows by more than {LIMIT_BYTES_A_TASK:g} bytes a task: {', '.join(grown)}")
-    return 1 if grown else 0
+    print_audit(audited)
+    return 1 if grown or not audited.balances else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,370 @@
+"""The audit: counters that the scripts keep, against what Redis holds.
+
+Every accepted task waits, is queued, is in flight, was delivered, is dead, was cancelled, or was removed. The scripts
+count a task where it comes in and where it goes out, in the step that moves it (`qtask:ledger`); tasks in between are
+counted where they are. So the equation holds at any instant, also while everything runs.
+
+Jobs that other programs put into Redis by RQ or rq-scheduler were never accepted by QTask. No counter knows them; those
+that are in our queues, or in the schedule, are found by their data and left out.
+
+RQ's own tools delete jobs without a trace (`rq empty`, rq-dashboard). Where they leave an id behind, the script that
+comes upon it counts it as deleted; the rest is missing, which is what the audit is there to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis import Redis
+
+from qtask.ids import client_id
+from qtask.store import keys
+from qtask.store.job import is_foreign
+from qtask.store.scripts import Value, script
+
+PAGE = 1_000  # members a command; a larger page would make others wait for Redis
+OVERLAP = 100  # of two pages of a list, from which tasks may be taken out in between
+SETTLE_SECONDS = 0.2  # between two looks at what did not fit: a stock worker moves its jobs by several commands
+LOOKS = 5
+EXAMPLES = 100  # ids of each kind of fault
+
+# The places of a job that is not delivered yet, or dead; each is a bit.
+SCHEDULE, QUEUE, STARTED, DEAD, CANCELLED_BY_RQ, HISTORY = (1 << bit for bit in range(6))
+_NAMES = {
+    SCHEDULE: "schedule",
+    QUEUE: "queue",
+    STARTED: "started",
+    DEAD: "dead",
+    CANCELLED_BY_RQ: "cancelled by RQ",
+    HISTORY: "history",
+}
+_HAS_JOB = 1 << 6
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """How many jobs of one queue are in each place."""
+
+    queued: int
+    started: int
+    dead: int
+    cancelled_by_rq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The ledger and the number of jobs in each place, of one instant.
+
+    Attributes:
+        ledger: what was counted to queue to how many: `accepted`, `duplicates`, `delivered`, `expired` (of those that
+            died), `cancelled`, `removed`, `dropped` (for want of room among the dead), `deleted` (by another program),
+            `written_off`. A queue may be empty where it is not known.
+        scheduled: jobs in the schedule, of all queues.
+        stock_retries: tasks that are in the schedule and among the dead: a stock worker will try them again.
+        queues: by name, each that a task was ever accepted for.
+    """
+
+    ledger: dict[str, dict[str, int]]
+    scheduled: int
+    stock_retries: int
+    queues: dict[str, QueueFigures]
+
+    def total(self, what: str) -> int:
+        """A counter over all queues."""
+        return sum(self.ledger.get(what, {}).values())
+
+    @property
+    def owed(self) -> int:
+        """How many tasks were accepted and have not come to an end that the ledger knows."""
+        return self.total("accepted") - sum(map(self.total, _ENDS))
+
+    @property
+    def held(self) -> int:
+        """How many jobs are in the places of tasks that have not come to such an end."""
+        rest = sum(one.queued + one.started + one.dead + one.cancelled_by_rq for one in self.queues.values())
+        return self.scheduled + rest - self.stock_retries
+
+    def scheduled_of(self, queue: str) -> int | None:
+        """How many jobs of a queue are in the schedule; None where the ledger does not tell."""
+        if self.owed != self.held or self.stock_retries or any(self.ledger.get(end, {}).get("") for end in _ENDS):
+            return None
+        counts = {name: self._scheduled_of(name) for name in self.queues}
+        return counts.get(queue, 0) if min(counts.values(), default=0) >= 0 else None
+
+    def _scheduled_of(self, queue: str) -> int:
+        accepted, *ends = (self.ledger.get(what, {}).get(queue, 0) for what in ("accepted", *_ENDS))
+        one = self.queues[queue]
+        return accepted - sum(ends) - one.queued - one.started - one.dead - one.cancelled_by_rq
+
+
+_ENDS = ("delivered", "cancelled", "removed", "dropped", "deleted", "written_off")
+
+
+def read_figures(redis: Redis) -> Figures:
+    """Reads the ledger and the number of jobs in each place, in one step."""
+    arguments: list[Value] = [
+        *(keys.QUEUE_PREFIX, keys.INTERMEDIATE_SUFFIX, keys.STARTED_PREFIX, keys.FAILED_PREFIX, keys.CANCELLED_PREFIX),
+    ]
+    reply: list[Any] = script("audit").run(redis, [keys.LEDGER, keys.SCHEDULE, keys.STOCK_RETRIES], arguments)
+    counted, scheduled, stock_retries, *rows = reply
+    ledger: dict[str, dict[str, int]] = {}
+    for name, count in zip(counted[::2], counted[1::2], strict=True):
+        what, _, queue = name.decode().partition(":")
+        ledger.setdefault(what, {})[queue] = int(count)
+    queues = {
+        name.decode(): QueueFigures(queued + taken, started, dead, cancelled)
+        for name, queued, taken, started, dead, cancelled in rows
+    }
+    return Figures(ledger, scheduled, stock_retries, queues)
+
+
+@dataclass(slots=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        accepted: tasks, ever.
+        scheduled, queued, started, delivered, dead, cancelled, removed: what became of them; `removed` holds those
+            dead that were dropped for want of room.
+        deleted: tasks that another program deleted while they waited.
+        written_off: tasks that were missing at an earlier audit, and written off there.
+        missing: accepted tasks that are nowhere; below zero when there are more tasks than were accepted.
+        expired, dropped, duplicates: of the dead and of the removed those that ended so; submissions that were answered
+            as duplicates.
+        foreign: jobs of other programs among ours.
+        faults: a fault to the ids that have it, of each at most `EXAMPLES`.
+    """
+
+    accepted: int
+    scheduled: int
+    queued: int
+    started: int
+    delivered: int
+    dead: int
+    cancelled: int
+    removed: int
+    deleted: int
+    written_off: int
+    missing: int
+    expired: int
+    dropped: int
+    duplicates: int
+    foreign: int
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def balances(self) -> bool:
+        """Whether every accepted task is accounted for, and nothing is where it does not belong."""
+        return not self.missing and not self.faults
+
+
+def audit(redis: Redis) -> Audit:
+    """Compares the ledger with what Redis holds, and looks for what is out of place.
+
+    It looks at every job once, by pages, so that Redis never does more for it than a millisecond's work at a time; a
+    million tasks take some ten seconds and about 200 MB.
+    """
+    walk = _Walk(redis, read_figures(redis))
+    suspects = walk.suspects
+    figures, missing = walk.compare()
+    for _ in range(LOOKS):
+        if not (suspects or missing):
+            break
+        time.sleep(SETTLE_SECONDS)
+        suspects = walk.look_again(suspects)
+        if missing:
+            figures, missing = walk.compare()
+    foreign = walk.foreign_by_place()
+    rest = figures.queues.values()
+    return Audit(
+        accepted=figures.total("accepted"),
+        scheduled=figures.scheduled - foreign[SCHEDULE],
+        queued=sum(one.queued for one in rest) - foreign[QUEUE],
+        started=sum(one.started for one in rest) - foreign[STARTED],
+        delivered=figures.total("delivered"),
+        dead=sum(one.dead for one in rest) - figures.stock_retries - foreign[DEAD],
+        cancelled=figures.total("cancelled") + sum(one.cancelled_by_rq for one in rest) - foreign[CANCELLED_BY_RQ],
+        removed=figures.total("removed") + figures.total("dropped"),
+        deleted=figures.total("deleted"),
+        written_off=figures.total("written_off"),
+        missing=missing,
+        expired=figures.total("expired"),
+        dropped=figures.total("dropped"),
+        duplicates=figures.total("duplicates"),
+        foreign=foreign.total(),
+        faults=_by_fault(suspects),
+    )
+
+
+def write_off(redis: Redis, missing: int) -> None:
+    """Counts tasks that an audit found missing as gone, so that later audits balance."""
+    redis.hincrby(keys.LEDGER, "written_off:", missing)
+
+
+def _by_fault(suspects: dict[str, str]) -> dict[str, list[str]]:
+    faults: dict[str, list[str]] = {}
+    for stored, fault in sorted(suspects.items()):
+        examples = faults.setdefault(fault, [])
+        if len(examples) < EXAMPLES:
+            examples.append(client_id(stored))
+    return faults
+
+
+class _Walk:
+    """One look at every place and at every job.
+
+    Attributes:
+        suspects: stored ids to what is wrong with them. Tasks that moved meanwhile are among them.
+        foreign: stored ids of other programs' jobs to their places, without the history.
+    """
+
+    def __init__(self, redis: Redis, before: Figures) -> None:
+        self._redis = redis
+        self._before = before
+        places = self._read_places(before.queues)
+        self.foreign: dict[str, int] = {}
+        self.suspects: dict[str, str] = {}
+        for page in self._job_pages():
+            self._note_jobs(page, places)
+        for task_id, found in places.items():
+            if not found & _HAS_JOB or _are_several(found):
+                self.suspects[task_id] = ""
+        self.suspects = self.look_again(self.suspects)
+
+    def compare(self) -> tuple[Figures, int]:
+        """The figures of now, and how many tasks are missing: none if those before the walk or those of now fit.
+
+        Where other programs' jobs come and go meanwhile, their number is known only between two bounds.
+        """
+        now = read_figures(self._redis)
+        gaps = [figures.held - figures.owed for figures in (self._before, now)]
+        self._before = now
+        foreign = self.foreign_by_place().total()
+        return now, 0 if min(gaps) <= foreign <= max(gaps) else foreign - gaps[1]
+
+    def foreign_by_place(self) -> Counter[int]:
+        """How many of other programs' jobs are in each place; one that repeats may be in two."""
+        return Counter(place for places in self.foreign.values() for place in _NAMES if places & place)
+
+    def look_again(self, suspects: Iterable[str]) -> dict[str, str]:
+        """Those of the suspects that did not move while this looked, and what is wrong with them."""
+        ids = list(suspects)
+        if not ids:
+            return {}
+        before = self._signatures(ids)
+        places = self._read_places(self._before.queues, set(ids))
+        after = self._signatures(ids)
+        found: dict[str, str] = {}
+        for task_id, one, other in zip(ids, before, after, strict=True):
+            has_job, waits_for_stock = one[0], one[1]
+            fault = _fault(places.get(task_id, 0), has_job, waits_for_stock)
+            if one == other and fault:
+                found[task_id] = fault
+        return found
+
+    def _note_jobs(self, page: list[str], places: dict[str, int]) -> None:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for task_id in page:
+                pipeline.hget(keys.job(task_id), "created_at")
+            saved_by_rq = [task_id for task_id, at in zip(page, pipeline.execute(), strict=True) if at is not None]
+        foreign = set(self._foreign(saved_by_rq))
+        for task_id in page:
+            found = places.get(task_id, 0)
+            if task_id in foreign:
+                places.pop(task_id, None)
+                if found & ~HISTORY:
+                    self.foreign[task_id] = found & ~HISTORY
+            elif found:
+                places[task_id] = found | _HAS_JOB
+            else:
+                self.suspects[task_id] = ""
+
+    def _foreign(self, ids: list[str]) -> Iterator[str]:
+        for start in range(0, len(ids), OVERLAP):  # dicts may be large
+            part = ids[start : start + OVERLAP]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for task_id in part:
+                    pipeline.hget(keys.job(task_id), "data")
+                yield from (one for one, data in zip(part, pipeline.execute(), strict=True) if is_foreign(data or b""))
+
+    def _signatures(self, ids: list[str]) -> list[tuple[Any, ...]]:
+        """What changes when a task moves; first whether it has a job, and whether a stock worker will retry it."""
+        found = []
+        for start in range(0, len(ids), OVERLAP):
+            part = ids[start : start + OVERLAP]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for task_id in part:
+                    pipeline.exists(keys.job(task_id))
+                    pipeline.sismember(keys.STOCK_RETRIES, task_id)
+                    pipeline.hmget(keys.job(task_id), "status", "attempt", "outcomes", "last_heartbeat")
+                    pipeline.zscore(keys.SCHEDULE, task_id)
+                replies = pipeline.execute()
+            found += [(*replies[i : i + 2], tuple(replies[i + 2]), replies[i + 3]) for i in range(0, len(replies), 4)]
+        return found
+
+    def _read_places(self, queues: Iterable[str], wanted: set[str] | None = None) -> dict[str, int]:
+        """Every id, or every one that is wanted, to the places in which it is."""
+        places: dict[str, int] = {}
+
+        def note(place: int, ids: Iterable[bytes]) -> None:
+            for raw in ids:
+                task_id = raw.partition(b":")[0].decode()
+                if wanted is None or task_id in wanted:
+                    places[task_id] = places.get(task_id, 0) | place
+
+        # In the direction in which tasks move, so that few of them slip by.
+        note(SCHEDULE, self._members(keys.SCHEDULE))
+        for queue in queues:
+            note(QUEUE, self._list(keys.queue(queue)))
+            note(QUEUE, self._list(keys.queue(queue) + keys.INTERMEDIATE_SUFFIX))
+            note(STARTED, self._members(keys.started(queue)))
+            note(DEAD, self._members(keys.failed(queue)))
+            note(CANCELLED_BY_RQ, self._members(keys.CANCELLED_PREFIX + queue))
+            note(HISTORY, self._members(keys.finished(queue)))
+        return places
+
+    def _members(self, key: str) -> Iterator[bytes]:
+        for member, _ in self._redis.zscan_iter(key, count=PAGE):
+            yield member
+
+    def _list(self, key: str) -> Iterator[bytes]:
+        """From the end to the head: what is taken from the head meanwhile does not move the rest away."""
+        end = -1
+        while True:
+            page: list[Any] = self._redis.lrange(key, end - PAGE + 1, end)
+            yield from page
+            if len(page) < PAGE:
+                return
+            end -= PAGE - OVERLAP
+
+    def _job_pages(self) -> Iterator[list[str]]:
+        cursor = 0
+        while True:
+            cursor, found = cast(
+                "tuple[int, list[bytes]]", self._redis.scan(cursor, keys.JOB_PREFIX + "*", PAGE, "hash")
+            )
+            names = [key.decode().removeprefix(keys.JOB_PREFIX) for key in found]
+            yield [name for name in names if ":" not in name]
+            if not cursor:
+                return
+
+
+def _are_several(found: int) -> bool:
+    found &= ~_HAS_JOB
+    return bool(found & (found - 1))
+
+
+def _fault(found: int, has_job: bool, waits_for_stock: bool) -> str:
+    """What is wrong with an id in these places, in words; nothing for an empty text."""
+    if waits_for_stock and found == SCHEDULE | DEAD:
+        found = SCHEDULE
+    names = [name for place, name in _NAMES.items() if found & place]
+    if not has_job:
+        return "ids without a job hash" if names else ""
+    if not names:
+        return "job hashes in no place"
+    return f"tasks in several places ({', '.join(names)})" if len(names) > 1 else ""

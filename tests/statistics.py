@@ -1,0 +1,21 @@
+"""Outcomes in the statistics, put there as a worker does, without a delivery."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from qtask import stats
+from qtask.config import Config
+from qtask.outcome import Outcome, encode_outcome
+from qtask.store import keys, leases
+
+KEPT_FOR_LONG = Config(stats_seconds=10_000_000_000)
+
+
+def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config = KEPT_FOR_LONG) -> None:
+    """Settles one outcome of a task that was claimed just for it."""
+    redis.zadd(keys.started(config.queue), {f"{task_id}:test": keys.FOREVER_SECONDS * 2})
+    figures = (stats.counter(kind, outcome), f"{outcome.ended:.6f}", stats.member(task_id, outcome))
+    fate: leases.Fate = "failed" if outcome.error else "finished"
+    settlement = (task_id, fate, encode_outcome(outcome), outcome.message, *figures, b"")
+    assert leases.settle(config, "test", [settlement]).run(redis)[0] == 1
