@@ -446,7 +446,7 @@ class Worker(BaseWorker):
         except Exception as error:  # whatever is wrong with one task, the others must go on
             if task_id not in self._in_flight:  # then it is not the task: its result was reported
                 raise
-            self._end_broken(task_id, abs(attempt), claim, broken(client_id(task_id), error), data)
+            self._end_broken(task_id, abs(attempt), claim, broken(task_id, error), data)
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()

@@ -9,6 +9,7 @@ from time import monotonic
 
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import Loop, Timer
+from qtask.ids import client_id
 from qtask.outcome import Answer, Failure
 
 logger = logging.getLogger("qtask.delivery")
@@ -16,7 +17,7 @@ logger = logging.getLogger("qtask.delivery")
 
 def broken(task_id: str, error: Exception) -> Failure:
     """Logs an error that should not have happened, with its traceback; returns the failure that it makes."""
-    logger.error("delivery_broke", exc_info=error, extra={"task": task_id})
+    logger.error("delivery_broke", exc_info=error, extra={"task": client_id(task_id)})
     return Failure("internal", f"QTask could not deliver this: {type(error).__name__}: {error}")
 
 

@@ -36,7 +36,6 @@ from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import Loop
 from qtask.errors import DeliveryFailed, Refused
 from qtask.failure_log import FailureLog
-from qtask.ids import client_id
 from qtask.outcome import Answer, Failure
 from qtask.store import keys, leases
 from qtask.store.job import due_of, is_foreign, read_data
@@ -116,7 +115,7 @@ def _attempt(claim: Claim, config: Config) -> Answer | Failure:
     except Refused as refused:
         return Failure("refused", refused.message)
     except Exception as error:
-        return broken(client_id(claim.id), error)
+        return broken(claim.id, error)
 
 
 def _deliver(claim: Claim, config: Config) -> Answer | Failure:
