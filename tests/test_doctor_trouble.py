@@ -162,7 +162,7 @@ def test_a_replica(tmp_path: Path, redis_server: RedisServer, redis: Redis) -> N
 
 
 def test_a_cluster(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path, "--cluster-enabled", "yes")
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     try:
         assert (
             found(config_of(server.url, tmp_path), "runs in cluster mode, which QTask does not support").level
