@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -76,7 +78,7 @@ def examine(config: Config) -> list[Finding]:
     looks: list[Callable[[Redis], Finding | list[Finding]]] = [
         *(_redis_version, _mode, _eviction, _memory, _durability, _disk, _clock),
         *(_workers, _still_workers, _any_scheduler, _overdue, partial(_queues, config)),
-        *(partial(_dead, config), _refused, _rights),
+        *(partial(_dead, config), _refused, partial(_rights, gateway.level == "fine")),
     ]
     if gateway.level == "fine":
         looks.append(partial(_same_redis, config))
@@ -428,7 +430,7 @@ def _mode(redis: Redis) -> Finding:
     return Finding("fine", "this Redis is a master, not a replica or a cluster")
 
 
-def _rights(redis: Redis) -> list[Finding]:
+def _rights(gateway_answers: bool, redis: Redis) -> list[Finding]:
     """What the user of this address may not do, for each process that may run as that user."""
     findings = []
     for role in rights.ROLES:
@@ -436,35 +438,40 @@ def _rights(redis: Redis) -> list[Finding]:
             continue
         _, lacking = rights.look(redis, role)
         if lacking:
-            level: Level = "wrong" if role == "reader" or not _runs(redis, role) else "note"
+            level: Level = "wrong" if role == "reader" or not _runs(redis, role, gateway_answers) else "note"
             advice = f"grant what a {role} needs: docs/deployment.md has it; or run it as another user of Redis"
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             findings.append(Finding(level, f"for a {role}: {lacking[0]}{more}", advice))
     return findings or [Finding("fine", "the user of this address has all rights in Redis that QTask needs")]
 
 
-def _runs(redis: Redis, role: rights.Role) -> bool:
+def _runs(redis: Redis, role: rights.Role, gateway_answers: bool) -> bool:
     """Whether such a process is alive, so that it has its rights, perhaps as another user."""
     if role == "worker":
         return _workers(redis).level == "fine"
     if role == "gateway":
-        return _reads_inbox(redis)
+        return gateway_answers
     return role == "client" or redis.get(keys.SCHEDULER_LOCK) is not None
 
 
-def _reads_inbox(redis: Redis) -> bool:
+def _same_redis(config: Config, redis: Redis) -> list[Finding]:
+    """Whether the gateway of this host knows a task that is in this Redis; nothing where there is none."""
+    ids: Any = redis.zrange(keys.SCHEDULE, -1, -1) or redis.zrange(keys.failed(config.queue), -1, -1)
+    ids = ids or redis.zrange(keys.finished(config.queue), -1, -1)
+    if not ids:
+        return []
+    connection = HTTPConnection(config.local_host, config.http_port, timeout=HTTP_SECONDS)
     try:
-        consumers: Any = redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)
-    except ResponseError:  # no gateway has ever run on this Redis
-        return False
-    return any(int(one["idle"]) < HEARTBEAT_SECONDS * 1000 for one in consumers)
-
-
-def _same_redis(config: Config, redis: Redis) -> Finding:
-    if _reads_inbox(redis):
-        return Finding("fine", "a gateway works on this Redis")
-    words = f"the gateway on {config.host}:{config.port} works on another Redis than the one looked at here"
-    return Finding("wrong", words, "give both the same --redis, or the --data-dir of the `qtask up` that runs")
+        connection.request("GET", f"/tasks/{quote(ids[0].decode(), safe='')}")
+        status = connection.getresponse().status
+    except (OSError, HTTPException):
+        return []  # what is wrong with its HTTP, another finding says
+    finally:
+        connection.close()
+    if status == HTTPStatus.NOT_FOUND and redis.exists(keys.job(ids[0].decode())):
+        words = f"the gateway on {config.host}:{config.port} works on another Redis than the one looked at here"
+        return [Finding("wrong", words, "give both the same --redis, or the --data-dir of the `qtask up` that runs")]
+    return [Finding("fine", "the gateway works on this Redis")] if status == HTTPStatus.OK else []
 
 
 def _still_workers(redis: Redis) -> list[Finding]:

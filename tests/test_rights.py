@@ -26,7 +26,7 @@ from tests.gateway_process import Connection, Gateway
 from tests.live import Around
 from tests.processes import Process
 from tests.receiver import Exchange, Receiver
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
 
 PASSWORD = "secret-word"
@@ -350,7 +350,7 @@ def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("role", ["gateway", "scheduler", "worker", "up"])
 def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
-    server = RedisServer(tmp_path, "--cluster-enabled", "yes")
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     environment = {
         "QTASK_REDIS_URL": server.url,
         "QTASK_PORT": "0",

@@ -100,9 +100,9 @@ def trouble(error: Exception, url: str) -> tuple[str, str]:
     if isinstance(error, NoPermissionError):
         return f"the Redis at {place} does not allow PING: {said}", "Grant the rights in docs/deployment.md"
     if isinstance(error, AuthenticationError):
-        if "required" in said or "without any password" in said or "no password is set" in said:
-            wants = "wants a password" if "required" in said else "has no password, but the address gives one"
-            return f"the Redis at {place} {wants}: {said}", "Set QTASK_REDIS_URL to redis://USER:PASSWORD@HOST:PORT/0"
+        if "required" in said or "already authenticated" in said:  # to another command, and to HELLO
+            advice = "Set QTASK_REDIS_URL to redis://USER:PASSWORD@HOST:PORT/0"
+            return f"the Redis at {place} wants a password, and the address gives none", advice
         advice = "Check both in QTASK_REDIS_URL; what is special in a password is percent-encoded"
         return f"the Redis at {place} rejects the user or the password: {said}", advice
     if isinstance(error, RedisTimeoutError | TimeoutError) and "connecting" not in said:
