@@ -231,7 +231,7 @@ def gateway_dies_accepting(lane: Lane, fault: str) -> None:
         with pytest.raises(Unavailable):
             client.send(task)
         dies(victim.process)
-    known = fault.endswith("after")
+    known = fault == "submit:after"
     assert (lane.state(task["settings"]["id"]) != "nowhere") == known
     with lane.gateway() as successor, Client(successor.url) as client:
         accepted = client.send(task)
@@ -384,6 +384,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
     "gateways": (
         ("scheduler", "worker"),
         [
+            ("take_number:before", "", gateway_dies_accepting),
+            ("take_number:after", "", gateway_dies_accepting),
             ("submit:before", "socket", gateway_dies_accepting),
             ("submit:after", "socket", gateway_dies_accepting),
             ("submit:before", "inbox", gateway_dies_taking_from_the_inbox),

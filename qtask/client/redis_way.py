@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from qtask import forks
 from qtask.check import Checked, check_task
 from qtask.client import requests
 from qtask.client.requests import Accepted, Answer, TaskLike
 from qtask.errors import Refused, Unavailable
-from qtask.ids import IdSource
 from qtask.store.connect import connect, connect_async
-from qtask.store.submit import Place, Submission, id_of, id_source, id_source_async, submit, submit_async
+from qtask.store.nodes import Nodes
+from qtask.store.submit import Batch, Place, Submission, submit, submit_async
 
 BATCH = 500  # tasks a round trip
 BATCH_BYTES = 1_048_576
 GATHER_SECONDS = 0.005  # a task waits no longer for others that come slowly
 
 
-class _Batch:
+class _Gathered:
     """Tasks that gather to go to Redis together, and their answers in order."""
 
     def __init__(self) -> None:
@@ -51,21 +53,21 @@ class _Batch:
             self._found.append(checked)
             self._size += len(checked.body)
 
-    def submissions(self, ids: IdSource) -> list[Submission]:
-        return [Submission(id_of(found, ids), found) for found in self._found if isinstance(found, Checked)]
+    def batch(self, queue: str) -> Batch:
+        return Batch(queue, [Submission(found) for found in self._found if isinstance(found, Checked)])
 
-    def answers(self, submissions: list[Submission], places: list[Place | None]) -> list[Answer]:
-        sent = iter(zip(submissions, places, strict=True))
-        return [found if isinstance(found, Refused) else _accepted(*next(sent)) for found in self._found]
+    def answers(self, places: Sequence[Place | None]) -> list[Answer]:
+        sent = iter(places)
+        return [found if isinstance(found, Refused) else _accepted(next(sent)) for found in self._found]
 
     def lost(self, error: Exception) -> Unavailable:
         """What is said when Redis was not heard of again."""
         return requests.lost("Redis", str(error), self.sound)
 
 
-def _accepted(submission: Submission, place: Place | None) -> Accepted:
+def _accepted(place: Place | None) -> Accepted:
     assert place is not None, "only a task from the inbox may have been taken by another"
-    return Accepted(submission.id, place.due, place.duplicate)
+    return Accepted(place.id, place.due, place.duplicate)
 
 
 class RedisWay:
@@ -74,7 +76,7 @@ class RedisWay:
     def __init__(self, url: str, queue: str, timeout: float) -> None:
         self.queue = queue
         self._redis = connect(url, timeout)
-        self._ids: IdSource | None = None
+        self._nodes = Nodes()
 
     def close(self) -> None:
         self._redis.close()
@@ -88,26 +90,26 @@ class RedisWay:
             raise Unavailable(f"Redis does not answer: {error}") from None
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        batch = _Batch()
+        gathered = _Gathered()
         for task in tasks:
-            batch.add(task)
-            if batch.full:
-                yield from self._commit(batch)
-                batch = _Batch()
-        yield from self._commit(batch)
+            gathered.add(task)
+            if gathered.full:
+                yield from self._commit(gathered)
+                gathered = _Gathered()
+        yield from self._commit(gathered)
 
-    def _commit(self, batch: _Batch) -> list[Answer]:
-        if not batch.sound:
-            return batch.answers([], [])
+    def _commit(self, gathered: _Gathered) -> list[Answer]:
+        if not gathered.sound:
+            return gathered.answers([])
+        batch = gathered.batch(self.queue)
         try:
-            if self._ids is None:
-                self._ids = id_source(self._redis)
-            submissions = batch.submissions(self._ids)
-            places = submit(self._redis, self.queue, submissions)
-        except (RedisError, OSError) as error:
-            self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error) from None
-        return batch.answers(submissions, places)
+            try:
+                places = submit(self._redis, self._nodes, batch)
+            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+                places = submit(self._redis, self._nodes, batch)
+        except (RedisError, OSError, Unavailable) as error:
+            raise gathered.lost(error) from None
+        return gathered.answers(places)
 
 
 class AsyncRedisWay:
@@ -119,7 +121,11 @@ class AsyncRedisWay:
         self._timeout = timeout
         self._redis: AsyncRedis | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ids: IdSource | None = None
+        self._nodes = Nodes()
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self._redis = self._loop = None
 
     async def close(self) -> None:
         redis, self._redis = self._redis, None
@@ -127,29 +133,28 @@ class AsyncRedisWay:
             await redis.aclose()
 
     async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        batch = _Batch()
+        gathered = _Gathered()
         async for task in tasks:
-            batch.add(task)
-            if batch.full:
-                for answer in await self._commit(batch):
+            gathered.add(task)
+            if gathered.full:
+                for answer in await self._commit(gathered):
                     yield answer
-                batch = _Batch()
-        for answer in await self._commit(batch):
+                gathered = _Gathered()
+        for answer in await self._commit(gathered):
             yield answer
 
-    async def _commit(self, batch: _Batch) -> list[Answer]:
-        if not batch.sound:
-            return batch.answers([], [])
-        redis = self._connected()
+    async def _commit(self, gathered: _Gathered) -> list[Answer]:
+        if not gathered.sound:
+            return gathered.answers([])
+        redis, batch = self._connected(), gathered.batch(self._queue)
         try:
-            if self._ids is None:
-                self._ids = await id_source_async(redis)
-            submissions = batch.submissions(self._ids)
-            places = await submit_async(redis, self._queue, submissions)
-        except (RedisError, OSError) as error:
-            self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error) from None
-        return batch.answers(submissions, places)
+            try:
+                places = await submit_async(redis, self._nodes, batch)
+            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+                places = await submit_async(redis, self._nodes, batch)
+        except (RedisError, OSError, Unavailable) as error:
+            raise gathered.lost(error) from None
+        return gathered.answers(places)
 
     def _connected(self) -> AsyncRedis:
         loop = asyncio.get_running_loop()

@@ -34,7 +34,7 @@ from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.store import keys, tasks
-from qtask.store.connect import connect
+from qtask.store.connect import connect, read_again, read_again_async
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
@@ -162,7 +162,8 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            record = await run_in_threadpool(tasks.show, self._reading, request.path_params["id"])
+            show = partial(tasks.show, self._reading, request.path_params["id"])
+            record = await run_in_threadpool(read_again, show)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -197,7 +198,7 @@ class HttpServer:
     async def _graph(self, request: Request) -> Response:
         task_id = request.path_params["id"]
         try:
-            picture: Any = await self._redis.get(keys.graph(task_id))
+            picture: Any = await read_again_async(lambda: self._redis.get(keys.graph(task_id)))
         except (RedisError, OSError) as error:
             return _redis_away(error)
         if picture is None:
@@ -207,7 +208,7 @@ class HttpServer:
 
     async def _health(self, request: Request) -> Response:
         try:
-            await self._redis.ping()
+            await read_again_async(self._redis.ping)
         except (RedisError, OSError) as error:
             return _redis_away(error)
         return JSONResponse({"ok": True})
