@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qtask.outcome import Outcome
+from qtask.record import State, TaskRecord
 from qtask.stats import KindSummary, Spread
-from qtask.store.tasks import State, TaskRecord
 from qtask.timing import format_duration, format_instant
 
 _FILE_WIDTH = 200  # characters; a terminal has a width of its own
@@ -49,7 +49,7 @@ def print_task(record: TaskRecord) -> None:
         ("type", record.kind),
         ("link", record.link),
         ("deliveries", str(record.attempts)),
-        ("dict", bytes(record.task).decode()),
+        ("dict", msgspec.json.encode(record.task).decode()),
     ):
         table.add_row(name, plain(value))
     _print(table)

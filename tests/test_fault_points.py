@@ -22,9 +22,9 @@ from redis import Redis
 import qtask.store
 from qtask import Client
 from qtask.errors import NotFound, Unavailable
+from qtask.record import TaskRecord
 from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 from tests.chaos.store import disorder, read_store
 from tests.gateway_process import Gateway
 from tests.processes import Process

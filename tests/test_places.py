@@ -65,6 +65,7 @@ class ModelTask:
         waits: in the schedule, and due in the far future.
         holder: token of the worker whose lease it is under.
         expired: that lease has ended.
+        sent: the batch that it came with.
         outcomes, history: lines in the fields of these names.
     """
 
@@ -72,6 +73,7 @@ class ModelTask:
     due: float
     waits: bool
     chosen: bool
+    sent: Sent
     place: Where = "schedule"
     attempt: int = 0
     holder: str = ""
@@ -245,7 +247,7 @@ class Places(RuleBasedStateMachine):
             assert not place.duplicate
             assert place.due >= self.now() + delay - 60
             assert submission.checked.task.settings.id in (UNSET, place.id)
-            self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN)
+            self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
             before.add(place.id)
         self.sent.append(sent)
 
@@ -262,7 +264,7 @@ class Places(RuleBasedStateMachine):
         for submission, delay, first, place in zip(sent.submissions, sent.delays, sent.accepted, places, strict=True):
             if place is None:
                 assert submission.entry, "its entry is gone, and so is the task"
-                assert first not in self.tasks or not held
+                assert not (held and self.is_of(first, sent))
             elif place.id in CHOSEN and (place.id in self.tasks or place.id in self.remembered):
                 self.check_known(place)
             elif place.id in self.tasks:
@@ -271,9 +273,13 @@ class Places(RuleBasedStateMachine):
                 assert not place.duplicate
                 self.check_due(place)
             else:
-                assert not held or first not in self.tasks
+                assert not (held and self.is_of(first, sent))
                 assert not submission.entry
-                self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN)
+                self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
+
+    def is_of(self, task_id: str | None, sent: Sent) -> bool:
+        """Whether there is this task, and it came with this batch: a copy of its maker may use a free id again."""
+        return task_id in self.tasks and self.tasks[task_id].sent is sent
 
     def check_known(self, place: Place) -> None:
         assert place.duplicate

@@ -67,7 +67,7 @@ class AsyncSocketWay:
                         _, self._line = await loop.create_connection(lambda: _Line(loop), self._host, self._port)
                 except OSError as error:  # TimeoutError is one
                     why = str(error) or f"no connection within {self._timeout:g} s"
-                    raise requests.no_gateway(self._host, self._port, why) from None
+                    raise requests.no_gateway(f"{self._host}:{self._port}", why) from None
             return self._line
 
     async def _writable(self, line: _Line) -> None:

@@ -59,7 +59,7 @@ class SocketWay:
         try:
             connection = socket.create_connection((self._host, self._port), self._timeout)
         except OSError as error:
-            raise requests.no_gateway(self._host, self._port, str(error)) from None
+            raise requests.no_gateway(f"{self._host}:{self._port}", str(error)) from None
         return _Line(connection, f"the gateway at {self._host}:{self._port}", self._timeout)
 
 

@@ -33,6 +33,7 @@ from qtask.gateway.http_refusal import http_refusal
 from qtask.gateway.intake import Answer, Intake, encode_answer
 from qtask.gateway.listen import BACKLOG
 from qtask.gateway.socket import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.record import State
 from qtask.store import keys, tasks
 from qtask.store.connect import connect, read_again, read_again_async
 
@@ -180,7 +181,7 @@ class HttpServer:
             return _refusal(Refused("wrong_protocol", "", "say it with Content-Type: application/json"), 415)
         return await self._decide(tasks.retry_one, request)
 
-    async def _decide(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
+    async def _decide(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
         task_id = request.path_params["id"]
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET
@@ -12,13 +12,11 @@ from redis import Redis
 
 from qtask.errors import NotFound, QTaskError, Refused
 from qtask.ids import instant_of
-from qtask.outcome import OUTCOMES_KEEP, Outcome, decode_outcomes
+from qtask.outcome import OUTCOMES_KEEP, decode_outcomes
+from qtask.record import STATES, State, TaskRecord
 from qtask.store import keys
 from qtask.store.job import due_of, read_data
 from qtask.store.scripts import Value, script
-
-State = Literal["scheduled", "queued", "started", "delivered", "dead"]
-STATES: tuple[State, ...] = get_args(State)
 
 _STATE_OF_STATUS: dict[str, State] = {
     "scheduled": "scheduled",
@@ -29,40 +27,6 @@ _STATE_OF_STATUS: dict[str, State] = {
     "stopped": "dead",  # by `rq`'s command to stop a job, in a stock worker
 }
 _NO_TASK = "unknown"  # in place of the kind
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """One task as it stands in Redis.
-
-    A job that another program put into the queue, and that is no task, is shown too: with the kind `unknown`, no
-    title, and null for the dict.
-
-    Attributes:
-        id: its id.
-        state: where it is on its way.
-        queue: name of its RQ queue.
-        due: Unix seconds.
-        retry_at: Unix seconds of the next delivery, while the task waits to be tried again.
-        accepted: Unix seconds, None where the client chose the id.
-        attempts: deliveries begun so far, since the last time that it was dead and retried.
-        title, kind, link: of the dict.
-        task: the dict as JSON.
-        outcomes: of the deliveries that ended, oldest first.
-    """
-
-    id: str
-    state: State
-    queue: str
-    due: float
-    retry_at: float | None
-    accepted: float | None
-    attempts: int
-    title: str
-    kind: str
-    link: str
-    task: msgspec.Raw
-    outcomes: list[Outcome] = field(default_factory=list)
 
 
 def show(redis: Redis, task_id: str) -> TaskRecord:
@@ -213,7 +177,7 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
         title=title,
         kind=kind,
         link=link,
-        task=msgspec.Raw(body),
+        task=msgspec.json.decode(body),
         outcomes=ended,
     )
 

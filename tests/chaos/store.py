@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from redis import Redis
 
+from qtask.record import TaskRecord
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 
 _PAGE = 1_000
 
