@@ -35,6 +35,10 @@ _HOMES = {
 __all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "WrongState", "do"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qtask' has no attribute {name!r}")

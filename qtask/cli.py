@@ -229,10 +229,11 @@ def list_(config: Config, state: Any, limit: int, as_json: bool) -> None:
     """
     from qtask import tables
     from qtask.mask import mask_of
+    from qtask.record import STATES
     from qtask.store import tasks
 
     redis = _connect(config)
-    states = tasks.STATES if state == "all" else (state,)
+    states = STATES if state == "all" else (state,)
     mask = mask_of(config.mask_headers)
     found = (record for one in states for record in tasks.list_tasks(redis, config.queue, one, limit, mask))
     records = list({record.id: record for record in found}.values())  # one may move on between two states

@@ -22,9 +22,9 @@ from redis import Redis
 from qtask.client import Accepted, Client
 from qtask.config import Config
 from qtask.errors import QTaskError, Refused
+from qtask.record import TaskRecord
 from qtask.stopping import StopSignals
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 from qtask.tables import outcome_answer, outcome_words, plain
 from qtask.timing import format_duration
 from qtask.up import Up

@@ -2,9 +2,9 @@
 
 QTask's own have twelve characters that sort by time and cannot collide.
 
-An id is seven characters of milliseconds, three of the node (a number that Redis hands out once to each
-process that accepts tasks) and two of a sequence within the millisecond. The alphabet is in ASCII order, so
-that ids sort as their instants do, and holds only what RQ allows in a job id.
+An id is seven characters of milliseconds, three of the node (a number that Redis leases to one process at a time,
+see `qtask.store.nodes`) and two of a sequence within the millisecond. The alphabet is in ASCII order, so that ids sort
+as their instants do, and holds only what RQ allows in a job id.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def _encode(number: int, length: int) -> str:
 
 
 class IdSource:
-    """Makes ids for one process.
+    """Makes ids under one node number.
 
     Args:
-        node: the number of this process, unique among all that accept tasks on one Redis.
+        node: the number of this process, below `NODE_LIMIT`.
         clock: Unix time in nanoseconds; Redis's, where an id is to tell when its task was accepted.
     """
 
     def __init__(self, node: int, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
-        self._node = _encode(node % NODE_LIMIT, 3)
+        self._node = _encode(node, 3)
         self._millisecond = 0
         self._sequence = 0
         self._prefix = ""

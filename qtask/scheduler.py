@@ -25,16 +25,17 @@ from qtask.check import Checked, check_task
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
-from qtask.ids import IdSource, client_id, stored_id
+from qtask.ids import client_id
 from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.stopping import StopSignals
 from qtask.store import keys, rights
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION, read_data
+from qtask.store.nodes import Nodes
 from qtask.store.rq_job import TaskJob
 from qtask.store.scripts import script
-from qtask.store.submit import Submission, id_of, id_source, submit
+from qtask.store.submit import Batch, Submission, submit
 
 BATCH = 500  # jobs moved by one script; a longer one would make others wait for Redis
 GAP_SECONDS = 0.001  # least time between two moves, so that a stream of due tasks moves by the batch
@@ -68,8 +69,8 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         self._stopping = False
         self._registered = False
         self._last_tick = self._watching_since = 0.0  # by Redis's clock
-        self._ids: IdSource | None = None
         self.heartbeat_file: Heartbeat | None = None
+        self._nodes = Nodes()
 
     # --- submitting, in rq-scheduler's words ---------------------------------------------------------------
 
@@ -101,12 +102,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
 
         Raises `Refused` for the first dict that is not sound; then none of them is submitted.
         """
-        if self._ids is None:
-            self._ids = id_source(self.connection)
-        checked = [_due_at(instant, task) for instant, task in tasks]
-        submissions = [Submission(id_of(one, self._ids), one) for one in checked]
-        submit(self.connection, self.queue_name, submissions)
-        return [TaskJob(stored_id(submission.id), self.connection) for submission in submissions]
+        submissions = [Submission(_due_at(instant, task)) for instant, task in tasks]
+        places = submit(self.connection, self._nodes, Batch(self.queue_name, submissions))
+        return [TaskJob(place.id, self.connection) for place in places if place is not None]
 
     def _now(self) -> float:
         """Unix seconds by Redis's clock: that of this host may be wrong."""

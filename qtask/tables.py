@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from qtask.outcome import Outcome
+from qtask.record import State, TaskRecord
 from qtask.stats import KindSummary, Spread
 from qtask.store.audit import Audit
-from qtask.store.tasks import State, TaskRecord
 from qtask.timing import format_duration, format_instant, format_second
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def print_task(record: TaskRecord) -> None:
         ("type", record.kind),
         ("link", record.link),
         ("deliveries", str(record.attempts)),
-        ("dict", bytes(record.task).decode()),
+        ("dict", msgspec.json.encode(record.task).decode()),
     ):
         if value or name != "next attempt":
             table.add_row(name, plain(value))

@@ -92,10 +92,10 @@ def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
         assert "Traceback" not in running.log
 
 
-@pytest.fixture(params=["socket", "redis"])
+@pytest.fixture(params=["socket", "http", "redis"])
 def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
-    """Both ways of a client, one after the other, on an empty Redis."""
-    return gateway.url if request.param == "socket" else redis_server.url
+    """Every way of a client, one after the other, on an empty Redis."""
+    return {"socket": gateway.url, "http": gateway.http_url, "redis": redis_server.url}[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,11 @@ class Gateway:
         return f"socket://127.0.0.1:{self.port}"
 
     @property
+    def http_url(self) -> str:
+        """Address of its HTTP."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
     def log(self) -> str:
         """What it has logged so far."""
         return self.process.log.read_text()

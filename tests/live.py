@@ -15,8 +15,8 @@ from rq import Worker
 
 from qtask import Client
 from qtask.client.requests import Accepted
+from qtask.record import TaskRecord
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 from tests.processes import Process
 from tests.redis_server import RedisServer
 from tests.waiting import until

@@ -27,8 +27,10 @@ from qtask.scheduler import Scheduler
 from qtask.store import keys, leases, tasks
 from qtask.store.audit import Audit, audit, read_figures, write_off
 from qtask.store.job import is_foreign, read_data
+from qtask.store.nodes import Nodes
 from qtask.store.rq_job import TaskJob
-from qtask.store.submit import Submission, submit
+from qtask.store.scripts import script
+from qtask.store.submit import Batch, Submission, submit
 from tests.command import qtask
 from tests.redis_server import RedisServer
 
@@ -42,7 +44,7 @@ def one(task_id: str, at: float = 1.0) -> dict[str, Any]:
 
 
 def accept(redis: Redis, *ids: str, at: float = 1.0, queue: str = "qtask") -> None:
-    submit(redis, queue, [Submission(task_id, check_task(one(task_id, at))) for task_id in ids])
+    submit(redis, Nodes(), Batch(queue, [Submission(check_task(one(task_id, at))) for task_id in ids]))
 
 
 def release(redis: Redis) -> None:
@@ -115,8 +117,9 @@ def test_what_expired_is_dead_and_counted(redis: Redis) -> None:
 
 def test_a_batch_that_is_sent_again_is_counted_once(redis: Redis) -> None:
     checked = check_task({**one("x"), "settings": {"time": 0}})
+    node, batch = Nodes().take(redis), Batch("qtask", [Submission(checked)])
     for _ in range(2):
-        submit(redis, "qtask", [Submission("made-by-us", checked)])
+        script("submit").run(redis, *batch.call(node))
     release(redis)
     (claimed,) = claim(redis)
     for _ in range(2):

@@ -26,10 +26,10 @@ from redis import Redis
 import qtask.store
 from qtask import Client
 from qtask.errors import NotFound, Unavailable
+from qtask.record import TaskRecord
 from qtask.scheduler import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
-from qtask.store.tasks import TaskRecord
 from tests.chaos.store import disorder, read_store
 from tests.gateway_process import Gateway
 from tests.processes import Process
@@ -267,7 +267,7 @@ def gateway_dies_accepting(lane: Lane, fault: str) -> None:
         with pytest.raises(Unavailable):
             client.send(task)
         dies(victim.process)
-    known = fault.endswith("after")
+    known = fault == "submit:after"
     assert (lane.state(task["settings"]["id"]) != "nowhere") == known
     with lane.gateway() as successor, Client(successor.url) as client:
         accepted = client.send(task)
@@ -450,6 +450,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
     "gateways": (
         ("scheduler", "worker"),
         [
+            ("take_number:before", "", gateway_dies_accepting),
+            ("take_number:after", "", gateway_dies_accepting),
             ("submit:before", "socket", gateway_dies_accepting),
             ("submit:after", "socket", gateway_dies_accepting),
             ("submit:before", "inbox", gateway_dies_taking_from_the_inbox),

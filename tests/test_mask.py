@@ -166,14 +166,14 @@ def test_masked_by_the_python_client(
     task["settings"]["time"] = 3_600
     with Client(f"unix://{url}") as client:
         answer = client.send(task)
-        shown = [repr(client.show(answer.id)), bytes(client.show(answer.id).task).decode()]
-        shown += [repr(record) + bytes(record.task).decode() for record in client.list("scheduled")]
+        shown = [repr(client.show(answer.id)), repr(client.show(answer.id).task)]
+        shown += [repr(record) + repr(record.task) for record in client.list("scheduled")]
 
     async def asynchronous() -> None:
         async with AsyncClient(f"unix://{url}") as other:
             record = await other.show(answer.id)
-            shown.append(repr(record) + bytes(record.task).decode())
-            shown.extend(repr(one) + bytes(one.task).decode() for one in await other.list("scheduled"))
+            shown.append(repr(record) + repr(record.task))
+            shown.extend(repr(one) + repr(one.task) for one in await other.list("scheduled"))
 
     asyncio.run(asynchronous())
     assert len(shown) >= 5

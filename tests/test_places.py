@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any, Literal, cast
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
+from msgspec import UNSET
 from redis import Redis
 
 from qtask.check import check_task
@@ -28,12 +29,15 @@ from qtask.outcome import OUTCOMES_KEEP
 from qtask.scheduler import Scheduler
 from qtask.store import audit, keys, leases, tasks
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
+from qtask.store.nodes import Node, Nodes
 from qtask.store.scripts import Value, script
-from qtask.store.submit import Submission, submit
+from qtask.store.submit import Batch, Place, Submission, submit
 
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers
 CHOSEN = ("order-1", "order:2", '0__"3"')  # ids that clients choose
+MAKERS = ("gateway", "its clone", "another gateway")  # of ids; the first two share all they know, all share a number
+NUMBER = 7
 HISTORY_KEEP = 3
 FAR_SECONDS = 3_600.0
 FATES = ("finished", "finished", "failed", "failed", "retry", "retry far", "lost")
@@ -48,7 +52,7 @@ LINE = json.dumps({"status": "failed", "started": 1.0, "ended": 1.0, "lateness":
 STEPS = ("submit", "work", "work", "work", "suffer", "decide")
 MOST_TASKS = 10  # at once: few, so that they often meet
 
-Place = Literal["schedule", "queue", "started", "finished", "dead"]
+Where = Literal["schedule", "queue", "started", "finished", "dead"]
 _STATUS = {"queue": "queued", "started": "started", "finished": "finished", "dead": "failed"}
 _STATE = {"schedule": "scheduled", "queue": "queued", "started": "started", "finished": "delivered", "dead": "dead"}
 
@@ -62,6 +66,7 @@ class ModelTask:
         waits: in the schedule, and due in the far future.
         holder: token of the worker whose lease it is under.
         expired: that lease has ended.
+        sent: the batch that it came with.
         outcomes, history: lines in the fields of these names.
     """
 
@@ -69,7 +74,8 @@ class ModelTask:
     due: float
     waits: bool
     chosen: bool
-    place: Place = "schedule"
+    sent: Sent
+    place: Where = "schedule"
     attempt: int = 0
     holder: str = ""
     expired: bool = False
@@ -77,13 +83,37 @@ class ModelTask:
     history: int = 0
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What was submitted together, and may be submitted again, as by a gateway whose reply was lost."""
+class Maker(Nodes):
+    """Makes ids under a number that others may hold, too. Those of a node and of its clone are the same."""
 
+    def __init__(self, nonce: str, made: Callable[[], str]) -> None:
+        super().__init__()
+        self.nonce = nonce
+        self.made = made
+
+    def take(self, redis: Redis) -> Node:
+        if redis.get(keys.node(NUMBER)) != self.nonce.encode():
+            redis.set(keys.node(NUMBER), self.nonce)
+        node = Node(self.nonce, [NUMBER, (0, 0)])
+        node.ids.next = self.made  # type: ignore[method-assign]
+        return node
+
+
+@dataclass
+class Sent:
+    """What was submitted together, and may be submitted again, as by a gateway whose reply was lost.
+
+    Attributes:
+        batch: as it was before its reply was read.
+        accepted: what became of it the first time.
+    """
+
+    maker: str
     queue: str
+    batch: Batch
     submissions: Sequence[Submission]
     delays: Sequence[float]
+    accepted: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,9 +138,15 @@ class Places(RuleBasedStateMachine):
         self.alive: set[str] = set()
         self.settled = 0
         self.ledger: Counter[str] = Counter()
-        self.batches: list[Batch] = []
+        self.sent: list[Sent] = []
         self.settles: list[Settled] = []
         self.numbers = count(1)
+        made = [f"a-{n}" for n in range(1, 5_000)]
+        self.makers = {
+            "gateway": Maker("a", iter(made).__next__),
+            "its clone": Maker("a", chain.from_iterable(zip(made, (f"c{one}" for one in made), strict=True)).__next__),
+            "another gateway": Maker("b", iter([f"b-{n}" for n in range(1, 5_000)]).__next__),
+        }
         self.scheduler = Scheduler("one", self.redis)
 
     @initialize()
@@ -128,11 +164,10 @@ class Places(RuleBasedStateMachine):
         ](data)
 
     def draw_submit(self, data: st.DataObject) -> None:
-        if self.batches and data.draw(st.integers(0, 3)) == 0:
-            self.submit(data.draw(st.sampled_from(self.batches)))
+        if self.sent and data.draw(st.integers(0, 3)) == 0:
+            self.submit_again(data.draw(st.sampled_from(self.sent)))
         elif len(self.tasks) < MOST_TASKS:
-            self.batches.append(self.draw_batch(data))
-            self.submit(self.batches[-1])
+            self.submit(self.draw_batch(data))
 
     def draw_work(self, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from(("claim", "settle", "settle", "release", "settle again", "put back")))
@@ -179,7 +214,7 @@ class Places(RuleBasedStateMachine):
 
     # --- accepting -----------------------------------------------------------------------------------------------
 
-    def draw_batch(self, data: st.DataObject) -> Batch:
+    def draw_batch(self, data: st.DataObject) -> Sent:
         ids = st.sampled_from(("", "", "", *CHOSEN))
         dicts = data.draw(st.lists(st.tuples(ids, st.booleans(), st.booleans()), min_size=2, max_size=6))
         by_inbox = data.draw(st.booleans())
@@ -194,32 +229,76 @@ class Places(RuleBasedStateMachine):
             if by_inbox:
                 entry = cast(bytes, self.redis.xadd(keys.INBOX, {"task": checked.body})).decode()
                 self.redis.xreadgroup(keys.INBOX_GROUP, "gateway", {keys.INBOX: ">"})
-            submissions.append(Submission(chosen or f"made-{next(self.numbers)}", checked, entry))
+            submissions.append(Submission(checked, entry))
             delays.append(delay)
-        return Batch(data.draw(st.sampled_from(QUEUES)), submissions, delays)
+        queue = data.draw(st.sampled_from(QUEUES))
+        maker = data.draw(st.sampled_from(MAKERS))
+        return Sent(maker, queue, Batch(queue, submissions), submissions, delays)
 
-    def submit(self, batch: Batch) -> None:
-        entries_are_new = self.redis.xlen(keys.INBOX) > 0
-        places = submit(self.redis, batch.queue, batch.submissions)
-        for submission, delay, place in zip(batch.submissions, batch.delays, places, strict=True):
-            known = self.tasks.get(submission.id)
-            chosen = submission.id in CHOSEN
-            if known is None and submission.id in self.remembered:
-                assert place is not None and place.duplicate
-                assert place.due == self.remembered[submission.id]
-                self.ledger[f"duplicates:{batch.queue}"] += 1
-            elif known is not None:
-                assert place is not None and place.duplicate is chosen
-                score: Any = None if known.attempt else self.redis.zscore(keys.SCHEDULE, stored_id(submission.id))
-                assert place.due == (known.due if score is None else score)
-                self.ledger[f"duplicates:{batch.queue}"] += chosen
-            elif submission.entry and not entries_are_new:
-                assert place is None, "its entry is gone, and so is the task"
+    def submit(self, sent: Sent) -> None:
+        """Submits a batch for the first time: whatever ids others have, each becomes a task or is known by its id."""
+        maker = self.makers[sent.maker]
+        before = set(self.tasks)
+        places = submit(self.redis, maker, sent.batch)
+        for submission, delay, place in zip(sent.submissions, sent.delays, places, strict=True):
+            assert place is not None
+            sent.accepted.append(place.id)
+            if place.id in CHOSEN and (place.id in self.tasks or place.id in self.remembered):
+                self.check_known(place)
+                self.ledger[f"duplicates:{sent.queue}"] += 1
+                continue
+            assert place.id not in before, "no other task has this id"
+            assert not place.duplicate
+            assert place.due >= self.now() + delay - 60
+            assert submission.checked.task.settings.id in (UNSET, place.id)
+            self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
+            self.ledger[f"accepted:{sent.queue}"] += 1
+            before.add(place.id)
+        self.sent.append(sent)
+
+    def submit_again(self, sent: Sent) -> None:
+        """Submits it once more, as if its reply had been lost. What is known of it is not accepted twice."""
+        maker = self.makers[sent.maker]
+        held = self.redis.get(keys.node(NUMBER)) == maker.nonce.encode()
+        batch = Batch(sent.queue, sent.submissions)
+        node = maker.take(self.redis) if held else Node(maker.nonce, [NUMBER, (0, 0)])
+        node.ids.next = iter([one for one in sent.accepted if one and one not in CHOSEN]).__next__  # type: ignore[method-assign]
+        batch.call(node)
+        event("a batch is sent again" if held else "a batch is sent again, without its number")
+        places = submit(self.redis, maker, batch)
+        for submission, delay, first, place in zip(sent.submissions, sent.delays, sent.accepted, places, strict=True):
+            if place is None:
+                assert submission.entry, "its entry is gone, and so is the task"
+                assert not (held and self.is_of(first, sent))
+            elif place.id in CHOSEN and (place.id in self.tasks or place.id in self.remembered):
+                self.check_known(place)
+                self.ledger[f"duplicates:{sent.queue}"] += 1
+            elif place.id in self.tasks:
+                assert held
+                assert place.id == first
+                assert not place.duplicate
+                self.check_due(place)
             else:
-                assert place is not None and not place.duplicate
-                assert place.due >= self.now() + delay - 60
-                self.tasks[submission.id] = ModelTask(batch.queue, place.due, delay > 0, chosen)
-                self.ledger[f"accepted:{batch.queue}"] += 1
+                assert not (held and self.is_of(first, sent))
+                assert not submission.entry
+                self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
+                self.ledger[f"accepted:{sent.queue}"] += 1
+
+    def is_of(self, task_id: str | None, sent: Sent) -> bool:
+        """Whether there is this task, and it came with this batch: a copy of its maker may use a free id again."""
+        return task_id in self.tasks and self.tasks[task_id].sent is sent
+
+    def check_known(self, place: Place) -> None:
+        assert place.duplicate
+        if place.id in self.tasks:
+            self.check_due(place)
+        else:
+            assert place.due == self.remembered[place.id]
+
+    def check_due(self, place: Place) -> None:
+        known = self.tasks[place.id]
+        score: Any = None if known.attempt else self.redis.zscore(keys.SCHEDULE, stored_id(place.id))
+        assert place.due == (known.due if score is None else score)
 
     # --- from the schedule to a worker ---------------------------------------------------------------------------
 
@@ -474,7 +553,7 @@ class Places(RuleBasedStateMachine):
         fixed = {keys.INBOX, keys.QUEUES, keys.COUNTERS, keys.LEDGER, keys.WORKERS, keys.SCHEDULE, keys.stats("http")}
         for queue in QUEUES:
             fixed |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}
-        fixed |= {f"rq:worker:{token}" for token in TOKENS}
+        fixed |= {f"rq:worker:{token}" for token in TOKENS} | {keys.node(NUMBER)}
         found = {key.decode() for key in cast("list[bytes]", self.redis.keys("*"))}
         jobs = {key for key in found if key.startswith(keys.JOB_PREFIX)}
         ids = {key for key in found if key.startswith(keys.ID_PREFIX)}

@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError
 
 from qtask import AsyncClient, Client
 from qtask.errors import ConfigError
+from qtask.record import STATES
 from qtask.store import keys, rights, tasks
 from qtask.store.connect import connect
 from tests.command import qtask
@@ -125,7 +126,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             assert set(client.find_dead()) == set(dead)
             assert client.remove(dead[:1]) == dead[:1]
             assert client.retry(dead[1:2]) == dead[1:2]
-            for state in tasks.STATES:
+            for state in STATES:
                 client.list(state)
             around.ended(dead[1:], 30)
 

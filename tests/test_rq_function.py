@@ -17,8 +17,8 @@ from qtask import stats
 from qtask.client.requests import Accepted
 from qtask.errors import DeliveryFailed
 from qtask.outcome import Outcome
+from qtask.record import TaskRecord
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 from tests.live import Live
 from tests.receiver import Exchange, Receiver
 from tests.redis_server import free_port

@@ -24,7 +24,6 @@ from qtask.errors import ConfigError, Unavailable
 from qtask.store import keys, tasks
 from qtask.store.address import without_password
 from qtask.store.connect import connect, require
-from qtask.store.submit import NUMBER_WAIT_SECONDS, id_source
 from tests.command import qtask
 from tests.gateway_process import Connection, Gateway
 from tests.live import Around
@@ -227,22 +226,6 @@ def test_what_a_gateway_that_waits_for_the_replica_accepts_is_on_it(system: Syst
     assert replica.exists(keys.job("chosen"))
     for record in tasks.list_tasks(system.around.redis, "qtask", "scheduled", 1_000):
         tasks.cancel(system.around.redis, record.id)
-
-
-def test_the_number_of_who_makes_ids_is_on_the_replica_before_it_is_used(system: System) -> None:
-    """Else the next master would give it to another process, whose ids might be the same."""
-    replica = system.sentinels.replica
-    replica.signal(signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor() as pool:
-            source = pool.submit(id_source, connect(system.sentinels.url, 5.0))
-            with pytest.raises(TimeoutError):
-                source.result(NUMBER_WAIT_SECONDS / 2)
-            replica.signal(signal.SIGCONT)
-            source.result(5)
-    finally:
-        replica.signal(signal.SIGCONT)
-    assert replica.client().get(keys.NODES) == system.around.redis.get(keys.NODES)
 
 
 # --- another master ----------------------------------------------------------------------------------------------

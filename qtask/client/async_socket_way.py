@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import cast
 
+from qtask import forks
 from qtask.client import requests
 from qtask.client.requests import WINDOW, Answer, TaskLike
 from qtask.errors import Refused, Unavailable
@@ -31,6 +32,11 @@ class AsyncSocketWay:
         self._timeout = timeout
         self._connecting = asyncio.Lock()
         self._line: _Line | None = None
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self._connecting = asyncio.Lock()  # that of the parent may be held, and nobody here would release it
+        self._line = None
 
     async def close(self) -> None:
         line, self._line = self._line, None
@@ -61,7 +67,7 @@ class AsyncSocketWay:
                         _, self._line = await loop.create_connection(lambda: _Line(loop), self._host, self._port)
                 except OSError as error:  # TimeoutError is one
                     why = str(error) or f"no connection within {self._timeout:g} s"
-                    raise requests.no_gateway(self._host, self._port, why) from None
+                    raise requests.no_gateway(f"{self._host}:{self._port}", why) from None
             return self._line
 
     async def _writable(self, line: _Line) -> None:
@@ -119,6 +125,12 @@ class _Line(asyncio.Protocol):
         self._owed: deque[_Owed] = deque()
         self._out: list[bytes] = []
         self._received = bytearray()
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self.ended, self.why = True, "this process was forked meanwhile, and the connection is its parent's"
+        if self._transport is not None:
+            forks.release(self._transport)
 
     def submit(self, line: bytes) -> _Owed:
         """Sends a line, together with others of this turn of the loop."""

@@ -11,11 +11,13 @@ from qtask.client.async_socket_way import AsyncSocketWay
 from qtask.client.requests import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
 from qtask.client.synchronous import Client
+from qtask.client.words import known_words
 from qtask.errors import Unavailable
 
 if TYPE_CHECKING:
+    from qtask.client.http_way import AsyncHttpWay
     from qtask.client.redis_way import AsyncRedisWay
-    from qtask.store.tasks import State, TaskRecord
+    from qtask.record import State, TaskRecord
 
 Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
 
@@ -26,16 +28,22 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     Any number of coroutines of one event loop may use it at once.
     """
 
+    @known_words()
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
         self._plain = Client(url, queue=queue, timeout=timeout)  # for what is not done often enough to be done twice
         self.url = self._plain.url
-        self._way: AsyncRedisWay | AsyncSocketWay
-        if requests.is_redis(self.url):
-            from qtask.client.redis_way import AsyncRedisWay  # a client of a gateway does without Redis's package
+        self._way: AsyncRedisWay | AsyncHttpWay | AsyncSocketWay
+        match requests.way_of(self.url):
+            case "redis":
+                from qtask.client.redis_way import AsyncRedisWay
 
-            self._way = AsyncRedisWay(self.url, queue, timeout)
-        else:
-            self._way = AsyncSocketWay(self.url, timeout)
+                self._way = AsyncRedisWay(self.url, queue, timeout)
+            case "http":
+                from qtask.client.http_way import AsyncHttpWay
+
+                self._way = AsyncHttpWay(self.url, timeout)
+            case "socket":
+                self._way = AsyncSocketWay(self.url, timeout)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -48,11 +56,13 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         await self._way.close()
         self._plain.close()
 
+    @known_words()
     async def send(self, task: TaskLike) -> Accepted:
         """As `Client.send`."""
         (answer,) = [answer async for answer in self.send_iter([task])]
         return requests.accepted(answer)
 
+    @known_words()
     async def send_many(self, tasks: Tasks) -> list[Answer]:
         """As `Client.send_many`; the tasks may also come from an async iterable."""
         answers: list[Answer] = []
@@ -64,26 +74,32 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
             raise
         return answers
 
+    @known_words()
     def send_iter(self, tasks: Tasks) -> AsyncIterator[Answer]:
         """As `Client.send_iter`, for `async for`; the tasks may also come from an async iterable."""
         return self._way.send(tasks if isinstance(tasks, AsyncIterable) else _each(tasks))
 
+    @known_words()
     async def show(self, task_id: str) -> TaskRecord:
         """As `Client.show`."""
         return await asyncio.to_thread(self._plain.show, task_id)
 
+    @known_words()
     async def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
         """As `Client.list`."""
         return await asyncio.to_thread(self._plain.list, state, limit)
 
+    @known_words()
     async def cancel(self, task_id: str) -> State:
         """As `Client.cancel`."""
         return await asyncio.to_thread(self._plain.cancel, task_id)
 
+    @known_words()
     async def forget(self, task_id: str) -> State:
         """As `Client.forget`."""
         return await asyncio.to_thread(self._plain.forget, task_id)
 
+    @known_words()
     async def find_dead(
         self,
         *,
@@ -95,10 +111,12 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         """As `Client.find_dead`."""
         return await asyncio.to_thread(self._plain.find_dead, kind=kind, error=error, link=link, title=title)
 
+    @known_words()
     async def retry(self, ids: Sequence[str]) -> Sequence[str]:
         """As `Client.retry`."""
         return await asyncio.to_thread(self._plain.retry, ids)
 
+    @known_words()
     async def remove(self, ids: Sequence[str]) -> Sequence[str]:
         """As `Client.remove`."""
         return await asyncio.to_thread(self._plain.remove, ids)

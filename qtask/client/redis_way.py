@@ -3,112 +3,122 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic
+from itertools import chain
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from qtask import forks
 from qtask.check import Checked, check_task
 from qtask.client import requests
+from qtask.client.gathered import Gathered
 from qtask.client.requests import Accepted, Answer, TaskLike
-from qtask.errors import Refused, Unavailable
-from qtask.ids import IdSource
-from qtask.store.connect import connect, connect_async, reason_of
-from qtask.store.submit import Place, Submission, id_of, id_source, id_source_async, submit, submit_async
+from qtask.errors import Unavailable
+from qtask.record import State, TaskRecord
+from qtask.store import tasks
+from qtask.store.connect import connect, connect_async, read_again, reason_of
+from qtask.store.nodes import Nodes
+from qtask.store.submit import Batch, Place, Submission, submit, submit_async
 
-BATCH = 500  # tasks a round trip
-BATCH_BYTES = 1_048_576
-GATHER_SECONDS = 0.005  # a task waits no longer for others that come slowly
-
-
-class _Batch:
-    """Tasks that gather to go to Redis together, and their answers in order."""
-
-    def __init__(self) -> None:
-        self._begun = monotonic()
-        self._size = 0
-        self._found: list[Checked | Refused] = []
-
-    @property
-    def sound(self) -> int:
-        """How many tasks in it may be sent."""
-        return sum(isinstance(found, Checked) for found in self._found)
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time to send it."""
-        return len(self._found) >= BATCH or self._size >= BATCH_BYTES or monotonic() - self._begun > GATHER_SECONDS
-
-    def add(self, task: TaskLike) -> None:
-        try:
-            checked = check_task(task)
-        except Refused as refused:
-            self._found.append(refused)
-        else:
-            self._found.append(checked)
-            self._size += len(checked.body)
-
-    def submissions(self, ids: IdSource) -> list[Submission]:
-        return [Submission(id_of(found, ids), found) for found in self._found if isinstance(found, Checked)]
-
-    def answers(self, submissions: list[Submission], places: list[Place | None]) -> list[Answer]:
-        sent = iter(zip(submissions, places, strict=True))
-        return [found if isinstance(found, Refused) else _accepted(*next(sent)) for found in self._found]
-
-    def lost(self, error: Exception, url: str) -> Unavailable:
-        """What is said when Redis was not heard of again."""
-        return requests.lost("Redis", reason_of(error, url), self.sound)
+_Tasks = Gathered[Checked]
 
 
-def _accepted(submission: Submission, place: Place | None) -> Accepted:
+def _gathered() -> _Tasks:
+    return Gathered(check_task, lambda checked: len(checked.body))
+
+
+def _batch(gathered: _Tasks, queue: str) -> Batch:
+    return Batch(queue, [Submission(checked) for checked in gathered.ready])
+
+
+def _answers(gathered: _Tasks, places: Sequence[Place | None]) -> list[Answer]:
+    return gathered.answers(_accepted(place) for place in places)
+
+
+def _accepted(place: Place | None) -> Accepted:
     assert place is not None, "only a task from the inbox may have been taken by another"
-    return Accepted(submission.id, place.due, place.duplicate)
+    return Accepted(place.id, place.due, place.duplicate)
+
+
+def _lost(gathered: _Tasks, error: Exception, url: str) -> Unavailable:
+    """What is said when Redis was not heard of again."""
+    return requests.lost("Redis", reason_of(error, url), len(gathered.ready))
 
 
 class RedisWay:
-    """The plain way. `asking` gives the client for whatever else there is to ask."""
+    """The plain way."""
 
     def __init__(self, url: str, queue: str, timeout: float) -> None:
-        self.queue = queue
+        self._queue = queue
         self._url = url
         self._redis = connect(url, timeout)
-        self._ids: IdSource | None = None
+        self._nodes = Nodes()
 
     def close(self) -> None:
         self._redis.close()
 
     @contextmanager
-    def asking(self) -> Iterator[Redis]:
+    def _asking(self) -> Iterator[Redis]:
         """Lends the client; what Redis does not answer becomes `Unavailable`."""
         try:
             yield self._redis
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer: {reason_of(error, self._url)}") from None
 
-    def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        batch = _Batch()
-        for task in tasks:
-            batch.add(task)
-            if batch.full:
-                yield from self._commit(batch)
-                batch = _Batch()
-        yield from self._commit(batch)
+    def show(self, task_id: str) -> TaskRecord:
+        with self._asking() as redis:
+            return read_again(lambda: tasks.show(redis, task_id, requests.client_mask()))
 
-    def _commit(self, batch: _Batch) -> list[Answer]:
-        if not batch.sound:
-            return batch.answers([], [])
+    def list_tasks(self, state: State, limit: int) -> list[TaskRecord]:
+        with self._asking() as redis:
+            return read_again(lambda: tasks.list_tasks(redis, self._queue, state, limit, requests.client_mask()))
+
+    def find_dead(self, kind: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
+        wanted = tasks.Filter(kind, error, link, title)
+        with self._asking() as redis:
+            return read_again(lambda: list(chain.from_iterable(tasks.find_dead(redis, self._queue, wanted))))
+
+    def cancel(self, task_id: str) -> State:
+        with self._asking() as redis:
+            return tasks.cancel(redis, task_id)
+
+    def forget(self, task_id: str) -> State:
+        with self._asking() as redis:
+            return tasks.forget(redis, task_id)
+
+    def retry(self, ids: Sequence[str]) -> Sequence[str]:
+        with self._asking() as redis:
+            return tasks.retry(redis, ids)
+
+    def remove(self, ids: Sequence[str]) -> Sequence[str]:
+        with self._asking() as redis:
+            return tasks.remove_dead(redis, ids)
+
+    def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
+        gathered = _gathered()
+        for task in tasks:
+            gathered.add(task)
+            if gathered.full:
+                yield from self._commit(gathered)
+                gathered = _gathered()
+        yield from self._commit(gathered)
+
+    def _commit(self, gathered: _Tasks) -> list[Answer]:
+        if not gathered.ready:
+            return gathered.answers([])
+        batch = _batch(gathered, self._queue)
         try:
-            if self._ids is None:
-                self._ids = id_source(self._redis)
-            submissions = batch.submissions(self._ids)
-            places = submit(self._redis, self.queue, submissions)
-        except (RedisError, OSError) as error:
-            self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error, self._url) from None
-        return batch.answers(submissions, places)
+            try:
+                places = submit(self._redis, self._nodes, batch)
+            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+                places = submit(self._redis, self._nodes, batch)
+        except (RedisError, OSError, Unavailable) as error:
+            raise _lost(gathered, error, self._url) from None
+        return _answers(gathered, places)
 
 
 class AsyncRedisWay:
@@ -120,7 +130,11 @@ class AsyncRedisWay:
         self._timeout = timeout
         self._redis: AsyncRedis | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ids: IdSource | None = None
+        self._nodes = Nodes()
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self._redis = self._loop = None
 
     async def close(self) -> None:
         redis, self._redis = self._redis, None
@@ -128,29 +142,28 @@ class AsyncRedisWay:
             await redis.aclose()
 
     async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        batch = _Batch()
+        gathered = _gathered()
         async for task in tasks:
-            batch.add(task)
-            if batch.full:
-                for answer in await self._commit(batch):
+            gathered.add(task)
+            if gathered.full:
+                for answer in await self._commit(gathered):
                     yield answer
-                batch = _Batch()
-        for answer in await self._commit(batch):
+                gathered = _gathered()
+        for answer in await self._commit(gathered):
             yield answer
 
-    async def _commit(self, batch: _Batch) -> list[Answer]:
-        if not batch.sound:
-            return batch.answers([], [])
-        redis = self._connected()
+    async def _commit(self, gathered: _Tasks) -> list[Answer]:
+        if not gathered.ready:
+            return gathered.answers([])
+        redis, batch = self._connected(), _batch(gathered, self._queue)
         try:
-            if self._ids is None:
-                self._ids = await id_source_async(redis)
-            submissions = batch.submissions(self._ids)
-            places = await submit_async(redis, self._queue, submissions)
-        except (RedisError, OSError) as error:
-            self._ids = None  # a Redis that lost its data gives numbers anew
-            raise batch.lost(error, self._url) from None
-        return batch.answers(submissions, places)
+            try:
+                places = await submit_async(redis, self._nodes, batch)
+            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+                places = await submit_async(redis, self._nodes, batch)
+        except (RedisError, OSError, Unavailable) as error:
+            raise _lost(gathered, error, self._url) from None
+        return _answers(gathered, places)
 
     def _connected(self) -> AsyncRedis:
         loop = asyncio.get_running_loop()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from qtask.check import encode
-from qtask.errors import ConfigError, Refused, Unavailable
+from qtask.errors import ConfigError, QTaskError, Refused, Unavailable
 from qtask.mask import Mask, mask_of
 from qtask.store.address import without_password
 from qtask.task import Task
@@ -54,6 +54,7 @@ class _Answer(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
+_ARRAY_DECODER = msgspec.json.Decoder(list[_Answer])
 
 
 def choose_url(url: str | None) -> str:
@@ -66,15 +67,19 @@ def client_mask() -> Mask:
     return mask_of(os.environ.get(MASK_VARIABLE, ""))
 
 
-def is_redis(url: str) -> bool:
-    """Whether an address is a Redis; else it must be a socket. Raises `ConfigError` for anything else."""
+def way_of(url: str) -> Literal["socket", "http", "redis"]:
+    """The way that an address stands for. Raises `ConfigError` for anything that is no address for a client."""
     scheme = url.partition("://")[0]
     if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
-        return True
+        return "redis"
+    if scheme in ("http", "https"):
+        return "http"
     if scheme == "socket":
-        return False
-    shown = without_password(url)
-    raise ConfigError(f"{shown!r} is no address for a client; socket://HOST:PORT or redis://HOST:PORT/DB is")
+        return "socket"
+    raise ConfigError(
+        f"{without_password(url)!r} is no address for a client; "
+        "socket://HOST:PORT, http://HOST:PORT or redis://HOST:PORT/DB is"
+    )
 
 
 def host_and_port(url: str) -> tuple[str, int]:
@@ -100,7 +105,25 @@ def read_answer(line: bytes) -> Answer:
     try:
         answer = _DECODER.decode(line)
     except msgspec.DecodeError:
-        raise Unavailable(f"the answer is not QTask's: {line[:80]!r}; is another service on this port?") from None
+        raise not_ours(line) from None
+    return _answer_of(answer)
+
+
+def read_answers(body: bytes) -> list[Answer]:
+    """Reads an array of answers. Raises `Unavailable` when it is none."""
+    try:
+        answers = _ARRAY_DECODER.decode(body)
+    except msgspec.DecodeError:
+        raise not_ours(body) from None
+    return [_answer_of(answer) for answer in answers]
+
+
+def not_ours(answer: bytes) -> Unavailable:
+    """What is said when something else than a gateway answers."""
+    return Unavailable(f"the answer is not QTask's: {answer[:80]!r}; is another service on this port?")
+
+
+def _answer_of(answer: _Answer) -> Answer:
     if answer.ok:
         return Accepted(answer.id, answer.due, answer.duplicate)
     code, message = answer.error.get("code", ""), answer.error.get("message", "")
@@ -118,10 +141,25 @@ def accepted(answer: Answer) -> Accepted:
     raise answer
 
 
-def no_gateway(host: str, port: int, why: str) -> Unavailable:
+def only_with(needed: str, url: str) -> QTaskError:
+    """What is said when a client is asked for something that its way does not offer.
+
+    Args:
+        needed: the addresses that offer it.
+    """
+    return QTaskError(f"a client of {without_credentials(url)} cannot do this; it needs {needed}")
+
+
+def without_credentials(url: str) -> str:
+    """An address of a gateway as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def no_gateway(place: str, why: str) -> Unavailable:
     """What is said when no connection comes about."""
     return Unavailable(
-        f"no gateway answers on {host}:{port}: {why}. Start one with `qtask up`, or name another with {URL_VARIABLE}"
+        f"no gateway answers on {place}: {why}. Start one with `qtask up`, or name another with {URL_VARIABLE}"
     )
 
 

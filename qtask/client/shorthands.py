@@ -11,6 +11,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 from msgspec import UNSET
 
 from qtask.client.requests import TaskLike, client_mask
+from qtask.client.words import known_words
 from qtask.errors import Refused
 from qtask.task import MAX_TITLE_CHARACTERS, Kind
 
@@ -40,6 +41,9 @@ class Options(TypedDict, total=False):
     id: str | None
 
 
+_OPTIONS = tuple(Options.__annotations__)
+
+
 class Shorthands(Generic[Sent]):
     """A method for each kind of address. `Sent` is what `send` returns: an answer, or one to be awaited."""
 
@@ -47,28 +51,36 @@ class Shorthands(Generic[Sent]):
     def send(self, task: TaskLike) -> Sent:
         """Submits one task."""
 
+    @known_words(*_OPTIONS)
     def http(
         self,
         url: str,
         *,
-        method: str = "GET",
+        method: str | None = None,
         headers: Mapping[str, str] | str | None = None,
         params: Mapping[str, Any] | None = None,
         json: Any = None,
         data: str | bytes | Mapping[str, Any] | None = None,
         **options: Unpack[Options],
     ) -> Sent:
-        """Submits an HTTP request, in the words of requests."""
+        """Submits an HTTP request, in the words of requests.
+
+        Args:
+            method: by default POST with a body (`json` or `data`), else GET.
+        """
         given = {"headers": headers, "params": params, "json": json}
         if isinstance(data, bytes | bytearray):
             given["body_base64"] = base64.b64encode(data).decode()
         else:
             given["data"] = data
         body = {key: value for key, value in given.items() if value is not None}
-        if method != "GET":
+        if method is None and (json is not None or data is not None):
+            method = "POST"
+        if method is not None and method != "GET":
             body["method"] = method
         return self.send(_build("http", url, body or UNSET, options))
 
+    @known_words(*_OPTIONS)
     def socket(
         self,
         address: str,
@@ -78,6 +90,7 @@ class Shorthands(Generic[Sent]):
         """Submits `data` (any JSON) for a socket: `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`."""
         return self.send(_build("socket", address, data, options))
 
+    @known_words(*_OPTIONS)
     def pipe(
         self,
         name: str,
@@ -87,10 +100,12 @@ class Shorthands(Generic[Sent]):
         """Submits `data` (any JSON) for a named pipe."""
         return self.send(_build("pipe", name, {"data": data}, options))
 
+    @known_words(*_OPTIONS)
     def udp(self, address: str, data: Any, **options: Unpack[Options]) -> Sent:
         """Submits `data` (any JSON) as a datagram to `HOST:PORT` or `[IPv6]:PORT`."""
         return self.send(_build("udp", address, data, options))
 
+    @known_words()
     def graph(self, *, title: str = "graph") -> Sent:
         """Asks for a graph of how punctual deliveries were; its id fetches the picture."""
         return self.send(_build("__graph__", "", UNSET, {"title": title}))

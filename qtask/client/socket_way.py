@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from time import monotonic
 
+from qtask import forks
 from qtask.client import requests
 from qtask.client.requests import WINDOW, Answer, TaskLike
 from qtask.errors import Refused, Unavailable
 
 OUT_BYTES = 262_144  # of lines that wait for the connection
 FILL_SECONDS = 0.005  # a line waits no longer for others that come slowly
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 
 _Owed = deque[Refused | None]  # what each next answer is: already known, or to be read
 
@@ -25,6 +28,10 @@ class SocketWay:
         self._host, self._port = requests.host_and_port(url)
         self._timeout = timeout
         self._kept: _Line | None = None
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self._kept = None  # it closes itself
 
     def close(self) -> None:
         if self._kept is not None:
@@ -38,7 +45,7 @@ class SocketWay:
             yield from line.exchange(iter(tasks))
             whole = True
         finally:
-            if whole and self._kept is None:
+            if whole and self._kept is None and not line.inherited:
                 self._kept = line
             else:  # answers of an abandoned exchange must not be taken for those of the next
                 line.close()
@@ -52,12 +59,16 @@ class SocketWay:
         try:
             connection = socket.create_connection((self._host, self._port), self._timeout)
         except OSError as error:
-            raise requests.no_gateway(self._host, self._port, str(error)) from None
+            raise requests.no_gateway(f"{self._host}:{self._port}", str(error)) from None
         return _Line(connection, f"the gateway at {self._host}:{self._port}", self._timeout)
 
 
 class _Line:
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        inherited: whether this is the copy of a child that was forked, which must not use the connection.
+    """
 
     def __init__(self, connection: socket.socket, place: str, timeout: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,8 +77,15 @@ class _Line:
         self._place = place
         self._timeout = timeout
         self._received = bytearray()
-        self._selector = selectors.DefaultSelector()
+        # Not epoll, which a child that is forked would share with its parent; for one connection poll is as fast.
+        self._selector = _Selector()
         self._selector.register(connection, selectors.EVENT_READ)
+        self.inherited = False
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        self.inherited = True
+        self._connection.close()  # only this process's copy: the connection goes on
 
     def close(self) -> None:
         self._selector.close()
@@ -89,6 +107,8 @@ class _Line:
             yield from _known(owed)
             if not owed:
                 continue
+            if self.inherited:
+                raise self._lost(owed, "this process was forked meanwhile, and the connection is its parent's")
             if out:
                 self._write(out)
             # While more may be sent, nothing is waited for: the next task may be what the caller waits for.

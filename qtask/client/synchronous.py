@@ -9,33 +9,43 @@ from qtask.client import requests
 from qtask.client.requests import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
 from qtask.client.socket_way import SocketWay
-from qtask.errors import QTaskError, Unavailable
+from qtask.client.words import known_words
+from qtask.errors import Unavailable
 
 if TYPE_CHECKING:
+    from qtask.client.http_way import HttpWay
     from qtask.client.redis_way import RedisWay
-    from qtask.store.tasks import State, TaskRecord
+    from qtask.record import State, TaskRecord
 
 
 class Client(Shorthands[Accepted]):
     """Submits tasks.
 
     Args:
-        url: `socket://HOST:PORT` of a gateway, or `redis://…` for going straight into Redis; by default what
-            `QTASK_URL` says, else the gateway on this host.
+        url: `socket://HOST:PORT` or `http://HOST:PORT` of a gateway, or `redis://…` for going straight into Redis; by
+            default what `QTASK_URL` says, else the socket of the gateway on this host.
         queue: name of the RQ queue, for a `redis://` address.
         timeout: seconds to wait for a connection or an answer.
     """
 
+    @known_words()
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
         self.url = requests.choose_url(url)
         self._redis: RedisWay | None = None
-        self._socket: SocketWay | None = None
-        if requests.is_redis(self.url):
-            from qtask.client.redis_way import RedisWay  # a client of a gateway does without Redis's package
+        self._http: HttpWay | None = None
+        self._way: RedisWay | HttpWay | SocketWay
+        # What a client does not use is not imported: a client of a gateway does without Redis's package.
+        match requests.way_of(self.url):
+            case "redis":
+                from qtask.client.redis_way import RedisWay
 
-            self._redis = RedisWay(self.url, queue, timeout)
-        else:
-            self._socket = SocketWay(self.url, timeout)
+                self._way = self._redis = RedisWay(self.url, queue, timeout)
+            case "http":
+                from qtask.client.http_way import HttpWay
+
+                self._way = self._http = HttpWay(self.url, timeout)
+            case "socket":
+                self._way = SocketWay(self.url, timeout)
 
     def __enter__(self) -> Client:
         return self
@@ -45,16 +55,15 @@ class Client(Shorthands[Accepted]):
 
     def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        if self._socket is not None:
-            self._socket.close()
-        if self._redis is not None:
-            self._redis.close()
+        self._way.close()
 
+    @known_words()
     def send(self, task: TaskLike) -> Accepted:
         """Submits one task, and returns when Redis holds it. Raises `Refused` or `Unavailable`."""
         (answer,) = self.send_iter([task])
         return requests.accepted(answer)
 
+    @known_words()
     def send_many(self, tasks: Iterable[TaskLike]) -> list[Answer]:
         """Submits many; one answer a task, in order: `Accepted` or `Refused`. Raises `Unavailable`."""
         answers: list[Answer] = []
@@ -65,49 +74,39 @@ class Client(Shorthands[Accepted]):
             raise
         return answers
 
+    @known_words()
     def send_iter(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
         """As `send_many`, but takes tasks and yields answers as they come, for more than fits into memory."""
-        if self._redis is not None:
-            return self._redis.send(tasks)
-        assert self._socket is not None
-        return self._socket.send(tasks)
+        return self._way.send(tasks)
 
+    @known_words()
     def show(self, task_id: str) -> TaskRecord:
-        """The task with this id, credentials masked (`redis://` only). Raises `NotFound` or `Unavailable`."""
-        from qtask.store import tasks
+        """The task with this id, credentials masked (`redis://` or `http://`). Raises `NotFound` or `Unavailable`."""
+        return self._by_id().show(task_id)
 
-        with self._need_redis().asking() as redis:
-            return tasks.show(redis, task_id, requests.client_mask())
-
+    @known_words()
     def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
         """Tasks in one state, credentials masked (`redis://` only). Raises `Unavailable`."""
-        from qtask.store import tasks
+        return self._need_redis().list_tasks(state, limit)
 
-        way = self._need_redis()
-        with way.asking() as redis:
-            return tasks.list_tasks(redis, way.queue, state, limit, requests.client_mask())
-
+    @known_words()
     def cancel(self, task_id: str) -> State:
-        """Cancels a task that waits (`redis://` only), and returns the state it was in. Its id may be used again.
+        """Cancels a task that waits (`redis://` or `http://`), and returns the state it was in. Its id is free again.
 
         Raises `WrongState` when it is being delivered or has ended, `NotFound` or `Unavailable`.
         """
-        from qtask.store import tasks
+        return self._by_id().cancel(task_id)
 
-        with self._need_redis().asking() as redis:
-            return tasks.cancel(redis, task_id)
-
+    @known_words()
     def forget(self, task_id: str) -> State:
-        """Forgets a delivered task before the end of its keeping (`redis://` only), and returns the state it was in.
+        """Forgets a delivered task before the end of its keeping (`redis://` or `http://`); returns its state.
 
         An id that the client chose stays remembered for its time. Raises `WrongState` when the task is not delivered,
         `NotFound` or `Unavailable`.
         """
-        from qtask.store import tasks
+        return self._by_id().forget(task_id)
 
-        with self._need_redis().asking() as redis:
-            return tasks.forget(redis, task_id)
-
+    @known_words()
     def find_dead(
         self,
         *,
@@ -123,31 +122,28 @@ class Client(Shorthands[Accepted]):
             error: what the last delivery failed by: a kind of error such as `timeout`, or an HTTP status.
             link, title: a part of it.
         """
-        from qtask.store import tasks
+        return self._need_redis().find_dead(kind, None if error is None else str(error), link, title)
 
-        wanted = tasks.Filter(kind, None if error is None else str(error), link, title)
-        way = self._need_redis()
-        with way.asking() as redis:
-            return [task_id for page in tasks.find_dead(redis, way.queue, wanted) for task_id in page]
-
+    @known_words()
     def retry(self, ids: Sequence[str]) -> Sequence[str]:
-        """Gives dead tasks another chance (`redis://` only); returns the ids of those that were dead."""
-        from qtask.store import tasks
+        """Gives dead tasks another chance (`redis://` or `http://`); returns the ids of those that were dead."""
+        return self._by_id().retry(ids)
 
-        with self._need_redis().asking() as redis:
-            return tasks.retry(redis, ids)
-
+    @known_words()
     def remove(self, ids: Sequence[str]) -> Sequence[str]:
-        """Removes dead tasks (`redis://` only); returns the ids of those that were dead. They may be used again."""
-        from qtask.store import tasks
-
-        with self._need_redis().asking() as redis:
-            return tasks.remove_dead(redis, ids)
+        """Removes dead tasks (`redis://` or `http://`); returns the ids of those that were dead, which are free again."""
+        return self._by_id().remove(ids)
 
     def _need_redis(self) -> RedisWay:
         if self._redis is None:
-            raise QTaskError(
-                f"the gateway at {requests.client_mask().text(self.url)} only accepts tasks; give the client a "
-                "redis:// address for this"
-            )
+            raise requests.only_with("a redis:// address", self.url)
         return self._redis
+
+    def _by_id(self) -> RedisWay | HttpWay:
+        """The way on which tasks are looked at and decided on by their id."""
+        way = self._redis or self._http
+        if way is None:
+            raise requests.only_with(
+                "the gateway's HTTP address (such as http://127.0.0.1:5124) or a redis:// address", self.url
+            )
+        return way

@@ -40,9 +40,10 @@ from qtask.gateway.refused import refused_log
 from qtask.gateway.socket import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.ids import stored_id
 from qtask.mask import mask_of
+from qtask.record import State
 from qtask.refusal import other_form
 from qtask.store import keys, tasks
-from qtask.store.connect import connect, reason_of
+from qtask.store.connect import connect, read_again, read_again_async, reason_of
 
 REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
 MOST_HEAD_BYTES = 16_384  # of a request's line and headers
@@ -185,7 +186,8 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            record = await run_in_threadpool(tasks.show, self._reading, _id_in(request), self._mask)
+            show = partial(tasks.show, self._reading, _id_in(request), self._mask)
+            record = await run_in_threadpool(read_again, show)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -206,12 +208,12 @@ class HttpServer:
     async def _forget(self, request: Request) -> Response:
         return await self._decide_on_post(tasks.forget, request)
 
-    async def _decide_on_post(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
+    async def _decide_on_post(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
         if (unsupported := _unsupported(request)) is not None:
             return unsupported
         return await self._decide(step, request)
 
-    async def _decide(self, step: Callable[[SyncRedis, str], tasks.State], request: Request) -> Response:
+    async def _decide(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
         task_id = _id_in(request)
         try:
@@ -229,7 +231,7 @@ class HttpServer:
     async def _graph(self, request: Request) -> Response:
         task_id = _id_in(request)
         try:
-            picture: Any = await self._redis.get(keys.graph(stored_id(task_id)))
+            picture: Any = await read_again_async(lambda: self._redis.get(keys.graph(stored_id(task_id))))
         except (RedisError, OSError) as error:
             return _redis_away(error)
         if picture is None:
@@ -239,7 +241,7 @@ class HttpServer:
 
     async def _health(self, request: Request) -> Response:
         try:
-            await self._redis.ping()
+            await read_again_async(self._redis.ping)
         except (RedisError, OSError) as error:
             return _redis_away(error)
         return JSONResponse({"ok": True})

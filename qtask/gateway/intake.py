@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 from qtask.check import Checked
 from qtask.config import Config
 from qtask.errors import Refused, Unavailable
-from qtask.ids import IdSource
-from qtask.store.submit import Submission, id_of, id_source_async, submit_async
+from qtask.store.nodes import Nodes
+from qtask.store.submit import Batch, Submission, submit_async
 
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576
@@ -69,7 +69,7 @@ class Intake:
         self._queue = config.queue
         self._hold_seconds = config.hold_seconds
         self._replicas = config.wait_replicas
-        self._ids: IdSource | None = None
+        self._nodes = Nodes()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
@@ -135,29 +135,25 @@ class Intake:
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         answers: list[Answer] = []
-        submissions: list[Submission] = []
+        submissions = [Submission(waiting.checked, waiting.entry, waiting.reply_key) for waiting in batch]
+        tasks = Batch(self._queue, submissions)  # keeps its ids: what had come through is not accepted twice
         pause, longest = HOLD_PAUSE_SECONDS
         while not answers:
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
-                    if not submissions:
-                        submissions = await self._with_ids(batch)
-                    places = await submit_async(self._redis, self._queue, submissions, self._replicas)
+                    places = await submit_async(self._redis, self._nodes, tasks, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
                 reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
                 if (left := batch[0].since + self._hold_seconds - monotonic()) > 0:
                     await asyncio.sleep(min(pause, left))
                     pause = min(pause * 2, longest)
-                    continue  # with the same ids: what had come through is not repeated
+                    continue
                 logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
-                # A Redis that lost its data would hand out our number again: take another one, which is ours alone.
-                self._ids = None
                 answers = [unavailable(reason)] * len(batch)
                 self._give_up(reason)
             else:
                 answers = [
-                    None if place is None else Accepted(submission.id, place.due, place.duplicate)
-                    for submission, place in zip(submissions, places, strict=True)
+                    None if place is None else Accepted(place.id, place.due, place.duplicate) for place in places
                 ]
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.on_answer(answer)
@@ -172,14 +168,6 @@ class Intake:
         waiting = self._waiting.popleft()
         self._waiting_bytes -= len(waiting.checked.body)
         return waiting
-
-    async def _with_ids(self, batch: list[_Waiting]) -> list[Submission]:
-        if self._ids is None:
-            self._ids = await id_source_async(self._redis)
-        return [
-            Submission(id_of(waiting.checked, self._ids), waiting.checked, waiting.entry, waiting.reply_key)
-            for waiting in batch
-        ]
 
 
 def unavailable(reason: str) -> Refused:

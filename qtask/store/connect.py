@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -19,16 +21,21 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from qtask import forks
 from qtask.errors import ConfigError, Unavailable
 from qtask.store import address
 from qtask.store.address import not_an_address, secrets_of, without_password, without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
+# A connection that was not used for so long is replaced before it is used: a firewall or NAT on the way may have
+# forgotten it, and tells neither side. The shortest limits in use are some minutes.
+IDLE_SECONDS = 60.0
 # One that does not answer at once is passed over: the next one knows as much.
 _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
@@ -39,6 +46,7 @@ _CLIENT_REPR = re.compile(r"<redis\.(?:asyncio\.)?client\.Redis\(.*?\)>\)>\)> - 
 _OPTION = re.compile(r"'(\w{1,40})'")
 
 _Client = TypeVar("_Client", Redis, AsyncRedis)
+_Read = TypeVar("_Read")
 
 
 def connect(url: str, timeout: float | None = None) -> Redis:
@@ -51,24 +59,83 @@ def connect(url: str, timeout: float | None = None) -> Redis:
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
     whether running it again is harmless. Raises `ConfigError` for an address of another form.
     """
-    return _client(url, timeout, Redis, Sentinel, Retry)
-
-
-def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
-    """As `connect`, for redis.asyncio."""
-    redis = _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
+    redis = _client(url, timeout, Redis, Sentinel, Retry)
     pool = redis.connection_pool
-    pool.connection_class = type("Packed", (_Packed, pool.connection_class), {})
+    pool.connection_class = type("Connection", (_Connection, pool.connection_class), {})
     return redis
 
 
-class _Packed:
-    """For a connection of redis.asyncio: packs commands by hiredis, as those of redis do by themselves.
+def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
+    """As `connect`, for redis.asyncio; not for publish/subscribe."""
+    redis = _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
+    pool = redis.connection_pool
+    pool.connection_class = type("AsyncConnection", (_AsyncConnection, pool.connection_class), {})
+    return redis
 
-    What redis.asyncio does in Python took a sixth of the gateway's time.
+
+def read_again(read: Callable[[], _Read]) -> _Read:
+    """Calls `read`, and once more when its connection broke. Only for what changes nothing in Redis."""
+    try:
+        return read()
+    except RedisConnectionError:
+        return read()
+
+
+async def read_again_async(read: Callable[[], Awaitable[_Read]]) -> _Read:
+    """As `read_again`, for redis.asyncio."""
+    try:
+        return await read()
+    except RedisConnectionError:
+        return await read()
+
+
+class _Connection:
+    """For a connection of redis: is replaced when it was idle. A pool calls `connect` before each use."""
+
+    _used = 0.0
+
+    def connect(self) -> None:
+        idle = monotonic() - self._used > IDLE_SECONDS
+        if self._used and idle:
+            self.disconnect()  # type: ignore[attr-defined]
+        super().connect()  # type: ignore[misc]
+        self._used = monotonic()
+
+
+class _AsyncConnection:
+    """For a connection of redis.asyncio: is replaced when it was idle or Redis has closed it.
+
+    A pool calls `connect` before each use. Redis's own client looks whether Redis has closed the connection, too, but
+    not while it is prepared for Redis's maintenance notifications, as it is by default.
     """
 
+    _used = 0.0
+
+    async def connect(self) -> None:
+        connection: Any = self
+        if connection.is_connected and (monotonic() - self._used > IDLE_SECONDS or await self._has_ended()):
+            await connection.disconnect(nowait=True)
+        if not connection.is_connected:
+            forks.register(self)
+        await super().connect()  # type: ignore[misc]
+        self._used = monotonic()
+
+    async def _has_ended(self) -> bool:
+        """Whether something came unasked, most likely the end."""
+        connection: Any = self
+        can_read = getattr(connection, "can_read", None) or connection.can_read_destructive  # as it was before redis 8
+        try:
+            return bool(await can_read())
+        except (RedisError, OSError):
+            return True
+
+    def after_fork(self) -> None:
+        writer = getattr(self, "_writer", None)  # redis-py has no other way to its socket
+        if writer is not None:
+            forks.release(writer.transport)
+
     def pack_command(self, *args: Any) -> list[bytes]:
+        """By hiredis, as those of redis do. What redis.asyncio does in Python took a sixth of the gateway's time."""
         packed: list[bytes] = HiredisRespSerializer().pack(*args)
         return packed
 

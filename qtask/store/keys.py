@@ -24,6 +24,7 @@ INBOX_GROUP = "qtask"  # its consumer group
 REFUSED = "qtask:refused"  # stream of refused dicts, of which the newest are kept, and of each the beginning
 WAKE = "qtask:wake"  # channel: a task earlier than all before it was accepted
 NODES = "qtask:nodes"  # counter: a number for each process that makes ids
+NODE_PREFIX = "qtask:node:"  # + number: string, the nonce of the process that holds this number; expires
 WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
 COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
@@ -77,6 +78,11 @@ def results(task_id: str) -> str:
 def stats(kind: str) -> str:
     """Key of the statistics of one kind of address."""
     return STATS_PREFIX + kind
+
+
+def node(number: int) -> str:
+    """Key that says who holds a node number."""
+    return f"{NODE_PREFIX}{number}"
 
 
 def graph(task_id: str) -> str:

@@ -3,21 +3,32 @@
 --
 -- KEYS[1]  schedule (sorted set)
 -- KEYS[2]  inbox (stream); used only for tasks that came from it
--- KEYS[3]  ledger (hash)
+-- KEYS[3]  key that says who holds the sender's node number (string)
+-- KEYS[4]  ledger (hash)
 -- ARGV[1]  prefix of job keys
 -- ARGV[2]  queue name
 -- ARGV[3]  channel that wakes schedulers
 -- ARGV[4]  consumer group of the inbox
 -- ARGV[5]  prefix of the keys that remember the ids which clients chose
 -- ARGV[6]  seconds after which a pushed answer expires
+-- ARGV[7]  nonce of the sender
+-- ARGV[8]  '1' when the batch may have been sent before, else ''
 -- then six a task:
 --   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds; 'IN' and 'AT' where the client chose the id),
 --   seconds, RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way), and
 --   after it, with a space between, the key that its answer is pushed to
 --
--- Returns one string a task: its due instant in Unix seconds, '=' and that of the first task where the client's id
--- is known already, or '' when its inbox entry was already taken. A batch may be sent again when its reply was lost:
--- what it left behind is found and answered as before.
+-- Returns nothing (an empty array) when the node number is not the sender's any more; then nothing was done.
+-- Else one string a task:
+--   its due instant in Unix seconds;
+--   '=' and the due instant of the first task, where the id that the client chose is known already;
+--   '!' where another task has the id that QTask made: nothing was done with this one, and it needs another id;
+--   '' where its inbox entry was already taken.
+-- A batch whose reply was lost may be sent again, by the same sender and with the same ids. A task that has one of
+-- these ids then counts as this one only if it has the same body, too.
+if redis.call('GET', KEYS[3]) ~= ARGV[7] then
+  return {}
+end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
@@ -52,9 +63,19 @@ local function push_answer(reply, id, due, more)
   end
 end
 
-for i = 7, #ARGV, 6 do
+-- One look at all ids is cheaper than one at each. A client may choose an id that QTask makes in the same batch, so
+-- with chosen ids each is looked at in its turn.
+local jobs, all_new = {}, true
+for i = 9, #ARGV, 6 do
+  jobs[#jobs + 1] = ARGV[1] .. ARGV[i]
+  all_new = all_new and (ARGV[i + 2] == 'in' or ARGV[i + 2] == 'at')
+end
+all_new = all_new and redis.call('EXISTS', unpack(jobs)) == 0
+
+for i = 9, #ARGV, 6 do
   local id, mode, due = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 3])
-  local key = ARGV[1] .. id
+  local key = jobs[#dues + 1]
+  local data = '["qtask.do",0,[' .. ARGV[i + 1] .. '],{}]'
   local chosen = mode == 'IN' or mode == 'AT'
   if mode == 'in' or mode == 'IN' then
     due = now + due
@@ -65,30 +86,35 @@ for i = 7, #ARGV, 6 do
   if entry ~= '' then
     entry, reply = string.match(entry, '^(%S+) ?(.*)$')
   end
-  local known
+  local known, sent_before, foreign
   if chosen then
     known = redis.call('GET', ARGV[5] .. id)
     if not known and redis.call('EXISTS', key) == 1 then
       known = due_of_known(id, key)
     end
+  elseif not all_new and redis.call('EXISTS', key) == 1 then
+    sent_before = ARGV[8] == '1' and redis.call('HGET', key, 'data') == data
+    foreign = not sent_before
   end
-  local taken = entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0
-  if entry ~= '' and not taken then
-    redis.call('XDEL', KEYS[2], entry)
-  end
-  if known then
-    dues[#dues + 1] = '=' .. known
-    duplicates = duplicates + 1
-    if reply ~= '' and not taken then
-      push_answer(reply, id, known, ',"duplicate":true')
-    end
-  elseif taken then
-    dues[#dues + 1] = redis.call('EXISTS', key) == 1 and due_of_known(id, key) or ''
+  if foreign then
+    dues[#dues + 1] = '!'
+  elseif sent_before then
+    dues[#dues + 1] = due_of_known(id, key)
   else
-    local added = redis.call('HSET', key, 'data', '["qtask.do",0,[' .. ARGV[i + 1] .. '],{}]', 'origin', ARGV[2])
-    if added == 0 then
-      dues[#dues + 1] = due_of_known(id, key)
+    local taken = entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0
+    if entry ~= '' and not taken then
+      redis.call('XDEL', KEYS[2], entry)
+    end
+    if known then
+      dues[#dues + 1] = '=' .. known
+      duplicates = duplicates + 1
+      if reply ~= '' and not taken then
+        push_answer(reply, id, known, ',"duplicate":true')
+      end
+    elseif taken then
+      dues[#dues + 1] = ''
     else
+      redis.call('HSET', key, 'data', data, 'origin', ARGV[2])
       local text = string.format('%.6f', due)
       if ARGV[i + 4] ~= '' then
         redis.call('HSET', key, 'timeout', ARGV[i + 4])
@@ -111,10 +137,10 @@ for i = 7, #ARGV, 6 do
 end
 if #entries > 0 then
   redis.call('ZADD', KEYS[1], unpack(entries))
-  redis.call('HINCRBY', KEYS[3], 'accepted:' .. ARGV[2], #entries / 2)
+  redis.call('HINCRBY', KEYS[4], 'accepted:' .. ARGV[2], #entries / 2)
 end
 if duplicates > 0 then
-  redis.call('HINCRBY', KEYS[3], 'duplicates:' .. ARGV[2], duplicates)
+  redis.call('HINCRBY', KEYS[4], 'duplicates:' .. ARGV[2], duplicates)
 end
 if wake then
   redis.call('PUBLISH', ARGV[3], string.format('%.6f', earliest))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, structs
@@ -13,13 +13,11 @@ from redis import Redis
 from qtask.errors import NotFound, Refused, WrongState
 from qtask.ids import client_id, instant_of, stored_id
 from qtask.mask import Mask
-from qtask.outcome import OUTCOMES_KEEP, Outcome, decode_outcomes
+from qtask.outcome import OUTCOMES_KEEP, decode_outcomes
+from qtask.record import STATES, State, TaskRecord
 from qtask.store import audit, keys
 from qtask.store.job import due_of, read_data
 from qtask.store.scripts import Value, script
-
-State = Literal["scheduled", "queued", "started", "delivered", "dead"]
-STATES: tuple[State, ...] = get_args(State)
 
 _STATE_OF_STATUS: dict[str, State] = {
     "scheduled": "scheduled",
@@ -31,40 +29,6 @@ _STATE_OF_STATUS: dict[str, State] = {
 }
 _NO_TASK = "unknown"  # in place of the kind
 _MASK = Mask()
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """One task as it stands in Redis.
-
-    A job that another program put into the queue, and that is no task, is shown too: with the kind `unknown`, no
-    title, and null for the dict.
-
-    Attributes:
-        id: its id, as the client knows it.
-        state: where it is on its way.
-        queue: name of its RQ queue.
-        due: Unix seconds.
-        retry_at: Unix seconds of the next delivery, while the task waits to be tried again.
-        accepted: Unix seconds, None where the client chose the id.
-        attempts: deliveries begun so far, since the last time that it was dead and retried.
-        title, kind, link: of the dict.
-        task: the dict as JSON.
-        outcomes: of the deliveries that ended, oldest first.
-    """
-
-    id: str
-    state: State
-    queue: str
-    due: float
-    retry_at: float | None
-    accepted: float | None
-    attempts: int
-    title: str
-    kind: str
-    link: str
-    task: msgspec.Raw
-    outcomes: list[Outcome] = field(default_factory=list)
 
 
 def show(redis: Redis, task_id: str, mask: Mask = _MASK) -> TaskRecord:
@@ -96,13 +60,13 @@ def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50, mask: Ma
 
 def _masked(record: TaskRecord, mask: Mask) -> TaskRecord:
     """A record as it may be shown: credentials are masked in the task, and in the answers that repeat them."""
-    body, found = mask.task(bytes(record.task))
+    body, found = mask.task(msgspec.json.encode(record.task))
     outcomes = [
         structs.replace(one, answer=mask.answer(one.answer, found), message=mask.answer(one.message, found))
         for one in record.outcomes
     ]
     title, link = mask.text(record.title), mask.text(record.link)
-    return replace(record, title=title, link=link, task=msgspec.Raw(body), outcomes=outcomes)
+    return replace(record, title=title, link=link, task=msgspec.json.decode(body), outcomes=outcomes)
 
 
 def count_tasks(redis: Redis, queue: str) -> dict[State, int]:
@@ -296,7 +260,7 @@ def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> Tas
         title=title,
         kind=kind,
         link=link,
-        task=msgspec.Raw(body),
+        task=msgspec.json.decode(body),
         outcomes=ended,
     )
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from qtask.record import TaskRecord
 from qtask.store.audit import Audit
-from qtask.store.tasks import TaskRecord
 from qtask.timing import parse_instant
 from tests.chaos.cast import Blow, tally
 from tests.chaos.plan import ATTEMPTS, Plan

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from redis import Redis
 
+from qtask.record import TaskRecord
 from qtask.store import keys, tasks
-from qtask.store.tasks import TaskRecord
 
 _PAGE = 1_000
 
@@ -81,7 +81,7 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
             store.remembered.add(key.removeprefix(keys.ID_PREFIX))
         elif key.startswith(keys.GRAPH_PREFIX):
             store.graphs.add(key.removeprefix(keys.GRAPH_PREFIX))
-        elif key.startswith(reply_prefix):
+        elif key.startswith((reply_prefix, keys.NODE_PREFIX)):
             if redis.ttl(key) == -1:
                 store.strangers.append(f"{key}, which never expires")
         elif not (key in known or key.startswith((keys.STATS_PREFIX, *_REGISTRATIONS))):

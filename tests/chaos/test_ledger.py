@@ -11,7 +11,7 @@ import pytest
 from qtask.client.requests import Accepted
 from qtask.errors import Refused
 from qtask.outcome import Outcome
-from qtask.store.tasks import TaskRecord
+from qtask.record import TaskRecord
 from tests.chaos.cast import Blow
 from tests.chaos.ledger import Ledger, balance
 from tests.chaos.plan import ATTEMPTS, GONE, OK, Plan, PlannedTask, make_plan
