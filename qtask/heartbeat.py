@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtask.config import Config
+from qtask.store.address import without_password
 
 BEAT_SECONDS = 1.0  # how often a process gives a sign of life
 ALIVE_SECONDS = 10.0  # without one for so long, a process counts as hung
@@ -137,7 +138,7 @@ def _prefix(process: str, redis_url: str, queue: str) -> str:
         container = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:  # not Linux
         container = ""
-    about = hashlib.sha256("\0".join([redis_url, queue, container]).encode()).hexdigest()[:16]
+    about = hashlib.sha256("\0".join([without_password(redis_url), queue, container]).encode()).hexdigest()[:16]
     return f"{process}-{about}-"
 
 

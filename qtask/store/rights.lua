@@ -6,7 +6,8 @@
 -- Returns the mode of Redis (`standalone`, `cluster`, …; '' where it may not be asked), and for each command 1 when it
 -- may be run, 0 when not, and 2 when that cannot be told: an older Redis cannot try what no script may run.
 local about = redis.pcall('INFO', 'server')
-local answers = {type(about) == 'string' and string.match(about, 'redis_mode:(%a+)') or ''}
+local mode = type(about) == 'string' and (string.match(about, 'redis_mode:(%a+)') or string.match(about, 'server_mode:(%a+)'))
+local answers = {mode or ''}
 local DENIED = {"can't run this command", "can't access at least one", "can't publish to the channel"}
 local CREATES = {LPUSH = true, RPUSH = true, SADD = true}
 

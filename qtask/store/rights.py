@@ -35,7 +35,6 @@ _CONNECTING = (
     *("AUTH", "HELLO", "PING", "SELECT", "CLIENT|SETNAME"),
     *("ACL|WHOAMI", "EVAL", "EVALSHA", "INFO"),
 )
-_IDS = ("SET", "INCRBY", "TIME", "WAIT")
 _LOOKING = (
     *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
     *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZREVRANGE", "LLEN", "LRANGE", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
@@ -80,17 +79,17 @@ class Rights:
 _JOB, _RESULTS = keys.job("qtask-probe"), keys.results("qtask-probe")
 _QUEUE, _STARTED = keys.queue("qtask"), keys.started("qtask")
 _FINISHED, _FAILED = keys.finished("qtask"), keys.failed("qtask")
-_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, _QUEUE, _STARTED, _FINISHED, _FAILED)
-_SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.ID_PREFIX + "qtask-probe")
+_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED)
+_SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.node(0), keys.LEDGER, keys.ID_PREFIX + "qtask-probe")
 _STATISTICS = (keys.COUNTERS, keys.stats("http"))
 
 RIGHTS: dict[Role, Rights] = {
     "gateway": Rights(
         direct=(
-            *(*_CONNECTING, *_IDS, "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
+            *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
-        scripts=("submit", "refuse", "leave_inbox", "cancel", "retry"),
+        scripts=("take_number", "submit", "refuse", "leave_inbox", "cancel", "retry", "remove_dead", "forget_task"),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
@@ -138,8 +137,8 @@ RIGHTS: dict[Role, Rights] = {
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", "rq:pubsub:qtask-probe")),
     ),
     "client": Rights(
-        direct=(*_CONNECTING, *_IDS, *_LOOKING),
-        scripts=("submit", "cancel", "retry", "remove_dead"),
+        direct=(*_CONNECTING, *_LOOKING),
+        scripts=("take_number", "submit", "cancel", "retry", "remove_dead", "forget_task", "schedule_page", "audit"),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING),
         talks=(("PUBLISH", keys.WAKE),),
@@ -151,6 +150,7 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "reader": Rights(
         direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET", "SCAN"),
+        scripts=("schedule_page", "audit"),
         samples=(*_TASKS, *_STATISTICS, keys.WORKERS, keys.REFUSED, keys.SCHEDULER_LOCK, keys.graph("qtask-probe")),
     ),
 }
@@ -301,7 +301,9 @@ _KEY = "\0"  # the key goes here, and rights.lua knows it by this
 _SAMPLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
     **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN"), (_KEY,)),
-    **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "ZREM", "ZSCORE", "ZMSCORE", "SREM"), (_KEY, "x")),
+    **dict.fromkeys(
+        ("HGET", "HMGET", "HDEL", "HEXISTS", "ZREM", "ZSCORE", "ZMSCORE", "SREM", "SISMEMBER"), (_KEY, "x")
+    ),
     **dict.fromkeys(("LPUSH", "RPUSH", "SADD"), (_KEY, "x")),
     **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
     **dict.fromkeys(("ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"), (_KEY, "0", "0")),

@@ -8,7 +8,7 @@
 --
 -- Returns the number, and Redis's time as TIME gives it. Returns an error when all the numbers that it tried are held.
 for _ = 1, 10000 do
-  local number = redis.call('INCR', KEYS[1]) % ARGV[2]
+  local number = redis.call('INCRBY', KEYS[1], 1) % ARGV[2]
   if redis.call('SET', ARGV[1] .. string.format('%d', number), ARGV[3], 'NX', 'EX', ARGV[4]) then
     return {number, redis.call('TIME')}
   end
