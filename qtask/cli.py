@@ -151,7 +151,7 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--in", "delay", type=float, metavar="SECONDS", help="when: after so many seconds  [default: 0]")
 @click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds")
 @click.option("--title", help="name of the task")
-@click.option("--method", help="HTTP method")
+@click.option("--method", help="HTTP method  [default: GET, with --data POST]")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`")
 @click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)")
 @click.option("--timeout", type=float, metavar="SECONDS", help="how long a delivery may take")
