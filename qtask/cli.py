@@ -182,7 +182,7 @@ def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
 @click.option("--in", "delay", type=duration, help="when: after 90 (seconds), 90s, 10m, 2h, 3d or 1h30m  [default: 0]")
 @click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds")
 @click.option("--title", help="name of the task")
-@click.option("--method", help="HTTP method")
+@click.option("--method", help="HTTP method  [default: GET, with --data POST]")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`")
 @click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)")
 @click.option("--timeout", type=duration, help="how long a delivery may take")

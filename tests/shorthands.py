@@ -36,6 +36,26 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
             },
         },
     ),
+    "http with a body and no method": (
+        lambda client: client.http(HTTP, delay=60, json={"to": "ada"}, title="t"),
+        {
+            "title": "t",
+            "address": {"type": "http", "link": HTTP},
+            "settings": {"time": 60, "data": {"method": "POST", "json": {"to": "ada"}}},
+        },
+    ),
+    "http with an empty body and no method": (
+        lambda client: client.http(HTTP, delay=60, data=b"", title="t"),
+        {
+            "title": "t",
+            "address": {"type": "http", "link": HTTP},
+            "settings": {"time": 60, "data": {"method": "POST", "body_base64": ""}},
+        },
+    ),
+    "http with a body and GET": (
+        lambda client: client.http(HTTP, delay=60, method="GET", json=0, title="t"),
+        {"title": "t", "address": {"type": "http", "link": HTTP}, "settings": {"time": 60, "data": {"json": 0}}},
+    ),
     "http with a form": (
         lambda client: client.http(HTTP, delay=60, method="PUT", headers="auto", data={"a": "b"}, title="t"),
         {

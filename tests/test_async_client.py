@@ -227,6 +227,23 @@ def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServ
     run(redis_server.url, talk)
 
 
+def test_over_http_tasks_are_shown_cancelled_and_retried(gateway: Gateway, redis: Redis) -> None:
+    async def talk(client: AsyncClient) -> None:
+        accepted = await client.send(task("b", delay=200))
+        shown = await asyncio.gather(*(client.show(accepted.id) for _ in range(30)))
+        assert {(record.id, record.state, record.due) for record in shown} == {(accepted.id, "scheduled", accepted.due)}
+        assert shown[0].task == task("b", delay=200)
+        assert await client.retry([accepted.id, "unknown"]) == []
+        assert await client.cancel(accepted.id) == "scheduled"
+        for missing in (client.show, client.cancel):
+            with pytest.raises(NotFound):
+                await missing(accepted.id)
+        with pytest.raises(QTaskError, match="it needs a redis:// address"):
+            await client.find_dead()
+
+    run(gateway.http_url, talk)
+
+
 def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
     async def talk(client: AsyncClient) -> None:
         for call in (client.show("x"), client.find_dead()):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,20 @@ import msgspec
 import pytest
 from redis import Redis
 
-from qtask import Client, NotFound, QTaskError, Refused, Unavailable
+import qtask
+from qtask import AsyncClient, Client, NotFound, QTaskError, Refused, Unavailable
 from qtask.client.requests import Accepted
 from qtask.errors import ConfigError
 from qtask.store import keys
 from qtask.task import Task
 from tests.answering import answer_line, answering
 from tests.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
+from tests.receiver import Exchange, Receiver
 from tests.redis_server import RedisServer, free_port
 from tests.shorthands import HTTP, SHORTHANDS
 from tests.waiting import until
+
+LiveJob = Callable[[str], str]
 
 
 @pytest.fixture
@@ -209,7 +216,13 @@ def test_the_address_may_come_from_the_environment(url: str, redis: Redis, monke
     assert Client().url == "socket://127.0.0.1:5123"
 
 
-@pytest.mark.parametrize("wrong", ["", "http://127.0.0.1:5123", "127.0.0.1:5123", "socket://h:port", "redis://h:port"])
+WRONG_ADDRESSES = [
+    *("", "127.0.0.1:5123", "ftp://127.0.0.1:5123", "socket://h:port", "redis://h:port"),
+    *("http://h:port", "http://", "http://127.0.0.1:5124/?a"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_ADDRESSES)
 def test_a_wrong_address_is_told_at_once(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_URL", "nonsense")
     with pytest.raises(ConfigError, match="is no address"):
@@ -241,16 +254,49 @@ def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServ
                 missing(first.id)
 
 
-def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
-    with Client(gateway.url) as client:
-        for call in (
-            lambda: client.show("x"),
-            lambda: client.cancel("x"),
-            lambda: client.list("scheduled"),
-            client.find_dead,
-        ):
-            with pytest.raises(QTaskError, match="redis:// address"):
-                call()
+@pytest.mark.parametrize("url", ["http", "redis"], indirect=True)
+def test_a_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob, redis: Redis) -> None:
+    given = task("b", delay=200)
+    accepted = client.send(given)
+    shown = client.show(accepted.id)
+    assert (shown.id, shown.state, shown.title, shown.due) == (accepted.id, "scheduled", "b", accepted.due)
+    assert shown.task == given
+    assert "'title': 'b'" in repr(shown)
+    assert client.cancel(accepted.id) == "scheduled"
+    for missing in (client.show, client.cancel):
+        with pytest.raises(NotFound, match=accepted.id):
+            missing(accepted.id)
+    dead, queued = live_job("failed"), live_job("queued")
+    assert client.retry([dead, queued, "unknown"]) == [dead]
+    assert client.show(dead).state == "queued"
+    with pytest.raises(QTaskError, match="right now"):
+        client.cancel(live_job("started"))
+
+
+def test_a_way_that_does_not_offer_something_says_what_does(gateway: Gateway) -> None:
+    with Client(gateway.url) as by_socket, Client(gateway.http_url) as by_http:
+        for by_id in (by_socket.show, by_socket.cancel, by_socket.retry):
+            with pytest.raises(QTaskError, match=r"such as http://127.0.0.1:5124\) or a redis:// address"):
+                by_id("x")
+        for client in (by_socket, by_http):
+            for call in (lambda: client.list("scheduled"), client.find_dead, lambda: client.remove(["x"])):  # noqa: B023
+                with pytest.raises(QTaskError, match=f"{client.url} cannot do this; it needs a redis:// address"):
+                    call()
+
+
+@pytest.fixture
+def live_job(redis: Redis) -> LiveJob:
+    """Makes tasks in a state by RQ's status, as they would be after a delivery or in the middle of one."""
+
+    def make(status: str) -> str:
+        task_id = f"{status}-1"
+        data = '["qtask.do",0,[' + json.dumps(task()) + "],{}]"
+        redis.hset(keys.job(task_id), mapping={"data": data, "origin": "qtask", "status": status, "attempt": 1})
+        if status == "failed":
+            redis.zadd(keys.failed("qtask"), {task_id: keys.FOREVER_SECONDS + 1})
+        return task_id
+
+    return make
 
 
 # --- when nobody answers ------------------------------------------------------------------------------------------
@@ -261,8 +307,13 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
     with Client(f"socket://127.0.0.1:{port}") as client, pytest.raises(Unavailable, match="qtask up") as away:
         client.send(task())
     assert f"127.0.0.1:{port}" in str(away.value)
+    with Client(f"http://127.0.0.1:{port}") as client:
+        for call in (lambda: client.send(task()), lambda: client.show("x"), lambda: client.cancel("x")):
+            with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: .*refused.* `qtask up`") as away:
+                call()
+            assert "HTTPConnection" not in str(away.value)
     with Client(f"redis://127.0.0.1:{port}/0") as client:
-        for call in (
+        for asked in (
             lambda: client.send(task()),
             lambda: client.show("x"),
             lambda: client.cancel("x"),
@@ -270,7 +321,7 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
             lambda: client.find_dead(title="x"),
         ):
             with pytest.raises(Unavailable, match="Redis does not answer"):
-                call()
+                asked()
         assert isinstance(client.send_many([{"title": 1}])[0], Refused), "what is not sound needs no Redis"
 
 
@@ -387,3 +438,101 @@ def test_a_second_task_of_an_id_is_answered_with_the_first(client: Client) -> No
     assert (first.id, first.duplicate) == ("order-7", False)
     assert again == Accepted("order-7", first.due, True)
     assert client.http("http://127.0.0.1:9/hook", delay=60, id="order-8").duplicate is False
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "http": (lambda client: client.http(HTTP, dealy=3600), r"http\(\) got .* 'dealy'; did you mean 'delay'\?"),
+    "http, far": (lambda client: client.http(HTTP, cron="* * * * *"), r"'cron'; it takes at, data, delay, "),
+    "http, as requests": (lambda client: client.http(HTTP, auth=("a", "b"), json=1), r"http\(\) got .* 'auth'"),
+    "socket": (lambda client: client.socket("127.0.0.1:9", 1, timeot=1), "'timeot'; did you mean 'timeout'"),
+    "udp": (lambda client: client.udp("127.0.0.1:9", 1, expire=1), "'expire'; did you mean 'expires'"),
+    "pipe": (lambda client: client.pipe("p", 1, retries=1), "'retries'; did you mean 'retry'"),
+    "graph": (lambda client: client.graph(titel="t"), "'titel'; did you mean 'title'"),
+    "send": (lambda client: client.send(task(), dealy=1), r"send\(\) got an unexpected .* 'dealy'; it takes task"),
+    "send_many": (lambda client: client.send_many([], task=1), "'task'; did you mean 'tasks'"),
+    "send_iter": (lambda client: client.send_iter([], task=1), "'task'; did you mean 'tasks'"),
+    "show": (lambda client: client.show(id="x"), "'id'; did you mean 'task_id'"),
+    "list": (lambda client: client.list("dead", limits=1), "'limits'; did you mean 'limit'"),
+    "cancel": (lambda client: client.cancel(task="x"), "'task'; did you mean 'task_id'"),
+    "find_dead": (lambda client: client.find_dead(links="x"), "'links'; did you mean 'link'"),
+    "retry": (lambda client: client.retry(idss=[]), "'idss'; did you mean 'ids'"),
+    "remove": (lambda client: client.remove(idss=[]), "'idss'; did you mean 'ids'"),
+    "itself": (lambda client: type(client)(client.url, timout=1), "Client.* 'timout'; did you mean 'timeout'"),
+}
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("name", WRONG_WORDS)
+def test_a_word_that_is_not_known_is_refused_with_the_nearest(kind: type[Any], name: str) -> None:
+    call, message = WRONG_WORDS[name]
+    client = kind(f"socket://127.0.0.1:{free_port()}")
+    with pytest.raises(TypeError, match=message):
+        call(client)
+
+
+def test_every_method_is_tried_with_a_wrong_word() -> None:
+    methods = {name for name, _ in inspect.getmembers(Client, callable) if not name.startswith("_")}
+    assert methods - {"close"} <= {name.partition(",")[0] for name in WRONG_WORDS}
+
+
+def test_the_package_lists_its_names() -> None:
+    assert set(qtask.__all__) <= set(dir(qtask))
+    assert "__version__" in dir(qtask)
+
+
+# --- addresses of HTTP --------------------------------------------------------------------------------------------
+
+
+def test_an_http_address_may_have_a_path_and_shows_no_password(redis_server: RedisServer, redis: Redis) -> None:
+    def behave(exchange: Exchange) -> None:
+        asked.append((exchange.request.target, exchange.request.header("Authorization")))
+        exchange.answer(202, b'{"ok":true,"id":"a","due":1.5}', {"Content-Type": "application/json"})
+
+    asked: list[tuple[str, str]] = []
+    with Receiver(behave) as receiver:
+        url = receiver.url.replace("http://", "http://ada:S3cret@").rstrip("/") + "/behind/a/proxy/"
+        with Client(url) as client:
+            assert client.send(task()) == Accepted("a", 1.5)
+            with pytest.raises(QTaskError) as cannot:
+                client.list("dead")
+    assert asked == [("/behind/a/proxy/tasks", "Basic YWRhOlMzY3JldA==")]
+    gone = f"http://ada:S3cret@127.0.0.1:{free_port()}"
+    with Client(gone) as client, pytest.raises(Unavailable, match="no gateway answers") as away:
+        client.send(task())
+    assert "S3cret" not in f"{cannot.value} {away.value}"
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"hello":1}'])
+def test_another_service_on_the_http_port_is_recognised(body: bytes) -> None:
+    with Receiver(lambda exchange: exchange.answer(200, body)) as receiver, Client(receiver.url) as client:
+        for call in (lambda: client.send(task()), lambda: client.show("x"), lambda: client.cancel("x")):
+            with pytest.raises(Unavailable, match="another service"):
+                call()
+
+
+def hang_up(exchange: Exchange) -> None:
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("behave", "why"), [(hang_up, "Remote end closed"), (lambda exchange: None, r"nothing came within 0\.5 s; ")]
+)
+def test_an_answer_over_http_that_is_lost_says_what_is_not_known(behave: Callable[[Exchange], None], why: str) -> None:
+    not_known = "whether the 2 tasks without an answer were accepted is not known"
+    receiver = Receiver(behave)
+    with receiver, Client(receiver.url, timeout=0.5) as client, pytest.raises(Unavailable, match=f"{why}.*{not_known}"):
+        client.send_many([task(), {"title": object()}, task()])
+
+
+def test_a_client_over_http_does_without_redis(gateway: Gateway, redis: Redis) -> None:
+    program = (
+        "import sys, qtask\n"
+        f"with qtask.Client({gateway.http_url!r}) as client:\n"
+        f"    task_id = client.http('http://127.0.0.1:9/', delay={HOUR}).id\n"
+        "    assert client.show(task_id).task['title'] == 'http http://127.0.0.1:9/'\n"
+        "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -73,6 +73,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
     ):
         ports = {
             "5123": running.port,
+            "5124": running.http_port,
             "6379": redis_server.port,
             "8000": receiver.port,
             "5000": listener.getsockname()[1],
@@ -103,7 +104,8 @@ def test_every_block_is_in_one_of_these_tests() -> None:
         "client.send(\n",
         "def reminder",
         "asyncio.run",
-        "client.show",
+        "task = client.show",
+        "5124",
         "find_dead",
         "except",
     ]
@@ -156,10 +158,14 @@ def test_asyncio(reader: Reader) -> None:
 
 
 def test_looking_at_tasks(reader: Reader) -> None:
-    first, *listed, last = reader.run(block_with("client.show"))
+    first, *listed, last = reader.run(block_with("task = client.show"))
     assert re.fullmatch(r"scheduled in an hour \d{10}\.\d+ \[\]", first)
     assert listed and all(re.fullmatch(r"\S{12} \d\S* \d+", line) for line in listed)
     assert last == "it was scheduled"
+
+
+def test_looking_over_http(reader: Reader) -> None:
+    assert reader.run(block_with("5124")) == ["{'json': {'to': 'ada'}, 'method': 'POST'}", "it was scheduled"]
 
 
 def test_the_dead(reader: Reader, redis_server: RedisServer) -> None:

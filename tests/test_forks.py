@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def forked(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
     try:
         yield result
     finally:
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
@@ -215,8 +217,12 @@ def test_the_children_of_a_process_pool_use_the_client_of_a_running_loop(
     check_all_stored(redis, run(main()))
 
 
+@pytest.mark.parametrize("url", ["socket", "redis"], indirect=True)
 def test_a_loop_that_goes_on_in_the_child_gets_a_connection_of_its_own(url: str, redis: Redis) -> None:
-    """As programs do that drive a loop by hand: the child runs the very loop that its parent ran."""
+    """As programs do that drive a loop by hand: the child runs the very loop that its parent ran.
+
+    Not over HTTP, which asyncio does in threads; a child does not have those of its parent's loop.
+    """
     loop = asyncio.new_event_loop()
     client = AsyncClient(url, timeout=5)
 

@@ -198,11 +198,12 @@ class _Broken(Exception):
     """Something may have been sent, and no answer came."""
 
 
-def _words(reason: object) -> str:
-    """What urllib3 says, without the name of its object."""
-    if isinstance(reason, BaseException) and isinstance(reason.__cause__, OSError):
-        return str(reason.__cause__)
-    return str(reason).rpartition(">: ")[2] or type(reason).__name__
+def _words(reason: Any) -> str:
+    """What urllib3 says, without the names of its objects."""
+    for inner in (reason.__cause__, *reason.args[-1:]):
+        if isinstance(inner, OSError):
+            return str(inner)
+    return str(reason)
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Read], body: bytes) -> _Read:

@@ -40,6 +40,7 @@ def known_words(
 def _message(method: str, word: str, known: Iterable[str]) -> str:
     import difflib  # only here: it is slow to import
 
-    nearest = difflib.get_close_matches(word, sorted(known), 1, 0.5)
-    advice = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(sorted(known)) or 'none'}"
+    names = sorted(known)
+    nearest = difflib.get_close_matches(word, names, 1) or [name for name in names if word in name or name in word]
+    advice = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(names)}"
     return f"{method}() got an unexpected keyword argument {word!r}; {advice}"
