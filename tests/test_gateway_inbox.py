@@ -56,8 +56,11 @@ def other_redis(other_server: RedisServer) -> Iterator[Redis]:
 @contextmanager
 def powerless(server: RedisServer, redis: Redis, folder: Path) -> Iterator[Gateway]:
     """A gateway that has read the whole inbox but, until it is given the right, may commit nothing."""
-    allow_scripts(redis, False)
+    allow_scripts(redis, True)  # it would not start without
+    redis.rename(keys.INBOX, "put aside")
     with Gateway(server.url.replace("//", "//reader:secret@"), folder) as running:
+        allow_scripts(redis, False)
+        redis.rename("put aside", keys.INBOX)
         until(lambda: running.events("commit_failed") and pending(redis) == redis.xlen(keys.INBOX))
         yield running
     redis.execute_command("ACL", "DELUSER", "reader")
