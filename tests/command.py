@@ -48,6 +48,7 @@ def on_terminal(
     columns: int = 100,
     stdout: int | None = None,
     cwd: Path | None = None,
+    with_input: bool = False,
 ) -> tuple[int, str]:
     """Runs a command whose output and errors go to a terminal; returns its exit code and what stood there.
 
@@ -57,6 +58,7 @@ def on_terminal(
         columns: width of the terminal.
         stdout: a descriptor for its output, when only errors are to go to the terminal.
         cwd: the folder in which it runs.
+        with_input: whether its input is the terminal, too, on which nothing is typed; else there is none.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -64,7 +66,7 @@ def on_terminal(
         command,
         env={**_environment(environment), "TERM": "xterm-256color"},
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=theirs if with_input else subprocess.DEVNULL,
         stdout=theirs if stdout is None else stdout,
         stderr=theirs,
     )

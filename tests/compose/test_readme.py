@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,9 @@ class Reader:
         # The README's reader is in the folder of the compose file. Here, that must not be written into.
         environment = self._deployment.environment | {"COMPOSE_FILE": str(ROOT / "docker-compose.yml")}
         text = with_ports(block.text, ports)
-        code, shown = on_terminal("sh", "-euc", text, environment=environment, columns=80, cwd=self._folder)
+        code, shown = on_terminal(
+            "sh", "-euc", text, environment=environment, columns=80, cwd=self._folder, with_input=True
+        )
         assert code == 0, f"line {block.line}:\n{text}\n{shown}"
         return shown
 
@@ -50,10 +53,22 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         with Receiver(host=bridge) as receiver:
             typing = Reader(deployment, receiver, tmp_path_factory.mktemp("reader"))
             typing.types(UP)
-            until(lambda: deployment.states() == {"healthy"}, 90, "every process is healthy", every=0.5)
+            # Not until the health checks say so: each of them starts a Python, which is slow on a busy machine.
+            until(lambda: is_served(deployment.http_port), 120, "the gateway", every=0.5)
+            workers = ("exec", "-T", "redis", "redis-cli", "zcard", "qtask:workers")
+            until(lambda: deployment.compose(*workers).strip() == "4", 120, "four workers", every=0.5)
             yield typing
     finally:
         deployment.down("-v")
+
+
+def is_served(port: int) -> bool:
+    """Whether the gateway and its Redis answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def test_tasks_sent_from_this_host_reach_a_receiver_on_it(reader: Reader) -> None:
