@@ -85,6 +85,7 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 # What frames a message on the wire is the transport's to say; a client that could set it could smuggle requests.
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect"})
+_RESERVED_PREFIX = "qtask-"  # of the headers by which receivers recognise duplicates; see docs/retries.md
 
 
 def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
@@ -293,8 +294,16 @@ def _check_header(name: str, value: str) -> None:
             "settings.data.headers",
             f"{name[:60]!r} is no name of a header; letters, digits and '-' make one",
         )
-    if name.lower() in _FRAMING_HEADERS:
+    # CGI and WSGI receivers cannot tell an underscore from a hyphen (RFC 3875, section 4.1.18), so neither does this.
+    plain = name.lower().replace("_", "-")
+    if plain in _FRAMING_HEADERS:
         raise Refused("invalid_value", field, "this header frames the message and is set by QTask; leave it out")
+    if plain.startswith(_RESERVED_PREFIX):
+        raise Refused(
+            "invalid_value",
+            field,
+            "names that begin with QTask- are reserved for QTask's own headers; use another name",
+        )
     if _CONTROL.search(value):
         raise Refused("invalid_value", field, "a header has no line breaks or control characters; leave them out")
     if value != value.strip(" \t"):

@@ -33,7 +33,7 @@ _GATEWAY = (*_STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *_L
 _KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
 _LOOK = (*_STORE, "data_dir")
-_WORKER = (*_STORE, "concurrency", "host_connections", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
+_WORKER = (*_STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)
 
 
 def duration(text: str) -> float:

@@ -52,6 +52,11 @@ class Config:
         0, "memory that the embedded Redis may take, in MiB; 0: half of this machine's", 0, 16_777_216
     )
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
+    ca_file: str = _setting(
+        "",
+        "PEM file, or folder as of `c_rehash`, of the authorities whose certificates are trusted over HTTPS; empty: "
+        "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, else the authorities that browsers trust",
+    )
     queue: str = _setting("qtask", "name of the RQ queue")
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
     max_held_bytes: int = _setting(

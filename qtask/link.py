@@ -119,6 +119,20 @@ def split_unix(link: str) -> tuple[str, str]:
     return path, f"http://localhost{target or '/'}"
 
 
+def http_place(link: str) -> str:
+    """Where the connections for an http or https URL lead: the same text for each URL of one host and port.
+
+    Args:
+        link: as `check_http` accepts it.
+    """
+    path, url = split_unix(link)
+    if path:
+        return path
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
 def parse_socket(link: str) -> SocketLink:
     """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
     _check_length(link)

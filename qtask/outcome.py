@@ -36,10 +36,12 @@ class Answer(Struct, frozen=True):
     Attributes:
         code: the HTTP status; 0 for kinds that have none.
         text: the beginning of the answer, at most `ANSWER_LIMIT_BYTES` as UTF-8.
+        note: what went wrong after the receiver had decided, such as a body that broke off; empty when nothing did.
     """
 
     code: int = 0
     text: str = ""
+    note: str = ""
 
 
 class Failure(Exception):
@@ -50,14 +52,23 @@ class Failure(Exception):
         message: for people.
         answer: what the receiver answered, if it did.
         retry_after: its header `Retry-After`, empty when there was none.
+        at_once: whether the next attempt, if one is left, needs no delay.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, answer: Answer | None = None, retry_after: str = "") -> None:
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        answer: Answer | None = None,
+        retry_after: str = "",
+        at_once: bool = False,
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.answer = answer or Answer()
         self.retry_after = retry_after
+        self.at_once = at_once
 
 
 class Outcome(Struct, frozen=True, omit_defaults=True):
@@ -72,7 +83,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
         code: HTTP status, 0 where there is none.
         answer: the beginning of what the receiver answered.
         error: kind of the failure, empty when delivered.
-        message: the failure in words.
+        message: the failure in words; for a delivered task what was lost of the answer, usually nothing.
     """
 
     status: Status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal, get_args
 
@@ -100,14 +101,18 @@ def parse_retry_after(value: str, now: float) -> float | None:
     """Seconds from now that a `Retry-After` header asks for (RFC 9110, section 10.2.3), None when it says nothing.
 
     Args:
-        value: a number of seconds, or an HTTP date.
+        value: a number of seconds, or an HTTP date in any of the three forms of RFC 9110, section 5.6.7. The form of
+            asctime() names no zone; it is in UTC.
         now: Unix seconds.
     """
     value = value.strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        instant = parsedate_to_datetime(value)
+        if instant.tzinfo is None:
+            instant = instant.replace(tzinfo=UTC)
+        return max(0.0, instant.timestamp() - now)
     except (ValueError, OverflowError):
         return None
 

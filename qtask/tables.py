@@ -146,7 +146,9 @@ def outcome_words(outcome: Outcome) -> str:
 
 
 def outcome_answer(outcome: Outcome) -> str:
-    """What the receiver answered, or else why the delivery failed."""
+    """What the receiver answered and what was lost of it, or else why the delivery failed."""
+    if outcome.status == "delivered" and outcome.answer and outcome.message:
+        return f"{outcome.answer} ({outcome.message})"
     return outcome.answer or outcome.message
 
 

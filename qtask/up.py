@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from qtask.config import Config, flag_name, in_url
 from qtask.crew import LOOK_SECONDS, Crew, Member
 from qtask.data_folder import PRIVATE_FOLDER
+from qtask.delivery.authorities import check_ca_file
 from qtask.embedded import EmbeddedRedis
 from qtask.errors import QTaskError
 from qtask.store import rights
@@ -85,6 +86,7 @@ class Up:
     def _begin(self) -> None:
         """Starts everything and returns when the gateway accepts connections, or when a signal came."""
         connect(self.config.redis).close()  # an invalid address is reported once, and not by each process
+        check_ca_file(self.config.ca_file)
         config = self.config = _with_ports(self.config)
         if self._redis is not None:
             with suppress(OSError):  # what is wrong with it is said below

@@ -31,6 +31,7 @@ from rq.worker_registration import clean_worker_registry
 from qtask import descriptors
 from qtask.config import Config
 from qtask.crew import Crew, Member
+from qtask.delivery.authorities import check_ca_file
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
     hindrance,
@@ -43,12 +44,14 @@ from qtask.delivery.ending import (
     with_history,
 )
 from qtask.delivery.exchange import broken
+from qtask.delivery.host_slots import HostSlots
 from qtask.delivery.kinds import Deliverer, deliverer
 from qtask.delivery.loop import READ, Loop
 from qtask.errors import ConfigError, Refused
 from qtask.failure_log import FailureLog
 from qtask.heartbeat import Heartbeat
 from qtask.ids import client_id
+from qtask.link import http_place
 from qtask.outcome import Answer, Failure
 from qtask.stopping import StopSignals
 from qtask.store import keys, leases, rights
@@ -111,6 +114,8 @@ class Worker(BaseWorker):
         self._held_bytes = 0
         self._claimed_again: set[Value] = set()  # ids that are held, were taken back, and came here a second time
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
+        self._limits_hosts = config.host_connections > 0
+        self._slots = HostSlots(config.host_connections)  # has what was claimed and waits for a connection to its host
         self._in_flight: dict[str, float] = {}  # id to the start, by monotonic
         self._outcomes: deque[Settlement] = deque()  # ended, not settled
         self._settling: list[Settlement] = []  # on their way to Redis
@@ -289,6 +294,8 @@ class Worker(BaseWorker):
             return
         if monotonic() - self._claimed_at > BACKLOG_SECONDS:
             self._return_backlog()
+        elif self._limits_hosts:
+            self._return_waiting(monotonic() - BACKLOG_SECONDS)
         if self._connected:
             self._beat()
 
@@ -336,6 +343,8 @@ class Worker(BaseWorker):
 
     def _advance(self) -> None:
         """What is to be done after each turn of the loop: begin, claim, settle."""
+        while self._slots.ready and len(self._in_flight) < self._config.concurrency and not self._stopping:
+            self._begin(*self._slots.ready.popleft()[1])
         while self._backlog and len(self._in_flight) < self._config.concurrency and not self._stopping:
             self._begin(*self._backlog.popleft())
         if self._connected and self._stopping:
@@ -345,7 +354,8 @@ class Worker(BaseWorker):
         try:
             held_up = self._claiming or self._waiting or self._suspended or self._stopping or self._settle_first
             if self._more and not held_up:
-                room = self._config.concurrency + self._prefetch - len(self._in_flight) - len(self._backlog)
+                unbegun = len(self._backlog) + len(self._slots)
+                room = self._config.concurrency + self._prefetch - len(self._in_flight) - unbegun
                 if self._held_bytes < HELD_BYTES and (room > self._prefetch or not self._in_flight):
                     self._claim(min(room, CLAIM_BATCH))
             if self._outcomes and not self._settling:
@@ -385,9 +395,21 @@ class Worker(BaseWorker):
 
         That is so behind receivers that hang, and when this worker is asked to end.
         """
-        if not self._backlog or self._claiming or self._settling:
+        if not (self._backlog or self._slots) or self._claiming or self._settling:
             return  # what is claimed or settled at this moment is neither held nor to go back
         self._forget_backlog()
+        self._put_back_unheld()
+
+    def _return_waiting(self, before: float) -> None:
+        """Puts back what has waited for a connection to its host since before an instant of `monotonic`."""
+        if self._claiming or self._settling:
+            return  # as above
+        withdrawn = self._slots.withdraw(before)
+        if withdrawn:
+            self._let_go(withdrawn)
+            self._put_back_unheld()
+
+    def _put_back_unheld(self) -> None:
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
             self._settles.run(self._on_returned, self._put_back())
@@ -403,6 +425,7 @@ class Worker(BaseWorker):
     def _forget_backlog(self) -> None:
         self._let_go(entry[0] for entry in self._backlog)
         self._backlog.clear()
+        self._let_go(self._slots.withdraw())
 
     def _let_go(self, ids: Iterable[Value]) -> None:
         for task_id in ids:
@@ -436,9 +459,14 @@ class Worker(BaseWorker):
                     self._end_undelivered(claim, hindered)
                     return
             kind = task.kind
+            if self._limits_hosts and kind == "http":
+                entry = (task_id, attempt, written_due, data)
+                if not self._slots.take(http_place(task.address.link), entry, began):
+                    del self._in_flight[task_id]
+                    return
             deliver = self._deliverers.get(kind)
             if deliver is None:
-                deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config)
+                deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config, self._slots)
             deliver.start(claim, partial(self._end, claim))
         except Refused as refused:
             # What another program put into the queue; QTask's own ways in would have refused it.
@@ -450,6 +478,8 @@ class Worker(BaseWorker):
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self._in_flight.pop(claim.id), monotonic()
+        if self._limits_hosts:
+            self._slots.release(claim.id)
         self.total_working_time += ended - began
         started = began + self._clock_offset
         outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
@@ -464,6 +494,7 @@ class Worker(BaseWorker):
         """For a task that was claimed and that no delivery was begun for."""
         self.failed_job_count += 1
         log_failure(self._failures, claim, failure, None)
+        self._slots.release(claim.id)  # the time in which it was to be delivered passed while it waited
         self._add_outcome(undelivered(claim, failure, self._in_flight.pop(claim.id) + self._clock_offset))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
@@ -532,8 +563,9 @@ def run(config: Config) -> None:
     """Runs a worker until it is asked to stop by a signal; a second signal does not wait for deliveries in flight.
 
     With `processes` above 1 it runs so many of them as children, and keeps them running. Raises `ConfigError` when
-    Redis runs in cluster mode or lacks a right.
+    Redis runs in cluster mode or lacks a right, or when it cannot use a setting.
     """
+    check_ca_file(config.ca_file)
     if config.processes > 1:
         _run_crew(config)
         return

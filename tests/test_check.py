@@ -127,6 +127,24 @@ def test_each_form_of_the_data_of_an_http_task_is_read(data: dict[str, Any], exp
     assert http_data(read(http(**data))) == expected
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("QTask-Id", "qtask-id", "QTASK-ATTEMPT", "QTask-Due", "QTask-Anything", "QTask_Id", "QTask_Attempt"),
+        *("Content-Length", "content_length", "Transfer-Encoding", "TRANSFER_ENCODING", "TE", "Trailer", "Expect"),
+    ],
+)
+def test_headers_that_are_qtasks_to_set_are_refused(name: str) -> None:
+    with pytest.raises(Refused, match=r"leave it out|use another name") as refused:
+        read(http(headers={"X-Fine": "1", name: "mine"}))
+    assert (refused.value.code, refused.value.field) == ("invalid_value", f"settings.data.headers.{name}")
+
+
+@pytest.mark.parametrize("name", ["X-QTask-Id", "QTask", "QTaskId", "Content-Length-Hint", "Host", "X_Under"])
+def test_headers_that_only_resemble_them_are_accepted(name: str) -> None:
+    assert http_data(read(http(headers={name: "mine"}))).headers == {name: "mine"}
+
+
 def test_the_data_of_an_http_task_may_be_missing_or_null() -> None:
     assert http_data(read(dict_of("http", "http://a/"))) == HttpData()
     assert http_data(read(dict_of("http", "http://a/", data=None))) == HttpData()

@@ -9,6 +9,7 @@ import base64
 import gzip
 import socket
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,9 +43,9 @@ Deliver = Callable[[HttpRequest], Answer]
 class Curl:
     """The deliverer of the worker, on a loop of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self._loop = Loop()
-        self._deliverer = HttpDeliverer(self._loop, Config(concurrency=100))
+        self._deliverer = HttpDeliverer(self._loop, Config(concurrency=100, **settings))
 
     def __call__(self, request: HttpRequest) -> Answer:
         results: list[Answer | Failure] = []
@@ -71,10 +72,10 @@ def deliver(request: pytest.FixtureRequest) -> Iterator[Deliver]:
         curl.close()
 
 
-def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0) -> HttpRequest:
+def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0, attempt: int = 1) -> HttpRequest:
     settings = {"time": 0, "timeout": timeout, "data": data or {}}
     task = {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
-    return prepare(msgspec.json.decode(msgspec.json.encode(task), type=Task), "P7DVFCP--0--", 2, 1795539666.25)
+    return prepare(msgspec.json.decode(msgspec.json.encode(task), type=Task), "P7DVFCP--0--", attempt, 1795539666.25)
 
 
 FRAMING = ("host", "content-length", "connection")
@@ -228,6 +229,54 @@ def test_a_connection_that_the_receiver_closed_between_requests_costs_nothing(de
         assert len(receiver.requests) == 5
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"method": "POST", "json": 1},
+        {"method": "POST"},
+        {"method": "GET"},
+        {"method": "PUT", "data": "x" * 300_000},
+        {"method": "DELETE"},
+        {"method": "HEAD"},
+        {"method": "HEAD", "data": "x"},
+    ],
+    ids=lambda data: msgspec.json.encode(data).decode()[:30],
+)
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_request_is_sent_once_when_a_kept_connection_breaks(deliver: Deliver, data: dict[str, Any], how: str) -> None:
+    """The receiver reads all of it and breaks the connection. The next attempt goes over a new connection, at once."""
+
+    def charge(exchange: Exchange) -> None:
+        if exchange.request.target == "/charge" and exchange.request.header("QTask-Attempt") == "1":
+            hang_up(exchange) if how == "close" else reset(exchange)
+        else:
+            exchange.answer(200, b"ok")
+
+    with Receiver(charge) as receiver:
+        for _ in range(3):
+            deliver(prepared(receiver.url + "warm"))
+        assert receiver.connections == 1
+        with pytest.raises(Failure) as failed:
+            deliver(prepared(receiver.url + "charge", data))
+        assert failed.value.kind == "connect"
+        assert failed.value.at_once
+        assert "kept connection broke" in failed.value.message
+        assert deliver(prepared(receiver.url + "charge", data, attempt=2)).code == 200
+        charged = [request for request in receiver.requests if request.target == "/charge"]
+        assert [request.header("QTask-Attempt") for request in charged] == ["1", "2"]
+
+
+def test_a_retry_has_a_connection_of_its_own(deliver: Deliver) -> None:
+    with Receiver() as receiver:
+        deliver(prepared(receiver.url))
+        for attempt in (2, 3):
+            deliver(prepared(receiver.url, attempt=attempt))
+        assert receiver.connections == 3
+        until(lambda: len(receiver.open) == 1, what="the connections of the retries to be closed")
+        deliver(prepared(receiver.url))
+        assert receiver.connections == 3, "the first one is used again"
+
+
 # --- redirects -------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +321,27 @@ def test_credentials_are_not_shown_to_another_origin(deliver: Deliver) -> None:
         (second,) = other.requests
     assert first.header("Authorization") == "Bearer x"
     assert (second.header("Authorization"), second.header("Cookie"), second.header("X-Mine")) == ("", "", "y")
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/café?q=ü".encode(), "/caf%C3%A9?q=%C3%BC"),
+        ("/café?q=ü".encode("latin-1"), "/caf%E9?q=%FC"),
+        ("/日本/%C3%A9/é".encode(), "/%E6%97%A5%E6%9C%AC/%C3%A9/%C3%A9"),
+        (b"/\xc3\xa9/\xff", "/%C3%A9/%FF"),
+    ],
+)
+def test_a_redirect_in_utf8_or_other_bytes_leads_to_those_bytes(deliver: Deliver, location: bytes, target: str) -> None:
+    def redirect(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            exchange.send(b"HTTP/1.1 302 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+        else:
+            exchange.answer(200)
+
+    with Receiver(redirect) as receiver:
+        deliver(prepared(receiver.url))
+        assert receiver.requests[1].target == target
 
 
 @pytest.mark.parametrize(
@@ -387,18 +457,13 @@ def trickle_head(exchange: Exchange) -> None:
         threading_wait()
 
 
-def half_a_body(exchange: Exchange) -> None:
-    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-    hang(exchange)
-
-
 def threading_wait() -> None:
     import time
 
     time.sleep(0.05)
 
 
-@pytest.mark.parametrize("behaviour", [hang, trickle_head, half_a_body])
+@pytest.mark.parametrize("behaviour", [hang, trickle_head])
 def test_slow_receivers_time_out_in_all(deliver: Deliver, behaviour: Callable[[Exchange], None]) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url, timeout=0.4))
@@ -432,10 +497,29 @@ def hang_up(exchange: Exchange) -> None:
     exchange.keep = False
 
 
-def break_off(exchange: Exchange) -> None:
-    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-    exchange.connection.shutdown(socket.SHUT_RDWR)
-    exchange.keep = False
+def switch_protocols(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
+    hang_up(exchange)
+
+
+def break_off_headers(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Len")
+    hang_up(exchange)
+
+
+def send_headers_without_end(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)))
+    hang_up(exchange)
+
+
+def send_an_endless_header(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000)
+    hang_up(exchange)
+
+
+def send_an_invalid_length(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n")
+    hang(exchange)
 
 
 def talk_nonsense(exchange: Exchange) -> None:
@@ -446,13 +530,108 @@ def talk_nonsense(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize(
     ("behaviour", "kind"),
-    [(reset, "connect"), (hang_up, "connect"), (break_off, "connect"), (talk_nonsense, "protocol")],
+    [
+        (reset, "connect"),
+        (hang_up, "connect"),
+        (talk_nonsense, "protocol"),
+        (switch_protocols, "connect"),
+        (break_off_headers, "connect"),
+        (send_headers_without_end, "protocol"),
+        (send_an_endless_header, "protocol"),
+        (send_an_invalid_length, "protocol"),
+    ],
 )
 def test_broken_receivers_fail(deliver: Deliver, behaviour: Callable[[Exchange], None], kind: str) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
     assert failed.value.kind == kind, failed.value.message
-    assert f"127.0.0.1:{receiver.port}" in failed.value.message
+    host, _, reason = failed.value.message.partition(": ")
+    assert host == f"127.0.0.1:{receiver.port}"
+    assert len(reason) > 5, "a reason in words"
+    assert not failed.value.at_once
+
+
+def stall(exchange: Exchange) -> None:
+    hang(exchange)
+
+
+def send_a_broken_chunk(exchange: Exchange) -> None:
+    exchange.send(b"zz\r\nhalf\r\n")
+    hang_up(exchange)
+
+
+@pytest.mark.parametrize(
+    ("framing", "then"),
+    [
+        (b"Content-Length: 100", hang_up),
+        (b"Content-Length: 100", reset),
+        (b"Content-Length: 100", stall),
+        (b"Transfer-Encoding: chunked", hang_up),
+        (b"Transfer-Encoding: chunked", send_a_broken_chunk),
+        (b"Transfer-Encoding: chunked", stall),
+        (b"Connection: close", stall),
+    ],
+    ids=lambda part: part.decode() if isinstance(part, bytes) else part.__name__,
+)
+@pytest.mark.parametrize("status", [200, 404, 503, 302])
+def test_the_status_decides_when_the_body_is_lost(
+    deliver: Deliver, framing: bytes, then: Callable[[Exchange], None], status: int
+) -> None:
+    """The headers say what the receiver made of the request. A redirect is followed while there is time."""
+
+    def lose_the_body(exchange: Exchange) -> None:
+        if exchange.number > 1:
+            exchange.answer(200, b"arrived")
+            return
+        exchange.send(b"HTTP/1.1 %d X\r\nLocation: /there\r\nRetry-After: 7\r\n%s\r\n\r\n" % (status, framing))
+        exchange.send(b"4\r\nhalf\r\n" if b"chunked" in framing else b"half")
+        threading_wait()
+        then(exchange)
+
+    answer, failure = Answer(), None
+    with Receiver(lose_the_body) as receiver:
+        try:
+            answer = deliver(prepared(receiver.url, {"method": "POST", "json": 1}, timeout=0.6))
+        except Failure as failed:
+            failure = failed
+            answer = failed.answer
+    if status == 302:
+        assert (failure.kind if failure else answer.text) == ("timeout" if then is stall else "arrived")
+        return
+    assert answer.code == status
+    if then is not reset:  # which may take away what had come already
+        assert answer.text == "half"
+    assert "the rest of the answer was lost: " in answer.note
+    assert ("within 0.6 s" in answer.note) == (then is stall)
+    if status == 200:
+        assert failure is None
+    else:
+        assert failure is not None
+        assert (failure.kind, failure.retry_after) == ("status", "7")
+        assert answer.note in failure.message
+    assert len(receiver.requests) == 1
+
+
+def test_an_answer_with_many_headers_is_read(deliver: Deliver) -> None:
+    def answer(exchange: Exchange) -> None:
+        exchange.answer(200, b"ok", {f"X-{number}": "y" * 100 for number in range(300)})
+
+    with Receiver(answer) as receiver:
+        assert deliver(prepared(receiver.url)) == Answer(200, "ok")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "head"])
+@pytest.mark.parametrize("framing", ["Content-Length: 5", "Transfer-Encoding: chunked", "Content-Length: 0"])
+def test_an_answer_to_head_has_no_body(deliver: Deliver, method: str, framing: str) -> None:
+    """Whatever its headers say (RFC 9110, section 9.3.2), and whether the request has a body or not."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(f"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode())
+
+    with Receiver(answer) as receiver:
+        for data in ({"data": "x"}, {}, {"json": 1}):
+            assert deliver(prepared(receiver.url, {"method": method, **data})) == Answer(200, "")
+        assert [request.body for request in receiver.requests] == [b"x", b"", b"1"]
 
 
 def test_nobody_there_fails(deliver: Deliver) -> None:
@@ -472,6 +651,82 @@ def test_a_certificate_that_nobody_signed_fails(deliver: Deliver, tmp_path: Path
         deliver(prepared(receiver.url))
     assert failed.value.kind == "tls"
     assert receiver.requests == []
+
+
+def names_the_file(path: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
+    patch.setenv("REQUESTS_CA_BUNDLE", str(path.with_name("absent.pem")))
+    return {"ca_file": str(path)}
+
+
+def names_the_folder(path: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
+    folder = path.with_name("folder")
+    folder.mkdir()
+    name = subprocess.run(
+        ["openssl", "x509", "-hash", "-noout", "-in", str(path)], check=True, capture_output=True, text=True
+    )
+    (folder / f"{name.stdout.strip()}.0").write_bytes(path.read_bytes())
+    return {"ca_file": str(folder)}
+
+
+def variable(name: str) -> Callable[[Path, pytest.MonkeyPatch], dict[str, str]]:
+    def set_it(path: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
+        patch.setenv(name, str(path))
+        return {}
+
+    return set_it
+
+
+@pytest.mark.parametrize(
+    "trust",
+    [
+        names_the_file,
+        names_the_folder,
+        variable("SSL_CERT_FILE"),
+        variable("REQUESTS_CA_BUNDLE"),
+        variable("CURL_CA_BUNDLE"),
+    ],
+    ids=["ca_file", "folder", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"],
+)
+@pytest.mark.parametrize("transport", ["requests", "curl"])
+def test_a_private_authority_is_trusted(
+    transport: str,
+    trust: Callable[[Path, pytest.MonkeyPatch], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with Receiver(tls=self_signed(tmp_path)) as receiver:
+        settings = trust(tmp_path / "certificate.pem", monkeypatch)
+        assert send_with(transport, settings, prepared(receiver.url)).code == 200
+
+
+@pytest.mark.parametrize("transport", ["requests", "curl"])
+@pytest.mark.parametrize("text", [None, "no certificate"], ids=["absent", "broken"])
+def test_a_file_of_authorities_that_cannot_be_read_is_named(
+    transport: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "authorities.pem"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with Receiver(tls=self_signed(tmp_path)) as receiver, pytest.raises(Failure) as failed:
+        send_with(transport, {}, prepared(receiver.url))
+    assert failed.value.kind == "tls"
+    assert str(path) in failed.value.message
+    assert receiver.requests == []
+
+
+def send_with(transport: str, settings: dict[str, str], request: HttpRequest) -> Answer:
+    """Sends a request by a transport that is made with settings of its own."""
+    if transport == "requests":
+        http_requests._kept.clear()
+        return http_requests.deliver(request, **settings)
+    curl = Curl(**settings)
+    try:
+        return curl(request)
+    finally:
+        curl.close()
 
 
 def test_ipv6(deliver: Deliver) -> None:
@@ -517,6 +772,23 @@ def test_a_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytes
         (seen,) = proxy.requests
     assert seen.target == "http://receiver.invalid/x"
     assert seen.header("Host") == "receiver.invalid"
+
+
+def test_the_answer_of_a_proxy_is_not_that_of_the_receiver(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_and_break_the_tunnel(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        exchange.connection.recv(1)
+        hang_up(exchange)
+
+    with Receiver(open_and_break_the_tunnel) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        with pytest.raises(Failure) as failed:
+            deliver(prepared("https://receiver.invalid/x"))
+        assert [request.method for request in proxy.requests] == ["CONNECT"]
+    assert failed.value.kind in ("tls", "connect")
+    assert failed.value.answer == Answer()
 
 
 def test_connections_are_used_again(deliver: Deliver) -> None:

@@ -107,6 +107,45 @@ def test_each_backoff_waits_as_long_as_it_says(live: Live) -> None:
         assert records[name].attempts == len(script.requests(name)) == len(least) + 1
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_kept_connection_that_breaks_costs_an_attempt_and_no_delay(live: Live, method: str) -> None:
+    """The receiver reads the request and closes the connection; it gets no request that it cannot tell from that."""
+
+    def charge(exchange: Exchange) -> None:
+        target, attempt = exchange.request.target, exchange.request.header("QTask-Attempt")
+        if target == "/warm" or (target == "/charge" and attempt == "2"):
+            exchange.answer(200)
+        else:
+            exchange.keep = False
+
+    data = {"method": method}
+    with Receiver(charge) as receiver:
+        for target, attempts, state in (("charge", 2, "delivered"), ("once", 1, "dead")):
+            live.ended([send(live, receiver.url + "warm")])
+            task_id = send(live, receiver.url + target, data=data, retry={"attempts": attempts, "base": 1_000})
+            (record,) = live.ended([task_id])
+            sent = [request for request in receiver.requests if request.header("QTask-Id") == task_id]
+            assert [request.header("QTask-Attempt") for request in sent] == [str(n + 1) for n in range(attempts)]
+            assert (record.state, record.attempts) == (state, attempts)
+            assert record.outcomes[0].error == "connect"
+            assert "kept connection broke" in record.outcomes[0].message
+
+
+def test_a_delivered_task_says_what_was_lost_of_the_answer(live: Live) -> None:
+    def break_off(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        exchange.keep = False
+
+    with Receiver(break_off) as receiver:
+        (record,) = live.ended([send(live, receiver.url, data={"method": "POST"})])
+        assert len(receiver.requests) == 1
+    (outcome,) = record.outcomes
+    assert (record.state, outcome.status, outcome.code, outcome.answer) == ("delivered", "delivered", 200, "half")
+    assert outcome.message.startswith("the rest of the answer was lost: ")
+    shown = qtask("show", record.id, environment=live.environment).stdout
+    assert "half (the rest of the answer was lost" in " ".join(shown.split())
+
+
 def test_retry_after_is_obeyed_in_both_forms_and_up_to_the_cap(live: Live) -> None:
     instant = math.ceil(time.time()) + 2
     script = Script(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -102,6 +103,30 @@ def test_retry_after_is_read_in_both_its_forms() -> None:
     for nonsense in ("", "soon", "-5", "1.5", "½", "Fri, 99 Dec 2026 99:99:99 GMT", "9" * 400):
         parsed = parse_retry_after(nonsense, now)
         assert parsed is None or parsed > 1e9, nonsense
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Tue, 24 Nov 2026 17:01:40 GMT",
+        "Tuesday, 24-Nov-26 17:01:40 GMT",
+        "Tue Nov 24 17:01:40 2026",
+        "Tue, 24 Nov 2026 17:01:40 -0000",
+        "Tue, 24 Nov 2026 17:01:40",
+        "Tue, 24 Nov 2026 19:01:40 +0200",
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_each_form_of_a_date_is_in_utc_wherever_the_worker_runs(
+    zone: str, date: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert parse_retry_after(date, 1_795_539_666.25) == pytest.approx(33.75)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @given(st.text(max_size=60))

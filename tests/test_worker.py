@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,78 @@ def test_what_waits_behind_receivers_that_hang_goes_to_another_worker(live: Live
         live.start("worker", queue=queue, concurrency=8)
         receiver.wait_for(9, 15)
         gate.open()
+        records = live.ended(ids)
+    assert sorted(receiver.ids) == sorted(ids)
+    assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+
+
+def test_a_timeout_begins_when_there_is_a_connection(live: Live, queue: str) -> None:
+    """Each of six deliveries takes half its timeout, so the last waits for longer than that."""
+
+    def answer_slowly(exchange: Exchange) -> None:
+        time.sleep(0.5)
+        exchange.answer(200)
+
+    live.start("worker", queue=queue, host_connections=1)
+    with Receiver(answer_slowly) as receiver:
+        ids = live.send(queue, *[http(receiver.url, timeout=1, retry={"attempts": 1}) for _ in range(6)])
+        records = live.ended(ids)
+        assert receiver.connections == 1
+    assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+    assert sorted(receiver.ids) == sorted(ids)
+    outcomes = sorted((record.outcomes[0] for record in records), key=lambda outcome: outcome.started)
+    for before, after in pairwise(outcomes):
+        assert after.started > before.ended - 0.1, "the wait belongs to the lateness, not to the delivery"
+
+
+def test_what_expires_while_it_waits_for_a_connection_is_not_sent(live: Live, queue: str) -> None:
+    gate = Gate()
+    live.start("worker", queue=queue, host_connections=1)
+    with Receiver(gate) as receiver:
+        (first,) = live.send(queue, http(receiver.url))
+        receiver.wait_for(1)
+        expiring = live.send(queue, *[http(receiver.url, expires=0.2) for _ in range(3)])
+        (last,) = live.send(queue, http(receiver.url))
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 5)
+        time.sleep(0.3)
+        gate.open()
+        records = {record.id: record for record in live.ended([first, *expiring, last])}
+    assert receiver.ids == [first, last]
+    assert {records[one].outcomes[0].error for one in expiring} == {"expired"}
+    assert [records[one].state for one in (first, last)] == ["delivered"] * 2
+
+
+def test_what_waits_long_for_a_connection_goes_to_another_worker(live: Live, queue: str) -> None:
+    gate = Gate()
+    live.start("worker", queue=queue, host_connections=1)
+    with Receiver(gate) as receiver, Receiver() as other:
+        ids = live.send(queue, *[http(receiver.url) for _ in range(2)])
+        receiver.wait_for(1)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 2)
+        live.start("worker", queue=queue, host_connections=1)
+        elsewhere: list[str] = []
+        while len(receiver.requests) < 2:  # tasks for another host go on, so that claims never pause
+            elsewhere += live.send(queue, *[http(other.url) for _ in range(20)])
+            time.sleep(0.1)
+            assert len(elsewhere) < 4_000, "the second task was to go to the second worker"
+        gate.open()
+        records = live.ended(ids + elsewhere)
+    assert sorted(receiver.ids) == sorted(ids)
+    assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+
+
+def test_sigterm_puts_back_what_waits_for_a_connection(live: Live, queue: str) -> None:
+    gate = Gate()
+    process = live.start("worker", queue=queue, host_connections=1)
+    with Receiver(gate) as receiver:
+        ids = live.send(queue, *[http(receiver.url) for _ in range(4)])
+        receiver.wait_for(1)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 4)
+        process.signal(signal.SIGTERM)
+        until(lambda: len(live.queued(queue)) == 3, what="three tasks to be put back")
+        gate.open()
+        assert worker_exit(process, 10) == 0
+        live.start("worker", queue=queue, host_connections=1)
         records = live.ended(ids)
     assert sorted(receiver.ids) == sorted(ids)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}

@@ -61,7 +61,7 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
         code=answer.code,
         answer=answer.text,
         error=failure.kind if failure else "",
-        message=failure.message if failure else "",
+        message=failure.message if failure else answer.note,
     )
 
 
@@ -78,7 +78,9 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
         failure: how it failed.
         now: Unix seconds.
     """
-    retry_after = parse_retry_after(failure.retry_after, now) if failure.retry_after else None
+    retry_after = 0.0 if failure.at_once else None
+    if failure.retry_after:
+        retry_after = parse_retry_after(failure.retry_after, now)
     delay = next_delay(_retry(claim), claim.attempt, failure.kind, failure.answer.code, retry_after)
     if delay is not None and claim.task.settings.expires is not UNSET:
         if now + delay >= expiry_of(claim.task, claim.due):

@@ -6,28 +6,42 @@ stands, and one conformance suite holds for both.
 
 from __future__ import annotations
 
-import os
 import select
 import warnings
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import certifi
 import pycurl
+from msgspec.structs import replace
 
 from qtask.config import Config
+from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.closed_connections import ClosedConnections
 from qtask.delivery.exchange import broken
-from qtask.delivery.http_answer import REDIRECTS, answer_of, header, judge
-from qtask.delivery.http_request import DEFAULT_HEADERS, MAX_REDIRECTS, HttpRequest, follow, prepare
+from qtask.delivery.host_slots import HostSlots
+from qtask.delivery.http_answer import (
+    BROKEN_HEADERS,
+    BROKEN_KEPT_CONNECTION,
+    REDIRECTS,
+    answer_of,
+    judge,
+    lost,
+    redirect_target,
+)
+from qtask.delivery.http_request import DEFAULT_HEADERS, MAX_REDIRECTS, HttpRequest, follow, host_of, prepare, timed_out
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
+from qtask.link import http_place
 from qtask.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
 
 _BUFFER_BYTES = 16_384  # libcurl's default, four times as much, makes 280 MB of 5,000 transfers in flight
 _KEPT_HANDLES = 512
 _KEPT_BODY_BYTES = 16_384  # a handle holds on to the body that it sent last, so after a larger one it is not kept
-# As requests has it: who has certificates of an own authority names them for both transports at once.
-_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl has no name for
+_SEND: int = pycurl.PREREQFUNC_OK
+_ABORT: int = pycurl.PREREQFUNC_ABORT
+_TOO_LARGE = 100  # CURLE_TOO_LARGE, which pycurl has no name for
 
 _ERROR_KINDS: dict[int, ErrorKind] = {
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -61,8 +75,10 @@ _Shape = tuple[str, bool, str]
 class HttpDeliverer:
     """Delivers over HTTP and HTTPS; connections are kept and shared by all deliveries to a host."""
 
-    def __init__(self, loop: Loop, config: Config) -> None:
+    def __init__(self, loop: Loop, config: Config, slots: HostSlots | None = None) -> None:
         self._loop = loop
+        self._slots = slots if config.host_connections else None
+        self._ca_bundle = ca_bundle(config.ca_file)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_interest)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
@@ -79,6 +95,7 @@ class HttpDeliverer:
         self._running: dict[Any, _Transfer] = {}
         self._idle: dict[_Shape, list[_Transfer]] = {}
         self._kept = 0
+        self._closed = ClosedConnections()
 
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; see `Deliverer.start`."""
@@ -105,6 +122,8 @@ class HttpDeliverer:
         self._multi.close()
 
     def _begin(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
+        if self._closed.places and not request.own_connection and self._closed.are_avoided(request.url):
+            request = replace(request, own_connection=True)
         shape = (request.method, request.body is not None, request.unix_socket)
         transfer = self._take(shape)
         try:
@@ -137,6 +156,7 @@ class HttpDeliverer:
             if not self._watched[descriptor]:  # no transfer waits for it: the receiver has closed a kept connection
                 del self._watched[descriptor]
                 self._epoll.unregister(descriptor)
+                self._closed.note(descriptor)
         if len(ready) * _ALL_READY_SHARE > len(self._running):
             self._multi.socket_all()
         else:
@@ -186,13 +206,22 @@ class HttpDeliverer:
         transfer = self._running.pop(handle)
         self._multi.remove_handle(handle)
         request, deadline, redirects, done = transfer.request, transfer.deadline, transfer.redirects, transfer.done
+        if code and transfer.unsent:  # nothing of it, so this is the same attempt still
+            self._closed.avoid(request.url)
+            self._keep(transfer)
+            self._begin(request, deadline, redirects, done)
+            return
+        if self._slots is not None and handle.getinfo(pycurl.INFO_HTTP_VERSION) >= pycurl.CURL_HTTP_VERSION_2_0:
+            self._slots.multiplexes(http_place(request.url))
         try:
             status, headers, answer = transfer.result(code, words)
-            target = header(headers, "location") if status in REDIRECTS else ""
+            target = redirect_target(status, headers) if status in REDIRECTS else ""
             if target:
+                if code == pycurl.E_OPERATION_TIMEDOUT:
+                    raise timed_out(request)
                 if redirects == MAX_REDIRECTS:
                     raise Failure(
-                        "redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]}", answer
+                        "redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]!r}", answer
                     )
                 request = follow(request, status, target)
             else:
@@ -214,7 +243,7 @@ class HttpDeliverer:
     def _take(self, shape: _Shape) -> _Transfer:
         idle = self._idle.get(shape)
         if idle is None:
-            return _Transfer(shape)
+            return _Transfer(shape, self._ca_bundle, self._closed)
         transfer = idle.pop()
         self._kept -= 1
         if not idle:
@@ -238,18 +267,27 @@ _EVENTS_OF = {
 
 
 class _Transfer:
-    """A libcurl handle with what one request needs; made for a shape, used again."""
+    """A libcurl handle with what one request needs; made for a shape, used again.
 
-    def __init__(self, shape: _Shape) -> None:
+    Attributes:
+        unsent: whether the transfer was ended because its connection had been closed before anything was sent.
+    """
+
+    def __init__(self, shape: _Shape, ca_bundle: Path, closed: ClosedConnections) -> None:
         self.shape = shape
         self.handle = handle = pycurl.Curl()
         self.headers: list[bytes] = []
         self._body: list[bytes] = []
         self._size = 0
         self._milliseconds = 0
+        self._own_connection = False
+        self._closed = closed
+        self._closed_ports = closed.ports
+        self._sent = self.unsent = False
         method, with_body, unix_socket = shape
         handle.setopt(pycurl.NOSIGNAL, 1)
-        handle.setopt(pycurl.CAINFO, _ca_bundle())
+        _trust(handle, ca_bundle)
+        handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they would pass for an answer of the receiver
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -257,9 +295,12 @@ class _Transfer:
         handle.setopt(pycurl.PATH_AS_IS, 1)
         handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
         handle.setopt(pycurl.HEADERFUNCTION, self.headers.append)
+        handle.setopt(pycurl.PREREQFUNCTION, self._on_request)
         if with_body or method not in ("GET", "HEAD"):
             handle.setopt(pycurl.POST, 1)  # also without a body: then it says Content-Length: 0, as requests does
             handle.setopt(pycurl.POSTFIELDS, b"")
+            if method == "HEAD":  # libcurl sends no body with NOBODY, and without it waits for one in the answer
+                handle.setopt(pycurl.HEADERFUNCTION, self._on_header_of_head)
         elif method == "HEAD":
             handle.setopt(pycurl.NOBODY, 1)
         handle.setopt(pycurl.CUSTOMREQUEST, method)
@@ -274,6 +315,7 @@ class _Transfer:
         self.redirects = redirects
         self.done = done
         self._size = 0
+        self._sent = self.unsent = False
         handle = self.handle
         handle.setopt(pycurl.URL, request.url)
         handle.setopt(pycurl.HTTPHEADER, _header_lines(request))
@@ -282,21 +324,39 @@ class _Transfer:
         if milliseconds != self._milliseconds:
             handle.setopt(pycurl.TIMEOUT_MS, milliseconds)
             self._milliseconds = milliseconds
+        if request.own_connection != self._own_connection:
+            self._own_connection = request.own_connection
+            handle.setopt(pycurl.FRESH_CONNECT, int(request.own_connection))
+            handle.setopt(pycurl.FORBID_REUSE, int(request.own_connection))
         if request.body is not None:
             handle.setopt(pycurl.POSTFIELDS, request.body)
 
     def result(self, code: int, words: str) -> tuple[int, list[tuple[str, str]], Answer]:
         """Returns status, headers and answer; raises `Failure` when there is no answer."""
-        cut = code == pycurl.E_WRITE_ERROR and self._size > READ_LIMIT_BYTES
-        if code and not cut:
-            kind = _ERROR_KINDS.get(code, "protocol")
-            host = self.request.url.split("/", 3)[2]
-            if kind == "timeout":
-                words = f"no complete answer within {self.request.timeout:g} s"
-            raise Failure(kind, f"{host}: {words}")
+        note = ""
+        if not code:
+            if (not self.headers or self.headers[-1] != b"\r\n") and not self._is_answered():
+                raise Failure("connect", f"{host_of(self.request)}: {BROKEN_HEADERS}")
+        else:
+            if not self._is_answered():
+                raise self._failure(code, words)
+            ended = code == pycurl.E_WRITE_ERROR and (self._size > READ_LIMIT_BYTES or self.request.method == "HEAD")
+            if not ended:
+                note = lost("" if code == pycurl.E_OPERATION_TIMEDOUT else _reason(code, words), self.request.timeout)
         status = self.handle.getinfo(pycurl.RESPONSE_CODE)
         headers = self._final_headers(status)
-        return status, headers, answer_of(status, headers, b"".join(self._body))
+        return status, headers, answer_of(status, headers, b"".join(self._body), note)
+
+    def _failure(self, code: int, words: str) -> Failure:
+        host = host_of(self.request)
+        if code == pycurl.E_ABORTED_BY_CALLBACK and self._sent:
+            return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
+        kind = _ERROR_KINDS.get(code, "protocol")
+        if kind == "timeout":
+            return timed_out(self.request)
+        if code == pycurl.E_RECV_ERROR and words.startswith("Too large"):
+            kind = "protocol"  # libcurl has no code of its own for headers that are too large together
+        return Failure(kind, f"{host}: {_reason(code, words)}")
 
     def forget(self) -> bool:
         """Lets go of the request and its answer; returns whether what the handle still holds is small."""
@@ -305,6 +365,36 @@ class _Transfer:
         self._body.clear()
         del self.request, self.done
         return body is None or len(body) <= _KEPT_BODY_BYTES
+
+    def _on_request(self, remote_ip: str, local_ip: str, remote_port: int, local_port: int) -> int:
+        """Called by libcurl right before it sends the request; stops it from sending the request twice.
+
+        When a kept connection breaks before any byte of an answer, libcurl sends the request again over another one,
+        and has no option against that. The receiver may have read the first one. A connection that is known to be
+        closed is not used at all.
+        """
+        if self._sent:
+            return _ABORT
+        if self._closed_ports and not self._own_connection and self._closed.has(local_port):
+            self.unsent = True
+            return _ABORT
+        self._sent = True
+        return _SEND
+
+    def _on_header_of_head(self, line: bytes) -> int | None:
+        """Ends the transfer after the headers: an answer to HEAD has no body, whatever its headers say."""
+        self.headers.append(line)
+        return 0 if self._is_answered() else None
+
+    def _is_answered(self) -> bool:
+        """Whether all headers of the final answer are there."""
+        answered = final = False
+        for line in self.headers:
+            if line.startswith(b"HTTP/"):
+                final = not line.partition(b" ")[2].lstrip().startswith(b"1")  # 1xx is an interim answer
+            elif not line.strip():
+                answered = final
+        return answered
 
     def _on_body(self, chunk: bytes) -> int | None:
         self._size += len(chunk)
@@ -325,8 +415,18 @@ class _Transfer:
         return found
 
 
-def _ca_bundle() -> str:
-    return next((path for name in _CA_VARIABLES if (path := os.environ.get(name))), certifi.where())
+def _trust(handle: Any, ca_bundle: Path) -> None:
+    """Has a handle trust the authorities of a file or a folder, for receivers and for proxies."""
+    folder = ca_bundle.is_dir()
+    handle.setopt(pycurl.CAPATH if folder else pycurl.CAINFO, str(ca_bundle))
+    handle.setopt(pycurl.PROXY_CAPATH if folder else pycurl.PROXY_CAINFO, str(ca_bundle))
+
+
+def _reason(code: int, words: str) -> str:
+    """Why libcurl failed; it has no words for some errors."""
+    if not words.strip() and code == _TOO_LARGE:
+        return "the headers of the answer are too large; 100 kB a line and 300 kB in all are read"
+    return words.strip() or f"libcurl failed with error {code}"
 
 
 def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:

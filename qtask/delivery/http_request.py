@@ -47,6 +47,7 @@ class HttpRequest(Struct, frozen=True):
         body: None when there is none.
         timeout: seconds for all of it, redirects included.
         unix_socket: path of the unix socket on which the receiver listens; empty for the host and port of `url`.
+        own_connection: whether it is sent over a new connection that is closed afterwards.
     """
 
     method: str
@@ -55,6 +56,7 @@ class HttpRequest(Struct, frozen=True):
     body: bytes | None
     timeout: float
     unix_socket: str = ""
+    own_connection: bool = False
 
 
 def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
@@ -66,6 +68,9 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
             receiver can tell duplicates.
         attempt: sent as `QTask-Attempt`, from 1.
         due: Unix seconds, sent as `QTask-Due` in ISO 8601.
+
+    A retry gets a connection of its own: the connections that are kept may all be dead, and a task must not use up its
+    attempts on them.
 
     Raises `Refused` when the data is not that of an `http` task.
     """
@@ -83,7 +88,7 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     headers.append(("QTask-Id", client_id(task_id)))
     headers.append(("QTask-Attempt", str(attempt)))
     headers.append(("QTask-Due", format_instant(due)))
-    return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket)
+    return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket, attempt > 1)
 
 
 def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
@@ -131,6 +136,16 @@ def _origin(url: str) -> tuple[str, str | None, int]:
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
+def host_of(request: HttpRequest) -> str:
+    """The host of a request, and its port where the URL has one, as messages name it."""
+    return request.url.split("/", 3)[2]
+
+
+def timed_out(request: HttpRequest) -> Failure:
+    """The failure of a request that was not answered in time."""
+    return Failure("timeout", f"{host_of(request)}: no complete answer within {request.timeout:g} s")
+
+
 def _url(link: str) -> tuple[str, str]:
     """Returns the URL as it goes on the wire, and the Authorization header that its user part stands for."""
     if _CLEAN_URL.fullmatch(link):
@@ -147,8 +162,9 @@ def _url(link: str) -> tuple[str, str]:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = "Basic " + base64.b64encode(user.encode()).decode("ascii")
     place = host if parts.port is None else f"{host}:{parts.port}"
-    path = quote(_requote(parts.path or "/"), safe=_SAFE_IN_URL)
-    query = quote(_requote(parts.query), safe=_SAFE_IN_URL)
+    # Lone surrogates are bytes of a redirect that are not UTF-8; they stay the bytes that they are.
+    path = quote(_requote(parts.path or "/"), _SAFE_IN_URL, errors="surrogateescape")
+    query = quote(_requote(parts.query), _SAFE_IN_URL, errors="surrogateescape")
     return urlunsplit((parts.scheme, place, path, query, "")), authorization
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.host_slots import HostSlots
 from qtask.delivery.loop import Loop
 from qtask.task import Kind
 
@@ -20,12 +21,19 @@ class Deliverer(Protocol):
         """Lets go of connections that are kept for the next delivery."""
 
 
-def deliverer(kind: Kind, loop: Loop, config: Config) -> Deliverer:
-    """Makes the deliverer of a kind; its module is imported only now."""
+def deliverer(kind: Kind, loop: Loop, config: Config, slots: HostSlots | None = None) -> Deliverer:
+    """Makes the deliverer of a kind; its module is imported only now.
+
+    Args:
+        kind: of address.
+        loop: on which it works.
+        config: what the kinds of delivery need.
+        slots: gets to know which HTTP hosts take many deliveries over one connection.
+    """
     if kind == "http":
         from qtask.delivery.http_curl import HttpDeliverer
 
-        return HttpDeliverer(loop, config)
+        return HttpDeliverer(loop, config, slots)
     if kind == "socket":
         from qtask.delivery.socket import SocketDeliverer
 

@@ -122,7 +122,7 @@ def _deliver(claim: Claim, config: Config) -> Answer | Failure:
     if claim.task.kind == "http":
         from qtask.delivery import http_requests
 
-        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due))
+        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due), config.ca_file)
     loop = Loop()
     deliver_one = deliverer(claim.task.kind, loop, config)
     results: list[Answer | Failure] = []
