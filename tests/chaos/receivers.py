@@ -62,8 +62,11 @@ class Arrival(msgspec.Struct, frozen=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the delivery has to count as failed, so that another one is to be expected."""
-        return self.answer in FAILURES and not (self.kind == "socket" and self.answer == HANG)
+        """Whether the delivery has to count as failed, so that another one is to be expected.
+
+        A socket receiver has read everything before it says nothing or resets the connection: that is delivered.
+        """
+        return self.answer in FAILURES and not (self.kind == "socket" and self.answer in (HANG, CLOSE))
 
 
 class _Book:
