@@ -350,6 +350,10 @@ class _Transfer:
     def _failure(self, code: int, words: str) -> Failure:
         host = host_of(self.request)
         if code == pycurl.E_ABORTED_BY_CALLBACK and self._sent:
+            if self.request.own_connection:  # libcurl would repeat it after a refusal in HTTP/2 only
+                return Failure(
+                    "connect", f"{host}: the receiver refused the HTTP/2 stream; it read nothing of the request"
+                )
             return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
         kind = _ERROR_KINDS.get(code, "protocol")
         if kind == "timeout":
