@@ -266,6 +266,7 @@ def test_a_delivery_that_expired_before_it_could_begin_never_does(live: Live, qu
     assert (dead.state, [outcome.error for outcome in dead.outcomes]) == ("dead", ["expired"])
     assert "settings.expires" in dead.outcomes[0].message
     assert dead.attempts == 0, "no delivery was begun"
+    assert dead.outcomes[0].lateness is None, "so there is no lateness"
     assert delivered.state == "delivered"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from qtask import stats
 from qtask.delivery.claim import Claim
@@ -156,7 +157,7 @@ def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) ->
 
 def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
     """What is settled for a task that was claimed and that no delivery was begun for; `now` in Unix seconds."""
-    outcome = outcome_of(claim, failure, now, 0.0)
+    outcome = replace(outcome_of(claim, failure, now, 0.0), lateness=None)
     # When its workers died, the lost deliveries stand in its history already.
     line = b"" if failure.kind == "lost" else encode_outcome(outcome)
     rare = {"again": True, "unbegun": True, **({"foreign": True} if claim.foreign else {})}

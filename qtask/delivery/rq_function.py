@@ -64,7 +64,8 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     redis: Redis = job.connection
     config = replace(load(), queue=job.origin)
     _set_keeping(job, config)
-    token = job.execution_registry.get_execution_ids()[-1]
+    executions = job.execution_registry.get_execution_ids()
+    token = executions[-1] if executions else ""
     now, attempt, written_due = leases.read_begun(leases.begin(job.id, job.origin).run(redis))
     result: Answer | Failure
     try:

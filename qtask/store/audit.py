@@ -26,7 +26,7 @@ from qtask.store import keys
 from qtask.store.job import is_foreign
 from qtask.store.scripts import Value, script
 
-PAGE = 1_000  # members a command; a larger page would make others wait for Redis
+PAGE = 500  # members a command; a larger page would make others wait for Redis
 OVERLAP = 100  # of two pages of a list, from which tasks may be taken out in between
 SETTLE_SECONDS = 0.2  # between two looks at what did not fit: a stock worker moves its jobs by several commands
 LOOKS = 5
@@ -165,8 +165,8 @@ class Audit:
 def audit(redis: Redis) -> Audit:
     """Compares the ledger with what Redis holds, and looks for what is out of place.
 
-    It looks at every job once, by pages, so that Redis never does more for it than a millisecond's work at a time; a
-    million tasks take some ten seconds and about 200 MB.
+    It looks at every job once, by pages, so that Redis never does more for it than a millisecond's work at a time. For
+    a million tasks it takes about half a minute and 130 MB.
     """
     walk = _Walk(redis, read_figures(redis))
     suspects = walk.suspects
