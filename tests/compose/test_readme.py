@@ -36,7 +36,7 @@ class Reader:
         environment = self._deployment.environment | {"COMPOSE_FILE": str(ROOT / "docker-compose.yml")}
         text = with_ports(block.text, ports)
         code, shown = on_terminal(
-            "sh", "-euc", text, environment=environment, columns=80, cwd=self._folder, with_input=True
+            "sh", "-euc", text, environment=environment, columns=140, cwd=self._folder, with_input=True
         )
         assert code == 0, f"line {block.line}:\n{text}\n{shown}"
         return shown
