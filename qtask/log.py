@@ -108,11 +108,13 @@ class _Cleaner:
         return message if message.isidentifier() else self.text(message)  # the names of events are QTask's own
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        """The particulars of an event; whatever is not a number becomes text."""
-        return {
-            key: value if value is None or isinstance(value, int | float) else self.text(str(value))
-            for key, value in _fields(record).items()
-        }
+        """The particulars of an event; what is no number and no list becomes text."""
+        return {key: self._value(value) for key, value in _fields(record).items()}
+
+    def _value(self, value: Any) -> Any:
+        if value is None or isinstance(value, int | float):
+            return value
+        return [self._value(one) for one in value] if isinstance(value, list) else self.text(str(value))
 
 
 class _Json(logging.Formatter):

@@ -25,7 +25,7 @@ from qtask.check import Checked, check_task
 from qtask.config import Config
 from qtask.errors import Refused
 from qtask.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
-from qtask.ids import client_id
+from qtask.ids import client_id, stored_id
 from qtask.link import destination_of
 from qtask.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.stopping import StopSignals
@@ -104,7 +104,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         """
         submissions = [Submission(_due_at(instant, task)) for instant, task in tasks]
         places = submit(self.connection, self._nodes, Batch(self.queue_name, submissions))
-        return [TaskJob(place.id, self.connection) for place in places if place is not None]
+        return [TaskJob(stored_id(place.id), self.connection) for place in places if place is not None]
 
     def _now(self) -> float:
         """Unix seconds by Redis's clock: that of this host may be wrong."""

@@ -48,7 +48,7 @@ BROKEN = [
     ("redis+sentinel://:S3cret@127.0.0.1:port/mymaster", "a port from 1 to 65535"),
     ("redis+sentinel://:S3cret@127.0.0.1/mymaster?password=S3cret", "sentinel_password is known"),
     ("redis+sentinel://127.0.0.1/mymaster?sentinel_password=S3@cret", ENCODE),
-    ("http://:S3cret@127.0.0.1", "it must begin with redis://"),
+    ("ftp://:S3cret@127.0.0.1", "it must begin with redis://"),
     (":S3cret@127.0.0.1:6379", "it must begin with redis://"),
 ]
 

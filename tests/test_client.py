@@ -275,11 +275,11 @@ def test_a_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob
 
 def test_a_way_that_does_not_offer_something_says_what_does(gateway: Gateway) -> None:
     with Client(gateway.url) as by_socket, Client(gateway.http_url) as by_http:
-        for by_id in (by_socket.show, by_socket.cancel, by_socket.retry):
+        for by_id in (by_socket.show, by_socket.cancel, by_socket.forget, by_socket.retry, by_socket.remove):
             with pytest.raises(QTaskError, match=r"such as http://127.0.0.1:5124\) or a redis:// address"):
                 by_id("x")
         for client in (by_socket, by_http):
-            for call in (lambda: client.list("scheduled"), client.find_dead, lambda: client.remove(["x"])):  # noqa: B023
+            for call in (lambda: client.list("scheduled"), client.find_dead):  # noqa: B023
                 with pytest.raises(QTaskError, match=f"{client.url} cannot do this; it needs a redis:// address"):
                     call()
 
@@ -456,6 +456,7 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "show": (lambda client: client.show(id="x"), "'id'; did you mean 'task_id'"),
     "list": (lambda client: client.list("dead", limits=1), "'limits'; did you mean 'limit'"),
     "cancel": (lambda client: client.cancel(task="x"), "'task'; did you mean 'task_id'"),
+    "forget": (lambda client: client.forget(task="x"), "'task'; did you mean 'task_id'"),
     "find_dead": (lambda client: client.find_dead(links="x"), "'links'; did you mean 'link'"),
     "retry": (lambda client: client.retry(idss=[]), "'idss'; did you mean 'ids'"),
     "remove": (lambda client: client.remove(idss=[]), "'idss'; did you mean 'ids'"),

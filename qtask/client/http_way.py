@@ -47,10 +47,10 @@ class HttpWay:
         try:
             parts = urlsplit(url)
             whole = bool(parts.hostname) and parts.port != 0
-        except ValueError as error:
-            raise ConfigError(f"{requests.without_credentials(url)!r} is no http://HOST:PORT: {error}") from None
+        except ValueError:  # its words may hold a password
+            raise _no_address(url) from None
         if not whole or parts.query or parts.fragment:
-            raise ConfigError(f"{requests.without_credentials(url)!r} is no http://HOST:PORT")
+            raise _no_address(url)
         self._url = url.rstrip("/")
         self._place = requests.without_credentials(self._url)
         self._timeout = timeout
@@ -188,6 +188,11 @@ class AsyncHttpWay:
                 gathered = _gathered()
         for answer in await asyncio.to_thread(self._plain.submit, gathered):
             yield answer
+
+
+def _no_address(url: str) -> ConfigError:
+    shown = requests.without_credentials(url)
+    return ConfigError(f"{shown!r} is no address of a gateway; http://127.0.0.1:5124 is one")
 
 
 class _NotConnected(Exception):
