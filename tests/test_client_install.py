@@ -85,9 +85,10 @@ def test_what_a_client_needs_stands_in_the_list_of_the_service_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
-@pytest.mark.parametrize("way", ["socket", "redis"])
+@pytest.mark.parametrize("way", ["socket", "http", "redis"])
 def test_every_way_of_a_client_works(alone: ClientAlone, installation: Installation, kind: str, way: str) -> None:
-    url = installation.url if way == "socket" else f"unix://{installation.data_dir}/redis.sock"
+    http = f"http://127.0.0.1:{installation.environment['QTASK_HTTP_PORT']}"
+    url = {"socket": installation.url, "http": http, "redis": f"unix://{installation.data_dir}/redis.sock"}[way]
     plain = "with qtask.Client() as client: print(client.http('http://127.0.0.1:9/', delay=3600).id)"
     of_asyncio = (
         "import asyncio\n"
@@ -116,7 +117,10 @@ def test_each_command_works_or_says_what_is_missing(alone: ClientAlone, installa
     assert ran("cancel", *ids).count("cancelled") == 2
     assert ran("health", "gateway").startswith("ok")
     assert "this is the client alone" in ran("doctor")
-    works = {"send", "show", "list", "stats", "retry", "remove", "cancel", "health", "doctor"}
+    assert json.loads(ran("audit", "--json"))["balances"]
+    unknown = alone.qtask("forget", ids[0], **installation.environment)
+    assert (unknown.returncode, unknown.stderr.count("no task has the id")) == (1, 1)
+    works = {"send", "show", "list", "stats", "retry", "remove", "cancel", "forget", "audit", "health", "doctor"}
 
     lacking = {
         "up": ["--redis", f"redis://127.0.0.1:{free_port()}/0"],
