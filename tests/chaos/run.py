@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def _drain(cast: Cast) -> None:
 
 def main() -> None:
     """Reads the command line, plays the plan, prints the ledger."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` the processes would ignore it, and the plan sends it
     parser = argparse.ArgumentParser(description="Kills processes at random while tasks go through, and counts them.")
     parser.add_argument("--seed", type=int, help="plays this plan again; random by default")
     parser.add_argument("--seconds", type=float, default=540.0, help="for which tasks are submitted")
