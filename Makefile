@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test test-valkey lint format compose-test chaos chaos-quick soak bench bench-quick clean
+.PHONY: help setup demo test test-system test-valkey lint format compose-test chaos chaos-quick soak bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,11 +30,14 @@ test: lint ## check and test everything, in under five minutes
 	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 # The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
-ON_VALKEY := up embedded data_folder durability full_disk places fault_points leases scheduler worker retries \
+ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler worker retries \
 	idempotency tasks dead stats channel gateway_inbox rq_tools sentinel
 
+test-system: $(READY) ## test signals, full disks, rights, health checks and the client's installation, in some minutes
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/system
+
 test-valkey: $(READY) ## run the integration tests on the Valkey that is installed with QTask
-	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile $(ON_VALKEY:%=tests/test_%.py)
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile $(ON_VALKEY:%=tests/test_%.py) tests/system/test_full_disk.py
 
 lint: $(READY) ## style, types, and what may import what
 	$(BIN)/ruff check .
