@@ -117,7 +117,7 @@ class Around:
         until(lambda: len(self.queued(queue)) == count, what=f"{count} tasks in the queue")
         return self.queued(queue)
 
-    def ended(self, ids: Sequence[str], seconds: float = 20.0) -> list[TaskRecord]:
+    def ended(self, ids: Sequence[str], seconds: float = 50.0) -> list[TaskRecord]:
         """Waits until all these tasks are delivered or dead, and returns them."""
         found: dict[str, TaskRecord] = {}
 
