@@ -27,17 +27,18 @@ demo: $(READY) ## show the whole of it, on a Redis of its own
 
 # Most tests wait for real processes, so more of them run at once than there are cores; a file shares its processes.
 test: lint ## check and test everything, in under five minutes
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
 # The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
 ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler worker retries \
 	idempotency tasks dead stats channel gateway_inbox rq_tools sentinel
 
-test-system: $(READY) ## test signals, full disks, rights, health checks and the client's installation, in some minutes
-	$(BIN)/python -m pytest -n 4 --dist loadfile tests/system
+test-system: $(READY) ## run the slow tests: signals, full disks, rights, health checks, the client's installation
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow
 
 test-valkey: $(READY) ## run the integration tests on the Valkey that is installed with QTask
-	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile $(ON_VALKEY:%=tests/test_%.py) tests/system/test_full_disk.py
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(ON_VALKEY:%=tests/test_%.py)
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest tests/system/test_full_disk.py
 
 lint: $(READY) ## style, types, and what may import what
 	$(BIN)/ruff check .

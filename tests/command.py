@@ -8,9 +8,12 @@ import pty
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.warm import WarmProcess, can_be_forked
 
 SECONDS = 30.0  # for a command that hangs
 
@@ -22,9 +25,12 @@ def qtask(
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `qtask …` and returns how it ended, with what it wrote."""
+    whole = _environment(environment)
+    if can_be_forked(whole):
+        return _forked(arguments, whole, input, cwd or Path.cwd())
     return subprocess.run(
         [sys.executable, "-m", "qtask", *arguments],
-        env=_environment(environment),
+        env=whole,
         input=input,
         cwd=cwd,
         capture_output=True,
@@ -32,6 +38,20 @@ def qtask(
         timeout=SECONDS,
         check=False,
     )
+
+
+def _forked(
+    arguments: tuple[str, ...], environment: Mapping[str, str], input: str, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        given, output, errors = (Path(folder) / name for name in ("input", "output", "errors"))
+        given.write_bytes(input.encode("utf-8", "surrogateescape"))
+        process = WarmProcess(arguments, environment, cwd, (given, output, errors))
+        try:
+            code = process.wait(SECONDS)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, output.read_text(), errors.read_text())
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGTERM, Signals
 
+from tests.warm import WarmProcess, can_be_forked
+
 
 class Process:
     """`qtask NAME` as a process of its own, with nothing but the environment.
@@ -22,12 +24,15 @@ class Process:
     def __init__(self, name: str, environment: Mapping[str, str], log: Path, *arguments: str) -> None:
         self.name = name
         self.log = log
+        whole = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | WarmProcess
+        if name != "up" and can_be_forked(whole):  # `up` and its children are told apart by /proc/PID/environ
+            log.touch()
+            self._process = WarmProcess((name, *arguments), whole, Path.cwd(), (Path(os.devnull), log, log))
+            return
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "qtask", name, *arguments],
-                env={**os.environ, **environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                [sys.executable, "-m", "qtask", name, *arguments], env=whole, stdout=output, stderr=subprocess.STDOUT
             )
 
     @property

@@ -52,7 +52,7 @@ class RedisServer:
         """Starts (or starts again) on the same port and folder, and waits until it answers."""
         self.begin()
         client = self.client()
-        for _ in range(200):
+        for _ in range(1_000):
             try:
                 client.ping()
                 return

@@ -316,6 +316,7 @@ class EndOfAnswers(Exception):
     """A gateway has closed a connection."""
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_loses_nothing_and_duplicates_nothing(live: Live, tmp_path: Path) -> None:
     """Two gateways, schedulers and workers, each restarted, one after the other."""
     queue = "rolling"

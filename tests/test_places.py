@@ -591,7 +591,10 @@ class Places(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)  # a failure is shrunk to its least steps, which takes longer than the test
-def test_each_task_is_in_exactly_one_place_whatever_happens(redis: Redis) -> None:
+@pytest.mark.parametrize("examples", [30, pytest.param(150, marks=pytest.mark.slow)])
+def test_each_task_is_in_exactly_one_place_whatever_happens(redis: Redis, examples: int) -> None:
     Places.redis = redis
-    bounds = settings(max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+    bounds = settings(
+        max_examples=examples, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     run_machine(Places, settings=bounds)

@@ -231,6 +231,7 @@ def test_what_a_gateway_that_waits_for_the_replica_accepts_is_on_it(system: Syst
 # --- another master ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_when_the_master_hangs_all_go_to_another_and_stay_there_when_it_comes_back_as_replica(system: System) -> None:
     old = system.sentinels.master
     waiting = system.accept(system.careful, *[system.task(delay=1.0 + 0.1 * number) for number in range(20)])

@@ -496,6 +496,7 @@ def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_pa
     assert set(receiver.ids) == set(ids)
 
 
+@pytest.mark.slow
 def test_a_worker_without_descriptors_fails_deliveries_of_each_type_and_goes_on(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     os.mkfifo(live.pipes / queue)

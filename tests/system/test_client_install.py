@@ -19,7 +19,7 @@ from tests.installation import Installation
 from tests.redis_server import free_port
 
 # A build and an installation take their time on a busy machine.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MOST_BYTES = 15_000_000
 MISSING = "is not installed (this is the client alone); install the service with pip install 'qtask[server]'"

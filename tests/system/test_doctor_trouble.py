@@ -286,6 +286,8 @@ def test_a_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
 import os
 from qtask import doctor
 from qtask.config import Config
+
+pytestmark = pytest.mark.slow
 os.setgid(65534); os.setuid(65534)
 for finding in doctor._data_folder(Config(data_dir={str(folder)!r})):
     print(finding.level, finding.what, finding.advice)

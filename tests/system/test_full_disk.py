@@ -22,6 +22,8 @@ from tests.live import Live
 from tests.receiver import Receiver
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 LARGE = "x" * 100_000
 MOST = 2_000  # submissions of a loop that should end much sooner
 

@@ -24,6 +24,8 @@ from tests.processes import Process
 from tests.redis_server import free_port
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 HANGS_SECONDS = 30.0  # within which a process that hangs has to be noticed
 
 

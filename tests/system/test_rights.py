@@ -30,6 +30,8 @@ from tests.receiver import Exchange, Receiver
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "secret-word"
 
 

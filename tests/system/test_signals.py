@@ -29,6 +29,8 @@ from tests.receiver import Exchange, Receiver
 from tests.redis_server import free_port
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 STOPS = [*INSISTING, *ASKING]
 
 
