@@ -292,7 +292,7 @@ def test_look_ups_are_bounded_and_shared_by_all_that_wait_for_the_same() -> None
     assert all(isinstance(result, list) for result in results), results
     resolver.close()
     loop.close()
-    until(lambda: threading.active_count() == before, what="the threads to end")
+    until(lambda: threading.active_count() == before, 40, "the threads to end")
 
 
 def raise_(error: Exception) -> None:

@@ -214,7 +214,7 @@ def loading(live: Live) -> Iterator[str]:
     live.redis.bgrewriteaof()
     until(lambda: live.redis.info("persistence")["aof_rewrite_in_progress"] == 0, what="a file to be written anew")
     live.server.kill()
-    live.server.begin("--key-load-delay", "2500")
+    live.server.begin("--key-load-delay", "4000")
     once = connect(live.server.url)
     until(lambda: _answer(once) == "loading", what="Redis to be loading")
     try:

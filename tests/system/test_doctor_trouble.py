@@ -32,6 +32,8 @@ from tests.redis_server import RedisServer, free_port
 from tests.test_doctor import answering, found
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(url: str, folder: Path, **settings: Any) -> Config:
     ports = {"port": free_port(), "http_port": free_port(), **settings}
@@ -286,8 +288,6 @@ def test_a_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
 import os
 from qtask import doctor
 from qtask.config import Config
-
-pytestmark = pytest.mark.slow
 os.setgid(65534); os.setuid(65534)
 for finding in doctor._data_folder(Config(data_dir={str(folder)!r})):
     print(finding.level, finding.what, finding.advice)

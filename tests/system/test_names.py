@@ -13,6 +13,8 @@ import pytest
 
 from tests import namespace
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import socket, threading, time
 from contextlib import ExitStack
@@ -195,8 +197,6 @@ def test_a_host_name_fails_when_no_thread_can_be_started() -> None:
     code = """
 import resource
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 deliver, warm = deliver, said("socket", "127.0.0.1:1")
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 threading.stack_size(1 << 30)
