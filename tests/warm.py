@@ -27,7 +27,9 @@ _CONTEXT.set_forkserver_preload(
 
 
 def can_be_forked(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment may be forked from one with ours."""
+    """Whether a process with this environment may be forked from one with ours; one that inherits `nohup` may not."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+        return False
     names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_START)}
     return all(environment.get(name) == os.environ.get(name) for name in names)
 
