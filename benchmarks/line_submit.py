@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.plan import Task
 from benchmarks.qtask_submit import prepare as dictionaries
-from qtask.check import encode
+from qtask.model.validation import encode
 
 ANSWER_SECONDS = 30.0
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from qtask import children
+from qtask.process import children
 
 STOP_SECONDS = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")

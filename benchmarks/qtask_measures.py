@@ -23,11 +23,11 @@ from benchmarks.receiver import Receiver
 from benchmarks.redis_server import RedisServer, server_version
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
-from qtask.check import encode
 from qtask.client import Client
-from qtask.scheduler import BATCH, Scheduler
+from qtask.model.validation import encode
+from qtask.scheduler.process import BATCH, Scheduler
 from qtask.store import leases
-from qtask.worker import CLAIM_BATCH
+from qtask.worker.process import CLAIM_BATCH
 
 FAR_SECONDS = 86_400.0
 _SCRIPT_ROUNDS = 5  # of releasing and claiming; their median leaves out one in which Redis lost its core

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.plan import BODY, Task, receiver_url
-from qtask import Client  # here, as with the peers: what importing takes is not timed
+from qtask import Client
 
 _JSON = json.loads(BODY)
 

@@ -14,7 +14,7 @@ from benchmarks import processes, qtask_submit
 from benchmarks.plan import Plan, Submitted
 from benchmarks.redis_server import free_port
 from benchmarks.system import Place, System, variables
-from qtask.check import encode
+from qtask.model.validation import encode
 from qtask.version import VERSION
 
 START_SECONDS = 20.0

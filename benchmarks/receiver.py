@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qtask import children
+from qtask.process import children
 
 _SOURCE = Path(__file__).with_name("receiver.c")
 _BINARY = Path(__file__).parent / ".build" / "receiver"

@@ -12,9 +12,9 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from qtask import children
-from qtask.embedded import OPTIONS_FILE
-from qtask.server_binary import find_server
+from qtask.process import children
+from qtask.run.embedded import OPTIONS_FILE
+from qtask.run.server_binary import find_server
 
 START_SECONDS = 30.0
 REWRITE_SECONDS = 180.0  # the longest that a rewrite of the append-only file may take

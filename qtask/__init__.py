@@ -6,15 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qtask.client import AsyncClient as AsyncClient
-    from qtask.client import Client as Client
-    from qtask.delivery.rq_function import do as do
-    from qtask.errors import NotFound as NotFound
-    from qtask.errors import QTaskError as QTaskError
-    from qtask.errors import Refused as Refused
-    from qtask.errors import Unavailable as Unavailable
-    from qtask.errors import WrongState as WrongState
-    from qtask.task import Task as Task
+    from qtask.client import AsyncClient, Client
+    from qtask.model.errors import NotFound as NotFound
+    from qtask.model.errors import QTaskError as QTaskError
+    from qtask.model.errors import Refused as Refused
+    from qtask.model.errors import Unavailable as Unavailable
+    from qtask.model.errors import WrongState as WrongState
+    from qtask.model.task import Task as Task
+    from qtask.worker.rq_function import do as do
 
 from qtask.version import VERSION
 
@@ -24,13 +23,13 @@ __version__ = VERSION
 _HOMES = {
     "AsyncClient": "qtask.client",
     "Client": "qtask.client",
-    "NotFound": "qtask.errors",
-    "QTaskError": "qtask.errors",
-    "WrongState": "qtask.errors",
-    "Refused": "qtask.errors",
-    "Task": "qtask.task",
-    "Unavailable": "qtask.errors",
-    "do": "qtask.delivery.rq_function",
+    "NotFound": "qtask.model.errors",
+    "QTaskError": "qtask.model.errors",
+    "WrongState": "qtask.model.errors",
+    "Refused": "qtask.model.errors",
+    "Task": "qtask.model.task",
+    "Unavailable": "qtask.model.errors",
+    "do": "qtask.worker.rq_function",
 }
 __all__ = ["AsyncClient", "Client", "NotFound", "QTaskError", "Refused", "Task", "Unavailable", "WrongState", "do"]
 
@@ -45,6 +44,6 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        from qtask.errors import without_extra
+        from qtask.model.errors import without_extra
 
         raise ModuleNotFoundError(f"qtask.{name}: {without_extra(error)}", name=error.name) from error

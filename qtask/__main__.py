@@ -1,5 +1,5 @@
 """`python -m qtask` is the same as `qtask`."""
 
-from qtask.cli import main
+from qtask.cli.main import main
 
 main()

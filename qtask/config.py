@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from qtask.errors import ConfigError
-from qtask.timing import DURATION_FORMS, parse_duration
+from qtask.model.errors import ConfigError
+from qtask.model.timing import DURATION_FORMS, parse_duration
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 FILE_NAME = "qtask.toml"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
-from qtask.server_binary import find_servers
+from qtask.run.server_binary import find_servers
 from tests.documents import ROOT
 from tests.gateway_process import Gateway
 from tests.live import Live

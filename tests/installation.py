@@ -11,7 +11,7 @@ from typing import Any
 
 from redis import Redis
 
-from qtask.embedded import embedded_url
+from qtask.run.embedded import embedded_url
 from tests.processes import Process
 from tests.waiting import until
 

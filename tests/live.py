@@ -14,8 +14,8 @@ from redis import Redis
 from rq import Worker
 
 from qtask import Client
-from qtask.client.requests import Accepted
-from qtask.record import TaskRecord
+from qtask.client.protocol import Accepted
+from qtask.model.record import TaskRecord
 from qtask.store import keys, tasks
 from tests.processes import Process
 from tests.redis_server import RedisServer

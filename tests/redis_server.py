@@ -14,7 +14,7 @@ from urllib.parse import quote
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from qtask.server_binary import find_server
+from qtask.run.server_binary import find_server
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from redis import Redis
 from redis.exceptions import RedisError
 
-from qtask.server_binary import find_server
+from qtask.run.server_binary import find_server
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import until
 

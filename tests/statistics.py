@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from redis import Redis
 
-from qtask import stats
 from qtask.config import Config
-from qtask.outcome import Outcome, encode_outcome
+from qtask.model.outcome import Outcome, encode_outcome
+from qtask.observe import stats
 from qtask.store import keys, leases
 
 KEPT_FOR_LONG = Config(stats_seconds=10_000_000_000)

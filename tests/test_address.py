@@ -13,7 +13,7 @@ import pytest
 
 from qtask import AsyncClient, Client, QTaskError
 from qtask.config import load
-from qtask.errors import ConfigError
+from qtask.model.errors import ConfigError
 from qtask.store.address import parse, secrets_of, without_password
 from qtask.store.connect import connect, connect_async, reason_of
 from tests.command import qtask
@@ -207,7 +207,7 @@ def test_no_process_of_up_has_the_address_among_its_arguments(tmp_path: Path) ->
 
 
 CRASH = """
-from qtask import log
+from qtask.observe import log
 from qtask.config import Config
 log.setup(Config(redis_url="redis://:S3cret%2Fword@127.0.0.1", log_format="{format}"), "worker")
 log.logger.warning("redis_away", extra={{"error": "S3cret/word is wrong at http://user:pass@host/?token=abc\\x1b[2J"}})

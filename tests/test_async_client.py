@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from qtask import AsyncClient, Client, NotFound, QTaskError, Refused, Unavailable
-from qtask.client.requests import Accepted
+from qtask.client.protocol import Accepted
 from qtask.store import keys
 from tests.answering import answer_line, answering
 from tests.gateway_process import Gateway, scheduled, stored, task, title_of_id

@@ -16,14 +16,14 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement, undelivered, unread
-from qtask.errors import WrongState
-from qtask.ids import stored_id
-from qtask.outcome import Answer, Failure
-from qtask.scheduler import Scheduler
+from qtask.model.errors import WrongState
+from qtask.model.ids import stored_id
+from qtask.model.outcome import Answer, Failure
+from qtask.model.validation import check_task
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases, tasks
 from qtask.store.audit import Audit, audit, read_figures, write_off
 from qtask.store.job import is_foreign, read_data

@@ -27,22 +27,22 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.claim import Claim
-from qtask.delivery.graph import draw_into_redis
-from qtask.delivery.http_curl import HttpDeliverer
 from qtask.delivery.loop import CANCELLED_KEEP, Loop
 from qtask.delivery.resolver import Address, Resolver
+from qtask.destinations.graph import draw_into_redis
+from qtask.destinations.http.curl_transport import HttpDeliverer
 from qtask.gateway.inbox import READ_BYTES
-from qtask.gateway.intake import MAX_WAITING_BYTES, Intake
-from qtask.link import parse_socket
-from qtask.outcome import OUTCOMES_KEEP, Answer, Failure
-from qtask.scheduler import Scheduler
+from qtask.intake.intake import MAX_WAITING_BYTES, Intake
+from qtask.model.link import parse_socket
+from qtask.model.outcome import OUTCOMES_KEEP, Answer, Failure
+from qtask.model.validation import check_task
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async
 from qtask.store.leases import CLAIM_BYTES
-from qtask.worker import HELD_BYTES
+from qtask.worker.process import HELD_BYTES
 from tests.claiming import claim
 from tests.gateway_process import Connection, Gateway, line_of, task
 from tests.live import Live

@@ -12,7 +12,7 @@ import requests
 from redis import Redis
 
 from qtask import AsyncClient, Client, Unavailable
-from qtask.client.requests import Accepted
+from qtask.client.protocol import Accepted
 from qtask.store import connect as connecting
 from tests.chaos.proxy import Proxy
 from tests.gateway_process import Connection, Gateway, scheduled, task

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from qtask.model.task import MAX_BYTES
 from qtask.store import keys
-from qtask.task import MAX_BYTES
 from tests.gateway_process import Connection, Gateway
 from tests.redis_server import RedisServer
 from tests.waiting import until

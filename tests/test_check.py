@@ -18,11 +18,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw, UnsetType
 
-from qtask.check import Checked, check_task, decode_base64, encode, http_data, parse, pipe_data, split_batch
-from qtask.delivery.http_request import prepare
-from qtask.errors import Refused
-from qtask.retry import CAUSES
-from qtask.task import (
+from qtask.destinations.http.message import prepare
+from qtask.model.errors import Refused
+from qtask.model.retry import CAUSES
+from qtask.model.task import (
     DEFAULT_TIMEOUT_SECONDS,
     KINDS,
     MAX_BYTES,
@@ -36,6 +35,7 @@ from qtask.task import (
     Task,
     json_text,
 )
+from qtask.model.validation import Checked, check_task, decode_base64, encode, http_data, parse, pipe_data, split_batch
 from tests.json_texts import json_texts, scalars, values, written
 
 # --- every allowed form --------------------------------------------------------------------------------------

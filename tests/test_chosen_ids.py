@@ -20,8 +20,8 @@ from rq.job import validate_job_id
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from qtask.ids import NODE_LIMIT, IdSource, client_id, stored_id
-from qtask.scheduler import Scheduler
+from qtask.model.ids import NODE_LIMIT, IdSource, client_id, stored_id
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
 from qtask.store.rq_job import TaskJob

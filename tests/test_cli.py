@@ -20,8 +20,8 @@ import pytest
 from redis import Redis
 
 from qtask.client import Client
+from qtask.model.timing import format_instant, format_second
 from qtask.store import keys
-from qtask.timing import format_instant, format_second
 from qtask.version import VERSION
 from tests.command import on_terminal, qtask, refused
 from tests.installation import Installation
@@ -89,7 +89,7 @@ def test_help_lists_every_command_and_the_version_is_told() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["send", "--help"]])
 def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom qtask.cli import main\nsys.argv[0] = 'qtask'\ntry: main()\nexcept SystemExit: pass\n"
+        "import sys\nfrom qtask.cli.main import main\nsys.argv[0] = 'qtask'\ntry: main()\nexcept SystemExit: pass\n"
         "print(*sys.modules, file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)

@@ -19,10 +19,10 @@ from redis import Redis
 
 import qtask
 from qtask import AsyncClient, Client, NotFound, QTaskError, Refused, Unavailable
-from qtask.client.requests import Accepted
-from qtask.errors import ConfigError
+from qtask.client.protocol import Accepted
+from qtask.model.errors import ConfigError
+from qtask.model.task import Task
 from qtask.store import keys
-from qtask.task import Task
 from tests.answering import answer_line, answering
 from tests.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
 from tests.receiver import Exchange, Receiver

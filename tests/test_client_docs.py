@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import qtask
-from qtask.client.requests import DEFAULT_URL
+from qtask.client.protocol import DEFAULT_URL
 from tests.documents import ROOT, Block, blocks, run
 from tests.installation import Installation
 from tests.receiver import Exchange, Receiver

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from qtask.ids import instant_of
+from qtask.model.ids import instant_of
+from qtask.model.timing import format_instant
 from qtask.store import keys
-from qtask.timing import format_instant
 from tests.command import qtask
 from tests.gateway_process import Connection, Gateway
 from tests.live import Live
@@ -188,7 +188,7 @@ _CLIENT = """
 import json, sys
 from datetime import timedelta
 from qtask import Client
-from qtask.scheduler import Scheduler
+from qtask.scheduler.process import Scheduler
 from qtask.store.connect import connect
 
 scheduler = Scheduler("qtask", connect(sys.argv[1]))

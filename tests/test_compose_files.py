@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qtask.embedded import OPTIONS_FILE
+from qtask.run.embedded import OPTIONS_FILE
 from tests.documents import ROOT
 
 

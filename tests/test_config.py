@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from qtask.cli import cli
+from qtask.cli.main import cli
 from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, is_duration, load
-from qtask.errors import ConfigError
-from qtask.timing import DURATION_FORMS
+from qtask.model.errors import ConfigError
+from qtask.model.timing import DURATION_FORMS
 from tests.command import qtask
 from tests.processes import Process
 from tests.redis_server import free_port

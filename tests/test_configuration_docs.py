@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qtask.cli import cli
+from qtask.cli.main import cli
 from qtask.config import Config, environment_name, flag_name, load
-from qtask.errors import ConfigError
+from qtask.model.errors import ConfigError
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
 TEXT = DOCUMENT.read_text()

@@ -21,12 +21,12 @@ import msgspec
 import pytest
 
 from qtask.config import Config
-from qtask.delivery import http_requests
-from qtask.delivery.http_curl import HttpDeliverer
-from qtask.delivery.http_request import HttpRequest, follow, prepare
 from qtask.delivery.loop import Loop
-from qtask.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
-from qtask.task import Task
+from qtask.destinations.http import requests_transport as http_requests
+from qtask.destinations.http.curl_transport import HttpDeliverer
+from qtask.destinations.http.message import HttpRequest, follow, prepare
+from qtask.model.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
+from qtask.model.task import Task
 from tests.certificates import self_signed
 from tests.receiver import Exchange, Receiver
 from tests.redis_server import free_port

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from qtask import data_folder
-from qtask.data_folder import VERSION_FILE, make_private, require_readable, tidy, writers
-from qtask.embedded import EmbeddedRedis, embedded_url
-from qtask.errors import QTaskError
-from qtask.server_binary import Product, Server, Version, find_servers
+from qtask.model.errors import QTaskError
+from qtask.run import data_folder
+from qtask.run.data_folder import VERSION_FILE, make_private, require_readable, tidy, writers
+from qtask.run.embedded import EmbeddedRedis, embedded_url
+from qtask.run.server_binary import Product, Server, Version, find_servers
 from tests.installation import Installation
 
 SOMEBODY = 65_534

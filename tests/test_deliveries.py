@@ -19,10 +19,10 @@ import pytest
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import Exchange
-from qtask.delivery.kinds import deliverer
 from qtask.delivery.loop import WRITE, Loop
-from qtask.outcome import Answer, Failure
-from qtask.task import Task
+from qtask.destinations.registry import deliverer
+from qtask.model.outcome import Answer, Failure
+from qtask.model.task import Task
 from tests.descriptors import no_descriptors, open_descriptors
 from tests.receiver import Receiver
 from tests.redis_server import free_port

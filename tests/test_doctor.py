@@ -15,8 +15,8 @@ import pytest
 from redis import Redis
 
 from qtask.config import Config
-from qtask.doctor import Finding, examine, health
-from qtask.embedded import EmbeddedRedis
+from qtask.run.doctor import Finding, examine, health
+from qtask.run.embedded import EmbeddedRedis
 from qtask.store import keys
 from tests.command import qtask
 from tests.installation import Installation

@@ -12,9 +12,9 @@ import pytest
 from redis import Redis
 
 from qtask.config import Config
-from qtask.doctor import Finding, examine
-from qtask.embedded import OPTIONS_FILE, EmbeddedRedis
-from qtask.errors import NotFound
+from qtask.model.errors import NotFound
+from qtask.run.doctor import Finding, examine
+from qtask.run.embedded import OPTIONS_FILE, EmbeddedRedis
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
 from tests.gateway_process import Connection, Gateway, task

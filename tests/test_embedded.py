@@ -15,8 +15,8 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from qtask.config import Config
-from qtask.embedded import ADDRESS_FILE, EmbeddedRedis, embedded_url, machine_memory_mib, reachable_url
-from qtask.errors import QTaskError
+from qtask.model.errors import QTaskError
+from qtask.run.embedded import ADDRESS_FILE, EmbeddedRedis, embedded_url, machine_memory_mib, reachable_url
 from tests.installation import kill, processes
 from tests.waiting import until
 
@@ -133,7 +133,7 @@ def test_two_never_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_folder_is_taken_until_redis_itself_has_ended(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib\nfrom qtask.embedded import EmbeddedRedis\n"
+        "import os, sys, pathlib\nfrom qtask.run.embedded import EmbeddedRedis\n"
         "embedded = EmbeddedRedis(pathlib.Path(sys.argv[1])); embedded.start(); print(embedded.url, flush=True)\n"
         "sys.stdin.read()"
     )

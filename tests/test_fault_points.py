@@ -25,9 +25,9 @@ from redis import Redis
 
 import qtask.store
 from qtask import Client
-from qtask.errors import NotFound, Unavailable
-from qtask.record import TaskRecord
-from qtask.scheduler import Scheduler
+from qtask.model.errors import NotFound, Unavailable
+from qtask.model.record import TaskRecord
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
 from tests.chaos.store import disorder, read_store

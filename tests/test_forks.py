@@ -22,8 +22,8 @@ import uvloop
 from redis import Redis
 
 from qtask import AsyncClient, Client, Unavailable
-from qtask.client.requests import Accepted
-from qtask.scheduler import Scheduler
+from qtask.client.protocol import Accepted
+from qtask.scheduler.process import Scheduler
 from qtask.store.connect import connect
 from tests.answering import answer_line
 from tests.gateway_process import HOUR, scheduled, task

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from qtask.embedded import OPTIONS_FILE
+from qtask.run.embedded import OPTIONS_FILE
 from qtask.store import keys, tasks
 from tests.gateway_process import Connection, Gateway, line_of, task
 from tests.live import Live

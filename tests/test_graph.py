@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from qtask.graph import draw, render
-from qtask.outcome import Outcome
-from qtask.stats import Samples
+from qtask.model.outcome import Outcome
+from qtask.observe.graph import draw, render
+from qtask.observe.stats import Samples
 from tests.statistics import record
 
 NOW = 1_795_489_515.0  # 2026-11-24 03:05:15 UTC
@@ -156,7 +156,7 @@ def test_render_reads_redis(redis: Redis) -> None:
 def test_drawing_touches_no_global_state_of_matplotlib() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from qtask.graph import draw; from qtask.stats import Samples\n"
+        "from qtask.observe.graph import draw; from qtask.observe.stats import Samples\n"
         "draw([Samples('http', [1.0, 2.0], [0.1, 0.2], [0.1, 0.2], ['delivered'] * 2)])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert matplotlib.rcParams.copy() == before\n"
@@ -169,11 +169,11 @@ def test_processes_import_no_matplotlib(process: str) -> None:
     """What a running process has loaded is seen from outside in test_up.py; this also names the module to blame."""
     code = (
         "import sys\n"
-        f"import qtask.cli, qtask.{process}\n"
+        f"import qtask.cli.main, qtask.{process}\n"
         "from qtask.config import Config\n"
-        "from qtask.delivery.kinds import deliverer\n"
+        "from qtask.destinations.registry import deliverer\n"
         "from qtask.delivery.loop import Loop\n"
         "for kind in ('http', 'socket', 'pipe', '__graph__'): deliverer(kind, Loop(), Config()).close()\n"
-        "sys.exit(', '.join({'matplotlib', 'numpy', 'qtask.graph'} & sys.modules.keys()) or 0)\n"
+        "sys.exit(', '.join({'matplotlib', 'numpy', 'qtask.observe.graph'} & sys.modules.keys()) or 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -16,11 +16,11 @@ from redis import Redis
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim
-from qtask.delivery.graph import GraphDeliverer
 from qtask.delivery.loop import Loop
-from qtask.outcome import Answer, Failure
+from qtask.destinations.graph import GraphDeliverer
+from qtask.model.outcome import Answer, Failure
+from qtask.model.task import Task
 from qtask.store import keys
-from qtask.task import Task
 from tests.command import qtask
 from tests.descriptors import no_descriptors
 from tests.live import children
@@ -69,7 +69,7 @@ def drawing(url: str) -> Iterator[Drawing]:
 def drawings() -> list[int]:
     """Process ids of the drawings under way."""
     return [
-        pid for pid in children(os.getpid()) if b"qtask.delivery.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid for pid in children(os.getpid()) if b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qtask.delivery.host_slots import STREAMS, Entry, HostSlots
-from qtask.link import http_place
+from qtask.destinations.http.host_slots import STREAMS, Entry, HostSlots
+from qtask.model.link import http_place
 
 
 def entry(name: str) -> Entry:

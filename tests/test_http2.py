@@ -18,11 +18,11 @@ from h2.errors import ErrorCodes
 from h2.events import RequestReceived
 
 from qtask.config import Config
-from qtask.delivery import http_requests
-from qtask.delivery.http_curl import HttpDeliverer
-from qtask.delivery.http_request import HttpRequest
 from qtask.delivery.loop import Loop
-from qtask.outcome import Answer, Failure
+from qtask.destinations.http import requests_transport as http_requests
+from qtask.destinations.http.curl_transport import HttpDeliverer
+from qtask.destinations.http.message import HttpRequest
+from qtask.model.outcome import Answer, Failure
 from tests.certificates import self_signed
 from tests.redis_server import free_port
 from tests.waiting import until

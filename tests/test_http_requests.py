@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask.errors import ConfigError, Refused
-from qtask.gateway.hosts import Hosts
-from qtask.gateway.http_requests import is_json, other_codings, split_target
+from qtask.api.hosts import Hosts
+from qtask.api.request_checks import is_json, other_codings, split_target
+from qtask.model.errors import ConfigError, Refused
 from tests.gateway_process import Gateway, scheduled, stored, task
 from tests.redis_server import RedisServer
 

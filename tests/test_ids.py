@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from rq.job import Job
 
-from qtask.ids import NODE_LIMIT, IdSource, instant_of
+from qtask.model.ids import NODE_LIMIT, IdSource, instant_of
 
 MILLISECOND = 1_000_000  # in nanoseconds
 NOON = 1_795_539_666_250 * MILLISECOND

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qtask.delivery.http_request import prepare
-from qtask.errors import Refused
-from qtask.link import MAX_LENGTH, SocketLink, check_http, check_pipe, parse_socket
-from qtask.task import HttpAddress, Task
+from qtask.destinations.http.message import prepare
+from qtask.model.errors import Refused
+from qtask.model.link import MAX_LENGTH, SocketLink, check_http, check_pipe, parse_socket
+from qtask.model.task import HttpAddress, Task
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from qtask.config import Config
-from qtask.errors import ConfigError
-from qtask.log import setup
+from qtask.model.errors import ConfigError
+from qtask.observe.log import setup
 from tests.command import on_terminal
 
 EVENTS = """
 import logging, sys
-from qtask import log
+from qtask.observe import log
 from qtask.config import Config
 log.setup(Config(log_level=sys.argv[1], log_format=sys.argv[2]), "worker")
 logger = logging.getLogger("qtask.worker")
@@ -30,7 +30,7 @@ for foreign in ("rq.worker", "uvicorn.error", "somebody.else"):
     logging.getLogger(foreign).warning("%s warns", foreign)
 """
 CRASH = """
-from qtask import log
+from qtask.observe import log
 from qtask.config import Config
 log.setup(Config(log_format="{format}"), "worker")
 raise RuntimeError("what nobody foresaw\\nat all")

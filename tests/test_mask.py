@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtask import AsyncClient, Client
-from qtask.check import parse
-from qtask.client.requests import Accepted
-from qtask.errors import Refused
-from qtask.mask import MASKED, Mask, mask_of
+from qtask.client.protocol import Accepted
+from qtask.model.errors import Refused
+from qtask.model.mask import MASKED, Mask, mask_of
+from qtask.model.validation import parse
 from tests.command import qtask
 from tests.installation import Installation
 from tests.receiver import Exchange, Receiver

@@ -10,10 +10,10 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from qtask import AsyncClient, Client
-from qtask.check import Checked, check_task
-from qtask.client.requests import Accepted
-from qtask.ids import NODE_LIMIT, IdSource
-from qtask.scheduler import Scheduler
+from qtask.client.protocol import Accepted
+from qtask.model.ids import NODE_LIMIT, IdSource
+from qtask.model.validation import Checked, check_task
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys
 from qtask.store.connect import connect_async
 from qtask.store.nodes import LEASE_SECONDS, USE_SECONDS, Node, Nodes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtask.outcome import (
+from qtask.model.outcome import (
     ANSWER_LIMIT_BYTES,
     Answer,
     ErrorKind,

@@ -21,12 +21,12 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from msgspec import UNSET
 from redis import Redis
 
-from qtask.check import check_task
 from qtask.config import Config
-from qtask.errors import WrongState
-from qtask.ids import client_id, stored_id
-from qtask.outcome import OUTCOMES_KEEP
-from qtask.scheduler import Scheduler
+from qtask.model.errors import WrongState
+from qtask.model.ids import client_id, stored_id
+from qtask.model.outcome import OUTCOMES_KEEP
+from qtask.model.validation import check_task
+from qtask.scheduler.process import Scheduler
 from qtask.store import audit, keys, leases, tasks
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.nodes import Node, Nodes

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qtask.client import Client
-from qtask.task import KINDS
+from qtask.model.task import KINDS
 from tests.documents import ROOT, Block, blocks, blocks_under, broken_links, run
 from tests.receiver import Receiver
 from tests.redis_server import free_port

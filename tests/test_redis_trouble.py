@@ -22,11 +22,11 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from qtask.check import check_task
 from qtask.config import Config
-from qtask.errors import Refused
-from qtask.gateway.intake import Answer, Intake
-from qtask.scheduler import DEAD_AFTER_SECONDS, Scheduler
+from qtask.intake.intake import Answer, Intake
+from qtask.model.errors import Refused
+from qtask.model.validation import check_task
+from qtask.scheduler.process import DEAD_AFTER_SECONDS, Scheduler
 from qtask.store import keys, tasks
 from qtask.store.channel import Channel
 from qtask.store.connect import connect, connect_async

@@ -16,13 +16,13 @@ import pytest
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 
-from qtask import stats
-from qtask.graph import render
-from qtask.outcome import OUTCOMES_KEEP, Outcome
+from qtask.model.outcome import OUTCOMES_KEEP, Outcome
+from qtask.model.timing import format_instant
+from qtask.observe import stats
+from qtask.observe.graph import render
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
 from qtask.store.rq_job import TaskJob
-from qtask.timing import format_instant
 from tests.command import qtask
 from tests.live import Live
 from tests.receiver import Exchange, Receiver, Request

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from msgspec import UNSET
 
-from qtask.check import parse
 from qtask.config import Config
-from qtask.outcome import OUTCOMES_KEEP
-from qtask.retry import CAUSES, DEFAULT_CAUSES, DEFAULT_RETRY, Retry
+from qtask.model.outcome import OUTCOMES_KEEP
+from qtask.model.retry import CAUSES, DEFAULT_CAUSES, DEFAULT_RETRY, Retry
+from qtask.model.validation import parse
 
 TEXT = (Path(__file__).parent.parent / "docs" / "retries.md").read_text()
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtask.errors import Refused
-from qtask.outcome import ErrorKind
-from qtask.retry import MAX_ATTEMPTS, Retry, check_retry, next_delay, parse_retry_after
+from qtask.model.errors import Refused
+from qtask.model.outcome import ErrorKind
+from qtask.model.retry import MAX_ATTEMPTS, Retry, check_retry, next_delay, parse_retry_after
 
 
 def delays(retry: Retry) -> list[float | None]:

@@ -13,11 +13,11 @@ import pytest
 from msgspec import Raw
 
 import qtask
-from qtask import stats
-from qtask.client.requests import Accepted
-from qtask.errors import DeliveryFailed
-from qtask.outcome import Outcome
-from qtask.record import TaskRecord
+from qtask.client.protocol import Accepted
+from qtask.model.errors import DeliveryFailed
+from qtask.model.outcome import Outcome
+from qtask.model.record import TaskRecord
+from qtask.observe import stats
 from qtask.store import keys, tasks
 from tests.live import Live
 from tests.receiver import Exchange, Receiver

@@ -22,8 +22,8 @@ from rq.job import JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from qtask import stats
-from qtask.client.requests import Accepted
+from qtask.client.protocol import Accepted
+from qtask.observe import stats
 from qtask.store import keys, tasks
 from qtask.store.rq_job import TaskJob
 from tests.live import Live, children

@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 from rq.serializers import JSONSerializer
 
-from qtask.errors import Refused
-from qtask.scheduler import FORGET_BATCH, Scheduler
+from qtask.model.errors import Refused
+from qtask.scheduler.process import FORGET_BATCH, Scheduler
 from qtask.store import keys
 from qtask.store.rq_job import TaskJob
 from tests.claiming import claim

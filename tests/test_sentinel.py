@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 
 from qtask import AsyncClient, Client
-from qtask.errors import ConfigError, Unavailable
+from qtask.model.errors import ConfigError, Unavailable
 from qtask.store import keys, tasks
 from qtask.store.address import without_password
 from qtask.store.connect import connect, require

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qtask.server_binary import Version, find_server
+from qtask.run.server_binary import Version, find_server
 from tests.documents import ROOT
 
 
@@ -25,7 +25,7 @@ def server(folder: Path, version: str, name: str = "redis-server") -> str:
 def found_by(python: Path, *folders: Path) -> str:
     """What `find_server` finds, or its words, in an environment with this PATH."""
     code = (
-        "from qtask.server_binary import find_server\nfrom qtask.errors import QTaskError\n"
+        "from qtask.run.server_binary import find_server\nfrom qtask.model.errors import QTaskError\n"
         "try: print(find_server())\nexcept QTaskError as error: print(error)"
     )
     path = os.pathsep.join(str(folder) for folder in folders)

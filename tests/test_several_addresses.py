@@ -21,8 +21,8 @@ from tests.receiver import Receiver
 
 SEND = """
 import json, sys
-from qtask.delivery.http_request import HttpRequest
-from qtask.outcome import Failure
+from qtask.destinations.http.message import HttpRequest
+from qtask.model.outcome import Failure
 from tests.test_conformance import Curl, http_requests
 
 send = Curl() if sys.argv[1] == "curl" else http_requests.deliver

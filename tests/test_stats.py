@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask import stats
 from qtask.config import Config
-from qtask.outcome import Outcome
-from qtask.stats import Spread
+from qtask.model.outcome import Outcome
+from qtask.observe import stats
+from qtask.observe.stats import Spread
 from qtask.store import keys
 from tests.statistics import KEPT_FOR_LONG, record
 

@@ -9,13 +9,13 @@ import pytest
 import rq_scheduler
 from redis import Redis
 
-from qtask.check import check_task
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement
-from qtask.errors import NotFound, WrongState
-from qtask.outcome import Answer, Failure
-from qtask.scheduler import Scheduler
+from qtask.model.errors import NotFound, WrongState
+from qtask.model.outcome import Answer, Failure
+from qtask.model.validation import check_task
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases
 from qtask.store.audit import read_figures
 from qtask.store.rq_job import TaskJob

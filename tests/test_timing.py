@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtask.errors import Refused
-from qtask.timing import (
+from qtask.model.errors import Refused
+from qtask.model.timing import (
     MAX_DELAY_SECONDS,
     MAX_INSTANT,
     check_delay,

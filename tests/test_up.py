@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 
 from qtask.client import Client
-from qtask.errors import QTaskError
+from qtask.model.errors import QTaskError
 from qtask.store import keys
 from tests.command import qtask, refused
 from tests.installation import Installation, kill, processes_of

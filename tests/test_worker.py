@@ -23,8 +23,8 @@ import pytest
 from rq import Worker
 from rq.command import send_shutdown_command
 
-from qtask.client.requests import Accepted
-from qtask.outcome import decode_outcomes
+from qtask.client.protocol import Accepted
+from qtask.model.outcome import decode_outcomes
 from qtask.store import keys, tasks
 from tests.chaos.proxy import Proxy
 from tests.live import Live, children
@@ -445,7 +445,7 @@ def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue:
 
 
 def _draws(pid: int) -> bool:
-    return b"qtask.delivery.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
@@ -550,7 +550,8 @@ def test_a_worker_without_descriptors_fails_deliveries_of_each_type_and_goes_on(
 
 
 FAULTY_WORKER = """
-from qtask import log, worker
+from qtask.observe import log
+from qtask.worker import process as worker
 from qtask.config import load
 
 class Faulty(worker.Worker):

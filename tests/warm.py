@@ -19,8 +19,22 @@ _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "OPENSSL_", "MALLOC_")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("qtask.worker", "qtask.scheduler", "qtask.gateway", "qtask.gateway.http", "qtask.up", "qtask.doctor"),
-        *("qtask.cli", "qtask.send", "qtask.tables", "qtask.stats", "qtask.store.audit", "qtask.delivery.http_curl"),
+        *(
+            "qtask.worker.process",
+            "qtask.scheduler.process",
+            "qtask.gateway.process",
+            "qtask.api.app",
+            "qtask.run.up",
+            "qtask.run.doctor",
+        ),
+        *(
+            "qtask.cli.main",
+            "qtask.cli.sending",
+            "qtask.observe.tables",
+            "qtask.observe.stats",
+            "qtask.store.audit",
+            "qtask.destinations.http.curl_transport",
+        ),
         *("redis", "rq.worker", "rq_scheduler", "uvicorn", "starlette.applications"),
     ]
 )
@@ -87,7 +101,7 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: Path, 
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = ["qtask", *arguments]
-    from qtask.cli import main
+    from qtask.cli.main import main
 
     try:
         main()

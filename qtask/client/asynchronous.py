@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qtask.client import requests
-from qtask.client.async_socket_way import AsyncSocketWay
-from qtask.client.requests import Accepted, Answer, TaskLike
+from qtask.client import protocol as requests
+from qtask.client.async_socket_transport import AsyncSocketWay
+from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
 from qtask.client.synchronous import Client
 from qtask.client.words import known_words
-from qtask.errors import Unavailable
+from qtask.model.errors import Unavailable
 
 if TYPE_CHECKING:
-    from qtask.client.http_way import AsyncHttpWay
-    from qtask.client.redis_way import AsyncRedisWay
-    from qtask.record import State, TaskRecord
+    from qtask.client.http_transport import AsyncHttpWay
+    from qtask.client.redis_transport import AsyncRedisWay
+    from qtask.model.record import State, TaskRecord
 
 Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
 
@@ -35,11 +35,11 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         self._way: AsyncRedisWay | AsyncHttpWay | AsyncSocketWay
         match requests.way_of(self.url):
             case "redis":
-                from qtask.client.redis_way import AsyncRedisWay
+                from qtask.client.redis_transport import AsyncRedisWay
 
                 self._way = AsyncRedisWay(self.url, queue, timeout)
             case "http":
-                from qtask.client.http_way import AsyncHttpWay
+                from qtask.client.http_transport import AsyncHttpWay
 
                 self._way = AsyncHttpWay(self.url, timeout)
             case "socket":

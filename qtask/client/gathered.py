@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Generic, TypeVar
 
-from qtask.client.requests import Answer, TaskLike
-from qtask.errors import Refused
+from qtask.client.protocol import Answer, TaskLike
+from qtask.model.errors import Refused
 
 BATCH = 500  # tasks
 BATCH_BYTES = 1_048_576

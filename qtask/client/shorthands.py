@@ -10,10 +10,10 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from msgspec import UNSET
 
-from qtask.client.requests import TaskLike, client_mask
+from qtask.client.protocol import TaskLike, client_mask
 from qtask.client.words import known_words
-from qtask.errors import Refused
-from qtask.task import MAX_TITLE_CHARACTERS, Kind
+from qtask.model.errors import Refused
+from qtask.model.task import MAX_TITLE_CHARACTERS, Kind
 
 Delay = float | timedelta
 Instant = float | datetime

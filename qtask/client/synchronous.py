@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from qtask.client import requests
-from qtask.client.requests import Accepted, Answer, TaskLike
+from qtask.client import protocol as requests
+from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
-from qtask.client.socket_way import SocketWay
+from qtask.client.socket_transport import SocketWay
 from qtask.client.words import known_words
-from qtask.errors import Unavailable
+from qtask.model.errors import Unavailable
 
 if TYPE_CHECKING:
-    from qtask.client.http_way import HttpWay
-    from qtask.client.redis_way import RedisWay
-    from qtask.record import State, TaskRecord
+    from qtask.client.http_transport import HttpWay
+    from qtask.client.redis_transport import RedisWay
+    from qtask.model.record import State, TaskRecord
 
 
 class Client(Shorthands[Accepted]):
@@ -37,11 +37,11 @@ class Client(Shorthands[Accepted]):
         # What a client does not use is not imported: a client of a gateway does without Redis's package.
         match requests.way_of(self.url):
             case "redis":
-                from qtask.client.redis_way import RedisWay
+                from qtask.client.redis_transport import RedisWay
 
                 self._way = self._redis = RedisWay(self.url, queue, timeout)
             case "http":
-                from qtask.client.http_way import HttpWay
+                from qtask.client.http_transport import HttpWay
 
                 self._way = self._http = HttpWay(self.url, timeout)
             case "socket":

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from qtask.outcome import Answer, Failure
-from qtask.task import Task
+from qtask.model.outcome import Answer, Failure
+from qtask.model.task import Task
 
 Done = Callable[[Answer | Failure], None]
 

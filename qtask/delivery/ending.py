@@ -12,15 +12,15 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from qtask import stats
 from qtask.delivery.claim import Claim
-from qtask.failure_log import FailureLog, Fields
-from qtask.ids import client_id
-from qtask.link import destination_of
-from qtask.outcome import Answer, Failure, Outcome, encode_outcome
-from qtask.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
+from qtask.model.ids import client_id
+from qtask.model.link import destination_of
+from qtask.model.outcome import Answer, Failure, Outcome, encode_outcome
+from qtask.model.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
+from qtask.model.task import expiry_of
+from qtask.observe import stats
+from qtask.observe.failure_log import FailureLog, Fields
 from qtask.store.leases import Fate, Settlement
-from qtask.task import expiry_of
 
 LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock worker
 

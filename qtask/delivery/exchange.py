@@ -9,8 +9,8 @@ from time import monotonic
 
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import Loop, Timer
-from qtask.ids import client_id
-from qtask.outcome import Answer, Failure
+from qtask.model.ids import client_id
+from qtask.model.outcome import Answer, Failure
 
 logger = logging.getLogger("qtask.delivery")
 

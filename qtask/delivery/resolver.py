@@ -11,8 +11,8 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from qtask.delivery.loop import Loop, OnError
-from qtask.link import SocketLink
-from qtask.outcome import Failure
+from qtask.model.link import SocketLink
+from qtask.model.outcome import Failure
 
 # A look-up occupies its thread until the system's resolver gives up, by default after 10 s for each name server.
 # Tasks for the same host and port share one look-up, so it takes this many names that hang to keep others waiting.

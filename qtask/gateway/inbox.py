@@ -14,11 +14,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from qtask.check import parse
 from qtask.config import Config
-from qtask.errors import Refused
-from qtask.gateway.intake import Answer, Intake, encode_answer
-from qtask.gateway.refused import refused_log
+from qtask.intake.intake import Answer, Intake, encode_answer
+from qtask.intake.refused import refused_log
+from qtask.model.errors import Refused
+from qtask.model.validation import parse
 from qtask.store import keys
 from qtask.store.faults import reach
 from qtask.store.scripts import script

@@ -14,16 +14,16 @@ from http import HTTPStatus
 from time import monotonic
 from typing import cast
 
-from qtask.check import parse, split_batch
 from qtask.config import Config
-from qtask.errors import Refused
 from qtask.gateway.framing import Framing
-from qtask.gateway.held import Held
-from qtask.gateway.http_refusal import http_refusal
-from qtask.gateway.intake import Answer, Intake, encode_answer
-from qtask.gateway.listen import BACKLOG
-from qtask.gateway.refused import refused_log
-from qtask.refusal import refusal_of_form
+from qtask.intake.http_refusal import http_refusal
+from qtask.intake.intake import Answer, Intake, encode_answer
+from qtask.intake.listen import BACKLOG
+from qtask.intake.memory_budget import Held
+from qtask.intake.refused import refused_log
+from qtask.model.errors import Refused
+from qtask.model.rejection import refusal_of_form
+from qtask.model.validation import parse, split_batch
 
 TURN = 200  # dicts that one connection may have checked in one turn of the loop
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two

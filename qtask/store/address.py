@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
-from qtask.errors import ConfigError
-from qtask.mask import MASKED
+from qtask.model.errors import ConfigError
+from qtask.model.mask import MASKED
 
 SENTINEL_SCHEME = "redis+sentinel"
 SCHEMES = ("redis", "rediss", "unix", SENTINEL_SCHEME)

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from qtask.ids import client_id
+from qtask.model.ids import client_id
 from qtask.store import keys
 from qtask.store.job import is_foreign
 from qtask.store.scripts import Value, script

@@ -27,7 +27,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from qtask import forks
-from qtask.errors import ConfigError, Unavailable
+from qtask.model.errors import ConfigError, Unavailable
 from qtask.store import address
 from qtask.store.address import not_an_address, secrets_of, without_password, without_secrets
 

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from qtask.errors import Refused
-from qtask.ids import instant_of
-from qtask.task import Task
-from qtask.timing import parse_instant
+from qtask.model.errors import Refused
+from qtask.model.ids import instant_of
+from qtask.model.task import Task
+from qtask.model.timing import parse_instant
 
 FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; its name stands in every task, hence so short
 

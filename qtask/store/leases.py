@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from qtask.config import Config
-from qtask.outcome import OUTCOMES_KEEP
+from qtask.model.outcome import OUTCOMES_KEEP
+from qtask.model.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.store import keys
 from qtask.store.scripts import Call, Value, script
-from qtask.task import DEFAULT_TIMEOUT_SECONDS
 
 CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
 LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from qtask import forks
-from qtask.ids import NODE_LIMIT, IdSource
+from qtask.model.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
 from qtask.store.scripts import Value, script
 

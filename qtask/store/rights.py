@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from qtask.errors import ConfigError
+from qtask.model.errors import ConfigError
 from qtask.store import keys
 from qtask.store.scripts import script
 

@@ -10,9 +10,9 @@ from msgspec import UNSET, Struct
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from qtask.check import Checked
-from qtask.errors import Unavailable
-from qtask.ids import stored_id
+from qtask.model.errors import Unavailable
+from qtask.model.ids import stored_id
+from qtask.model.validation import Checked
 from qtask.store import keys
 from qtask.store.nodes import Node, Nodes
 from qtask.store.scripts import Value, script

@@ -10,11 +10,11 @@ import msgspec
 from msgspec import UNSET, structs
 from redis import Redis
 
-from qtask.errors import NotFound, Refused, WrongState
-from qtask.ids import client_id, instant_of, stored_id
-from qtask.mask import Mask
-from qtask.outcome import OUTCOMES_KEEP, decode_outcomes
-from qtask.record import STATES, State, TaskRecord
+from qtask.model.errors import NotFound, Refused, WrongState
+from qtask.model.ids import client_id, instant_of, stored_id
+from qtask.model.mask import Mask
+from qtask.model.outcome import OUTCOMES_KEEP, decode_outcomes
+from qtask.model.record import STATES, State, TaskRecord
 from qtask.store import audit, keys
 from qtask.store.job import due_of, read_data
 from qtask.store.scripts import Value, script

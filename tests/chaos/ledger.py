@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from qtask.record import TaskRecord
+from qtask.model.record import TaskRecord
+from qtask.model.timing import parse_instant
 from qtask.store.audit import Audit
-from qtask.timing import parse_instant
 from tests.chaos.cast import Blow, tally
 from tests.chaos.plan import ATTEMPTS, Plan
 from tests.chaos.receivers import Arrival

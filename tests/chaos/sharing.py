@@ -25,8 +25,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from qtask import Client
-from qtask.client.requests import Accepted
-from qtask.errors import NotFound, Unavailable
+from qtask.client.protocol import Accepted
+from qtask.model.errors import NotFound, Unavailable
 from qtask.store import keys
 from qtask.store.connect import connect
 

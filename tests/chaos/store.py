@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from qtask.record import TaskRecord
+from qtask.model.record import TaskRecord
 from qtask.store import keys, tasks
 
 _PAGE = 1_000

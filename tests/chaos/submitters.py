@@ -20,8 +20,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from qtask import Client
-from qtask.client.requests import Accepted, Answer, read_answer
-from qtask.errors import Refused, Unavailable
+from qtask.client.protocol import Accepted, Answer, read_answer
+from qtask.model.errors import Refused, Unavailable
 from qtask.store import keys
 from qtask.store.connect import connect
 from tests.chaos.plan import PlannedTask, Way, dict_of

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from qtask.client.requests import Accepted
-from qtask.errors import Refused
-from qtask.outcome import Outcome
-from qtask.record import TaskRecord
+from qtask.client.protocol import Accepted
+from qtask.model.errors import Refused
+from qtask.model.outcome import Outcome
+from qtask.model.record import TaskRecord
 from tests.chaos.cast import Blow
 from tests.chaos.ledger import Ledger, balance
 from tests.chaos.plan import ATTEMPTS, GONE, OK, Plan, PlannedTask, make_plan

@@ -14,7 +14,7 @@ from typing import cast
 
 import uvloop
 
-from qtask import descriptors
+from qtask.process import descriptors
 
 FAILS_FIRST = "fails-first"
 GONE = "gone"

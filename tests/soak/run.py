@@ -19,9 +19,9 @@ from typing import Any
 
 from qtask import Client
 from qtask.config import Config
+from qtask.observe.tables import print_audit
 from qtask.store import keys, tasks
 from qtask.store.audit import Audit, audit
-from qtask.tables import print_audit
 from tests.gateway_process import Gateway
 from tests.live import Live
 from tests.soak.load import SLOT_SECONDS, Load

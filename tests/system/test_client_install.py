@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qtask.cli import cli
+from qtask.cli.main import cli
 from tests.documents import ROOT
 from tests.installation import Installation
 from tests.redis_server import free_port
@@ -147,5 +147,7 @@ def test_the_function_of_the_jobs_says_what_is_missing(alone: ClientAlone) -> No
 
 
 def test_a_module_of_our_own_that_is_missing_is_no_missing_extra(alone: ClientAlone) -> None:
-    done = alone.python("import qtask.errors, sys; sys.modules['qtask.check'] = None; import qtask; qtask.Client")
+    done = alone.python(
+        "import qtask.model.errors, sys; sys.modules['qtask.model.validation'] = None; import qtask; qtask.Client"
+    )
     assert done.returncode == 1 and "server" not in done.stderr

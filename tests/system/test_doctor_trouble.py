@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask import doctor
 from qtask.config import Config
-from qtask.doctor import Finding, examine
+from qtask.run import doctor
+from qtask.run.doctor import Finding, examine
 from qtask.store import keys
 from tests.command import qtask
 from tests.gateway_process import Gateway
@@ -286,7 +286,7 @@ def test_a_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
     folder.mkdir(mode=0o700)
     code = f"""
 import os
-from qtask import doctor
+from qtask.run import doctor
 from qtask.config import Config
 os.setgid(65534); os.setuid(65534)
 for finding in doctor._data_folder(Config(data_dir={str(folder)!r})):

@@ -13,8 +13,8 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from qtask import Client
-from qtask.embedded import EmbeddedRedis
-from qtask.errors import QTaskError, Unavailable
+from qtask.model.errors import QTaskError, Unavailable
+from qtask.run.embedded import EmbeddedRedis
 from qtask.store import keys, tasks
 from tests.gateway_process import Gateway, scheduled
 from tests.installation import Installation

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qtask import heartbeat
 from qtask.config import Config
-from qtask.heartbeat import Heartbeat, troubles
+from qtask.process import heartbeat
+from qtask.process.heartbeat import Heartbeat, troubles
 from tests.command import qtask
 from tests.gateway_process import Gateway
 from tests.live import Live, children

@@ -20,12 +20,12 @@ import socket, threading, time
 from contextlib import ExitStack
 from qtask.config import Config
 from qtask.delivery.claim import Claim
-from qtask.delivery.kinds import deliverer
+from qtask.destinations.registry import deliverer
 from qtask.delivery.loop import Loop
 from qtask.delivery.resolver import Resolver, THREADS
-from qtask.delivery.rq_function import _attempt
-from qtask.link import parse_socket
-from qtask.outcome import Answer, Failure
+from qtask.worker.rq_function import _attempt
+from qtask.model.link import parse_socket
+from qtask.model.outcome import Answer, Failure
 from tests.test_deliveries import deliver, task
 
 def listener(host, port=0, family=socket.AF_INET, backlog=8):

@@ -16,9 +16,9 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from qtask import AsyncClient, Client
-from qtask.errors import ConfigError
-from qtask.record import STATES
-from qtask.server_binary import Server, find_servers
+from qtask.model.errors import ConfigError
+from qtask.model.record import STATES
+from qtask.run.server_binary import Server, find_servers
 from qtask.store import keys, rights, tasks
 from qtask.store.connect import connect
 from tests.command import qtask

@@ -18,8 +18,8 @@ import pytest
 from redis import Redis
 
 from qtask import Client
-from qtask.embedded import embedded_url
-from qtask.stopping import ASKING, INSISTING, StopSignals
+from qtask.process.stopping import ASKING, INSISTING, StopSignals
+from qtask.run.embedded import embedded_url
 from qtask.store import tasks
 from tests.gateway_process import Gateway
 from tests.installation import Installation, processes_of

@@ -1,0 +1,218 @@
+"""Over the gateway's HTTP: submitting by the batch, and looking at tasks, cancelling and retrying them by id."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import msgspec
+import requests as http
+
+from qtask import forks
+from qtask.client import protocol as requests
+from qtask.client.gathered import Gathered
+from qtask.client.protocol import Answer, TaskLike
+from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
+from qtask.model.record import State, TaskRecord
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class _Decision(msgspec.Struct):
+    was: State
+
+
+_Read = TypeVar("_Read")
+
+_RECORD = msgspec.json.Decoder(TaskRecord)
+_DECISION = msgspec.json.Decoder(_Decision)
+
+
+def _gathered() -> Gathered[bytes]:
+    return Gathered(requests.line_of, len)
+
+
+class HttpWay:
+    """The plain way. Threads may use it at the same time: each has a session of its own.
+
+    Args:
+        url: `http://…` or `https://…` of a gateway, maybe with a path before its own.
+        timeout: seconds to wait for a connection or an answer.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        try:
+            parts = urlsplit(url)
+            whole = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # its words may hold a password
+            raise _no_address(url) from None
+        if not whole or parts.query or parts.fragment:
+            raise _no_address(url)
+        self._url = url.rstrip("/")
+        self._place = requests.without_credentials(self._url)
+        self._timeout = timeout
+        self._sessions = threading.local()
+        self._open: list[http.Session] = []
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        sessions, self._open, self._sessions = self._open, [], threading.local()
+        for session in sessions:
+            session.close()  # only this process's copies: the connections go on
+
+    def close(self) -> None:
+        sessions, self._open, self._sessions = self._open, [], threading.local()
+        for session in sessions:
+            session.close()
+
+    def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
+        gathered = _gathered()
+        for task in tasks:
+            gathered.add(task)
+            if gathered.full:
+                yield from self.submit(gathered)
+                gathered = _gathered()
+        yield from self.submit(gathered)
+
+    def submit(self, gathered: Gathered[bytes]) -> list[Answer]:
+        """Sends what has gathered in one request. Raises `Unavailable`."""
+        lines = gathered.ready
+        if not lines:
+            return gathered.answers([])
+        body = lines[0] if len(lines) == 1 else b"[" + b",".join(lines) + b"]"
+        try:
+            text = self._request("POST", "/tasks", body).content
+            answers = requests.read_answers(text) if text[:1] == b"[" else [requests.read_answer(text)] * len(lines)
+        except _NotConnected as error:
+            raise requests.no_gateway(self._place, str(error)) from None
+        except _Broken as error:
+            raise requests.lost(f"the gateway at {self._place}", str(error), len(lines)) from None
+        if len(answers) != len(lines):
+            raise requests.lost(f"the gateway at {self._place}", f"it sent {len(answers)} answers", len(lines))
+        return gathered.answers(answers)
+
+    def show(self, task_id: str) -> TaskRecord:
+        return _decoded(_RECORD, self._ask("GET", task_id))
+
+    def cancel(self, task_id: str) -> State:
+        return _decoded(_DECISION, self._ask("DELETE", task_id)).was
+
+    def forget(self, task_id: str) -> State:
+        return _decoded(_DECISION, self._ask("POST", task_id, "/forget")).was
+
+    def retry(self, ids: Sequence[str]) -> list[str]:
+        return self._each_dead(ids, "/retry")
+
+    def remove(self, ids: Sequence[str]) -> list[str]:
+        return self._each_dead(ids, "/remove")
+
+    def _each_dead(self, ids: Sequence[str], step: str) -> list[str]:
+        """Takes a step with each of these tasks; returns the ids of those that were dead."""
+        taken = []
+        for task_id in ids:
+            try:
+                self._ask("POST", task_id, step)
+            except (NotFound, WrongState):
+                continue
+            taken.append(task_id)
+        return taken
+
+    def _ask(self, method: str, task_id: str, step: str = "") -> bytes:
+        """The body of the answer about a task. Raises what the gateway says is wrong."""
+        try:
+            path = f"/tasks/{quote(task_id, safe='')}{step}"
+            answer = self._request(method, path, b"{}" if method == "POST" else None)
+        except _NotConnected as error:
+            raise requests.no_gateway(self._place, str(error)) from None
+        except _Broken as error:
+            raise Unavailable(f"the gateway at {self._place} does not answer: {error}") from None
+        body: bytes = answer.content
+        if answer.status_code == 200:
+            return body
+        refused = requests.read_answer(body)
+        if not isinstance(refused, Refused):
+            raise requests.not_ours(body)
+        if answer.status_code == 404:
+            raise NotFound(refused.message)
+        if answer.status_code == 409:
+            raise WrongState(msgspec.json.decode(body)["error"].get("state", ""), refused.message)
+        if refused.code == "unavailable":
+            raise Unavailable(refused.message)
+        raise refused
+
+    def _request(self, method: str, path: str, body: bytes | None) -> http.Response:
+        session: http.Session | None = getattr(self._sessions, "session", None)
+        if session is None:
+            session = self._sessions.session = http.Session()
+            self._open.append(session)
+        try:
+            return session.request(
+                method, self._url + path, data=body, headers=_JSON, timeout=self._timeout, allow_redirects=False
+            )
+        except http.exceptions.ConnectTimeout:
+            raise _NotConnected(f"no connection within {self._timeout:g} s") from None
+        except http.exceptions.Timeout:
+            raise _Broken(f"nothing came within {self._timeout:g} s") from None
+        except http.exceptions.ConnectionError as error:
+            reason: Any = error.args[0] if error.args else error
+            reason = getattr(reason, "reason", reason)
+            kind = _NotConnected if type(reason).__name__ in _NO_CONNECTION else _Broken
+            raise kind(_words(reason)) from None
+        except http.exceptions.RequestException as error:
+            raise _Broken(str(error)) from None
+
+
+# How urllib3 names it when nothing was sent.
+_NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "SSLError", "ProxyError")
+
+
+class AsyncHttpWay:
+    """The way for asyncio: requests run in threads."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._plain = HttpWay(url, timeout)
+
+    async def close(self) -> None:
+        self._plain.close()
+
+    async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
+        gathered = _gathered()
+        async for task in tasks:
+            gathered.add(task)
+            if gathered.full:
+                for answer in await asyncio.to_thread(self._plain.submit, gathered):
+                    yield answer
+                gathered = _gathered()
+        for answer in await asyncio.to_thread(self._plain.submit, gathered):
+            yield answer
+
+
+def _no_address(url: str) -> ConfigError:
+    shown = requests.without_credentials(url)
+    return ConfigError(f"{shown!r} is no address of a gateway; http://127.0.0.1:5124 is one")
+
+
+class _NotConnected(Exception):
+    """Nothing was sent."""
+
+
+class _Broken(Exception):
+    """Something may have been sent, and no answer came."""
+
+
+def _words(reason: Any) -> str:
+    """What urllib3 says, without the names of its objects."""
+    for inner in (reason.__cause__, *reason.args[-1:]):
+        if isinstance(inner, OSError):
+            return str(inner)
+    return str(reason)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_Read], body: bytes) -> _Read:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:
+        raise requests.not_ours(body) from None

@@ -1,0 +1,173 @@
+"""What both clients share: where to, dicts out, answers in, and what is said when none comes. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from qtask.model.errors import ConfigError, QTaskError, Refused, Unavailable
+from qtask.model.mask import Mask, mask_of
+from qtask.model.task import Task
+from qtask.model.validation import encode
+from qtask.store.address import without_password
+
+DEFAULT_URL = "socket://127.0.0.1:5123"
+URL_VARIABLE = "QTASK_URL"
+MASK_VARIABLE = "QTASK_MASK_HEADERS"
+WINDOW = 2_000  # tasks that may be unanswered on a connection
+
+TaskLike = Task | Mapping[str, Any]
+
+# With these the gateway ends a connection; they say nothing about a task.
+_CONNECTION_CODES = ("idle", "too_many")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task that Redis holds.
+
+    Attributes:
+        id: of the task.
+        due: Unix seconds.
+        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
+    """
+
+    id: str
+    due: float
+    duplicate: bool = False
+
+
+Answer = Accepted | Refused
+
+
+class _Answer(msgspec.Struct):
+    ok: bool
+    id: str = ""
+    due: float = 0.0
+    duplicate: bool = False
+    error: dict[str, str] = {}
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
+_ARRAY_DECODER = msgspec.json.Decoder(list[_Answer])
+
+
+def choose_url(url: str | None) -> str:
+    """The address given, else that of the environment, else the gateway on this host."""
+    return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def client_mask() -> Mask:
+    """Which headers and query parameters are credentials: the usual ones, and what the environment adds."""
+    return mask_of(os.environ.get(MASK_VARIABLE, ""))
+
+
+def way_of(url: str) -> Literal["socket", "http", "redis"]:
+    """The way that an address stands for. Raises `ConfigError` for anything that is no address for a client."""
+    scheme = url.partition("://")[0]
+    if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
+        return "redis"
+    if scheme in ("http", "https"):
+        return "http"
+    if scheme == "socket":
+        return "socket"
+    raise ConfigError(
+        f"{without_password(url)!r} is no address for a client; "
+        "socket://HOST:PORT, http://HOST:PORT or redis://HOST:PORT/DB is"
+    )
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Host and port of a `socket://` address. Raises `ConfigError`."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "127.0.0.1", parts.port or 5123
+    except ValueError:  # its words may hold a password
+        shown = without_password(url)
+        raise ConfigError(f"{shown!r} is no address of a gateway; socket://127.0.0.1:5123 is one") from None
+
+
+def line_of(task: TaskLike) -> bytes:
+    """A task as one line for the socket. Raises `Refused` when it cannot be one."""
+    line = encode(task)
+    if not line.startswith(b"{"):  # the gateway would take an array for many tasks
+        raise Refused("wrong_type", "", f"a task is a dict or a Task, got {type(task).__name__}")
+    return line + b"\n"
+
+
+def read_answer(line: bytes) -> Answer:
+    """Reads one answer line of the gateway. Raises `Unavailable` when it answers no task."""
+    try:
+        answer = _DECODER.decode(line)
+    except msgspec.DecodeError:
+        raise not_ours(line) from None
+    return _answer_of(answer)
+
+
+def read_answers(body: bytes) -> list[Answer]:
+    """Reads an array of answers. Raises `Unavailable` when it is none."""
+    try:
+        answers = _ARRAY_DECODER.decode(body)
+    except msgspec.DecodeError:
+        raise not_ours(body) from None
+    return [_answer_of(answer) for answer in answers]
+
+
+def not_ours(answer: bytes) -> Unavailable:
+    """What is said when something else than a gateway answers."""
+    return Unavailable(f"the answer is not QTask's: {answer[:80]!r}; is another service on this port?")
+
+
+def _answer_of(answer: _Answer) -> Answer:
+    if answer.ok:
+        return Accepted(answer.id, answer.due, answer.duplicate)
+    code, message = answer.error.get("code", ""), answer.error.get("message", "")
+    if code in _CONNECTION_CODES:
+        raise Unavailable(message)
+    return Refused(code, answer.error.get("field", ""), message)
+
+
+def accepted(answer: Answer) -> Accepted:
+    """The answer to a single task. Raises the `Refused`, or `Unavailable` when that was the reason."""
+    if isinstance(answer, Accepted):
+        return answer
+    if answer.code == "unavailable":
+        raise Unavailable(answer.message)
+    raise answer
+
+
+def only_with(needed: str, url: str) -> QTaskError:
+    """What is said when a client is asked for something that its way does not offer.
+
+    Args:
+        needed: the addresses that offer it.
+    """
+    return QTaskError(f"a client of {without_credentials(url)} cannot do this; it needs {needed}")
+
+
+def without_credentials(url: str) -> str:
+    """An address of a gateway as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def no_gateway(place: str, why: str) -> Unavailable:
+    """What is said when no connection comes about."""
+    return Unavailable(
+        f"no gateway answers on {place}: {why}. Start one with `qtask up`, or name another with {URL_VARIABLE}"
+    )
+
+
+def lost(place: str, why: str, unknown: int) -> Unavailable:
+    """What is said when answers are owed and will not come."""
+    tasks = "the task" if unknown == 1 else f"the {unknown} tasks"
+    was = "was" if unknown == 1 else "were"
+    return Unavailable(
+        f"{place} does not answer: {why}; whether {tasks} without an answer {was} accepted is not known, and "
+        "nothing was sent again"
+    )

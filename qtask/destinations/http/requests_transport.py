@@ -1,0 +1,347 @@
+"""`http` tasks with requests: the transport of a stock `rq worker`, one delivery at a time."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from qtask.delivery import staggered
+from qtask.destinations.http.answer import (
+    BROKEN_HEADERS,
+    BROKEN_KEPT_CONNECTION,
+    HEADERS_LIMIT_BYTES,
+    answer_of,
+    header,
+    judge,
+    lost,
+    redirect_target,
+)
+from qtask.destinations.http.authorities import ca_bundle
+from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, timed_out
+from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure
+
+_CHUNK_BYTES = 8_192
+http.client._MAXHEADERS = 5_000  # type: ignore[attr-defined]  # as libcurl; some receivers send more than its 100
+_kept: list[requests.Session] = []  # the one session, while no thread uses it
+
+
+class _KeptConnectionBroke(ConnectionError):
+    """A connection that had served a request before broke before any answer to the next one."""
+
+
+class _BrokenHeaders(OSError):
+    """The connection broke within the headers of an answer."""
+
+
+class _Head:
+    """Reads lines of the headers, no more than `HEADERS_LIMIT_BYTES`, and knows whether they came to their end."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.ended = False
+        self._left = HEADERS_LIMIT_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """As of a file."""
+        line: bytes = self.file.readline(limit)
+        self.ended = not line.strip() and line != b""
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.HTTPException(f"the headers of the answer are larger than {HEADERS_LIMIT_BYTES} bytes")
+        return line
+
+    def close(self) -> None:
+        """As of a file."""
+        self.file.close()
+
+
+class _FinalResponse(http.client.HTTPResponse):
+    """Reads whole headers only, and passes over interim answers (RFC 9110, section 15.2).
+
+    http.client takes headers for whole where the connection breaks, and passes over 100 alone.
+    """
+
+    def begin(self) -> None:
+        """Reads status and headers."""
+        head: Any = _Head(self.fp)
+        self.fp = head  # for as long as lines are read
+        try:
+            super().begin()
+        finally:
+            if self.fp is head:
+                self.fp = self.fp.file
+        if not head.ended:
+            raise _BrokenHeaders(BROKEN_HEADERS)
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed hides it
+            if not 100 < status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
+class _Connection(HTTPConnection):
+    """To the first address of the host that answers; knows whether it has served a request before."""
+
+    response_class = _FinalResponse
+    _served = False
+
+    def _new_conn(self) -> socket.socket:
+        try:
+            return self._connected()
+        except socket.gaierror as error:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, f"no connection: {error}") from error
+        finally:
+            self._served = False
+
+    def _connected(self) -> socket.socket:
+        assert isinstance(self.timeout, int | float), "deliveries have a timeout"
+        return staggered.connect(self._dns_host, self.port, self.timeout, self.socket_options or ())
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
+        """As urllib3's, but says when a kept connection broke."""
+        try:
+            response = super().getresponse()
+        except ConnectionError as error:
+            if self._served:
+                raise _KeptConnectionBroke(BROKEN_KEPT_CONNECTION) from error
+            raise
+        self._served = True
+        return response
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same with TLS."""
+
+
+class _UnixConnection(_Connection):
+    """To a unix socket, whatever the URL says of host and port."""
+
+    path = ""
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(self.timeout if isinstance(self.timeout, int | float) else None)
+        try:
+            connection.connect(self.path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
+class _UnixAdapter(HTTPAdapter):
+    """requests' adapter, to a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._pool: Any = urllib3.HTTPConnectionPool("localhost")
+        self._pool.ConnectionCls = type("UnixConnection", (_UnixConnection,), {"path": path})
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self._pool
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter, on connections that pass over interim answers."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        pool.host = pool.host.replace("%25", "%")  # the zone of an IPv6 address, which is looked up as it stands
+        return pool
+
+
+def _new_session() -> requests.Session:
+    session = requests.Session()
+    session.mount("http://", _Adapter())
+    session.mount("https://", _Adapter())
+    return session
+
+
+class _Exchange:
+    """A request and its redirects, on a thread of its own.
+
+    Attributes:
+        seen: status, headers and body so far of the answer that is being read; None before its headers are there.
+    """
+
+    def __init__(self, session: requests.Session, request: HttpRequest, authorities: Path) -> None:
+        self._session = session
+        self._request = request
+        self._authorities = authorities
+        self._deadline = monotonic() + request.timeout
+        self.seen: tuple[int, list[tuple[str, str]], bytes] | None = None
+
+    def run(self, report: Callable[[Answer | Failure], None]) -> None:
+        """Reports how it ended, once."""
+        try:
+            report(self._follow_redirects())
+        except Failure as failure:
+            report(failure)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            found = _failure(self._request, error)
+            if any(isinstance(cause, ssl.SSLError) and cause.library == "X509" for cause in _causes(error)):
+                found = Failure("tls", f"{found.message}: {self._authorities}")
+            report(found)
+        except Exception as error:  # a thread that dies in silence would be taken for a slow receiver
+            report(Failure("internal", f"{type(error).__name__}: {error}"))
+
+    def result_at_timeout(self) -> Answer:
+        """The answer as far as it came, if its headers did. Raises `Failure` when they say so, or did not come."""
+        seen = self.seen
+        if seen is None or redirect_target(*seen[:2]):
+            raise timed_out(self._request)
+        status, headers, body = seen
+        answer = answer_of(status, headers, body, lost("", self._request.timeout))
+        judge(status, headers, answer)
+        return answer
+
+    def _follow_redirects(self) -> Answer:
+        request = self._request
+        for _ in range(MAX_REDIRECTS + 1):
+            status, headers, answer = self._send(request)
+            target = redirect_target(status, headers)
+            if not target:
+                judge(status, headers, answer)
+                return answer
+            request = follow(request, status, target)
+        raise Failure("redirect", f"more than {MAX_REDIRECTS} redirects, the last to {target[:200]!r}", answer)
+
+    def _send(self, request: HttpRequest) -> tuple[int, list[tuple[str, str]], Answer]:
+        self.seen = None
+        prepared = requests.PreparedRequest()
+        prepared.method = request.method
+        prepared.url = request.url
+        prepared.headers = CaseInsensitiveDict(request.headers)
+        prepared.body = request.body
+        if request.body is not None or request.method not in ("GET", "HEAD"):
+            prepared.headers["Content-Length"] = str(len(request.body or b""))
+        left = max(0.001, self._deadline - monotonic())
+        # The adapter and not the session sends: a session would follow redirects, and keep cookies from task to task.
+        adapter: BaseAdapter
+        settings: Any
+        if request.unix_socket:
+            adapter, settings = _UnixAdapter(request.unix_socket), {}
+        else:
+            if request.url.startswith("https:") and not self._authorities.exists():
+                raise Failure(
+                    "tls", f"{host_of(request)}: the certificates to trust, {self._authorities}, do not exist"
+                )
+            adapter = self._session.get_adapter(request.url)
+            trusted = str(self._authorities)
+            settings = self._session.merge_environment_settings(request.url, {}, True, trusted, None)
+        with adapter.send(prepared, timeout=(left, left), **settings) as response:
+            status = response.status_code
+            headers = [(name, value.strip(" \t")) for name, value in response.raw.headers.items()]
+            return status, headers, self._read(request, status, headers, response.raw)
+
+    def _read(self, request: HttpRequest, status: int, headers: list[tuple[str, str]], raw: Any) -> Answer:
+        """Reads the body within bounds. The status has decided already; what is lost of the body is noted."""
+        if not (length := header(headers, "content-length")).isdigit() and length:
+            raise Failure("protocol", f"{host_of(request)}: an invalid Content-Length: {length[:100]!r}")
+        body, note = b"", ""
+        self.seen = status, headers, body
+        try:
+            for chunk in _chunks(raw):
+                body += chunk
+                self.seen = status, headers, body
+                if len(body) > READ_LIMIT_BYTES:
+                    raw.close()  # the rest is not read, so the connection cannot be used again
+                    break
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            raw.close()
+            causes = _causes(error)
+            is_late = any(isinstance(cause, TimeoutError) for cause in causes)
+            if is_late and redirect_target(status, headers):
+                raise timed_out(self._request) from None
+            note = lost("" if is_late else _words(causes[-1]), self._request.timeout)
+        return answer_of(status, headers, body, note)
+
+
+def deliver(request: HttpRequest, ca_file: str = "") -> Answer:
+    """Sends a request, follows redirects, and returns the answer of a receiver that took it.
+
+    Args:
+        request: what to send.
+        ca_file: the setting, which says whose certificates are trusted.
+
+    Raises `Failure`, also when `request.timeout` seconds have passed in all: requests bounds single reads only, so
+    the exchange runs in a thread of its own, which is left behind when its time is over.
+    """
+    session = _kept.pop() if _kept and not request.own_connection else _new_session()
+    results: SimpleQueue[Answer | Failure] = SimpleQueue()
+    exchange = _Exchange(session, request, ca_bundle(ca_file))
+    threading.Thread(target=exchange.run, args=(results.put,), daemon=True).start()
+    try:
+        result = results.get(timeout=request.timeout)
+    except Empty:
+        return exchange.result_at_timeout()  # the session goes with the thread that still uses it
+    if request.own_connection:
+        session.close()
+    else:
+        _kept.append(session)
+    if isinstance(result, Failure):
+        raise result
+    return result
+
+
+def _chunks(raw: Any) -> Iterator[bytes]:
+    """The body as it comes in, still compressed, without waiting until a chunk is full."""
+    if raw.chunked:
+        yield from raw.read_chunked(_CHUNK_BYTES, decode_content=False)
+    else:
+        while chunk := raw.read1(_CHUNK_BYTES, decode_content=False):
+            yield chunk
+
+
+def _failure(request: HttpRequest, error: Exception) -> Failure:
+    host = host_of(request)
+    causes = _causes(error)
+    if any(isinstance(cause, _KeptConnectionBroke) for cause in causes):
+        return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
+    if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes):
+        if not any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes):
+            return timed_out(request)
+    last = _words(causes[-1])
+    if any(isinstance(cause, urllib3.exceptions.NameResolutionError) for cause in causes):
+        return Failure("dns", f"{host}: the host name cannot be resolved: {last}")
+    if any(isinstance(cause, (requests.exceptions.SSLError, urllib3.exceptions.SSLError)) for cause in causes):
+        return Failure("tls", f"{host}: {last}")
+    if any(isinstance(cause, OSError) and not isinstance(cause, requests.RequestException) for cause in causes):
+        return Failure("connect", f"{host}: {last}")
+    return Failure("protocol", f"{host}: {last}")
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; some say nothing, and then its type does."""
+    return str(error).strip() or type(error).__name__
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what lies under it, outermost first: requests wraps urllib3's errors, which wrap others."""
+    found: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None and below not in found:
+        found.append(below)
+        inner = [part for part in (getattr(below, "reason", None), *below.args) if isinstance(part, BaseException)]
+        below = inner[0] if inner else below.__cause__ or below.__context__
+    return found

@@ -1,9 +1,0 @@
-"""The log of refused tasks, one for all ways into a gateway."""
-
-from __future__ import annotations
-
-import logging
-
-from qtask.failure_log import RefusedLog
-
-refused_log = RefusedLog(logging.getLogger("qtask.gateway"))

@@ -1,0 +1,210 @@
+"""What `address.link` may be, one reader a kind of link. Pure: nothing is resolved or opened here."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import idna
+
+from qtask.model.errors import Refused
+from qtask.model.mask import MASKED, Mask
+
+FIELD = "address.link"
+MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
+MAX_HOST_LENGTH = 253  # characters; DNS knows no longer names
+
+_NAME = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+_HOST = re.compile(_NAME, re.ASCII)
+_PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+_UNIX_URL = "http://unix:/"
+_BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
+_AUTHORITY = re.compile(r"https?://([^/?#]*)")
+_PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
+_UNSAFE = re.compile(r"[\x00-\x20\x7f]")
+_ENCODE = "percent-encode what is special in the user and the password"
+_MASK = Mask()
+
+
+@dataclass(frozen=True, slots=True)
+class SocketLink:
+    """Where a socket delivery goes: `host` and `port`, or the `path` of a unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+
+def check_http(link: str) -> str:
+    """Returns an http or https URL as it came. Raises `Refused` when it is none.
+
+    `http://unix:/run/app.sock:/path` is the URL `http://localhost/path` of a receiver on a unix socket, as nginx
+    writes it.
+    """
+    _check_length(link)
+    if link.startswith(_UNIX_URL):
+        path, url = split_unix(link)
+        _check_unix_path(path, link)
+        check_http(url)
+    else:
+        check_url(link)
+    return link
+
+
+def check_url(link: str) -> None:
+    """Checks an http or https URL of any length. Raises `Refused` when it is none.
+
+    The scheme may be in capitals (RFC 3986, section 3.1).
+    """
+    if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
+        if match[2]:
+            _check_port(match[2], link)
+        return
+    if not link[:8].lower().startswith(("http://", "https://")):
+        raise Refused(
+            "invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}"
+        )
+    if _UNSAFE.search(link):
+        raise Refused("invalid_value", FIELD, "a link has no blanks or control characters; write %20 and the like")
+    try:
+        parts = urlsplit(link)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its words may hold a password that has not been percent-encoded
+        hint = _ENCODE if "@" in link else "http://example.org:8080/path is one"
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL; {hint}") from None
+    if not host:
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
+    if "[" in parts.netloc:
+        if not _BRACKETED.fullmatch(parts.netloc.rpartition("@")[2]):
+            raise Refused("invalid_value", FIELD, f"behind […] stands a port or nothing, got {_cut(link)}")
+        _check_ipv6(host, link)
+    else:
+        _host_name(host, link)
+    if port is not None:
+        _check_port(str(port), link)
+
+
+def destination_of(kind: str, link: str) -> str:
+    """Where a task goes, for logs: a host and its port, never a path or credentials; `unknown` where it cannot be read.
+
+    Args:
+        kind: `address.type`.
+        link: `address.link`, which may be wrong in any way.
+    """
+    if kind == "http":
+        if link.startswith(_UNIX_URL):
+            return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
+        match = _AUTHORITY.match(link)
+        place = match[1].rpartition("@")[2] if match else ""
+    elif kind == "pipe":
+        return f"pipe:{link}" if _PIPE_NAME.fullmatch(link) else "unknown"
+    elif kind == "__graph__":
+        return kind
+    else:
+        place = link
+    if place.startswith("unix:/"):
+        return place[:MAX_HOST_LENGTH]
+    return place if _PLACE.fullmatch(place) else "unknown"
+
+
+def split_unix(link: str) -> tuple[str, str]:
+    """Splits `http://unix:/run/app.sock:/path` into the socket's path and the URL; of other URLs the path is empty."""
+    if not link.startswith(_UNIX_URL):
+        return "", link
+    path, _, target = link[len(_UNIX_URL) - 1 :].partition(":")
+    return path, f"http://localhost{target or '/'}"
+
+
+def http_place(link: str) -> str:
+    """Where the connections for an http or https URL lead: the same text for each URL of one host and port.
+
+    Args:
+        link: as `check_http` accepts it.
+    """
+    path, url = split_unix(link)
+    if path:
+        return path
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def parse_socket(link: str) -> SocketLink:
+    """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
+    _check_length(link)
+    if link.startswith("unix:"):
+        _check_unix_path(link[5:], link)
+        return SocketLink("", 0, link[5:])
+    host, colon, port = link.rpartition(":")
+    if not colon:
+        raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {_cut(link)}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        _check_ipv6(host, link)
+    else:
+        host = _host_name(host, link)
+    return SocketLink(host, _check_port(port, link))
+
+
+def check_pipe(link: str) -> str:
+    """Returns the name of a pipe as it came. Raises `Refused` for what could leave the pipe folder."""
+    if not _PIPE_NAME.fullmatch(link):
+        raise Refused(
+            "invalid_value",
+            FIELD,
+            "the name of a pipe is 1 to 100 letters, digits, '-', '_' or '.', not beginning with '.', "
+            f"got {_cut(link)}",
+        )
+    return link
+
+
+def _check_length(link: str) -> None:
+    if len(link) > MAX_LENGTH:
+        raise Refused("too_large", FIELD, f"a link has at most {MAX_LENGTH} characters, got {len(link)}")
+
+
+def _check_unix_path(path: str, link: str) -> None:
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+        raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}")
+
+
+def _host_name(host: str, link: str) -> str:
+    """Returns a host name as DNS knows it: in ASCII, also for a name in another script."""
+    try:
+        name = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
+    except UnicodeError as error:
+        raise Refused("invalid_value", FIELD, f"{_cut(link)} names a host that cannot be: {error}") from None
+    if not _HOST.fullmatch(name) or len(name) > MAX_HOST_LENGTH:
+        raise Refused(
+            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {_cut(link)}"
+        )
+    return name
+
+
+def _check_ipv6(host: str, link: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise Refused(
+            "invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {_cut(link)}"
+        ) from None
+
+
+def _check_port(port: str, link: str) -> int:
+    number = int(port) if _PORT.fullmatch(port) else 0
+    if not 0 < number < 65_536:
+        raise Refused("invalid_value", FIELD, f"a port is a number from 1 to 65535, got {_cut(link)}")
+    return number
+
+
+def _cut(link: str) -> str:
+    """A link for an error message, without credentials; in a link that cannot be read they may be anywhere before @."""
+    before, at, rest = link.rpartition("@")
+    scheme, slashes, _ = before.partition("://")
+    shown = _MASK.text(f"{scheme}{slashes}{MASKED}@{rest}" if slashes else f"{MASKED}@{rest}") if at else link
+    shown = _MASK.text(shown)
+    return repr(shown if len(shown) <= 80 else shown[:77] + "...")

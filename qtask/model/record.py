@@ -1,0 +1,45 @@
+"""A task as it is shown to people and programs, whichever way they ask. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from qtask.model.outcome import Outcome
+
+State = Literal["scheduled", "queued", "started", "delivered", "dead"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task as QTask knows it.
+
+    A job that another program put into the queue, and that is no task, is shown too: with the kind `unknown`, no
+    title, and None for the dict.
+
+    Attributes:
+        id: its id.
+        state: where it is on its way.
+        queue: name of its RQ queue.
+        due: Unix seconds.
+        retry_at: Unix seconds of the next delivery, while the task waits to be tried again.
+        accepted: Unix seconds, None where the client chose the id.
+        attempts: deliveries begun so far, since the last time that it was dead and retried.
+        title, kind, link: of the dict.
+        task: the dict.
+        outcomes: of the deliveries that ended, oldest first.
+    """
+
+    id: str
+    state: State
+    queue: str
+    due: float
+    retry_at: float | None
+    accepted: float | None
+    attempts: int
+    title: str
+    kind: str
+    link: str
+    task: dict[str, Any] | None
+    outcomes: list[Outcome] = field(default_factory=list)

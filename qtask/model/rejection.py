@@ -1,0 +1,232 @@
+"""Why a dict is refused, where msgspec says it: its words into ours, which name the field and what would be right."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from qtask.model.errors import Refused
+from qtask.model.retry import CAUSES, Retry
+from qtask.model.task import KINDS, MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
+
+_PATH = r"(?: - at `(?P<path>\$[^`]*)`)?"
+_MALFORMED = re.compile(r"JSON is malformed: (?P<what>.*) \(byte (?P<position>\d+)\)")
+_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`" + _PATH)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`" + _PATH, re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]*)`(?:, got `(?P<got>[^`]*)`)?" + _PATH)
+_BAD_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*?)" + _PATH, re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"(?:Number|Integer value) out of range" + _PATH)
+_BEGINNINGS = (  # the longer of two that begin alike comes first
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x16\x03", "TLS"),
+)
+_ENCODING_BY_NULS = {  # of the first four bytes: 0 where there is a NUL
+    b"\0\1\0\1": "UTF-16",
+    b"\1\0\1\0": "UTF-16",
+    b"\0\0\0\1": "UTF-32",
+    b"\1\0\0\0": "UTF-32",
+}
+_REMEDIES = {
+    "UTF-16": "send UTF-8",
+    "UTF-32": "send UTF-8",
+    "gzip": "send it uncompressed",
+    "zstd": "send it uncompressed",
+    "TLS": "connect without TLS",
+}
+_WORDS = {  # in the order in which they are told
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list […]",
+    "object": "an object {…}",
+    "null": "null",
+}
+_KEYS_OF = {
+    "": Task.__struct_fields__,
+    "address": ("type", "link"),
+    "settings": Settings.__struct_fields__,
+    "settings.retry": Retry.__struct_fields__,
+}
+_HINTS = {
+    "title": "; the name of the task",
+    "address": '; {"type": …, "link": …}',
+    "address.type": f"; one of {', '.join(KINDS)}",
+    "address.link": "; http: a URL, socket and udp: HOST:PORT, pipe: the name of the pipe",
+    "settings": '; {"time": …, "data": …}',
+    "settings.time": "; a delay in seconds, such as 90 or 1.5",
+    "settings.at": "; Unix seconds, or an instant such as 2026-12-24T18:00:00+01:00",
+    "settings.timeout": f"; seconds, up to {MAX_TIMEOUT_SECONDS:.0f}",
+    "settings.retry": '; {"attempts": 5, "backoff": "exponential", …}',
+    "settings.retry.backoff": "; exponential, linear, fixed, or a list of seconds",
+    "settings.retry.on": f"; a list of statuses and of {', '.join(CAUSES)}",
+    "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
+    "settings.id": "; text of your choosing",
+    "settings.data.method": "; an HTTP method such as GET or POST",
+    "settings.data.headers": "; a dict of text, or auto for a browser's headers",
+    "settings.data.params": "; a dict of text, numbers, or lists of them",
+    "settings.data.data": "; text or a form for http, any JSON for pipe",
+    "settings.data.body_base64": "; bytes in base64",
+}
+
+
+def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Refused:
+    """Why a text could not be read as what it has to be.
+
+    Args:
+        error: that of msgspec, or of Python where it went through msgspec.
+        raw: the text.
+        wanted: what it has to be, behind the words "one JSON".
+    """
+    if (refused := refusal_of_form(raw)) is not None:
+        return refused
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return Refused("invalid_json", "", f"JSON is written in UTF-8, where byte {byte:#04x} cannot stand as it does")
+    if isinstance(error, RecursionError):
+        return too_deep()
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid(str(error), "")
+    words = _what_is_malformed(raw) or str(error)
+    if not raw.strip():
+        return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
+    if (match := _MALFORMED.fullmatch(words)) is None and (match := _MALFORMED.fullmatch(_lengthened(raw))) is None:
+        return Refused("invalid_json", "", f"one JSON {wanted} is needed; the text ends before it is complete")
+    what, position = match["what"], int(match["position"])
+    near = raw[max(0, position - 12) : position + 12].decode("utf-8", "replace")
+    hint = _hint_at(what, raw, position)
+    return Refused("invalid_json", "", f"one JSON {wanted} is needed; {what} at byte {position}, near {near!r}{hint}")
+
+
+def refusal_of_data(error: msgspec.ValidationError, data: bytes, kind: type[Struct]) -> Refused:
+    """Why `settings.data` has not the form of its kind.
+
+    Args:
+        error: what msgspec said of it.
+        data: its JSON.
+        kind: the struct that it has to fit.
+    """
+    words = str(error)
+    name = _culprit(msgspec.json.decode(data), kind) if "[...]" in words else ""
+    return _invalid(words, "settings.data", kind.__struct_fields__, name)
+
+
+def refusal_of_form(raw: bytes) -> Refused | None:
+    """Why bytes are refused that hold no JSON in UTF-8; None when their beginning does not tell."""
+    form = other_form(raw)
+    return Refused("invalid_json", "", f"JSON in UTF-8 is needed, got {form}; {_REMEDIES[form]}") if form else None
+
+
+def other_form(raw: bytes) -> str:
+    """What bytes are that hold no JSON in UTF-8, by how they begin; empty when that does not tell.
+
+    Without a byte order mark, the places of NUL bytes show the encoding (RFC 4627, section 3).
+    """
+    found = next((form for beginning, form in _BEGINNINGS if raw.startswith(beginning)), "")
+    return found or _ENCODING_BY_NULS.get(bytes(map(bool, raw[:4])), "")
+
+
+def too_deep() -> Refused:
+    """Why a dict with more than `MAX_DEPTH` levels is refused."""
+    return Refused("too_deep", "", f"a dict is nested at most {MAX_DEPTH} levels deep; send what is deeper as text")
+
+
+def _culprit(data: dict[str, Any], kind: type[Struct]) -> str:
+    """The first name with a value that does not fit, in a dict such as `headers`: msgspec does not tell it."""
+    for key, names in data.items():
+        for name, value in islice(names.items(), 1_000) if isinstance(names, dict) else ():
+            try:
+                msgspec.json.decode(msgspec.json.encode({key: {name: value}}), type=kind)
+            except msgspec.ValidationError as error:
+                if "[...]" in str(error):
+                    return str(name)
+    return ""
+
+
+def _hint_at(what: str, raw: bytes, position: int) -> str:
+    """Where the JSON itself is broken, msgspec says what it met, but not how people get there."""
+    if what == "trailing characters":
+        return "; one dict a line, or several in an array"
+    if what == "object keys must be strings":
+        return "; keys stand in double quotes"
+    if what == "invalid number" or (what == "invalid character" and raw[position : position + 1] in (b"+", b".")):
+        return "; JSON's numbers have no plus sign, no leading zeros, and digits on both sides of the point"
+    if re.match(rb"True|False|None", raw[position:]):
+        return "; JSON's words are true, false and null"
+    if re.match(rb"NaN|-?Infinity", raw[position:]) or raw[position - 1 :].startswith(b"-Infinity"):
+        return "; JSON has no NaN and no infinity"
+    met = raw[position : position + 1]
+    if met and met < b" ":
+        return "; JSON's text has control characters only as escapes such as \\n"
+    return "; JSON is written in UTF-8" if met >= b"\x80" else ""
+
+
+def _what_is_malformed(raw: bytes) -> str:
+    """What msgspec says to a text that it reads to the end: more than where it leaves a part of it as it is."""
+    try:
+        msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        return ""
+    except msgspec.DecodeError as error:
+        return str(error)
+    except (UnicodeDecodeError, RecursionError):
+        return ""
+    return ""
+
+
+def _lengthened(raw: bytes) -> str:
+    """What msgspec says to a text that has room behind it: half a surrogate pair near the end looks cut off."""
+    try:
+        msgspec.json.decode(raw + b" " * 12)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return str(error)
+    return ""
+
+
+def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") -> Refused:
+    if match := _MISSING.fullmatch(words):
+        field = _path(base, match["path"], name, match["key"])
+        return Refused("missing_field", field, f"{match['key']} is needed{_HINTS.get(field, '')}")
+    if match := _UNKNOWN.fullmatch(words):
+        place = _path(base, match["path"], name)
+        known = ", ".join(keys or _KEYS_OF.get(place, ()))
+        return Refused(
+            "unknown_field",
+            _path(base, match["path"], name, match["key"][:60]),
+            f"{match['key'][:60]!r} is no key of {place or 'a task'}; its keys are: {known}",
+        )
+    if match := _EXPECTED.fullmatch(words):
+        field = _path(base, match["path"], name)
+        got = f", got {_WORDS.get(match['got'], match['got'])}" if match["got"] else ""
+        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _HINTS.get(field, "")
+        return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
+    if match := _OUT_OF_RANGE.fullmatch(words):
+        limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
+        return Refused("invalid_value", _path(base, match["path"], name), limits)
+    if match := _BAD_VALUE.fullmatch(words):
+        field = _path(base, match["path"], name)
+        return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{_HINTS.get(field, '')}")
+    return Refused("invalid_value", base, words)
+
+
+def _wanted(types: str) -> str:
+    """`float | str | int` → `text or a number`."""
+    wanted = set(types.split(" | "))
+    if "float" in wanted:
+        wanted.discard("int")
+    return " or ".join(told for word, told in _WORDS.items() if word in wanted)
+
+
+def _path(base: str, path: str | None, name: str, key: str = "") -> str:
+    """`$.params[...][2]` below `settings.data`, where the name `page` was at fault → `settings.data.params.page[2]`."""
+    inner = re.sub(r"^\$\.?", "", path or "").replace("[...]", f".{name[:60]}" if name else "")
+    return ".".join(part for part in (base, inner, key) if part)

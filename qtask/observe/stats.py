@@ -1,0 +1,139 @@
+"""Timing statistics in Redis sorted sets: one member an outcome, by the end of its delivery.
+
+A member is `id:attempt:status:lateness:duration` (seconds, six decimals); its status is `delivered`, or the kind of
+the error; its lateness is empty for the deliveries after a task's first. Sorted sets are bounded in number and age;
+exact totals stand in a hash beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import Redis
+
+from qtask.model.outcome import Outcome
+from qtask.model.task import KINDS
+from qtask.store import keys
+
+UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is no task
+_CHUNK = 20_000  # members a ZRANGE: a larger one would make others wait for Redis
+
+
+def status_of(outcome: Outcome) -> str:
+    """`delivered`, or the kind of the error."""
+    return outcome.error or outcome.status
+
+
+def member(task_id: str, outcome: Outcome) -> str:
+    """The member of the sorted set for an outcome."""
+    lateness = "" if outcome.lateness is None else f"{outcome.lateness:.6f}"
+    return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{lateness}:{outcome.duration:.6f}"
+
+
+def counter(kind: str, outcome: Outcome) -> str:
+    """The field of the totals for an outcome: `http:delivered`, `http:timeout`, …"""
+    return f"{kind}:{status_of(outcome)}"
+
+
+@dataclass(slots=True)
+class Samples:
+    """Outcomes of one kind, oldest first, as columns of equal length.
+
+    Attributes:
+        kind: of the address.
+        ended: Unix seconds.
+        lateness, duration: seconds; lateness is NaN for the deliveries after a task's first.
+        status: `delivered` or the kind of the error.
+    """
+
+    kind: str
+    ended: list[float] = field(default_factory=list)
+    lateness: list[float] = field(default_factory=list)
+    duration: list[float] = field(default_factory=list)
+    status: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ended)
+
+
+def read(redis: Redis, kinds: Sequence[str] = (*KINDS, UNKNOWN), newest: int | None = None) -> list[Samples]:
+    """Reads the outcomes that are kept, per kind; with `newest` only so many of each."""
+    return [_read_kind(redis, kind, newest) for kind in kinds]
+
+
+def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
+    samples = Samples(kind)
+    for raw, ended in _members(redis, keys.stats(kind), newest):
+        parts = raw.decode("utf-8", "replace").rsplit(":", 3)
+        try:
+            lateness, duration = float(parts[2] or "nan"), float(parts[3])
+        except (IndexError, ValueError):
+            continue  # somebody else's member must not hide ours
+        samples.ended.append(ended)
+        samples.lateness.append(lateness)
+        samples.duration.append(duration)
+        samples.status.append(parts[1])
+    return samples
+
+
+def _members(redis: Redis, key: str, newest: int | None) -> Iterator[tuple[bytes, float]]:
+    total = redis.zcard(key)
+    start = 0 if newest is None else max(0, total - newest)
+    while start < total:
+        chunk: list[Any] = redis.zrange(key, start, start + _CHUNK - 1, withscores=True)
+        if not chunk:
+            return
+        yield from chunk
+        start += len(chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Percentiles of a figure, in seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True)
+class KindSummary:
+    """What is known of one kind: totals by status since ever, and the spread over the outcomes that are kept."""
+
+    kind: str
+    totals: dict[str, int]
+    sampled: int
+    lateness: Spread | None
+    duration: Spread | None
+
+
+def summary(redis: Redis) -> list[KindSummary]:
+    """A summary of each kind that has outcomes."""
+    totals: dict[str, dict[str, int]] = {}
+    counters: Any = redis.hgetall(keys.COUNTERS)
+    for raw, count in counters.items():
+        kind, _, status = raw.decode().rpartition(":")
+        totals.setdefault(kind, {})[status] = int(count)
+    found = []
+    for samples in read(redis):
+        if samples.kind in totals or samples.ended:
+            lateness = spread([late for late in samples.lateness if not math.isnan(late)])
+            duration = spread(samples.duration)
+            found.append(KindSummary(samples.kind, totals.get(samples.kind, {}), len(samples), lateness, duration))
+    return found
+
+
+def spread(figures: Sequence[float]) -> Spread | None:
+    """Percentiles by the nearest rank; None for no figures."""
+    if not figures:
+        return None
+    ranked = sorted(figures)
+
+    def at(share: float) -> float:
+        return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
+
+    return Spread(at(0.50), at(0.95), at(0.99), ranked[-1])

@@ -1,0 +1,190 @@
+"""Tables for people, and JSON for programs, of what the commands have to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from qtask.model.outcome import Outcome
+from qtask.model.record import State, TaskRecord
+from qtask.model.timing import format_duration, format_instant, format_second
+from qtask.observe.stats import KindSummary, Spread
+from qtask.store.audit import Audit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_FILE_WIDTH = 200  # characters; a terminal has a width of its own
+_NARROW = 110  # a terminal with fewer columns has no column for the type
+_ID_WIDTH = 12  # of an id that QTask makes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def to_json(value: object) -> str:
+    """A value (records, summaries, lists and dicts of them) as one line of JSON."""
+    return msgspec.json.encode(value).decode()
+
+
+def print_tasks(records: Sequence[TaskRecord], counts: dict[State, int]) -> None:
+    """Prints a page of tasks, and how many there are in each state."""
+    if records:
+        narrow = _console().width < _NARROW
+        when = "due or retry" if any(record.retry_at is not None for record in records) else "due"
+        kind = () if narrow else ("type",)
+        table = _table("id", "state", when, *kind, "link", "title", "last outcome", whole=("state", when, *kind))
+        table.columns[0].min_width = _ID_WIDTH
+        for record in records:
+            last = outcome_words(record.outcomes[-1]) if record.outcomes else ""
+            link, title = plain(record.link[:60]), plain(record.title[:40])
+            if not narrow:
+                where = [record.kind, link]
+            elif record.kind == "http":  # its link says so
+                where = [link]
+            else:
+                where = [f"{record.kind} {link}"]
+            state = record.state if record.retry_at is None else "retrying"
+            instant = format_second(record.due if record.retry_at is None else record.retry_at)
+            table.add_row(record.id, state, instant, *where, title, last)
+        _print(table)
+    _print_counts(counts)
+
+
+def print_task(record: TaskRecord) -> None:
+    """Prints one task with its deliveries."""
+    table = _table("", "")
+    table.show_header = False
+    accepted = format_instant(record.accepted) if record.accepted is not None else "?"
+    for name, value in (
+        ("id", record.id),
+        ("title", record.title),
+        ("state", record.state),
+        ("accepted", accepted),
+        ("due", format_instant(record.due)),
+        ("next attempt", "" if record.retry_at is None else format_instant(record.retry_at)),
+        ("type", record.kind),
+        ("link", record.link),
+        ("deliveries", str(record.attempts)),
+        ("dict", msgspec.json.encode(record.task).decode()),
+    ):
+        if value or name != "next attempt":
+            table.add_row(name, plain(value))
+    _print(table)
+    if record.outcomes:
+        whole = ("delivery", "started", "lateness", "duration")
+        outcomes = _table(*whole, "outcome", "answer", whole=whole)
+        for outcome in record.outcomes:
+            outcomes.add_row(
+                str(outcome.attempt),
+                format_instant(outcome.started),
+                format_duration(outcome.lateness),
+                format_duration(outcome.duration),
+                outcome_words(outcome),
+                plain(outcome_answer(outcome)[:200]),
+            )
+        _print(outcomes)
+
+
+def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
+    """Prints the spread of lateness and duration, and the outcomes, of each kind."""
+    if not kinds:
+        _print("no deliveries yet")
+    else:
+        spread = ("p50", "p95", "p99", "max")
+        table = _table("type", "", *spread, "of the newest", "outcomes since ever", whole=spread)
+        for kind in kinds:
+            totals = ", ".join(f"{count} {status}" for status, count in sorted(kind.totals.items()))
+            table.add_row(kind.kind, "lateness", *_spread(kind.lateness), str(kind.sampled), totals)
+            table.add_row("", "duration", *_spread(kind.duration))
+        _print(table)
+    _print_counts(counts)
+
+
+def print_audit(audit: Audit) -> None:
+    """Prints the equation that an audit checks, and what does not fit."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "right"
+    rows = [
+        ("accepted", audit.accepted, ""),
+        ("= waiting in the schedule", audit.scheduled, ""),
+        ("+ queued", audit.queued, ""),
+        ("+ in flight", audit.started, ""),
+        ("+ delivered", audit.delivered, ""),
+        ("+ dead", audit.dead, ""),
+        ("+ cancelled", audit.cancelled, ""),
+        ("+ removed", audit.removed, f"{audit.dropped} of them dropped because of dead_keep" if audit.dropped else ""),
+    ]
+    if audit.deleted:
+        rows.append(("+ deleted by other programs", audit.deleted, "their ids were found without a job"))
+    if audit.written_off:
+        rows.append(("+ written off", audit.written_off, "by --write-off"))
+    if audit.missing > 0:
+        rows.append(("+ MISSING", audit.missing, "deleted by another program (rq empty, rq-dashboard), or lost"))
+    elif audit.missing < 0:
+        rows.append(("- TOO MANY", -audit.missing, "more tasks than were accepted"))
+    table.add_column("")
+    for name, count, about in rows:
+        table.add_row(name, str(count), about)
+    _print(table)
+    _print(f"{audit.duplicates} duplicates were not accepted again, {audit.expired} tasks expired")
+    if audit.foreign:
+        _print(f"{audit.foreign} jobs of other programs are in the same places, and not counted")
+    for fault, ids in audit.faults.items():
+        _print(f"{fault}: {', '.join(plain(one) for one in ids)}")
+    _print("balances" if audit.balances else "DOES NOT BALANCE")
+
+
+def outcome_words(outcome: Outcome) -> str:
+    """An outcome in a few words: `delivered 200`, `failed: timeout`."""
+    if outcome.status == "delivered":
+        return f"delivered {outcome.code}" if outcome.code else "delivered"
+    return f"failed: {outcome.code or outcome.error}"
+
+
+def outcome_answer(outcome: Outcome) -> str:
+    """What the receiver answered and what was lost of it, or else why the delivery failed."""
+    if outcome.status == "delivered" and outcome.answer and outcome.message:
+        return f"{outcome.answer} ({outcome.message})"
+    return outcome.answer or outcome.message
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere on one line: control characters, which could command a terminal, are shown as escapes."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def _spread(spread: Spread | None) -> list[str]:
+    if spread is None:
+        return ["-"] * 4
+    return [format_duration(value) for value in (spread.p50, spread.p95, spread.p99, spread.largest)]
+
+
+def _table(*columns: str, whole: Collection[str] = ()) -> Table:
+    """A table whose cells go over several lines where there is no room, but for those of the columns in `whole`."""
+    from rich.table import Table  # clients do without it
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
+    return table
+
+
+def _print_counts(counts: dict[State, int]) -> None:
+    _print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _print(what: Table | str) -> None:
+    _console().print(what)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(emoji=False, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console

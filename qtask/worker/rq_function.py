@@ -1,0 +1,143 @@
+"""The function that a stock `rq worker -S rq.serializers.JSONSerializer` calls for each task.
+
+QTask's own worker never comes here. One task at a time, HTTP through requests; the other kinds run the same code
+as in QTask's worker, on a loop that lives as long as the delivery. It settles by the same script.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import msgspec
+from redis import Redis
+from rq import get_current_job
+from rq.job import Job
+
+from qtask.config import Config, load
+from qtask.delivery.claim import Claim
+from qtask.delivery.ending import (
+    by_stock_worker,
+    hindrance,
+    log_failure,
+    log_unread,
+    outcome_of,
+    retry_in,
+    settlement,
+    undelivered,
+    unread,
+)
+from qtask.delivery.exchange import broken
+from qtask.delivery.loop import Loop
+from qtask.destinations.http.message import prepare
+from qtask.destinations.registry import deliverer
+from qtask.model.errors import DeliveryFailed, Refused
+from qtask.model.outcome import Answer, Failure
+from qtask.observe import log
+from qtask.observe.failure_log import FailureLog
+from qtask.store import keys, leases
+from qtask.store.job import due_of, is_foreign, read_data
+from qtask.store.leases import Settlement
+
+# RQ runs each job in a process of its own, where this bounds nothing; a worker without fork has it for all its jobs.
+_failures = FailureLog(logging.getLogger("qtask.worker"))
+
+
+def do(task: dict[str, Any]) -> dict[str, Any]:
+    """Delivers a task now, inside the RQ job that it is.
+
+    Args:
+        task: the dict; it is read from the job again, in the one way in which every worker reads it.
+
+    Returns the outcome as a dict, which RQ keeps as the job's result. Raises `DeliveryFailed`, so that RQ
+    counts the job as failed; the outcome is in the job and in the statistics either way. A task that is to be tried
+    again is in the schedule then, and leaves RQ's failed registry when it is due.
+
+    RQ moves the job to its finished or failed registry after this has returned. The settlement has done so already, so
+    nothing is lost or counted twice when the worker dies in between.
+    """
+    job = get_current_job()
+    if job is None:
+        raise DeliveryFailed("do() runs inside an RQ worker; to deliver later, send the dict to QTask")
+    redis: Redis = job.connection
+    config = replace(load(), queue=job.origin)
+    _set_keeping(job, config)
+    executions = job.execution_registry.get_execution_ids()
+    token = executions[-1] if executions else ""
+    now, attempt, written_due = leases.read_begun(leases.begin(job.id, job.origin).run(redis))
+    result: Answer | Failure
+    try:
+        read, accepted = read_data(job.data)
+        claim = Claim(job.id, abs(attempt), read, due_of(read, job.id, written_due), attempt < 0, not accepted)
+    except Refused as refused:  # what another program put into the queue; QTask's own ways in refuse it earlier
+        failure = Failure("refused", refused.message)
+        _settle(redis, config, token, unread(job.id, abs(attempt), failure, now, is_foreign(job.data)))
+        log.setup_beside(config, "rq-worker")
+        log_unread(_failures, job.id, abs(attempt), failure)
+        raise DeliveryFailed(f"{failure.kind}: {failure.message}") from None
+    hindered = hindrance(claim, now)
+    if hindered is not None:
+        _settle(redis, config, token, undelivered(claim, hindered, now))
+        _log(config, claim, hindered, None)
+        raise DeliveryFailed(f"{hindered.kind}: {hindered.message}")
+    began = monotonic()
+    result = _attempt(claim, config)
+    duration = monotonic() - began
+    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.id_seconds))
+    if isinstance(result, Failure):
+        _log(config, claim, result, retry_in(settled))
+        raise DeliveryFailed(f"{result.kind}: {result.message}")
+    return dict(msgspec.to_builtins(outcome_of(claim, result, now, duration)))
+
+
+def _settle(redis: Redis, config: Config, token: str, one: Settlement) -> Settlement:
+    """Settles under the lease of this execution; where that was taken back meanwhile, nothing is settled.
+
+    Returns the settlement as it was sent.
+    """
+    settled = by_stock_worker(one)
+    leases.settle(config, token, [settled]).run(redis)
+    return settled
+
+
+def _log(config: Config, claim: Claim, failure: Failure, delay: float | None) -> None:
+    """Logs a failed delivery as QTask's own worker does, also in an `rq worker`, which logs only RQ's events."""
+    log.setup_beside(config, "rq-worker")
+    log_failure(_failures, claim, failure, delay)
+
+
+def _attempt(claim: Claim, config: Config) -> Answer | Failure:
+    try:
+        return _deliver(claim, config)
+    except Failure as failure:
+        return failure
+    except Refused as refused:
+        return Failure("refused", refused.message)
+    except Exception as error:
+        return broken(claim.id, error)
+
+
+def _deliver(claim: Claim, config: Config) -> Answer | Failure:
+    if claim.task.kind == "http":
+        from qtask.destinations.http import requests_transport as http_requests
+
+        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due), config.ca_file)
+    loop = Loop()
+    deliver_one = deliverer(claim.task.kind, loop, config)
+    results: list[Answer | Failure] = []
+    try:
+        deliver_one.start(claim, results.append)
+        while not results:
+            loop.run_once()
+    finally:
+        deliver_one.close()
+        loop.close()
+    return results[0]
+
+
+def _set_keeping(job: Job, config: Config) -> None:
+    """Has RQ keep the task as QTask's own worker would: schedulers forget it, RQ never does."""
+    job.result_ttl = config.history_seconds + keys.FOREVER_SECONDS
+    job.failure_ttl = keys.FOREVER_SECONDS
