@@ -30,9 +30,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qtask.api.hosts import Hosts
 from qtask.api.request_checks import ServerConnection, as_scope, is_json, other_codings, split_target
 from qtask.config import Config
-from qtask.gateway.socket import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.http_refusal import NO_SNIFFING, http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
+from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.listen import BACKLOG
 from qtask.intake.memory_budget import Held
 from qtask.intake.refused import refused_log

@@ -125,7 +125,7 @@ def up(config: Config) -> None:
 @settings(*_GATEWAY)
 def gateway(config: Config) -> None:
     """Run a gateway: accept tasks."""
-    from qtask.gateway import run
+    from qtask.gateway.process import run
 
     _run("gateway", run, config)
 

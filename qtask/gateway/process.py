@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from qtask.api.app import HttpServer
 from qtask.config import Config
 from qtask.gateway.inbox import Inbox
-from qtask.gateway.socket import ARRAY_FACTOR, SocketServer
+from qtask.gateway.socket import SocketServer
 from qtask.intake.intake import Intake
+from qtask.intake.limits import ARRAY_FACTOR
 from qtask.intake.listen import listen, port_of
 from qtask.intake.memory_budget import Held
 from qtask.intake.refused import refused_log

@@ -18,6 +18,7 @@ from qtask.config import Config
 from qtask.gateway.framing import Framing
 from qtask.intake.http_refusal import http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
+from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.listen import BACKLOG
 from qtask.intake.memory_budget import Held
 from qtask.intake.refused import refused_log
@@ -25,13 +26,9 @@ from qtask.model.errors import Refused
 from qtask.model.rejection import refusal_of_form
 from qtask.model.validation import parse, split_batch
 
-TURN = 200  # dicts that one connection may have checked in one turn of the loop
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
 MAX_UNANSWERED = 2_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
-MAX_IN_ARRAY = 10_000
-ARRAY_FACTOR = 16  # an array may be this many times as large as a dict
 ANSWER_BYTES = 250  # about what an answer takes that is not written yet
-LINGER_SECONDS = 1.0  # for a client to take its last answers and to close its side
 # A request's line, of whatever method: a web page may POST lines of JSON to any port.
 _HTTP_REQUEST = re.compile(rb"(?:GET|POST|PUT|HEAD|OPTIONS|DELETE|PATCH|CONNECT) |[!#$%&'*+.^_`|~\w-]+ +\S+ +HTTP/\d")
 
