@@ -338,7 +338,7 @@ def test_pictures_are_bounded(redis: Redis) -> None:
 def test_statistics_are_bounded_and_receivers_cannot_make_counters(live: Live, queue: str) -> None:
     answers = count(400)
     with Receiver(lambda exchange: exchange.answer(next(answers))) as receiver:
-        live.start("worker", queue=queue, stats_keep=100)
+        live.start("worker", queue=queue, stats_retention_count=100)
         with live.client(queue) as client:
             client.send_many([http(receiver.url) for _ in range(150)])
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 150)

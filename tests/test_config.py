@@ -145,12 +145,16 @@ def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
 
 def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
     (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfhistory_seconds = "7d"\nidle_seconds = 5\n')
-    config = load({"hold_seconds": "500ms"}, {"QTASK_ID_SECONDS": "1h30m"})
-    assert (config.history_seconds, config.idle_seconds) == (604_800, 5.0)
-    assert (config.hold_seconds, config.id_seconds) == (0.5, 5_400)
-    assert isinstance(config.history_seconds, int)
-    assert complaint({"id_seconds": "0.5s"}).startswith("--id-seconds must be whole seconds, or a duration such as")
-    assert complaint({"id_seconds": "3000d"}) == "--id-seconds must be from 1 to 31536000, got '3000d'"
+    config = load({"accept_retry_seconds": "500ms"}, {"QTASK_IDEMPOTENCY_SECONDS": "1h30m"})
+    assert (config.retention_seconds, config.idle_seconds) == (604_800, 5.0)
+    assert (config.accept_retry_seconds, config.idempotency_seconds) == (0.5, 5_400)
+    assert isinstance(config.retention_seconds, int)
+    assert complaint({"idempotency_seconds": "0.5s"}).startswith(
+        "--idempotency-seconds must be whole seconds, or a duration such as"
+    )
+    assert (
+        complaint({"idempotency_seconds": "3000d"}) == "--idempotency-seconds must be from 1 to 31536000, got '3000d'"
+    )
     assert complaint({"port": "10m"}) == "--port must be a whole number, got '10m'"
 
 

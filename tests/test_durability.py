@@ -73,7 +73,10 @@ def accept(gateway: Gateway, dicts: list[dict[str, Any]]) -> list[str]:
 
 
 def test_an_accepted_task_survives_the_death_of_redis_and_a_power_cut_right_after_the_answer(tmp_path: Path) -> None:
-    with Machine(tmp_path, *SHIPPED) as machine, Gateway(machine.server.url, tmp_path, HOLD_SECONDS=10) as gateway:
+    with (
+        Machine(tmp_path, *SHIPPED) as machine,
+        Gateway(machine.server.url, tmp_path, ACCEPT_RETRY_SECONDS=10) as gateway,
+    ):
         redis = connect(machine.server.url)
         ids: list[str] = []
         for number in (1, 700, 2, 1):

@@ -136,7 +136,7 @@ def _unread(*ports: int) -> int:
 
 
 def test_a_gateway_that_holds_tasks_for_a_redis_that_is_away_says_so_before_it_ends(tmp_path: Path) -> None:
-    with Live(tmp_path) as live, Gateway(live.url, tmp_path, HOLD_SECONDS=3_600) as gateway:
+    with Live(tmp_path) as live, Gateway(live.url, tmp_path, ACCEPT_RETRY_SECONDS=3_600) as gateway:
         live.server.kill()
         with Connection(gateway.port) as connection:
             connection.send(line_of(task()))

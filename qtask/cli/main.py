@@ -28,9 +28,16 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _CONCERNS = "qtask.concerns"  # where a command finds what is questionable in its settings
 _STORE = ("redis_url", "queue")
 _LOGS = ("log_level", "log_format", "mask_headers")
-_LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "hold_seconds", "wait_replicas")
+_LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "accept_retry_seconds", "wait_replicas")
 _GATEWAY = (*_STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *_LOGS)
-_KEEPING = ("history_keep", "history_seconds", "dead_keep", "id_seconds", "stats_keep", "stats_seconds")
+_KEEPING = (
+    "retention_count",
+    "retention_seconds",
+    "dead_retention_count",
+    "idempotency_seconds",
+    "stats_retention_count",
+    "stats_retention_seconds",
+)
 # Commands that only look at Redis find the one of a `qtask up` by the data folder.
 _LOOK = (*_STORE, "data_dir")
 _WORKER = (*_STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_KEEPING, *_LOGS)

@@ -482,7 +482,7 @@ class Worker(BaseWorker):
             self._slots.release(claim.id)
         self.total_working_time += ended - began
         started = began + self._clock_offset
-        outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
+        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds)
         if isinstance(result, Failure):
             self.failed_job_count += 1
             log_failure(self._failures, claim, result, retry_in(outcome))
@@ -544,7 +544,7 @@ class Worker(BaseWorker):
         if settled < sent:
             logger.warning("leases_lost", extra={"tasks": sent - settled})
         for task_id in dropped:
-            about = {"task": client_id(task_id.decode()), "dead_keep": self._config.dead_keep}
+            about = {"task": client_id(task_id.decode()), "dead_retention_count": self._config.dead_retention_count}
             logger.error("dead_dropped", extra=about)
 
     def _put_back(self) -> Call:

@@ -85,7 +85,7 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began
-    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.id_seconds))
+    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds))
     if isinstance(result, Failure):
         _log(config, claim, result, retry_in(settled))
         raise DeliveryFailed(f"{result.kind}: {result.message}")
@@ -139,5 +139,5 @@ def _deliver(claim: Claim, config: Config) -> Answer | Failure:
 
 def _set_keeping(job: Job, config: Config) -> None:
     """Has RQ keep the task as QTask's own worker would: schedulers forget it, RQ never does."""
-    job.result_ttl = config.history_seconds + keys.FOREVER_SECONDS
+    job.result_ttl = config.retention_seconds + keys.FOREVER_SECONDS
     job.failure_ttl = keys.FOREVER_SECONDS
