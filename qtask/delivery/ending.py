@@ -25,7 +25,7 @@ from qtask.store.leases import Fate, Settlement
 LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock worker
 
 
-def hindrance(claim: Claim, now: float) -> Failure | None:
+def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
     """Why a task that was claimed is not to be delivered any more, or None when it is.
 
     Args:

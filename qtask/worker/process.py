@@ -31,9 +31,9 @@ from rq.worker_registration import clean_worker_registry
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
-    hindrance,
     log_failure,
     log_unread,
+    reason_not_to_deliver,
     retry_in,
     settlement,
     undelivered,
@@ -54,7 +54,7 @@ from qtask.observe.failure_log import FailureLog
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
-from qtask.process.supervisor import Crew, Member
+from qtask.process.supervisor import Member, Supervisor
 from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
@@ -454,9 +454,9 @@ class Worker(BaseWorker):
             retried, attempt = attempt < 0, abs(attempt)
             claim = Claim(task_id, attempt, task, due, retried, not accepted)
             if attempt > 1 or task.settings.expires is not UNSET:
-                hindered = hindrance(claim, began + self._clock_offset)
-                if hindered is not None:
-                    self._end_undelivered(claim, hindered)
+                reason = reason_not_to_deliver(claim, began + self._clock_offset)
+                if reason is not None:
+                    self._end_undelivered(claim, reason)
                     return
             kind = task.kind
             if self._limits_hosts and kind == "http":
@@ -567,7 +567,7 @@ def run(config: Config) -> None:
     """
     check_ca_file(config.ca_file)
     if config.processes > 1:
-        _run_crew(config)
+        _run_several(config)
         return
     config = descriptors.fit(config, "concurrency")
     signals = StopSignals()
@@ -591,18 +591,18 @@ def run(config: Config) -> None:
     worker.work()
 
 
-def _run_crew(config: Config) -> None:
+def _run_several(config: Config) -> None:
     """Runs several workers as children. `qtask health worker` then looks at them and at this process."""
     environment = replace(config, processes=1).as_environment()
-    crew = Crew([Member("worker", environment) for _ in range(config.processes)])
+    supervisor = Supervisor([Member("worker", environment) for _ in range(config.processes)])
     heartbeat = Heartbeat("worker", config, f"supervisor of {config.processes} workers")
 
     def beat() -> None:
-        missing = sum(not member.running for member in crew.members)
+        missing = sum(not member.running for member in supervisor.members)
         heartbeat.beat(f"{missing} of {config.processes} workers do not run" if missing else "")
 
-    crew.listen()
-    crew.start()
-    crew.keep(beat)
-    crew.stop()
+    supervisor.listen()
+    supervisor.start()
+    supervisor.keep(beat)
+    supervisor.stop()
     heartbeat.close()
