@@ -385,5 +385,5 @@ def test_each_bound_of_the_document_is_the_one_in_force() -> None:
             assert re.search(rf"\b{shown}\b", bound), f"{name} is {shown}, the document says {bound!r}"
             checked.add(name)
     assert len(checked) > 40
-    limits = {name for name in settings if name.startswith(("max_", "history_", "stats_", "dead_", "id_"))}
+    limits = {name for name in settings if name.startswith(("max_", "retention_", "stats_", "dead_", "idempotency_"))}
     assert limits <= checked, "every setting that is a bound is told"

@@ -144,7 +144,7 @@ def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
 
 
 def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
-    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfhistory_seconds = "7d"\nidle_seconds = 5\n')
+    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfretention_seconds = "7d"\nidle_seconds = 5\n')
     config = load({"accept_retry_seconds": "500ms"}, {"QTASK_IDEMPOTENCY_SECONDS": "1h30m"})
     assert (config.retention_seconds, config.idle_seconds) == (604_800, 5.0)
     assert (config.accept_retry_seconds, config.idempotency_seconds) == (0.5, 5_400)
@@ -185,7 +185,10 @@ def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> Non
         ("queue = 5", r"^queue in .*qtask\.toml must be text, got 5$"),
         ("queue = ['a']", r"^queue in .*qtask\.toml must be text, got \['a'\]$"),
         ("host = ''", r"^host in .*qtask\.toml must not be empty; leave it out for '127\.0\.0\.1'$"),
-        ("prot = 5", r"^'prot' in .*qtask\.toml is no setting; the settings are: allowed_hosts, .*, workers$"),
+        (
+            "prot = 5",
+            r"^'prot' in .*qtask\.toml is no setting; the settings are: accept_retry_seconds, .*, workers$",
+        ),
         ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is no setting"),
         ("http-port = 5", r"^'http-port' in .*qtask\.toml is no setting"),
         ("port = ", r"^the configuration file .*qtask\.toml is not TOML: "),

@@ -13,7 +13,8 @@ from redis import Redis
 
 from qtask.config import Config
 from qtask.model.errors import NotFound
-from qtask.run.doctor import Finding, examine
+from qtask.run.doctor.examination import examine
+from qtask.run.doctor.finding import Finding
 from qtask.run.embedded import OPTIONS_FILE, EmbeddedRedis
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
