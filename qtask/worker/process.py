@@ -25,7 +25,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
-from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from qtask.config import Config
@@ -51,6 +51,7 @@ from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
 from qtask.model.task import Kind
 from qtask.observe.failure_log import FailureLog
+from qtask.private.rq import RegisteredWorker
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
@@ -83,7 +84,7 @@ LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
 logger = logging.getLogger("qtask.worker")
 
 
-class Worker(BaseWorker):
+class Worker(RegisteredWorker):
     """Delivers the tasks of one queue.
 
     Args:
@@ -313,17 +314,6 @@ class Worker(BaseWorker):
             self._settles.send(self._on_suspended, "EXISTS", WORKERS_SUSPENDED)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
-
-    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Keeps listening for RQ's commands, whatever Redis goes through.
-
-        RQ's own gives up at a timeout. And an error may be the answer to the subscription: connecting anew repeats it.
-        """
-        if not isinstance(exc, RedisError | OSError):
-            raise exc
-        if pubsub.connection is not None:
-            pubsub.connection.disconnect()
-        sleep(BACKOFF_SECONDS[1])
 
     def _on_suspended(self, reply: Any) -> None:
         self._suspended = reply == 1
