@@ -25,7 +25,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qtask.api.hosts import Hosts
 from qtask.api.request_checks import ServerConnection, as_scope, is_json, other_codings, split_target
@@ -34,7 +33,7 @@ from qtask.intake.http_refusal import NO_SNIFFING, http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.listen import BACKLOG
-from qtask.intake.memory_budget import Held
+from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import NotFound, Refused, WrongState
 from qtask.model.ids import stored_id
@@ -42,6 +41,7 @@ from qtask.model.mask import mask_of
 from qtask.model.record import State
 from qtask.model.rejection import other_form
 from qtask.model.validation import bare, parse, split_batch
+from qtask.private.uvicorn import HttpConnection, serve
 from qtask.store import keys, tasks
 from qtask.store.connect import connect, read_again, read_again_async, reason_of
 
@@ -61,14 +61,14 @@ class HttpServer:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
-        held: counts the bodies that are being read or worked on.
+        budget: counts the bodies that are being read or worked on.
         config: `host`, `allowed_hosts`, `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
-    def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
+    def __init__(self, redis: Redis, intake: Intake, budget: MemoryBudget, config: Config) -> None:
         self._redis = redis
         self._intake = intake
-        self._held = held
+        self._budget = budget
         self._config = config
         self._reading = connect(config.redis, REPLY_SECONDS)
         self._mask = mask_of(config.mask_headers)
@@ -112,7 +112,7 @@ class HttpServer:
         """
         bound = [listener.getsockname()[0] for listener in listeners]
         self._front.hosts = Hosts(bound, self._config.host, self._config.allowed_hosts)
-        self._serving = asyncio.get_running_loop().create_task(self._server._serve(listeners))
+        self._serving = asyncio.get_running_loop().create_task(serve(self._server, listeners))
         while not self._server.started:
             await asyncio.sleep(0.001)
 
@@ -130,7 +130,7 @@ class HttpServer:
             return unsupported
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
-        with self._held.counting() as has_room_for:
+        with self._budget.counting() as has_room_for:
             return await self._submit_body(request, has_room_for)
 
     async def _submit_body(self, request: Request, has_room_for: Callable[[int], bool]) -> Response:
@@ -282,7 +282,7 @@ class _Front:
             await self._app(as_scope(dict(scope), path), receive, send)
 
 
-class _Connection(H11Protocol):
+class _Connection(HttpConnection):
     """uvicorn's side of one connection, with a bound on how many there are and on how long one may be silent."""
 
     def __init__(self, limits: Config, *arguments: Any, **named: Any) -> None:  # uvicorn names its own `config`
@@ -317,18 +317,14 @@ class _Connection(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keeps our side open for the answers that are owed: the client closed its side, but may still read."""
-        self._half_closed = not self._refused and self._owes_an_answer()
+        self._half_closed = not self._refused and self.owes_an_answer
         return self._half_closed
 
     def on_response_complete(self) -> None:
         """Called when an answer was sent; the next request, if it is here already, is begun before this returns."""
         super().on_response_complete()
-        if self._half_closed and not self._owes_an_answer():
+        if self._half_closed and not self.owes_an_answer:
             self.transport.close()
-
-    def _owes_an_answer(self) -> bool:
-        """Whether a whole request is here and its answer is not yet sent."""
-        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -347,18 +343,15 @@ class _Connection(H11Protocol):
         message = f"this port speaks {what}; JSON lines are spoken on port {self._socket_port}"
         self._refuse(HTTPStatus.BAD_REQUEST, Refused("wrong_protocol", "", message))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """An Upgrade that is not known is ignored (RFC 9110, section 7.8); uvicorn would log how to install it."""
-
     def _look(self) -> None:
         """Ends the connection of a client that neither goes on with its request nor takes its answer."""
         takes_nothing = self.flow.write_paused or self.transport.is_closing()
-        silent = 0.0 if self._owes_an_answer() and not takes_nothing else monotonic() - self._last_byte
+        silent = 0.0 if self.owes_an_answer and not takes_nothing else monotonic() - self._last_byte
         if silent < self._idle_seconds:
             self._timer = self.loop.call_later(self._idle_seconds - silent, self._look)
         elif takes_nothing:
             self.transport.abort()
-        elif self.cycle is None or not self.cycle.response_started:
+        elif not self.answer_has_begun:
             message = f"nothing came for {self._idle_seconds:g} s, so the connection is closed"
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, Refused("idle", "", message))
         else:

@@ -25,7 +25,7 @@ from qtask.store.leases import Fate, Settlement
 LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock worker
 
 
-def hindrance(claim: Claim, now: float) -> Failure | None:
+def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
     """Why a task that was claimed is not to be delivered any more, or None when it is.
 
     Args:
@@ -90,13 +90,13 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
 
 
 def settlement(
-    claim: Claim, result: Answer | Failure, started: float, duration: float, id_seconds: float
+    claim: Claim, result: Answer | Failure, started: float, duration: float, idempotency_seconds: float
 ) -> Settlement:
     """What is settled for a delivery that has ended.
 
     Args:
         claim, result, started, duration: as for `outcome_of`.
-        id_seconds: for how long the id of a delivered task is remembered, where the client chose it.
+        idempotency_seconds: for how long the id of a delivered task is remembered, where the client chose it.
     """
     outcome = outcome_of(claim, result, started, duration)
     rare: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def settlement(
         if delay is not None:
             rare["delay"] = delay
     elif claim.task.settings.id is not UNSET:
-        rare["remember"] = id_seconds
+        rare["remember"] = idempotency_seconds
     return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), rare)
 
 

@@ -13,6 +13,8 @@ CANCELLED_PREFIX = "rq:canceled:"  # + queue: sorted set, jobs that were cancell
 QUEUES = "rq:queues"  # set of queue keys, which `rq info` lists
 SCHEDULE = "rq:scheduler:scheduled_jobs"  # sorted set, id by due
 SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqscheduler stays passive
+STOCK_SCHEDULERS = "rq:scheduler_instance:*"  # pattern of the keys of stock rqschedulers that are alive
+RQ_WORKERS = "rq:workers"  # set of the keys of all registered workers, ours and stock ones
 STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
@@ -68,6 +70,11 @@ def finished(name: str) -> str:
 def failed(name: str) -> str:
     """Key of a queue's failed registry, which holds the dead."""
     return FAILED_PREFIX + name
+
+
+def rq_workers(name: str) -> str:
+    """Key of the set of the registered workers of a queue."""
+    return f"{RQ_WORKERS}:{name}"
 
 
 def results(task_id: str) -> str:

@@ -67,8 +67,20 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
     """
     arguments: list[Value] = [
         *(keys.JOB_PREFIX, token, keys.STATS_PREFIX),
-        *(config.history_keep, config.history_seconds, config.stats_keep, config.stats_seconds),
-        *(keys.FOREVER_SECONDS, config.dead_keep, keys.WAKE, keys.ID_PREFIX, OUTCOMES_KEEP, keys.RESULTS_PREFIX),
+        *(
+            config.retention_count,
+            config.retention_seconds,
+            config.stats_retention_count,
+            config.stats_retention_seconds,
+        ),
+        *(
+            keys.FOREVER_SECONDS,
+            config.dead_retention_count,
+            keys.WAKE,
+            keys.ID_PREFIX,
+            OUTCOMES_KEEP,
+            keys.RESULTS_PREFIX,
+        ),
         config.queue,
     ]
     for settlement in settlements:

@@ -122,8 +122,8 @@ def cancel(redis: Redis, task_id: str) -> State:
 def forget(redis: Redis, task_id: str) -> State:
     """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
 
-    An id that the client chose stays remembered for its time (`id_seconds` from the delivery), so that a second task
-    with it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
+    An id that the client chose stays remembered (`idempotency_seconds` from the delivery), so that a second task with
+    it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
     """
     prefixes = [keys.JOB_PREFIX, keys.FINISHED_PREFIX, keys.RESULTS_PREFIX]
     state = _state_after(task_id, script("forget_task").run(redis, [], [stored_id(task_id), *prefixes]))

@@ -25,15 +25,15 @@ from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
-from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
-    hindrance,
     log_failure,
     log_unread,
+    reason_not_to_deliver,
     retry_in,
     settlement,
     undelivered,
@@ -51,10 +51,11 @@ from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
 from qtask.model.task import Kind
 from qtask.observe.failure_log import FailureLog
+from qtask.private.rq import RegisteredWorker
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
-from qtask.process.supervisor import Crew, Member
+from qtask.process.supervisor import Member, Supervisor
 from qtask.store import keys, leases, rights
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
@@ -83,7 +84,7 @@ LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
 logger = logging.getLogger("qtask.worker")
 
 
-class Worker(BaseWorker):
+class Worker(RegisteredWorker):
     """Delivers the tasks of one queue.
 
     Args:
@@ -314,17 +315,6 @@ class Worker(BaseWorker):
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
 
-    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Keeps listening for RQ's commands, whatever Redis goes through.
-
-        RQ's own gives up at a timeout. And an error may be the answer to the subscription: connecting anew repeats it.
-        """
-        if not isinstance(exc, RedisError | OSError):
-            raise exc
-        if pubsub.connection is not None:
-            pubsub.connection.disconnect()
-        sleep(BACKOFF_SECONDS[1])
-
     def _on_suspended(self, reply: Any) -> None:
         self._suspended = reply == 1
 
@@ -454,9 +444,9 @@ class Worker(BaseWorker):
             retried, attempt = attempt < 0, abs(attempt)
             claim = Claim(task_id, attempt, task, due, retried, not accepted)
             if attempt > 1 or task.settings.expires is not UNSET:
-                hindered = hindrance(claim, began + self._clock_offset)
-                if hindered is not None:
-                    self._end_undelivered(claim, hindered)
+                reason = reason_not_to_deliver(claim, began + self._clock_offset)
+                if reason is not None:
+                    self._end_undelivered(claim, reason)
                     return
             kind = task.kind
             if self._limits_hosts and kind == "http":
@@ -482,7 +472,7 @@ class Worker(BaseWorker):
             self._slots.release(claim.id)
         self.total_working_time += ended - began
         started = began + self._clock_offset
-        outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
+        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds)
         if isinstance(result, Failure):
             self.failed_job_count += 1
             log_failure(self._failures, claim, result, retry_in(outcome))
@@ -544,7 +534,7 @@ class Worker(BaseWorker):
         if settled < sent:
             logger.warning("leases_lost", extra={"tasks": sent - settled})
         for task_id in dropped:
-            about = {"task": client_id(task_id.decode()), "dead_keep": self._config.dead_keep}
+            about = {"task": client_id(task_id.decode()), "dead_retention_count": self._config.dead_retention_count}
             logger.error("dead_dropped", extra=about)
 
     def _put_back(self) -> Call:
@@ -567,7 +557,7 @@ def run(config: Config) -> None:
     """
     check_ca_file(config.ca_file)
     if config.processes > 1:
-        _run_crew(config)
+        _run_several(config)
         return
     config = descriptors.fit(config, "concurrency")
     signals = StopSignals()
@@ -591,18 +581,18 @@ def run(config: Config) -> None:
     worker.work()
 
 
-def _run_crew(config: Config) -> None:
+def _run_several(config: Config) -> None:
     """Runs several workers as children. `qtask health worker` then looks at them and at this process."""
     environment = replace(config, processes=1).as_environment()
-    crew = Crew([Member("worker", environment) for _ in range(config.processes)])
+    supervisor = Supervisor([Member("worker", environment) for _ in range(config.processes)])
     heartbeat = Heartbeat("worker", config, f"supervisor of {config.processes} workers")
 
     def beat() -> None:
-        missing = sum(not member.running for member in crew.members)
+        missing = sum(not member.running for member in supervisor.members)
         heartbeat.beat(f"{missing} of {config.processes} workers do not run" if missing else "")
 
-    crew.listen()
-    crew.start()
-    crew.keep(beat)
-    crew.stop()
+    supervisor.listen()
+    supervisor.start()
+    supervisor.keep(beat)
+    supervisor.stop()
     heartbeat.close()

@@ -20,10 +20,10 @@ from qtask.config import Config, load
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
     by_stock_worker,
-    hindrance,
     log_failure,
     log_unread,
     outcome_of,
+    reason_not_to_deliver,
     retry_in,
     settlement,
     undelivered,
@@ -77,15 +77,15 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         log.setup_beside(config, "rq-worker")
         log_unread(_failures, job.id, abs(attempt), failure)
         raise DeliveryFailed(f"{failure.kind}: {failure.message}") from None
-    hindered = hindrance(claim, now)
-    if hindered is not None:
-        _settle(redis, config, token, undelivered(claim, hindered, now))
-        _log(config, claim, hindered, None)
-        raise DeliveryFailed(f"{hindered.kind}: {hindered.message}")
+    reason = reason_not_to_deliver(claim, now)
+    if reason is not None:
+        _settle(redis, config, token, undelivered(claim, reason, now))
+        _log(config, claim, reason, None)
+        raise DeliveryFailed(f"{reason.kind}: {reason.message}")
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began
-    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.id_seconds))
+    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds))
     if isinstance(result, Failure):
         _log(config, claim, result, retry_in(settled))
         raise DeliveryFailed(f"{result.kind}: {result.message}")
@@ -139,5 +139,5 @@ def _deliver(claim: Claim, config: Config) -> Answer | Failure:
 
 def _set_keeping(job: Job, config: Config) -> None:
     """Has RQ keep the task as QTask's own worker would: schedulers forget it, RQ never does."""
-    job.result_ttl = config.history_seconds + keys.FOREVER_SECONDS
+    job.result_ttl = config.retention_seconds + keys.FOREVER_SECONDS
     job.failure_ttl = keys.FOREVER_SECONDS
