@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *("qtask.cli.main", "qtask.cli.sending", "qtask.worker.process", "qtask.scheduler.process"),
-        *("qtask.gateway.process", "qtask.api.app", "qtask.run.up", "qtask.run.doctor"),
+        *("qtask.gateway.process", "qtask.api.server", "qtask.run.up", "qtask.run.doctor"),
         *("qtask.observe.tables", "qtask.observe.stats", "qtask.store.audit", "qtask.destinations.http.curl_transport"),
         *("redis", "rq.worker", "rq_scheduler", "uvicorn", "starlette.applications"),
     ]
