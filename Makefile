@@ -30,8 +30,8 @@ test: lint ## check and test everything, in under five minutes
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
 # The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
-ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler worker retries \
-	idempotency tasks dead stats channel gateway_inbox rq_tools sentinel
+ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler idempotency tasks dead \
+	rq_tools sentinel
 
 test-system: $(READY) ## run the slow tests: signals, full disks, rights, health checks, the client's installation
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow
