@@ -161,15 +161,15 @@ def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
         assert not rq_scheduler.Scheduler("x", connection=redis).acquire_lock()
 
 
-def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(redis: Redis) -> None:
+def test_tasks_of_a_dead_worker_are_reclaimed_and_those_of_a_live_one_are_not(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     now = redis_now(redis)
     first, second = (job.id for job in scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK)]))
     scheduler.release()
-    assert claim(redis, "dead", most=1) == [first]
-    assert claim(redis, "alive", most=1) == [second]
+    assert claim(redis, "dead", limit=1) == [first]
+    assert claim(redis, "alive", limit=1) == [second]
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert scheduler.take_back("qtask") == [first]
+    assert scheduler.reclaim("qtask") == [first]
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [first.encode()]
     assert redis.zrange(keys.started("qtask"), 0, -1) == [f"{second}:alive".encode()]
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
@@ -177,7 +177,7 @@ def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(r
     assert redis.hget(keys.job(first), "attempt") == b"2"
 
 
-def test_tasks_of_a_dead_worker_are_taken_back_from_every_queue_and_however_many_others_there_are(
+def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_and_however_many_others_there_are(
     redis: Redis,
 ) -> None:
     """The leases of living workers, which end earlier, stand before those of the dead one in the registry."""
@@ -191,19 +191,19 @@ def test_tasks_of_a_dead_worker_are_taken_back_from_every_queue_and_however_many
     for queue in queues:
         redis.delete(keys.queue(queue))
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert len(Scheduler("any", redis).take_back(*queues)) == 4
+    assert len(Scheduler("any", redis).reclaim(*queues)) == 4
     assert [redis.llen(keys.queue(queue)) for queue in queues] == [1] * 4
     assert [redis.zcard(keys.started(queue)) for queue in queues] == [6_000] * 4
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
 
 
-def test_an_ended_lease_is_taken_back_also_from_a_live_worker(redis: Redis) -> None:
+def test_an_ended_lease_is_reclaimed_also_from_a_live_worker(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])
     scheduler.release()
     redis.zadd(keys.WORKERS, {"alive": redis_now(redis)})
     assert claim(redis, "alive", margin=-31) == [job.id]
-    assert scheduler.take_back("qtask") == [job.id]
+    assert scheduler.reclaim("qtask") == [job.id]
 
 
 def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:

@@ -15,11 +15,9 @@ from urllib.parse import unquote
 
 import msgspec
 import uvicorn
-from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -37,15 +35,15 @@ from qtask.intake.listen import BACKLOG
 from qtask.intake.memory_budget import Held
 from qtask.intake.refused import refused_log
 from qtask.model.errors import NotFound, Refused, WrongState
-from qtask.model.ids import stored_id
 from qtask.model.mask import mask_of
 from qtask.model.record import State
 from qtask.model.rejection import other_form
 from qtask.model.validation import bare, parse, split_batch
-from qtask.store import keys, tasks
-from qtask.store.connect import connect, read_again, read_again_async, reason_of
+from qtask.store import graphs, tasks
+from qtask.store.connect import read_again_async, reason_of
+from qtask.store.queries import Query
 
-REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
+ASK_LIMIT = 32  # requests that look at tasks, or decide on them, at once: each has a connection to Redis of its own
 MOST_HEAD_BYTES = 16_384  # of a request's line and headers
 STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
 
@@ -70,7 +68,7 @@ class HttpServer:
         self._intake = intake
         self._held = held
         self._config = config
-        self._reading = connect(config.redis, REPLY_SECONDS)
+        self._asking = asyncio.Semaphore(ASK_LIMIT)
         self._mask = mask_of(config.mask_headers)
         self._routes = [
             Route("/tasks", self._submit, methods=["POST"]),
@@ -121,7 +119,6 @@ class HttpServer:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
-        self._reading.close()
 
     # --- submitting ------------------------------------------------------------------------------------------
 
@@ -186,8 +183,8 @@ class HttpServer:
 
     async def _show(self, request: Request) -> Response:
         try:
-            show = partial(tasks.show, self._reading, _id_in(request), self._mask)
-            record = await run_in_threadpool(read_again, show)
+            async with self._asking:
+                record = await read_again_async(lambda: tasks.show.run_async(self._redis, _id_in(request), self._mask))
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -208,16 +205,17 @@ class HttpServer:
     async def _forget(self, request: Request) -> Response:
         return await self._decide_on_post(tasks.forget, request)
 
-    async def _decide_on_post(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
+    async def _decide_on_post(self, step: Query[[str], State], request: Request) -> Response:
         if (unsupported := _unsupported(request)) is not None:
             return unsupported
         return await self._decide(step, request)
 
-    async def _decide(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
+    async def _decide(self, step: Query[[str], State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
         task_id = _id_in(request)
         try:
-            state = await run_in_threadpool(step, self._reading, task_id)
+            async with self._asking:
+                state = await step.run_async(self._redis, task_id)
         except NotFound as error:
             return _error(404, "not_found", str(error))
         except WrongState as error:
@@ -231,7 +229,7 @@ class HttpServer:
     async def _graph(self, request: Request) -> Response:
         task_id = _id_in(request)
         try:
-            picture: Any = await read_again_async(lambda: self._redis.get(keys.graph(stored_id(task_id))))
+            picture = await read_again_async(lambda: graphs.read.run_async(self._redis, task_id))
         except (RedisError, OSError) as error:
             return _redis_away(error)
         if picture is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -22,7 +21,7 @@ from qtask.model.validation import Checked, check_task
 from qtask.store import tasks
 from qtask.store.connect import connect, connect_async, read_again, reason_of
 from qtask.store.nodes import Nodes
-from qtask.store.submit import Batch, Place, Submission, submit, submit_async
+from qtask.store.submit import Batch, Place, Submission, submit
 
 _Tasks = Gathered[Checked]
 
@@ -80,7 +79,7 @@ class RedisWay:
     def find_dead(self, kind: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
         wanted = tasks.Filter(kind, error, link, title)
         with self._asking() as redis:
-            return read_again(lambda: list(chain.from_iterable(tasks.find_dead(redis, self._queue, wanted))))
+            return read_again(lambda: tasks.find_dead(redis, self._queue, wanted))
 
     def cancel(self, task_id: str) -> State:
         with self._asking() as redis:
@@ -158,9 +157,9 @@ class AsyncRedisWay:
         redis, batch = self._connected(), _batch(gathered, self._queue)
         try:
             try:
-                places = await submit_async(redis, self._nodes, batch)
+                places = await submit.run_async(redis, self._nodes, batch)
             except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
-                places = await submit_async(redis, self._nodes, batch)
+                places = await submit.run_async(redis, self._nodes, batch)
         except (RedisError, OSError, Unavailable) as error:
             raise _lost(gathered, error, self._url) from None
         return _answers(gathered, places)

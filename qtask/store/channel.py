@@ -19,7 +19,7 @@ OnReply = Callable[[Any], None]
 
 class _Sent(NamedTuple):
     on_reply: OnReply
-    script: Script | None
+    script: Script[Any, Any] | None
     rest: tuple[Value, ...]
     since: float  # by monotonic
 

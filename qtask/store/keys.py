@@ -17,6 +17,9 @@ STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of 
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
 RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries came to
+RQ_WORKERS = "rq:workers"  # set: keys of the workers that are registered with RQ
+SUSPENDED = "rq:suspended"  # string; while it stands, `rq suspend` holds the workers
+STOCK_SCHEDULERS = "rq:scheduler_instance:*"  # pattern of the keys by which rqscheduler registers itself
 
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
@@ -40,7 +43,7 @@ FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400
 GRAPHS_KEEP = 300  # of up to 200 kB each: 60 MB of the 1 GiB that Redis has in compose
-REPLY_SECONDS = 60
+INBOX_REPLY_SECONDS = 60  # for which the answer to an entry of the inbox waits to be fetched
 REFUSED_KEEP = 10_000
 REFUSED_BYTES = 4_096  # of each refused dict
 
@@ -73,6 +76,11 @@ def failed(name: str) -> str:
 def results(task_id: str) -> str:
     """Key of RQ's results of a task, which only a stock worker writes."""
     return RESULTS_PREFIX + task_id
+
+
+def rq_workers(name: str) -> str:
+    """Key of the set of workers that RQ knows of a queue."""
+    return f"{RQ_WORKERS}:{name}"
 
 
 def stats(kind: str) -> str:

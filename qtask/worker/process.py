@@ -22,7 +22,6 @@ from msgspec import UNSET
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from rq.serializers import JSONSerializer
-from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
@@ -55,13 +54,13 @@ from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.process.supervisor import Crew, Member
-from qtask.store import keys, leases, rights
+from qtask.store import leases, rights, workers
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import Call, Value, script
+from qtask.store.scripts import Call, Value
 
 CLAIM_BATCH = 250  # tasks a claim
 HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
@@ -106,7 +105,6 @@ class Worker(BaseWorker):
         self._deliverers: dict[Kind, Deliverer] = {}
         self._claims = Channel(redis)
         self._settles = Channel(redis)
-        self._queue_key = keys.queue(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
         # Ids that were claimed and whose outcome is not on its way to Redis, and bytes of each dict.
@@ -201,10 +199,10 @@ class Worker(BaseWorker):
                 reply = leases.settle(self._config, self._token, outcomes).run(self.connection)
                 self._report_settled(reply, len(outcomes))
             self._held.clear()  # so that all that is left goes back
-            back = self._put_back().run(self.connection)
-            self.connection.zadd(keys.WORKERS, {self._token: 0})  # dead from now on: a scheduler takes back any rest
+            back = self._nack().run(self.connection)
+            workers.leave(self.connection, self._token)
             self.register_death()
-            logger.info("stopped", extra={"put_back": back})
+            logger.info("stopped", extra={"given_back": back})
         except (RedisError, OSError) as error:
             logger.warning("stopped_without_redis", extra={"error": str(error)})
         self._failures.flush(everything=True)
@@ -228,8 +226,7 @@ class Worker(BaseWorker):
                 self._register()
             if self.pubsub_thread is None:
                 self.subscribe()
-            for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
-                self.connection.script_load(script(name).text)
+            workers.load_scripts(self.connection)
         except (RedisError, OSError, ConfigError) as error:  # a right may be taken away, and given again, at any time
             self._loop.call_from_thread(partial(self._on_redis_error, error))
         except Exception as error:  # a defect: without its thread the worker would stand still, so let it end
@@ -249,7 +246,7 @@ class Worker(BaseWorker):
     def _on_connected(self) -> None:
         try:
             self._forget_backlog()
-            self._put_back().run(self.connection)
+            self._nack().run(self.connection)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
             return
@@ -300,17 +297,17 @@ class Worker(BaseWorker):
             self._beat()
 
     def _beat(self) -> None:
-        fields: list[Value] = [
-            *("last_heartbeat", utcformat(utc_now())),
-            *("state", str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value)),
-            *("successful_job_count", self.successful_job_count, "failed_job_count", self.failed_job_count),
-            *("total_working_time", self.total_working_time),
-            *("qtask", self._token),  # tells `qtask doctor` that it is one of QTask's
-        ]
+        fields: dict[str, Value] = {
+            "last_heartbeat": utcformat(utc_now()),
+            "state": str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value),
+            "successful_job_count": self.successful_job_count,
+            "failed_job_count": self.failed_job_count,
+            "total_working_time": self.total_working_time,
+            "qtask": self._token,  # tells `qtask doctor` that it is one of QTask's
+        }
         try:
-            beat = Call(script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields])
-            self._settles.run(self._on_clock, beat)
-            self._settles.send(self._on_suspended, "EXISTS", WORKERS_SUSPENDED)
+            self._settles.run(self._on_clock, workers.heartbeat(self._token, self.key, self.worker_ttl, fields))
+            self._settles.send(self._on_suspended, *workers.is_suspended())
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
 
@@ -369,10 +366,8 @@ class Worker(BaseWorker):
         self._claiming = True
         self._more = False
         self._claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, most))
-        # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
-        # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.
-        self._waiting = True
-        self._claims.send(self._on_more, "BLMOVE", self._queue_key, self._queue_key, "LEFT", "LEFT", IDLE_WAIT_SECONDS)
+        self._waiting = True  # sent right after it: the wait for more
+        self._claims.send(self._on_more, *workers.wait_for_tasks(self._config.queue, IDLE_WAIT_SECONDS))
 
     def _on_claimed(self, reply: Any) -> None:
         self._claiming = False
@@ -398,7 +393,7 @@ class Worker(BaseWorker):
         if not (self._backlog or self._slots) or self._claiming or self._settling:
             return  # what is claimed or settled at this moment is neither held nor to go back
         self._forget_backlog()
-        self._put_back_unheld()
+        self._nack_unheld()
 
     def _return_waiting(self, before: float) -> None:
         """Puts back what has waited for a connection to its host since before an instant of `monotonic`."""
@@ -407,12 +402,12 @@ class Worker(BaseWorker):
         withdrawn = self._slots.withdraw(before)
         if withdrawn:
             self._let_go(withdrawn)
-            self._put_back_unheld()
+            self._nack_unheld()
 
-    def _put_back_unheld(self) -> None:
+    def _nack_unheld(self) -> None:
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
-            self._settles.run(self._on_returned, self._put_back())
+            self._settles.run(self._on_returned, self._nack())
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
 
@@ -521,14 +516,14 @@ class Worker(BaseWorker):
         """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
         outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
         if self._claimed_again:
-            outcomes = [with_history(one) if one[0] in self._claimed_again else one for one in outcomes]
-        self._let_go(one[0] for one in outcomes)
+            outcomes = [with_history(one) if one.id in self._claimed_again else one for one in outcomes]
+        self._let_go(one.id for one in outcomes)
         return outcomes
 
     def _keep_settling(self) -> None:
         """Has what was on its way settled again; but what was claimed anew since is not ended by its former outcome."""
-        kept = [outcome for outcome in self._settling if outcome[0] not in self._held]
-        self._held.update((outcome[0], 0) for outcome in kept)
+        kept = [outcome for outcome in self._settling if outcome.id not in self._held]
+        self._held.update((outcome.id, 0) for outcome in kept)
         self._outcomes.extendleft(reversed(kept))
         self._settling = []
 
@@ -540,15 +535,15 @@ class Worker(BaseWorker):
         self._settling = []
 
     def _report_settled(self, reply: Any, sent: int) -> None:
-        settled, *dropped = reply
-        if settled < sent:
-            logger.warning("leases_lost", extra={"tasks": sent - settled})
-        for task_id in dropped:
+        result = leases.read_settled(reply)
+        if result.settled < sent:
+            logger.warning("leases_lost", extra={"tasks": sent - result.settled})
+        for task_id in result.dropped:
             about = {"task": client_id(task_id.decode()), "dead_keep": self._config.dead_keep}
             logger.error("dead_dropped", extra=about)
 
-    def _put_back(self) -> Call:
-        return leases.put_back(self._config.queue, self._token, self._held)
+    def _nack(self) -> Call:
+        return leases.nack(self._config.queue, self._token, self._held)
 
 
 def _raise(error: Exception) -> None:
