@@ -70,18 +70,26 @@ class Config:
     idle_seconds: float = _setting(
         300.0, "seconds without a byte after which the gateway closes a connection", 0.1, 86_400
     )
-    hold_seconds: float = _setting(
-        1.0, "seconds for which the gateway tries again when Redis does not take a task, before it says so", 0, 3_600
+    accept_retry_seconds: float = _setting(
+        1.0,
+        "seconds for which the gateway retries when Redis does not take a task, before it answers `unavailable`",
+        0,
+        3_600,
     )
     wait_replicas: int = _setting(0, "replicas of Redis that must hold a task before it counts as accepted", 0, 100)
-    history_keep: int = _setting(10_000, "finished tasks that are kept", 0, 10_000_000)
-    history_seconds: int = _setting(86_400, "seconds for which finished tasks are kept", 1, 31_536_000)
-    dead_keep: int = _setting(0, "dead tasks that are kept, the oldest go first; 0 keeps all", 0, 10_000_000)
-    id_seconds: int = _setting(
-        86_400, "seconds for which an id that a client chose is remembered after delivery", 1, 31_536_000
+    retention_count: int = _setting(10_000, "delivered tasks that are kept, 0 to keep none", 0, 10_000_000)
+    retention_seconds: int = _setting(86_400, "seconds for which delivered tasks are kept", 1, 31_536_000)
+    dead_retention_count: int = _setting(0, "dead letters that are kept, the newest ones; 0 keeps all", 0, 10_000_000)
+    idempotency_seconds: int = _setting(
+        86_400,
+        "seconds after its delivery during which a second task with the same id, chosen by a client, is a duplicate",
+        1,
+        31_536_000,
     )
-    stats_keep: int = _setting(50_000, "outcomes a kind that statistics are made from", 100, 10_000_000)
-    stats_seconds: int = _setting(604_800, "seconds for which outcomes count in statistics", 1, 31_536_000)
+    stats_retention_count: int = _setting(
+        50_000, "outcomes per type of destination that statistics use", 100, 10_000_000
+    )
+    stats_retention_seconds: int = _setting(604_800, "seconds for which statistics use an outcome", 1, 31_536_000)
     mask_headers: str = _setting(
         "", "names of further headers and query parameters whose values are never shown, such as `X-Session, *-Pin`"
     )

@@ -9,7 +9,7 @@ from qtask.model.outcome import Outcome, encode_outcome
 from qtask.observe import stats
 from qtask.store import keys, leases
 
-KEPT_FOR_LONG = Config(stats_seconds=10_000_000_000)
+KEPT_FOR_LONG = Config(stats_retention_seconds=10_000_000_000)
 
 
 def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config = KEPT_FOR_LONG) -> None:

@@ -62,16 +62,18 @@ def claim(redis: Redis, most: int = 100, queue: str = "qtask", margin: float = 1
     return claims
 
 
-def settle(redis: Redis, claims: Sequence[Claim], error: Any = "", queue: str = "qtask", dead_keep: int = 0) -> None:
+def settle(
+    redis: Redis, claims: Sequence[Claim], error: Any = "", queue: str = "qtask", dead_retention_count: int = 0
+) -> None:
     result = Failure(error, error) if error else Answer(200)
     ended = [settlement(claim, result, 1.0, 1.0, 60) for claim in claims]
-    leases.settle(Config(queue=queue, dead_keep=dead_keep), "worker", ended).run(redis)
+    leases.settle(Config(queue=queue, dead_retention_count=dead_retention_count), "worker", ended).run(redis)
 
 
-def work(redis: Redis, error: Any = "", queue: str = "qtask", dead_keep: int = 0) -> None:
+def work(redis: Redis, error: Any = "", queue: str = "qtask", dead_retention_count: int = 0) -> None:
     """Releases, claims and settles all that is due."""
     release(redis)
-    settle(redis, claim(redis, queue=queue), error, queue, dead_keep)
+    settle(redis, claim(redis, queue=queue), error, queue, dead_retention_count)
 
 
 def balanced(redis: Redis) -> Audit:
@@ -89,7 +91,7 @@ def test_every_task_is_accounted_for(redis: Redis) -> None:
     accept(redis, "a", "b", "c")
     work(redis)
     accept(redis, "a", "d:1", "d:2", "d:3", "d:4")  # the first is remembered, and a duplicate
-    work(redis, "connect", dead_keep=3)
+    work(redis, "connect", dead_retention_count=3)
     assert tasks.remove_dead(redis, ["d:2"]) == ["d:2"]
     assert tasks.retry(redis, ["d:3"]) == ["d:3"]
     accept(redis, "e", "f")
@@ -181,7 +183,7 @@ def test_a_dead_job_of_another_program_is_not_counted_however_it_goes(redis: Red
             tasks.cancel(redis, task_id)
     else:
         accept(redis, "last")
-        work(redis, "timeout", dead_keep=1)
+        work(redis, "timeout", dead_retention_count=1)
     found = balanced(redis)
     assert (found.removed, found.cancelled) == ((0, 1) if end == "cancelled" else (1, 0))
 

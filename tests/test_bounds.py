@@ -338,7 +338,7 @@ def test_pictures_are_bounded(redis: Redis) -> None:
 def test_statistics_are_bounded_and_receivers_cannot_make_counters(live: Live, queue: str) -> None:
     answers = count(400)
     with Receiver(lambda exchange: exchange.answer(next(answers))) as receiver:
-        live.start("worker", queue=queue, stats_keep=100)
+        live.start("worker", queue=queue, stats_retention_count=100)
         with live.client(queue) as client:
             client.send_many([http(receiver.url) for _ in range(150)])
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 150)
@@ -385,5 +385,5 @@ def test_each_bound_of_the_document_is_the_one_in_force() -> None:
             assert re.search(rf"\b{shown}\b", bound), f"{name} is {shown}, the document says {bound!r}"
             checked.add(name)
     assert len(checked) > 40
-    limits = {name for name in settings if name.startswith(("max_", "history_", "stats_", "dead_", "id_"))}
+    limits = {name for name in settings if name.startswith(("max_", "retention_", "stats_", "dead_", "idempotency_"))}
     assert limits <= checked, "every setting that is a bound is told"

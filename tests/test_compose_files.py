@@ -30,7 +30,7 @@ def options(command: list[str]) -> dict[str, str]:
     return dict(zip(given[::2], given[1::2], strict=True))
 
 
-@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.cluster.yml"])
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.multi-host.yml"])
 def test_redis_keeps_tasks_as_the_shipped_file_says(file: str) -> None:
     assert (
         f"./{OPTIONS_FILE.relative_to(ROOT)}:/etc/qtask-redis.conf:ro" in redis_service("docker-compose.yml")["volumes"]
@@ -42,7 +42,7 @@ def test_redis_keeps_tasks_as_the_shipped_file_says(file: str) -> None:
 
 def test_a_redis_of_many_hosts_has_every_option_of_the_one_of_one_host_and_a_password() -> None:
     """Compose replaces a command as a whole: what is not said again, such as the bound on its memory, is gone."""
-    alone, shared = redis_command("docker-compose.yml"), redis_command("docker-compose.cluster.yml")
+    alone, shared = redis_command("docker-compose.yml"), redis_command("docker-compose.multi-host.yml")
     assert shared[:2] == alone[:2]
     assert "--maxmemory" in options(alone)
     assert options(shared) == {**options(alone), "--requirepass": "${QTASK_REDIS_PASSWORD}"}

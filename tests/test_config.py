@@ -144,13 +144,17 @@ def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
 
 
 def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
-    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfhistory_seconds = "7d"\nidle_seconds = 5\n')
-    config = load({"hold_seconds": "500ms"}, {"QTASK_ID_SECONDS": "1h30m"})
-    assert (config.history_seconds, config.idle_seconds) == (604_800, 5.0)
-    assert (config.hold_seconds, config.id_seconds) == (0.5, 5_400)
-    assert isinstance(config.history_seconds, int)
-    assert complaint({"id_seconds": "0.5s"}).startswith("--id-seconds must be whole seconds, or a duration such as")
-    assert complaint({"id_seconds": "3000d"}) == "--id-seconds must be from 1 to 31536000, got '3000d'"
+    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfretention_seconds = "7d"\nidle_seconds = 5\n')
+    config = load({"accept_retry_seconds": "500ms"}, {"QTASK_IDEMPOTENCY_SECONDS": "1h30m"})
+    assert (config.retention_seconds, config.idle_seconds) == (604_800, 5.0)
+    assert (config.accept_retry_seconds, config.idempotency_seconds) == (0.5, 5_400)
+    assert isinstance(config.retention_seconds, int)
+    assert complaint({"idempotency_seconds": "0.5s"}).startswith(
+        "--idempotency-seconds must be whole seconds, or a duration such as"
+    )
+    assert (
+        complaint({"idempotency_seconds": "3000d"}) == "--idempotency-seconds must be from 1 to 31536000, got '3000d'"
+    )
     assert complaint({"port": "10m"}) == "--port must be a whole number, got '10m'"
 
 
@@ -181,7 +185,10 @@ def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> Non
         ("queue = 5", r"^queue in .*qtask\.toml must be text, got 5$"),
         ("queue = ['a']", r"^queue in .*qtask\.toml must be text, got \['a'\]$"),
         ("host = ''", r"^host in .*qtask\.toml must not be empty; leave it out for '127\.0\.0\.1'$"),
-        ("prot = 5", r"^'prot' in .*qtask\.toml is no setting; the settings are: allowed_hosts, .*, workers$"),
+        (
+            "prot = 5",
+            r"^'prot' in .*qtask\.toml is no setting; the settings are: accept_retry_seconds, .*, workers$",
+        ),
         ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is no setting"),
         ("http-port = 5", r"^'http-port' in .*qtask\.toml is no setting"),
         ("port = ", r"^the configuration file .*qtask\.toml is not TOML: "),

@@ -309,7 +309,7 @@ def test_the_dead_are_kept_for_good(live: Live, queue: str) -> None:
 def test_a_bound_on_the_dead_drops_the_oldest_and_says_which(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
     ids = []
-    with working(live, queue, dead_keep=3) as worker, live.client(queue) as client:
+    with working(live, queue, dead_retention_count=3) as worker, live.client(queue) as client:
         for _ in range(5):
             ids.append(client.send(http(nowhere)).id)
             task_id = ids[-1]
@@ -317,7 +317,7 @@ def test_a_bound_on_the_dead_drops_the_oldest_and_says_which(live: Live, queue: 
         events = [json.loads(line) for line in worker.log.read_text().splitlines() if line.startswith("{")]
     dropped = [event for event in events if event["event"] == "dead_dropped"]
     assert [event["task"] for event in dropped] == ids[:2]
-    assert {(event["level"], event["dead_keep"]) for event in dropped} == {("error", 3)}
+    assert {(event["level"], event["dead_retention_count"]) for event in dropped} == {("error", 3)}
     assert [record.id for record in tasks.list_tasks(live.redis, queue, "dead")] == ids[:1:-1]
     assert [bool(live.redis.exists(keys.job(task_id))) for task_id in ids] == [False, False, True, True, True]
 
@@ -325,7 +325,7 @@ def test_a_bound_on_the_dead_drops_the_oldest_and_says_which(live: Live, queue: 
 def test_a_bound_that_was_lowered_is_come_down_to(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
     die(live, queue, *[http(nowhere) for _ in range(30)])
-    with working(live, queue, dead_keep=2), live.client(queue) as client:
+    with working(live, queue, dead_retention_count=2), live.client(queue) as client:
         last = client.send(http(nowhere)).id
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 2)
     assert last in [record.id for record in tasks.list_tasks(live.redis, queue, "dead")]

@@ -15,7 +15,9 @@ import pytest
 from redis import Redis
 
 from qtask.config import Config
-from qtask.run.doctor import Finding, examine, health
+from qtask.run.doctor.examination import examine
+from qtask.run.doctor.finding import Finding
+from qtask.run.doctor.health import health
 from qtask.run.embedded import EmbeddedRedis
 from qtask.store import keys
 from tests.command import qtask

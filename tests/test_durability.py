@@ -13,7 +13,8 @@ from redis import Redis
 
 from qtask.config import Config
 from qtask.model.errors import NotFound
-from qtask.run.doctor import Finding, examine
+from qtask.run.doctor.examination import examine
+from qtask.run.doctor.finding import Finding
 from qtask.run.embedded import OPTIONS_FILE, EmbeddedRedis
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
@@ -73,7 +74,10 @@ def accept(gateway: Gateway, dicts: list[dict[str, Any]]) -> list[str]:
 
 
 def test_an_accepted_task_survives_the_death_of_redis_and_a_power_cut_right_after_the_answer(tmp_path: Path) -> None:
-    with Machine(tmp_path, *SHIPPED) as machine, Gateway(machine.server.url, tmp_path, HOLD_SECONDS=10) as gateway:
+    with (
+        Machine(tmp_path, *SHIPPED) as machine,
+        Gateway(machine.server.url, tmp_path, ACCEPT_RETRY_SECONDS=10) as gateway,
+    ):
         redis = connect(machine.server.url)
         ids: list[str] = []
         for number in (1, 700, 2, 1):

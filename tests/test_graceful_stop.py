@@ -136,7 +136,7 @@ def _unread(*ports: int) -> int:
 
 
 def test_a_gateway_that_holds_tasks_for_a_redis_that_is_away_says_so_before_it_ends(tmp_path: Path) -> None:
-    with Live(tmp_path) as live, Gateway(live.url, tmp_path, HOLD_SECONDS=3_600) as gateway:
+    with Live(tmp_path) as live, Gateway(live.url, tmp_path, ACCEPT_RETRY_SECONDS=3_600) as gateway:
         live.server.kill()
         with Connection(gateway.port) as connection:
             connection.send(line_of(task()))
@@ -221,19 +221,19 @@ def test_a_worker_gives_what_it_has_not_begun_to_another_at_once(live: Live) -> 
     assert set(begun) <= set(ids) and sorted(receiver.ids) == sorted(ids)
 
 
-def test_a_crew_of_workers_that_is_asked_twice_gives_back_what_is_in_flight_at_once(live: Live) -> None:
+def test_worker_processes_of_one_command_asked_twice_give_back_what_is_in_flight_at_once(live: Live) -> None:
     held = Held()
     with Receiver(held) as receiver:
-        crew = live.start("worker", queue="crew", processes=2)
-        until(lambda: crew.log.read_text().count('"event": "working"') == 2, what="both workers to work")
-        ids = live.send("crew", *[http(receiver.url) for _ in range(20)])
+        workers = live.start("worker", queue="workers", processes=2)
+        until(lambda: workers.log.read_text().count('"event": "working"') == 2, what="both workers to work")
+        ids = live.send("workers", *[http(receiver.url) for _ in range(20)])
         receiver.wait_for(20)
-        crew.signal(signal.SIGTERM)
-        until(lambda: crew.log.read_text().count('"event": "stopping"') == 2, what="both workers to be stopping")
-        crew.signal(signal.SIGTERM)
-        assert wait_for_exit(crew, 5) == 0
-        assert sorted(live.queued("crew")) == sorted(ids)
-        assert tasks.count_tasks(live.redis, "crew")["started"] == 0
+        workers.signal(signal.SIGTERM)
+        until(lambda: workers.log.read_text().count('"event": "stopping"') == 2, what="both workers to be stopping")
+        workers.signal(signal.SIGTERM)
+        assert wait_for_exit(workers, 5) == 0
+        assert sorted(live.queued("workers")) == sorted(ids)
+        assert tasks.count_tasks(live.redis, "workers")["started"] == 0
         held.let_go.set()
 
 

@@ -169,7 +169,7 @@ def test_processes_import_no_matplotlib(process: str) -> None:
     """What a running process has loaded is seen from outside in test_up.py; this also names the module to blame."""
     code = (
         "import sys\n"
-        f"import qtask.cli.main, qtask.{process}\n"
+        f"import qtask.cli.main, qtask.{process}.process\n"
         "from qtask.config import Config\n"
         "from qtask.destinations.registry import deliverer\n"
         "from qtask.delivery.loop import Loop\n"

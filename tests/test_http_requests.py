@@ -269,7 +269,7 @@ def test_an_array_of_which_nothing_is_accepted_is_a_bad_request(gateway: Gateway
 def test_an_array_that_is_worth_another_try_says_so(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
-        with Gateway(server.url, tmp_path, HOLD_SECONDS=0) as running:
+        with Gateway(server.url, tmp_path, ACCEPT_RETRY_SECONDS=0) as running:
             server.kill()
             answer = one(running, request(body=b"[{}," + TASK + b"]"))
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")

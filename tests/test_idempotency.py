@@ -213,7 +213,7 @@ def test_an_id_is_known_on_the_whole_way_of_its_task(system: System, chosen: str
         due = system.by_socket(to(receiver.url, chosen, retry={"backoff": [2]}))["due"]
         assert live.wait_queued("qtask", 1) == [chosen]
         check_known(system, chosen, due)
-        with working(live, history_keep=0):
+        with working(live, retention_count=0):
             until(lambda: tasks.show(live.redis, chosen).retry_at is not None)
             assert system.by_socket(with_id(chosen))["due"] == due, "also while it waits to be tried again"
             receiver.wait_for(2)
@@ -258,7 +258,7 @@ def test_an_id_is_free_when_its_task_is_cancelled_and_not_after_its_delivery(sys
 
 def test_an_id_is_remembered_for_id_seconds_after_its_delivery(system: System, chosen: str) -> None:
     live = system.live
-    with Receiver(ok) as receiver, working(live, id_seconds=2, history_keep=0):
+    with Receiver(ok) as receiver, working(live, idempotency_seconds=2, retention_count=0):
         due = system.by_socket(to(receiver.url, chosen))["due"]
         until(lambda: live.redis.exists(keys.ID_PREFIX + chosen))
         assert 0 < live.redis.ttl(keys.ID_PREFIX + chosen) <= 2

@@ -40,7 +40,7 @@ TOKENS = ("alice", "bob")  # of workers
 CHOSEN = ("order-1", "order:2", '0__"3"')  # ids that clients choose
 MAKERS = ("gateway", "its clone", "another gateway")  # of ids; the first two share all they know, all share a number
 NUMBER = 7
-HISTORY_KEEP = 3
+RETENTION_COUNT = 3
 FAR_SECONDS = 3_600.0
 FATES = ("finished", "finished", "failed", "failed", "retry", "retry far", "lost")
 _FATE: dict[str, Fate] = {
@@ -347,19 +347,19 @@ class Places(RuleBasedStateMachine):
 
     # --- settling ------------------------------------------------------------------------------------------------
 
-    def settle(self, queue: str, token: str, fates: Sequence[str], dead_keep: int) -> None:
+    def settle(self, queue: str, token: str, fates: Sequence[str], dead_retention_count: int) -> None:
         """Settles what a worker holds, and something that it does not hold, or does not hold any more."""
         mine = self.held(queue, token)
         entries = [(task_id, "finished") for task_id in [one for one in self.tasks if one not in mine][:2]]
         entries += zip(mine, fates, strict=False)
-        self.run_settle(queue, token, entries, dead_keep)
+        self.run_settle(queue, token, entries, dead_retention_count)
         self.settles.append(Settled(queue, token, [task_id for task_id, _ in entries]))
 
     def settle_again(self, settled: Settled) -> None:
         """What this worker has claimed anew since then it may settle, and nothing else."""
         self.run_settle(settled.queue, settled.token, [(task_id, "finished") for task_id in settled.ids], 0)
 
-    def run_settle(self, queue: str, token: str, entries: Sequence[tuple[str, str]], dead_keep: int) -> None:
+    def run_settle(self, queue: str, token: str, entries: Sequence[tuple[str, str]], dead_retention_count: int) -> None:
         outcomes: list[Settlement] = []
         expected = 0
         for task_id, fate in entries:
@@ -385,12 +385,12 @@ class Places(RuleBasedStateMachine):
             if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
                 expected += 1
                 self.end(task_id, task, fate, again)
-        config = Config(queue=queue, history_keep=HISTORY_KEEP, dead_keep=dead_keep)
+        config = Config(queue=queue, retention_count=RETENTION_COUNT, dead_retention_count=dead_retention_count)
         settled, dropped = leases.read_settled(leases.settle(config, token, outcomes).run(self.redis))
         assert settled == expected
         self.settled += settled
         self.forget_finished(queue)
-        self.forget_dead(queue, [client_id(task_id.decode()) for task_id in dropped], dead_keep)
+        self.forget_dead(queue, [client_id(task_id.decode()) for task_id in dropped], dead_retention_count)
 
     def end(self, task_id: str, task: ModelTask, fate: str, again: bool) -> None:
         event(f"{'a further' if again else 'a first'} delivery ends: {fate}")
@@ -414,7 +414,7 @@ class Places(RuleBasedStateMachine):
         mine = set(self.ids(lambda task: task.place == "finished" and task.queue == queue))
         kept = {client_id(one.decode()) for one in cast("list[bytes]", self.redis.zrange(keys.finished(queue), 0, -1))}
         assert kept <= mine
-        assert len(kept) == min(len(mine), HISTORY_KEEP)
+        assert len(kept) == min(len(mine), RETENTION_COUNT)
         for task_id in mine - kept:
             del self.tasks[task_id]
 

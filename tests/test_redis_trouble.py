@@ -132,8 +132,8 @@ def started(folder: Path) -> Iterator[System]:
     options = ("--appendonly", "yes", "--appendfsync", "always", "--lua-time-limit", "100")
     with (
         Live(folder, *options) as live,
-        Gateway(live.server.url, folder, HOLD_SECONDS=0) as prompt,
-        Gateway(live.server.url, folder, HOLD_SECONDS=20) as patient,
+        Gateway(live.server.url, folder, ACCEPT_RETRY_SECONDS=0) as prompt,
+        Gateway(live.server.url, folder, ACCEPT_RETRY_SECONDS=20) as patient,
         Receiver(receipts) as receiver,
     ):
         yield System(live, prompt, patient, receiver, receipts)
@@ -355,7 +355,7 @@ def test_a_gateway_holds_a_task_as_long_as_it_is_told_and_then_says_so() -> None
     async def submit() -> tuple[Answer, float]:
         redis = connect_async(f"redis://127.0.0.1:{free_port()}/0")
         began = time.monotonic()
-        answer = await submitted(Intake(redis, Config(hold_seconds=0.4)))
+        answer = await submitted(Intake(redis, Config(accept_retry_seconds=0.4)))
         await redis.aclose()
         return answer, time.monotonic() - began
 
@@ -371,7 +371,7 @@ def test_a_gateway_that_has_held_a_task_for_long_looks_again_soon(tmp_path: Path
 
     async def submit() -> Answer:
         redis = connect_async(server.url)
-        answer = submitted(Intake(redis, Config(hold_seconds=30)))
+        answer = submitted(Intake(redis, Config(accept_retry_seconds=30)))
         await asyncio.sleep(2.6)  # a pause that doubled each time would last until 5.1 s
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(1.5):

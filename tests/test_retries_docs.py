@@ -36,5 +36,5 @@ def test_the_defaults_that_it_tells_are_true() -> None:
     assert [cause for cause in DEFAULT_CAUSES if isinstance(cause, int)] == [408, 425, 429]
     words = " ".join(TEXT.split())
     assert f"the newest {OUTCOMES_KEEP})" in words
-    assert "for a day after its delivery (`id_seconds`)" in words
-    assert Config().id_seconds == 86_400
+    assert "for a day after its delivery (`idempotency_seconds`)" in words
+    assert Config().idempotency_seconds == 86_400

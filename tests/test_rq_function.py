@@ -216,7 +216,7 @@ def test_what_the_dead_leave_goes_with_them_when_they_are_removed(both: Both) ->
 
 
 def test_a_stock_worker_bounds_the_history_too(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QTASK_HISTORY_KEEP", "2")
+    monkeypatch.setenv("QTASK_RETENTION_COUNT", "2")
     redis = both.live.redis
     with Receiver() as receiver, both.live.client(STOCK) as client:
         ids = [client.http(receiver.url).id for _ in range(4)]

@@ -114,8 +114,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with (
         Sentinels(folder, PASSWORD, SENTINEL_PASSWORD) as sentinels,
         Around(sentinels.url, connect(sentinels.url, 20.0), folder) as around,
-        Gateway(sentinels.url, folder, WAIT_REPLICAS=1, HOLD_SECONDS=0) as careful,
-        Gateway(sentinels.url, folder, HOLD_SECONDS=25) as patient,
+        Gateway(sentinels.url, folder, WAIT_REPLICAS=1, ACCEPT_RETRY_SECONDS=0) as careful,
+        Gateway(sentinels.url, folder, ACCEPT_RETRY_SECONDS=25) as patient,
     ):
         system = System(sentinels, around, (careful, patient))
         with system.receiver:

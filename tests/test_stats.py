@@ -52,7 +52,7 @@ def test_the_same_task_counts_once_an_attempt(redis: Redis) -> None:
 
 
 def test_samples_are_bounded_in_number_and_totals_are_not(redis: Redis) -> None:
-    config = replace(KEPT_FOR_LONG, stats_keep=100)
+    config = replace(KEPT_FOR_LONG, stats_retention_count=100)
     for number in range(150):
         record(redis, "http", f"ID{number}", outcome(NOW + number), config)
     (samples,) = stats.read(redis, ["http"])
@@ -61,7 +61,7 @@ def test_samples_are_bounded_in_number_and_totals_are_not(redis: Redis) -> None:
 
 
 def test_samples_are_bounded_in_age(redis: Redis) -> None:
-    config = Config(stats_seconds=600)
+    config = Config(stats_retention_seconds=600)
     now = float(redis.time()[0])
     for age in (3_000, 601, 300, 0):
         record(redis, "http", f"ID{age}", outcome(now - age), config)

@@ -132,7 +132,7 @@ def test_a_failed_task_is_dead_and_says_why(live: Live, queue: str) -> None:
 
 
 def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
-    live.start("worker", queue=queue, history_keep=5)
+    live.start("worker", queue=queue, retention_count=5)
     with Receiver() as receiver:
         ids: list[str] = []
         for _ in range(4):

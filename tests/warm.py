@@ -19,9 +19,10 @@ _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "OPENSSL_", "MALLOC_")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("qtask.cli.main", "qtask.cli.sending", "qtask.worker.process", "qtask.scheduler.process"),
-        *("qtask.gateway.process", "qtask.api.app", "qtask.run.up", "qtask.run.doctor"),
-        *("qtask.observe.tables", "qtask.observe.stats", "qtask.store.audit", "qtask.destinations.http.curl_transport"),
+        *("qtask.cli.main", "qtask.cli.sending", "qtask.cli.task_files", "qtask.observe.tables", "qtask.observe.stats"),
+        *("qtask.worker.process", "qtask.destinations.http.curl_transport", "qtask.scheduler.process"),
+        *("qtask.gateway.process", "qtask.api.app", "qtask.run.up", "qtask.store.audit"),
+        *("qtask.run.doctor.examination", "qtask.run.doctor.health"),
         *("redis", "rq.worker", "rq_scheduler", "uvicorn", "starlette.applications"),
     ]
 )

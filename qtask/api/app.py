@@ -32,7 +32,7 @@ from qtask.intake.http_refusal import NO_SNIFFING, http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.listen import BACKLOG
-from qtask.intake.memory_budget import Held
+from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import NotFound, Refused, WrongState
 from qtask.model.mask import mask_of
@@ -59,14 +59,14 @@ class HttpServer:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
-        held: counts the bodies that are being read or worked on.
+        budget: counts the bodies that are being read or worked on.
         config: `host`, `allowed_hosts`, `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
-    def __init__(self, redis: Redis, intake: Intake, held: Held, config: Config) -> None:
+    def __init__(self, redis: Redis, intake: Intake, budget: MemoryBudget, config: Config) -> None:
         self._redis = redis
         self._intake = intake
-        self._held = held
+        self._budget = budget
         self._config = config
         self._asking = asyncio.Semaphore(ASK_LIMIT)
         self._mask = mask_of(config.mask_headers)
@@ -127,7 +127,7 @@ class HttpServer:
             return unsupported
         if self._intake.full:
             return _one(Refused("unavailable", "", "too many tasks wait for Redis already; send it again later"))
-        with self._held.counting() as has_room_for:
+        with self._budget.counting() as has_room_for:
             return await self._submit_body(request, has_room_for)
 
     async def _submit_body(self, request: Request, has_room_for: Callable[[int], bool]) -> Response:

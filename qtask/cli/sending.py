@@ -1,4 +1,4 @@
-"""`qtask send`: dicts from flags or a file, through a client; with a progress bar for a file on a terminal."""
+"""What `qtask send` does: makes a dict from flags, submits dicts through a client, and prints the answers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import msgspec
 
+from qtask.cli.task_files import Item, decode
 from qtask.client import Client
 from qtask.client.protocol import Answer
 from qtask.model.errors import QTaskError, Refused
 from qtask.model.mask import Mask
-from qtask.model.rejection import refusal_of_form
 from qtask.model.task import MAX_TITLE_CHARACTERS
 from qtask.model.timing import format_instant
-from qtask.model.validation import bare, parse
 
-_SHOWN = 20  # of the accepted and of the refused, so many are shown one by one
-
-_OneLevel = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
-
-Item = tuple[str, Mapping[str, Any] | Refused]
-"""Where a dict stands ("line 3"), and the dict, or why it is none."""
+_SHOWN = 20  # accepted tasks, and as many refused ones, are listed one by one
 
 
 def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
-    """The one dict that flags describe, with a title that holds no credentials.
+    """The one dict that flags describe, with a default title that holds no credentials.
 
-    Raises `QTaskError` when the flags do not say where to, or do not go together.
+    Raises `QTaskError` when the destination is missing, or when flags do not go together.
     """
     links = {
         "http": flags["http"],
@@ -65,43 +59,14 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
     return [("task", {"title": title, "address": address, "settings": settings})]
 
 
-def from_file(file: BinaryIO) -> Iterator[Item]:
-    """The dicts of NDJSON, of one JSON object in any layout, or of a JSON array.
-
-    A broken line of NDJSON costs only itself; byte order marks are ignored. Raises `QTaskError` when the whole is not
-    JSON, or nothing.
-    """
-    lines = ((number, line) for number, line in enumerate(file, 1) if bare(line))
-    number, first = next(((number, bare(line)) for number, line in lines), (0, b""))
-    if not first:
-        raise QTaskError("there is nothing to send: the file is empty")
-    if (refused := refusal_of_form(first)) is not None:
-        raise QTaskError(f"this file cannot be read: {refused}")
-    try:
-        one = _decode(first)
-    except msgspec.DecodeError as error:
-        rest = b"".join(line for _, line in lines)
-        try:
-            one = _decode(first + rest)
-        except msgspec.DecodeError as whole:
-            why = f"line {number}: {error}; as one document: {whole}"
-            raise QTaskError(f"this is neither NDJSON nor one JSON document ({why})") from None
-    if isinstance(one, list):
-        yield from ((f"element {position}", _checked(element)) for position, element in enumerate(one, 1))
-    else:
-        yield f"line {number}", _checked(one)
-    for number, line in lines:
-        yield from _line(number, line)
-
-
 def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: bool = False) -> int:
     """Submits dicts and prints the answers; returns how many were refused. Raises `Unavailable`.
 
     Args:
         url, queue: for the client.
         items: the dicts.
-        as_json: print a line of JSON for each answer as it comes; else the first ones in words, when all have come.
-        with_bar: show the progress on standard error where that is a terminal; the bar is gone before the answers.
+        as_json: print each answer as a line of JSON as it comes; else print the first ones in words, at the end.
+        with_bar: show the progress on standard error if that is a terminal, until the answers are printed.
     """
     refused: list[tuple[str, Refused]] = []
     shown: list[str] = []
@@ -121,7 +86,7 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: b
                     elif accepted <= _SHOWN:
                         again_in_words = "  was accepted before" if answer.duplicate else ""
                         shown.append(f"{answer.id}  due {format_instant(answer.due)}{again_in_words}")
-    finally:  # also when the connection is lost in the middle
+    finally:  # also when the connection breaks in the middle
         if not as_json:
             for line in shown:
                 click.echo(line)
@@ -135,7 +100,7 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: b
 
 
 def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answer]]:
-    """The answer to each dict in order; those that are refused here never reach the client."""
+    """The answer to each dict, in order; dicts that are refused here are not sent to the client."""
     owed: deque[tuple[str, Refused | None]] = deque()
 
     def sound() -> Iterator[Mapping[str, Any]]:
@@ -175,35 +140,6 @@ def _with_progress(answers: Iterable[tuple[str, Answer]], with_bar: bool) -> Gen
             yield answer
 
 
-def _line(number: int, line: bytes) -> Iterator[Item]:
-    place = f"line {number}"
-    try:
-        found = _decode(bare(line))
-    except msgspec.DecodeError as error:
-        yield place, Refused("invalid_json", "", f"this is not JSON: {error}")
-        return
-    for one in found if isinstance(found, list) else [found]:
-        yield place, _checked(one)
-
-
-def _decode(text: bytes | str) -> Any:
-    """Reads JSON one level deep, so that the values in a list or an object keep the text in which they were written."""
-    return msgspec.json.decode(msgspec.json.format(text, indent=-1), type=_OneLevel)
-
-
-def _checked(found: Any) -> Mapping[str, Any] | Refused:
-    """A dict as it is; of anything else, why it is refused."""
-    if isinstance(found, msgspec.Raw):
-        found = _decode(bytes(found))
-    if isinstance(found, dict):
-        return found
-    try:
-        parse(msgspec.json.encode(found))
-    except Refused as refused:
-        return refused
-    raise AssertionError("what is no dict is never a task")
-
-
 def _when(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags["at"] is None:
         return {"time": flags["delay"] or 0.0}
@@ -216,11 +152,11 @@ def _when(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(kind: str, flags: Mapping[str, Any]) -> tuple[Any] | None:
-    """What goes into `settings.data`, or None for nothing; whether something must, the gateway says."""
+    """What goes into `settings.data`, or None for nothing; the gateway checks whether it is needed."""
     given: tuple[Any] | None = None
     if flags["data"] is not None:
         try:
-            _decode(flags["data"])
+            decode(flags["data"])
             given = (msgspec.Raw(msgspec.json.format(flags["data"], indent=-1).encode()),)
         except msgspec.DecodeError as error:
             raise QTaskError(f'--data wants JSON, such as {{"a": 1}} or "text" in quotes: {error}') from None

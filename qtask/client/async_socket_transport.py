@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from qtask import forks
-from qtask.client import protocol as requests
+from qtask.client import protocol
 from qtask.client.protocol import WINDOW, Answer, TaskLike
 from qtask.model.errors import Refused, Unavailable
 
@@ -24,11 +24,11 @@ class _Lost:
 _Owed = asyncio.Future[Answer | _Lost]
 
 
-class AsyncSocketWay:
+class AsyncSocketTransport:
     """Keeps a connection between calls."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._host, self._port = requests.host_and_port(url)
+        self._host, self._port = protocol.host_and_port(url)
         self._timeout = timeout
         self._connecting = asyncio.Lock()
         self._line: _Line | None = None
@@ -48,7 +48,7 @@ class AsyncSocketWay:
         owed: deque[_Owed | Refused] = deque()
         async for task in tasks:
             try:
-                owed.append(line.submit(requests.line_of(task)))
+                owed.append(line.submit(protocol.line_of(task)))
             except Refused as refused:
                 owed.append(refused)
             if not line.writable.is_set():
@@ -67,7 +67,7 @@ class AsyncSocketWay:
                         _, self._line = await loop.create_connection(lambda: _Line(loop), self._host, self._port)
                 except OSError as error:  # TimeoutError is one
                     why = str(error) or f"no connection within {self._timeout:g} s"
-                    raise requests.no_gateway(f"{self._host}:{self._port}", why) from None
+                    raise protocol.no_gateway(f"{self._host}:{self._port}", why) from None
             return self._line
 
     async def _writable(self, line: _Line) -> None:
@@ -93,7 +93,7 @@ class AsyncSocketWay:
         answer = first.result() if first.done() else await self._wait(line, first)
         if isinstance(answer, _Lost):
             unknown = sum(1 for one in owed if not isinstance(one, Refused) and not _has_answer(one))
-            raise requests.lost(f"the gateway at {self._host}:{self._port}", answer.why, unknown) from None
+            raise protocol.lost(f"the gateway at {self._host}:{self._port}", answer.why, unknown) from None
         owed.popleft()
         return answer
 
@@ -182,7 +182,7 @@ class _Line(asyncio.Protocol):
         self._received = bytearray(rest)
         for line in lines:
             try:
-                answer = requests.read_answer(bytes(line))
+                answer = protocol.read_answer(bytes(line))
             except Unavailable as error:
                 self.end(str(error))
                 return

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qtask.client import protocol as requests
-from qtask.client.async_socket_transport import AsyncSocketWay
+from qtask.client import protocol
+from qtask.client.async_socket_transport import AsyncSocketTransport
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
 from qtask.client.synchronous import Client
@@ -15,8 +15,8 @@ from qtask.client.words import known_words
 from qtask.model.errors import Unavailable
 
 if TYPE_CHECKING:
-    from qtask.client.http_transport import AsyncHttpWay
-    from qtask.client.redis_transport import AsyncRedisWay
+    from qtask.client.http_transport import AsyncHttpTransport
+    from qtask.client.redis_transport import AsyncRedisTransport
     from qtask.model.record import State, TaskRecord
 
 Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
@@ -32,18 +32,18 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
         self._plain = Client(url, queue=queue, timeout=timeout)  # for what is not done often enough to be done twice
         self.url = self._plain.url
-        self._way: AsyncRedisWay | AsyncHttpWay | AsyncSocketWay
-        match requests.way_of(self.url):
+        self._transport: AsyncRedisTransport | AsyncHttpTransport | AsyncSocketTransport
+        match protocol.transport_of(self.url):
             case "redis":
-                from qtask.client.redis_transport import AsyncRedisWay
+                from qtask.client.redis_transport import AsyncRedisTransport
 
-                self._way = AsyncRedisWay(self.url, queue, timeout)
+                self._transport = AsyncRedisTransport(self.url, queue, timeout)
             case "http":
-                from qtask.client.http_transport import AsyncHttpWay
+                from qtask.client.http_transport import AsyncHttpTransport
 
-                self._way = AsyncHttpWay(self.url, timeout)
+                self._transport = AsyncHttpTransport(self.url, timeout)
             case "socket":
-                self._way = AsyncSocketWay(self.url, timeout)
+                self._transport = AsyncSocketTransport(self.url, timeout)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -53,14 +53,14 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
 
     async def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        await self._way.close()
+        await self._transport.close()
         self._plain.close()
 
     @known_words()
     async def send(self, task: TaskLike) -> Accepted:
         """As `Client.send`."""
         (answer,) = [answer async for answer in self.send_iter([task])]
-        return requests.accepted(answer)
+        return protocol.accepted(answer)
 
     @known_words()
     async def send_many(self, tasks: Tasks) -> list[Answer]:
@@ -77,7 +77,7 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     @known_words()
     def send_iter(self, tasks: Tasks) -> AsyncIterator[Answer]:
         """As `Client.send_iter`, for `async for`; the tasks may also come from an async iterable."""
-        return self._way.send(tasks if isinstance(tasks, AsyncIterable) else _each(tasks))
+        return self._transport.send(tasks if isinstance(tasks, AsyncIterable) else _each(tasks))
 
     @known_words()
     async def show(self, task_id: str) -> TaskRecord:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
-import requests as http
+import requests
 
 from qtask import forks
-from qtask.client import protocol as requests
+from qtask.client import protocol
 from qtask.client.gathered import Gathered
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
@@ -32,11 +32,11 @@ _DECISION = msgspec.json.Decoder(_Decision)
 
 
 def _gathered() -> Gathered[bytes]:
-    return Gathered(requests.line_of, len)
+    return Gathered(protocol.line_of, len)
 
 
-class HttpWay:
-    """The plain way. Threads may use it at the same time: each has a session of its own.
+class HttpTransport:
+    """The synchronous transport. Threads may use it at the same time: each has a session of its own.
 
     Args:
         url: `http://…` or `https://…` of a gateway, maybe with a path before its own.
@@ -52,10 +52,10 @@ class HttpWay:
         if not whole or parts.query or parts.fragment:
             raise _no_address(url)
         self._url = url.rstrip("/")
-        self._place = requests.without_credentials(self._url)
+        self._place = protocol.without_credentials(self._url)
         self._timeout = timeout
         self._sessions = threading.local()
-        self._open: list[http.Session] = []
+        self._open: list[requests.Session] = []
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -85,13 +85,13 @@ class HttpWay:
         body = lines[0] if len(lines) == 1 else b"[" + b",".join(lines) + b"]"
         try:
             text = self._request("POST", "/tasks", body).content
-            answers = requests.read_answers(text) if text[:1] == b"[" else [requests.read_answer(text)] * len(lines)
+            answers = protocol.read_answers(text) if text[:1] == b"[" else [protocol.read_answer(text)] * len(lines)
         except _NotConnected as error:
-            raise requests.no_gateway(self._place, str(error)) from None
+            raise protocol.no_gateway(self._place, str(error)) from None
         except _Broken as error:
-            raise requests.lost(f"the gateway at {self._place}", str(error), len(lines)) from None
+            raise protocol.lost(f"the gateway at {self._place}", str(error), len(lines)) from None
         if len(answers) != len(lines):
-            raise requests.lost(f"the gateway at {self._place}", f"it sent {len(answers)} answers", len(lines))
+            raise protocol.lost(f"the gateway at {self._place}", f"it sent {len(answers)} answers", len(lines))
         return gathered.answers(answers)
 
     def show(self, task_id: str) -> TaskRecord:
@@ -126,15 +126,15 @@ class HttpWay:
             path = f"/tasks/{quote(task_id, safe='')}{step}"
             answer = self._request(method, path, b"{}" if method == "POST" else None)
         except _NotConnected as error:
-            raise requests.no_gateway(self._place, str(error)) from None
+            raise protocol.no_gateway(self._place, str(error)) from None
         except _Broken as error:
             raise Unavailable(f"the gateway at {self._place} does not answer: {error}") from None
         body: bytes = answer.content
         if answer.status_code == 200:
             return body
-        refused = requests.read_answer(body)
+        refused = protocol.read_answer(body)
         if not isinstance(refused, Refused):
-            raise requests.not_ours(body)
+            raise protocol.not_ours(body)
         if answer.status_code == 404:
             raise NotFound(refused.message)
         if answer.status_code == 409:
@@ -143,25 +143,25 @@ class HttpWay:
             raise Unavailable(refused.message)
         raise refused
 
-    def _request(self, method: str, path: str, body: bytes | None) -> http.Response:
-        session: http.Session | None = getattr(self._sessions, "session", None)
+    def _request(self, method: str, path: str, body: bytes | None) -> requests.Response:
+        session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
-            session = self._sessions.session = http.Session()
+            session = self._sessions.session = requests.Session()
             self._open.append(session)
         try:
             return session.request(
                 method, self._url + path, data=body, headers=_JSON, timeout=self._timeout, allow_redirects=False
             )
-        except http.exceptions.ConnectTimeout:
+        except requests.exceptions.ConnectTimeout:
             raise _NotConnected(f"no connection within {self._timeout:g} s") from None
-        except http.exceptions.Timeout:
+        except requests.exceptions.Timeout:
             raise _Broken(f"nothing came within {self._timeout:g} s") from None
-        except http.exceptions.ConnectionError as error:
+        except requests.exceptions.ConnectionError as error:
             reason: Any = error.args[0] if error.args else error
             reason = getattr(reason, "reason", reason)
             kind = _NotConnected if type(reason).__name__ in _NO_CONNECTION else _Broken
             raise kind(_words(reason)) from None
-        except http.exceptions.RequestException as error:
+        except requests.exceptions.RequestException as error:
             raise _Broken(str(error)) from None
 
 
@@ -169,11 +169,11 @@ class HttpWay:
 _NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "SSLError", "ProxyError")
 
 
-class AsyncHttpWay:
-    """The way for asyncio: requests run in threads."""
+class AsyncHttpTransport:
+    """The transport for asyncio: requests run in threads."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._plain = HttpWay(url, timeout)
+        self._plain = HttpTransport(url, timeout)
 
     async def close(self) -> None:
         self._plain.close()
@@ -191,7 +191,7 @@ class AsyncHttpWay:
 
 
 def _no_address(url: str) -> ConfigError:
-    shown = requests.without_credentials(url)
+    shown = protocol.without_credentials(url)
     return ConfigError(f"{shown!r} is no address of a gateway; http://127.0.0.1:5124 is one")
 
 
@@ -215,4 +215,4 @@ def _decoded(decoder: msgspec.json.Decoder[_Read], body: bytes) -> _Read:
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:
-        raise requests.not_ours(body) from None
+        raise protocol.not_ours(body) from None

@@ -67,8 +67,8 @@ def client_mask() -> Mask:
     return mask_of(os.environ.get(MASK_VARIABLE, ""))
 
 
-def way_of(url: str) -> Literal["socket", "http", "redis"]:
-    """The way that an address stands for. Raises `ConfigError` for anything that is no address for a client."""
+def transport_of(url: str) -> Literal["socket", "http", "redis"]:
+    """The transport that an address selects. Raises `ConfigError` for anything that is no address for a client."""
     scheme = url.partition("://")[0]
     if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
         return "redis"
@@ -142,7 +142,7 @@ def accepted(answer: Answer) -> Accepted:
 
 
 def only_with(needed: str, url: str) -> QTaskError:
-    """What is said when a client is asked for something that its way does not offer.
+    """What is said when a client is asked for something that its transport does not offer.
 
     Args:
         needed: the addresses that offer it.

@@ -1,4 +1,4 @@
-"""Straight into Redis, a round trip a batch: the plain way and the one for asyncio."""
+"""Straight into Redis, one round trip per batch: synchronously and for asyncio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from qtask import forks
-from qtask.client import protocol as requests
+from qtask.client import protocol
 from qtask.client.gathered import Gathered
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.model.errors import Unavailable
@@ -45,11 +45,11 @@ def _accepted(place: Place | None) -> Accepted:
 
 def _lost(gathered: _Tasks, error: Exception, url: str) -> Unavailable:
     """What is said when Redis was not heard of again."""
-    return requests.lost("Redis", reason_of(error, url), len(gathered.ready))
+    return protocol.lost("Redis", reason_of(error, url), len(gathered.ready))
 
 
-class RedisWay:
-    """The plain way."""
+class RedisTransport:
+    """The synchronous transport."""
 
     def __init__(self, url: str, queue: str, timeout: float) -> None:
         self._queue = queue
@@ -70,11 +70,11 @@ class RedisWay:
 
     def show(self, task_id: str) -> TaskRecord:
         with self._asking() as redis:
-            return read_again(lambda: tasks.show(redis, task_id, requests.client_mask()))
+            return read_again(lambda: tasks.show(redis, task_id, protocol.client_mask()))
 
     def list_tasks(self, state: State, limit: int) -> list[TaskRecord]:
         with self._asking() as redis:
-            return read_again(lambda: tasks.list_tasks(redis, self._queue, state, limit, requests.client_mask()))
+            return read_again(lambda: tasks.list_tasks(redis, self._queue, state, limit, protocol.client_mask()))
 
     def find_dead(self, kind: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
         wanted = tasks.Filter(kind, error, link, title)
@@ -120,8 +120,8 @@ class RedisWay:
         return _answers(gathered, places)
 
 
-class AsyncRedisWay:
-    """The way for asyncio."""
+class AsyncRedisTransport:
+    """The transport for asyncio."""
 
     def __init__(self, url: str, queue: str, timeout: float) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""Over the gateway's socket: many lines on their way out while answers come in."""
+"""Over the gateway's socket: lines go out while answers come in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 
 from qtask import forks
-from qtask.client import protocol as requests
+from qtask.client import protocol
 from qtask.client.protocol import WINDOW, Answer, TaskLike
 from qtask.model.errors import Refused, Unavailable
 
@@ -21,11 +21,11 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Wind
 _Owed = deque[Refused | None]  # what each next answer is: already known, or to be read
 
 
-class SocketWay:
+class SocketTransport:
     """Keeps a connection between calls; one that is in use is not shared, so that calls may be nested."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._host, self._port = requests.host_and_port(url)
+        self._host, self._port = protocol.host_and_port(url)
         self._timeout = timeout
         self._kept: _Line | None = None
         forks.register(self)
@@ -59,7 +59,7 @@ class SocketWay:
         try:
             connection = socket.create_connection((self._host, self._port), self._timeout)
         except OSError as error:
-            raise requests.no_gateway(f"{self._host}:{self._port}", str(error)) from None
+            raise protocol.no_gateway(f"{self._host}:{self._port}", str(error)) from None
         return _Line(connection, f"the gateway at {self._host}:{self._port}", self._timeout)
 
 
@@ -122,7 +122,7 @@ class _Line:
         begun = monotonic()
         while len(owed) < WINDOW and len(out) < OUT_BYTES:
             try:
-                line = requests.line_of(next(tasks))
+                line = protocol.line_of(next(tasks))
             except StopIteration:
                 return False
             except Refused as refused:
@@ -161,7 +161,7 @@ class _Line:
         self._received = bytearray(rest)
         for line in lines:
             try:
-                answer = requests.read_answer(bytes(line))
+                answer = protocol.read_answer(bytes(line))
             except Unavailable as error:
                 raise self._lost(owed, str(error)) from None
             yield from _known(owed)
@@ -171,7 +171,7 @@ class _Line:
             yield answer
 
     def _lost(self, owed: _Owed, why: str) -> Unavailable:
-        return requests.lost(self._place, why, sum(1 for known in owed if known is None))
+        return protocol.lost(self._place, why, sum(1 for known in owed if known is None))
 
 
 def _known(owed: _Owed) -> Iterator[Answer]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from qtask.client import protocol as requests
+from qtask.client import protocol
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.client.shorthands import Shorthands
-from qtask.client.socket_transport import SocketWay
+from qtask.client.socket_transport import SocketTransport
 from qtask.client.words import known_words
 from qtask.model.errors import Unavailable
 
 if TYPE_CHECKING:
-    from qtask.client.http_transport import HttpWay
-    from qtask.client.redis_transport import RedisWay
+    from qtask.client.http_transport import HttpTransport
+    from qtask.client.redis_transport import RedisTransport
     from qtask.model.record import State, TaskRecord
 
 
@@ -30,22 +30,22 @@ class Client(Shorthands[Accepted]):
 
     @known_words()
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
-        self.url = requests.choose_url(url)
-        self._redis: RedisWay | None = None
-        self._http: HttpWay | None = None
-        self._way: RedisWay | HttpWay | SocketWay
+        self.url = protocol.choose_url(url)
+        self._redis: RedisTransport | None = None
+        self._http: HttpTransport | None = None
+        self._transport: RedisTransport | HttpTransport | SocketTransport
         # What a client does not use is not imported: a client of a gateway does without Redis's package.
-        match requests.way_of(self.url):
+        match protocol.transport_of(self.url):
             case "redis":
-                from qtask.client.redis_transport import RedisWay
+                from qtask.client.redis_transport import RedisTransport
 
-                self._way = self._redis = RedisWay(self.url, queue, timeout)
+                self._transport = self._redis = RedisTransport(self.url, queue, timeout)
             case "http":
-                from qtask.client.http_transport import HttpWay
+                from qtask.client.http_transport import HttpTransport
 
-                self._way = self._http = HttpWay(self.url, timeout)
+                self._transport = self._http = HttpTransport(self.url, timeout)
             case "socket":
-                self._way = SocketWay(self.url, timeout)
+                self._transport = SocketTransport(self.url, timeout)
 
     def __enter__(self) -> Client:
         return self
@@ -55,13 +55,13 @@ class Client(Shorthands[Accepted]):
 
     def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        self._way.close()
+        self._transport.close()
 
     @known_words()
     def send(self, task: TaskLike) -> Accepted:
         """Submits one task, and returns when Redis holds it. Raises `Refused` or `Unavailable`."""
         (answer,) = self.send_iter([task])
-        return requests.accepted(answer)
+        return protocol.accepted(answer)
 
     @known_words()
     def send_many(self, tasks: Iterable[TaskLike]) -> list[Answer]:
@@ -77,7 +77,7 @@ class Client(Shorthands[Accepted]):
     @known_words()
     def send_iter(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
         """As `send_many`, but takes tasks and yields answers as they come, for more than fits into memory."""
-        return self._way.send(tasks)
+        return self._transport.send(tasks)
 
     @known_words()
     def show(self, task_id: str) -> TaskRecord:
@@ -134,16 +134,16 @@ class Client(Shorthands[Accepted]):
         """Removes dead tasks (`redis://` or `http://`); returns the ids of those that were dead. These are free."""
         return self._by_id().remove(ids)
 
-    def _need_redis(self) -> RedisWay:
+    def _need_redis(self) -> RedisTransport:
         if self._redis is None:
-            raise requests.only_with("a redis:// address", self.url)
+            raise protocol.only_with("a redis:// address", self.url)
         return self._redis
 
-    def _by_id(self) -> RedisWay | HttpWay:
-        """The way on which tasks are looked at and decided on by their id."""
-        way = self._redis or self._http
-        if way is None:
-            raise requests.only_with(
+    def _by_id(self) -> RedisTransport | HttpTransport:
+        """The transport for calls about tasks by their id; the socket has none."""
+        transport = self._redis or self._http
+        if transport is None:
+            raise protocol.only_with(
                 "the gateway's HTTP address (such as http://127.0.0.1:5124) or a redis:// address", self.url
             )
-        return way
+        return transport

@@ -25,7 +25,7 @@ LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock 
 _NO_OPTIONS = SettleOptions()  # of most settlements
 
 
-def hindrance(claim: Claim, now: float) -> Failure | None:
+def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
     """Why a task that was claimed is not to be delivered any more, or None when it is.
 
     Args:
@@ -90,13 +90,13 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
 
 
 def settlement(
-    claim: Claim, result: Answer | Failure, started: float, duration: float, id_seconds: float
+    claim: Claim, result: Answer | Failure, started: float, duration: float, idempotency_seconds: float
 ) -> Settlement:
     """What is settled for a delivery that has ended.
 
     Args:
         claim, result, started, duration: as for `outcome_of`.
-        id_seconds: for how long the id of a delivered task is remembered, where the client chose it.
+        idempotency_seconds: for how long the id of a delivered task is remembered, where the client chose it.
     """
     outcome = outcome_of(claim, result, started, duration)
     fate: Fate = "finished"
@@ -105,7 +105,7 @@ def settlement(
         delay = retry_delay(claim, result, outcome.ended)
         fate = "failed" if delay is None else "retry"
     elif claim.task.settings.id is not UNSET:
-        remember = id_seconds
+        remember = idempotency_seconds
     options = _NO_OPTIONS
     if claim.attempt > 1 or claim.foreign or delay is not None or remember is not None:
         options = SettleOptions(again=claim.attempt > 1, foreign=claim.foreign, delay=delay, remember=remember)

@@ -21,7 +21,7 @@ from qtask.gateway.socket import SocketServer
 from qtask.intake.intake import Intake
 from qtask.intake.limits import ARRAY_FACTOR
 from qtask.intake.listen import listen, port_of
-from qtask.intake.memory_budget import Held
+from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import ConfigError
 from qtask.process import descriptors
@@ -103,9 +103,9 @@ async def _serve(config: Config) -> None:
     config = replace(config, port=port_of(lines), http_port=port_of(requests))
     redis, waiting = connect_async(config.redis, REPLY_SECONDS), connect_async(config.redis, BLOCK_REPLY_SECONDS)
     intake = Intake(redis, config)
-    held = Held(max(config.max_held_bytes, 2 * config.max_bytes * ARRAY_FACTOR))
-    sockets = SocketServer(config, intake, held)
-    http = HttpServer(redis, intake, held, config)
+    budget = MemoryBudget(max(config.max_held_bytes, 2 * config.max_bytes * ARRAY_FACTOR))
+    sockets = SocketServer(config, intake, budget)
+    http = HttpServer(redis, intake, budget, config)
     inbox = Inbox(redis, waiting, intake, config)
     await sockets.start(lines)
     await http.start(requests)

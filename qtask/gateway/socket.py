@@ -20,7 +20,7 @@ from qtask.intake.http_refusal import http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
 from qtask.intake.listen import BACKLOG
-from qtask.intake.memory_budget import Held
+from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
 from qtask.model.rejection import refusal_of_form
@@ -61,13 +61,13 @@ class SocketServer:
     Args:
         config: `http_port`, `max_bytes`, `max_connections` and `idle_seconds`.
         intake: where submitted tasks go.
-        held: counts what all connections hold.
+        budget: counts what all connections hold.
     """
 
-    def __init__(self, config: Config, intake: Intake, held: Held) -> None:
+    def __init__(self, config: Config, intake: Intake, budget: MemoryBudget) -> None:
         self.config = config
         self.intake = intake
-        self._held = held
+        self._budget = budget
         self.connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -93,12 +93,12 @@ class SocketServer:
 
     def count(self, by: int) -> None:
         """Counts what a connection holds more, or less; when it is too much in all, whoever holds the most goes."""
-        self._held.change(by)
-        while by > 0 and self._held.too_much:
+        self._budget.change(by)
+        while by > 0 and self._budget.exceeded:
             greatest = max(self.connections, key=lambda connection: connection.droppable, default=None)
             if greatest is None or not greatest.droppable:
                 return  # all of it is on its way to Redis
-            greatest.give_way(self._held.most)
+            greatest.give_way(self._budget.limit)
 
     def _sweep(self) -> None:
         """Looks for connections that have been silent for too long."""

@@ -67,7 +67,7 @@ class Intake:
     def __init__(self, redis: Redis, config: Config) -> None:
         self._redis = redis
         self._queue = config.queue
-        self._hold_seconds = config.hold_seconds
+        self._accept_retry_seconds = config.accept_retry_seconds
         self._replicas = config.wait_replicas
         self._nodes = Nodes()
         self._waiting: deque[_Waiting] = deque()
@@ -104,7 +104,7 @@ class Intake:
 
     def stop_holding(self) -> None:
         """Has every commit that fails end with an answer at once, from now on."""
-        self._hold_seconds = 0.0
+        self._accept_retry_seconds = 0.0
 
     async def room(self) -> None:
         """Returns when something may be read again; at once when nothing is in the way."""
@@ -144,7 +144,7 @@ class Intake:
                     places = await submit.run_async(self._redis, self._nodes, tasks, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
                 reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
-                if (left := batch[0].since + self._hold_seconds - monotonic()) > 0:
+                if (left := batch[0].since + self._accept_retry_seconds - monotonic()) > 0:
                     await asyncio.sleep(min(pause, left))
                     pause = min(pause * 2, longest)
                     continue
@@ -160,7 +160,7 @@ class Intake:
 
     def _give_up(self, reason: str) -> None:
         """Refuses those behind a failed commit who have waited for long: each batch in its turn would wait anew."""
-        since = monotonic() - self._hold_seconds - QUEUED_SECONDS
+        since = monotonic() - self._accept_retry_seconds - QUEUED_SECONDS
         while self._waiting and self._waiting[0].since < since:
             self._next().on_answer(unavailable(reason))
 

@@ -1,4 +1,4 @@
-"""What one gateway holds for all its clients together: unfinished texts, and answers that are not taken. Pure."""
+"""The memory that one gateway may use for all its clients: unfinished texts, and answers that are not read. Pure."""
 
 from __future__ import annotations
 
@@ -6,38 +6,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Held:
-    """Counts bytes against a bound.
+class MemoryBudget:
+    """Counts bytes in use against a limit.
 
     Args:
-        most: the bound.
+        limit: bytes that may be in use.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._total = 0
 
     @property
-    def too_much(self) -> bool:
-        """Whether the bound is passed, so that something must go."""
-        return self._total > self.most
+    def exceeded(self) -> bool:
+        """Whether more bytes are in use than the limit allows."""
+        return self._total > self.limit
 
     def change(self, by: int) -> None:
-        """Counts what has come, or (negative) gone."""
+        """Counts `by` more bytes as in use; fewer when it is negative."""
         self._total += by
 
     @contextmanager
     def counting(self) -> Iterator[Callable[[int], bool]]:
-        """Counts what comes until the block ends, by a function that says whether there was room for it."""
-        mine = 0
+        """Yields a function that counts more bytes as in use, and returns whether the limit still holds.
+
+        When the block ends, all that was counted in it is given back.
+        """
+        counted = 0
 
         def count(size: int) -> bool:
-            nonlocal mine
-            mine += size
+            nonlocal counted
+            counted += size
             self.change(size)
-            return not self.too_much
+            return not self.exceeded
 
         try:
             yield count
         finally:
-            self.change(-mine)
+            self.change(-counted)

@@ -116,7 +116,11 @@ def print_audit(audit: Audit) -> None:
         ("+ delivered", audit.delivered, ""),
         ("+ dead", audit.dead, ""),
         ("+ cancelled", audit.cancelled, ""),
-        ("+ removed", audit.removed, f"{audit.dropped} of them dropped because of dead_keep" if audit.dropped else ""),
+        (
+            "+ removed",
+            audit.removed,
+            f"{audit.dropped} of them dropped because of dead_retention_count" if audit.dropped else "",
+        ),
     ]
     if audit.deleted:
         rows.append(("+ deleted by other programs", audit.deleted, "their ids were found without a job"))

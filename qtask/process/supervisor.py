@@ -1,4 +1,4 @@
-"""Processes of QTask that are kept running together: what dies is started again, what is asked to end ends as one."""
+"""Supervises processes of QTask: restarts those that die, with backoff, and stops all of them together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themse
 STOP_AT_ONCE_SECONDS = 3.0  # for a worker that is asked a second time: it puts back what is in flight
 LOOK_SECONDS = 0.1
 
-logger = logging.getLogger("qtask.crew")
+logger = logging.getLogger("qtask.supervisor")
 
 
 class Member:
@@ -80,8 +80,8 @@ class Member:
             self._child = None
 
 
-class Crew:
-    """Several processes.
+class Supervisor:
+    """Keeps several processes running.
 
     Attributes:
         members: the processes.

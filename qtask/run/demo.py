@@ -26,7 +26,7 @@ from qtask.model.record import TaskRecord
 from qtask.model.timing import format_duration
 from qtask.observe.tables import outcome_answer, outcome_words, plain
 from qtask.process.stopping import StopSignals
-from qtask.run.up import Up
+from qtask.run.up import Stack
 from qtask.store import graphs, tasks
 
 WAIT_SECONDS = 20.0
@@ -67,15 +67,15 @@ class _Demo:
     def __init__(self, folder: Path, output: Path) -> None:
         self._output = output
         config = Config(data_dir=str(folder), port=0, http_port=0, workers=2, log_level="error")
-        self._up = Up(config)
+        self._stack = Stack(config)
         self._expected: dict[str, _Expected] = {}
 
     def run(self) -> int:
         click.echo("Starting a Redis, a gateway, a scheduler and two workers, each a process of its own …")
         try:
-            self._up.start()
-            config = self._up.config
-            redis = Redis.from_url(self._up.redis_url)
+            self._stack.start()
+            config = self._stack.config
+            redis = Redis.from_url(self._stack.redis_url)
             with (
                 _receivers(config.pipes) as receivers,
                 Client(f"socket://{config.host}:{config.port}") as client,
@@ -90,7 +90,7 @@ class _Demo:
                 drawn = self._graph(client, redis)
             return self._verdict(records, receivers, drawn)
         finally:
-            self._up.stop()
+            self._stack.stop()
 
     def _submit(self, client: Client, receivers: _Receivers) -> None:
         _head("Tasks go in, over the socket")

@@ -14,7 +14,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from qtask.config import Config, flag_name, in_url
 from qtask.destinations.http.authorities import check_ca_file
 from qtask.model.errors import QTaskError
-from qtask.process.supervisor import LOOK_SECONDS, Crew, Member
+from qtask.process.supervisor import LOOK_SECONDS, Member, Supervisor
 from qtask.run.data_folder import PRIVATE_FOLDER
 from qtask.run.embedded import EmbeddedRedis
 from qtask.store import rights
@@ -29,8 +29,8 @@ _ASK_REDIS_SECONDS = 1.0  # between two looks for a Redis that does not answer y
 logger = logging.getLogger("qtask.up")
 
 
-class Up:
-    """Everything under one roof.
+class Stack:
+    """Gateway, scheduler, workers and, if needed, a Redis, on this host.
 
     Args:
         config: the settings; `redis_url` empty means an embedded Redis in `data_dir`, a port of 0 any free one.
@@ -44,7 +44,7 @@ class Up:
         self._redis = None
         if not config.redis_url:
             self._redis = EmbeddedRedis(Path(config.data_dir), config.redis_memory_mib, config.pipes)
-        self._crew = Crew()
+        self._supervisor = Supervisor()
         self._ready = False
         self._ask_redis_at = 0.0
         self._redis_error = ""
@@ -55,10 +55,10 @@ class Up:
         It waits for a Redis that does not answer, and logs `ready` when it does. Raises `QTaskError` when it cannot
         start.
         """
-        self._crew.listen()
+        self._supervisor.listen()
         try:
             self._begin()
-            self._crew.keep(self._look)
+            self._supervisor.keep(self._look)
         finally:
             self.stop()
 
@@ -79,7 +79,7 @@ class Up:
 
     def stop(self) -> None:
         """Ends everything: first all that works on tasks, at the same time, and Redis when they have finished."""
-        self._crew.stop()
+        self._supervisor.stop()
         if self._redis is not None:
             self._redis.stop()
 
@@ -96,14 +96,14 @@ class Up:
         except OSError as error:
             raise QTaskError(f"the pipe folder {config.pipes} cannot be made: {error.strerror}") from None
         if self._redis is not None:
-            self._redis.start(lambda: self._crew.signals.asked)
-        if self._crew.signals.asked:
+            self._redis.start(lambda: self._supervisor.signals.asked)
+        if self._supervisor.signals.asked:
             return
         self._check_rights()
         names = ["gateway", "scheduler"] + ["worker"] * config.workers
         settings = replace(config, redis_url=self.redis_url, pipe_dir=str(config.pipes.resolve()))
-        self._crew.members = [Member(name, settings.as_environment()) for name in names]
-        self._crew.start()
+        self._supervisor.members = [Member(name, settings.as_environment()) for name in names]
+        self._supervisor.start()
         self._wait_for_gateway()
 
     def _check_rights(self) -> None:
@@ -117,8 +117,8 @@ class Up:
 
     def _wait_for_gateway(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not self._crew.signals.asked:
-            for process in self._crew.members:
+        while not self._supervisor.signals.asked:
+            for process in self._supervisor.members:
                 if process.exit_code is not None:
                     raise QTaskError(f"the {process.name} did not start; what it said stands above")
             if time.monotonic() > deadline:
@@ -185,7 +185,7 @@ class Up:
 
 def up(config: Config) -> None:
     """Runs gateway, scheduler and workers until asked to stop. Raises `QTaskError` when it cannot start."""
-    Up(config).run()
+    Stack(config).run()
 
 
 def _with_ports(config: Config) -> Config:

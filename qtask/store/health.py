@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
+from qtask.model.ids import client_id, stored_id
 from qtask.store import keys
 from qtask.store.schedule import LOCK_HOLDER
 
@@ -98,17 +99,17 @@ def count_due_before(redis: Redis, instant: float) -> int:
 
 
 def any_task(redis: Redis, queue: str) -> str | None:
-    """The stored id of a task in the schedule, or of a dead or a delivered one of a queue; None where there is none."""
+    """The id, as clients know it, of a task in the schedule, or of a dead or a delivered one of a queue; else None."""
     for key in (keys.SCHEDULE, keys.failed(queue), keys.finished(queue)):
         found: Any = redis.zrange(key, -1, -1)
         if found:
-            return str(found[0].decode())
+            return client_id(found[0].decode())
     return None
 
 
-def exists(redis: Redis, stored: str) -> bool:
-    """Whether there is a task with this stored id."""
-    return bool(redis.exists(keys.job(stored)))
+def exists(redis: Redis, task_id: str) -> bool:
+    """Whether there is a task with this id, as clients know it."""
+    return bool(redis.exists(keys.job(stored_id(task_id))))
 
 
 def waiting(redis: Redis, name: str) -> Waiting | None:

@@ -13,13 +13,13 @@ CANCELLED_PREFIX = "rq:canceled:"  # + queue: sorted set, jobs that were cancell
 QUEUES = "rq:queues"  # set of queue keys, which `rq info` lists
 SCHEDULE = "rq:scheduler:scheduled_jobs"  # sorted set, id by due
 SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqscheduler stays passive
+STOCK_SCHEDULERS = "rq:scheduler_instance:*"  # pattern of the keys of stock rqschedulers that are alive
+RQ_WORKERS = "rq:workers"  # set of the keys of all registered workers, ours and stock ones
 STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
 RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries came to
-RQ_WORKERS = "rq:workers"  # set: keys of the workers that are registered with RQ
 SUSPENDED = "rq:suspended"  # string; while it stands, `rq suspend` holds the workers
-STOCK_SCHEDULERS = "rq:scheduler_instance:*"  # pattern of the keys by which rqscheduler registers itself
 
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
@@ -73,14 +73,14 @@ def failed(name: str) -> str:
     return FAILED_PREFIX + name
 
 
+def rq_workers(name: str) -> str:
+    """Key of the set of the registered workers of a queue."""
+    return f"{RQ_WORKERS}:{name}"
+
+
 def results(task_id: str) -> str:
     """Key of RQ's results of a task, which only a stock worker writes."""
     return RESULTS_PREFIX + task_id
-
-
-def rq_workers(name: str) -> str:
-    """Key of the set of workers that RQ knows of a queue."""
-    return f"{RQ_WORKERS}:{name}"
 
 
 def stats(kind: str) -> str:

@@ -12,8 +12,8 @@ from qtask.store import keys
 from qtask.store.queries import Steps
 from qtask.store.scripts import Call, Script
 
-# A submission may be sent again for as long as `hold_seconds` allows, an hour at most, and its ids must still be known
-# as ours by then. So a number is used for less time than it is leased.
+# A submission may be sent again for as long as `accept_retry_seconds` allows, an hour at most, and its ids must still
+# be known as ours by then. So a number is used for less time than it is leased.
 LEASE_SECONDS = 10_800
 USE_SECONDS = 3_600.0
 

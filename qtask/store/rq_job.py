@@ -21,5 +21,5 @@ class TaskJob(Job):
 
 def set_retention(job: Job, config: Config) -> None:
     """Has a stock worker keep a task as QTask's own worker would: schedulers forget it, RQ never does."""
-    job.result_ttl = config.history_seconds + keys.FOREVER_SECONDS
+    job.result_ttl = config.retention_seconds + keys.FOREVER_SECONDS
     job.failure_ttl = keys.FOREVER_SECONDS

@@ -83,6 +83,20 @@ def list_tasks(queue: str, state: State, limit: int = 50, mask: Mask = _MASK) ->
     return found
 
 
+def list_pages(
+    redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK
+) -> Iterator[list[TaskRecord]]:
+    """The tasks of `list_tasks` by the page, so that not all of them are in memory at once."""
+    cursor = ""
+    while limit > 0:
+        page = list_page(redis, queue, state, limit, cursor, mask)
+        yield page.items
+        limit -= len(page.items)
+        cursor = page.cursor
+        if not cursor:
+            return
+
+
 def _ids_of(queue: str, state: State, limit: int, cursor: Cursor) -> Steps[Page[str]]:
     if state == "queued":
         return (yield from queue_page(keys.queue(queue), cursor, limit))
@@ -248,8 +262,8 @@ def cancel(task_id: str) -> Steps[State]:
 def forget(task_id: str) -> Steps[State]:
     """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
 
-    An id that the client chose stays remembered for its time (`id_seconds` from the delivery), so that a second task
-    with it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
+    An id that the client chose stays remembered (`idempotency_seconds` from the delivery), so that a second task with
+    it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
     """
     state = _state_after(task_id, (yield FORGET_TASK.call(NoKeys(), TaskArguments(id=stored_id(task_id)))))
     if state != "delivered":

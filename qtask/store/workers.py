@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from redis import Redis
@@ -28,7 +29,7 @@ class HeartbeatArguments(NamedTuple):
 HEARTBEAT = Script("heartbeat", HeartbeatKeys, HeartbeatArguments)
 
 
-def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: dict[str, Value]) -> Call:
+def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: Mapping[str, Value]) -> Call:
     """Says that a worker is alive; the reply is Redis's time in Unix seconds.
 
     Args:

@@ -30,9 +30,9 @@ from rq.worker_registration import clean_worker_registry
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
-    hindrance,
     log_failure,
     log_unread,
+    reason_not_to_deliver,
     retry_in,
     settlement,
     undelivered,
@@ -53,14 +53,13 @@ from qtask.observe.failure_log import FailureLog
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
-from qtask.process.supervisor import Crew, Member
+from qtask.process.supervisor import Member, Supervisor
 from qtask.store import leases, rights, workers
 from qtask.store.channel import Channel
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import Call, Value
 
 CLAIM_BATCH = 250  # tasks a claim
 HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
@@ -108,9 +107,9 @@ class Worker(BaseWorker):
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
 
         # Ids that were claimed and whose outcome is not on its way to Redis, and bytes of each dict.
-        self._held: dict[Value, int] = {}
+        self._held: dict[str, int] = {}
         self._held_bytes = 0
-        self._claimed_again: set[Value] = set()  # ids that are held, were taken back, and came here a second time
+        self._claimed_again: set[str] = set()  # ids that are held, were taken back, and came here a second time
         self._backlog: deque[tuple[str, int, bytes, bytes]] = deque()  # claimed, not begun
         self._limits_hosts = config.host_connections > 0
         self._slots = HostSlots(config.host_connections)  # has what was claimed and waits for a connection to its host
@@ -199,7 +198,7 @@ class Worker(BaseWorker):
                 reply = leases.settle(self._config, self._token, outcomes).run(self.connection)
                 self._report_settled(reply, len(outcomes))
             self._held.clear()  # so that all that is left goes back
-            back = self._nack().run(self.connection)
+            back = leases.nack(self._config.queue, self._token, self._held).run(self.connection)
             workers.leave(self.connection, self._token)
             self.register_death()
             logger.info("stopped", extra={"given_back": back})
@@ -246,7 +245,7 @@ class Worker(BaseWorker):
     def _on_connected(self) -> None:
         try:
             self._forget_backlog()
-            self._nack().run(self.connection)
+            leases.nack(self._config.queue, self._token, self._held).run(self.connection)
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
             return
@@ -297,7 +296,7 @@ class Worker(BaseWorker):
             self._beat()
 
     def _beat(self) -> None:
-        fields: dict[str, Value] = {
+        fields: dict[str, str | int | float] = {
             "last_heartbeat": utcformat(utc_now()),
             "state": str(WorkerStatus.BUSY.value if self._in_flight else WorkerStatus.IDLE.value),
             "successful_job_count": self.successful_job_count,
@@ -407,7 +406,7 @@ class Worker(BaseWorker):
     def _nack_unheld(self) -> None:
         self._claiming = True  # in a way: what would be claimed before this is done would be put back as well
         try:
-            self._settles.run(self._on_returned, self._nack())
+            self._settles.run(self._on_returned, leases.nack(self._config.queue, self._token, self._held))
         except (RedisError, OSError) as error:
             self._on_redis_error(error)
 
@@ -422,7 +421,7 @@ class Worker(BaseWorker):
         self._backlog.clear()
         self._let_go(self._slots.withdraw())
 
-    def _let_go(self, ids: Iterable[Value]) -> None:
+    def _let_go(self, ids: Iterable[str]) -> None:
         for task_id in ids:
             self._held_bytes -= self._held.pop(task_id, 0)
             self._claimed_again.discard(task_id)
@@ -449,9 +448,9 @@ class Worker(BaseWorker):
             retried, attempt = attempt < 0, abs(attempt)
             claim = Claim(task_id, attempt, task, due, retried, not accepted)
             if attempt > 1 or task.settings.expires is not UNSET:
-                hindered = hindrance(claim, began + self._clock_offset)
-                if hindered is not None:
-                    self._end_undelivered(claim, hindered)
+                reason = reason_not_to_deliver(claim, began + self._clock_offset)
+                if reason is not None:
+                    self._end_undelivered(claim, reason)
                     return
             kind = task.kind
             if self._limits_hosts and kind == "http":
@@ -477,7 +476,7 @@ class Worker(BaseWorker):
             self._slots.release(claim.id)
         self.total_working_time += ended - began
         started = began + self._clock_offset
-        outcome = settlement(claim, result, started, ended - began, self._config.id_seconds)
+        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds)
         if isinstance(result, Failure):
             self.failed_job_count += 1
             log_failure(self._failures, claim, result, retry_in(outcome))
@@ -539,11 +538,8 @@ class Worker(BaseWorker):
         if result.settled < sent:
             logger.warning("leases_lost", extra={"tasks": sent - result.settled})
         for task_id in result.dropped:
-            about = {"task": client_id(task_id.decode()), "dead_keep": self._config.dead_keep}
+            about = {"task": client_id(task_id.decode()), "dead_retention_count": self._config.dead_retention_count}
             logger.error("dead_dropped", extra=about)
-
-    def _nack(self) -> Call:
-        return leases.nack(self._config.queue, self._token, self._held)
 
 
 def _raise(error: Exception) -> None:
@@ -562,7 +558,7 @@ def run(config: Config) -> None:
     """
     check_ca_file(config.ca_file)
     if config.processes > 1:
-        _run_crew(config)
+        _run_several(config)
         return
     config = descriptors.fit(config, "concurrency")
     signals = StopSignals()
@@ -586,18 +582,18 @@ def run(config: Config) -> None:
     worker.work()
 
 
-def _run_crew(config: Config) -> None:
+def _run_several(config: Config) -> None:
     """Runs several workers as children. `qtask health worker` then looks at them and at this process."""
     environment = replace(config, processes=1).as_environment()
-    crew = Crew([Member("worker", environment) for _ in range(config.processes)])
+    supervisor = Supervisor([Member("worker", environment) for _ in range(config.processes)])
     heartbeat = Heartbeat("worker", config, f"supervisor of {config.processes} workers")
 
     def beat() -> None:
-        missing = sum(not member.running for member in crew.members)
+        missing = sum(not member.running for member in supervisor.members)
         heartbeat.beat(f"{missing} of {config.processes} workers do not run" if missing else "")
 
-    crew.listen()
-    crew.start()
-    crew.keep(beat)
-    crew.stop()
+    supervisor.listen()
+    supervisor.start()
+    supervisor.keep(beat)
+    supervisor.stop()
     heartbeat.close()

@@ -19,10 +19,10 @@ from qtask.config import Config, load
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import (
     by_stock_worker,
-    hindrance,
     log_failure,
     log_unread,
     outcome_of,
+    reason_not_to_deliver,
     retry_in,
     settlement,
     undelivered,
@@ -78,15 +78,15 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         log.setup_beside(config, "rq-worker")
         log_unread(_failures, job.id, abs(attempt), failure)
         raise DeliveryFailed(f"{failure.kind}: {failure.message}") from None
-    hindered = hindrance(claim, now)
-    if hindered is not None:
-        _settle(redis, config, token, undelivered(claim, hindered, now))
-        _log(config, claim, hindered, None)
-        raise DeliveryFailed(f"{hindered.kind}: {hindered.message}")
+    reason = reason_not_to_deliver(claim, now)
+    if reason is not None:
+        _settle(redis, config, token, undelivered(claim, reason, now))
+        _log(config, claim, reason, None)
+        raise DeliveryFailed(f"{reason.kind}: {reason.message}")
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began
-    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.id_seconds))
+    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds))
     if isinstance(result, Failure):
         _log(config, claim, result, retry_in(settled))
         raise DeliveryFailed(f"{result.kind}: {result.message}")

@@ -107,7 +107,7 @@ class Cast:
     Args:
         folder: gets the data and the logs.
         pipes: folder of the pipes.
-        history_keep: finished tasks that are kept.
+        retention_count: finished tasks that are kept.
 
     Attributes:
         redis: a client that goes past the proxy.
@@ -118,7 +118,7 @@ class Cast:
         cuts: connections that were cut, by whose reply it was; known when it has ended.
     """
 
-    def __init__(self, folder: Path, pipes: Path, history_keep: int) -> None:
+    def __init__(self, folder: Path, pipes: Path, retention_count: int) -> None:
         self.blows: list[Blow] = []
         self.complaints: list[str] = []
         self.cuts: dict[str, int] = {}
@@ -137,7 +137,7 @@ class Cast:
             "QTASK_QUEUE": QUEUE,
             "QTASK_PIPE_DIR": str(pipes),
             "QTASK_CONCURRENCY": str(CONCURRENCY),
-            "QTASK_HISTORY_KEEP": str(history_keep),
+            "QTASK_RETENTION_COUNT": str(retention_count),
             "QTASK_HTTP_PORT": "0",
             "QTASK_LOG_FORMAT": "json",
         }

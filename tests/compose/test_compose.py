@@ -80,7 +80,7 @@ def test_tasks_that_wait_are_delivered_after_down_and_up(deployment: Deployment)
 def test_a_worker_elsewhere_needs_the_address_of_redis_and_nothing_else() -> None:
     port = str(free_port())
     settings = {"QTASK_REDIS_BIND": "127.0.0.1", "QTASK_REDIS_PORT": port, "QTASK_REDIS_PASSWORD": "secret7"}
-    host = Deployment(f"qtask-cluster-{os.getpid()}", ("docker-compose.cluster.yml",), settings)
+    host = Deployment(f"qtask-cluster-{os.getpid()}", ("docker-compose.multi-host.yml",), settings)
     elsewhere = f"{host.name}_elsewhere"
     try:
         host.up(workers=0)

@@ -37,7 +37,12 @@ PIPE = "soak"
 MOST_MORE_FILES = 50  # connections come and go
 DRAIN_SECONDS = 60.0
 # Small, so that every history and table is full soon after the beginning.
-KEEPING: dict[str, Any] = {"history_keep": 2_000, "stats_keep": 2_000, "dead_keep": 300, "id_seconds": 15}
+KEEPING: dict[str, Any] = {
+    "retention_count": 2_000,
+    "stats_retention_count": 2_000,
+    "dead_retention_count": 300,
+    "idempotency_seconds": 15,
+}
 
 
 class Soak:

@@ -21,8 +21,9 @@ import pytest
 from redis import Redis
 
 from qtask.config import Config
-from qtask.run import doctor
-from qtask.run.doctor import Finding, examine
+from qtask.run.doctor import backlog, data_folder, examination, gateway, processes, redis_server
+from qtask.run.doctor.examination import examine
+from qtask.run.doctor.finding import Examined, Finding
 from qtask.store import keys
 from tests.command import qtask
 from tests.gateway_process import Gateway
@@ -84,7 +85,7 @@ def test_a_redis_with_another_password(tmp_path: Path, given: str, words: str, a
 
 
 def test_a_redis_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "REDIS_SECONDS", 1.0)
+    monkeypatch.setattr(examination, "REDIS_SECONDS", 1.0)
     server = RedisServer(tmp_path)
     with Gateway(server.url, tmp_path) as gateway:
         hanging = config_of(server.url, tmp_path, port=gateway.port, http_port=gateway.http_port)
@@ -104,15 +105,15 @@ def test_a_redis_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_redis_that_begins_to_hang_while_it_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "REDIS_SECONDS", 1.0)
+    monkeypatch.setattr(examination, "REDIS_SECONDS", 1.0)
     server = RedisServer(tmp_path)
-    look = doctor._memory
 
-    def stop(redis: Redis) -> Finding:
+    def stop(here: Examined) -> Finding:
         server.signal(signal.SIGSTOP)
-        return look(redis)
+        return redis_server.memory(here)
 
-    monkeypatch.setattr(doctor, "_memory", stop)
+    checks = [stop if check is redis_server.memory else check for check in examination.REDIS_CHECKS]
+    monkeypatch.setattr(examination, "REDIS_CHECKS", checks)
     try:
         findings = examine(config_of(server.url, tmp_path))
     finally:
@@ -232,19 +233,19 @@ def test_a_full_disk_and_a_redis_that_cannot_write(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
     with small_disk(tmp_path, 100) as disk:
-        assert doctor._room(disk).level == "fine"
+        assert data_folder.disk_space(disk).level == "fine"
         (disk / "fill").write_bytes(b"x" * 98 * 1_048_576)
-        finding = doctor._room(disk)
+        finding = data_folder.disk_space(disk)
     assert finding.level == "wrong" and "it is nearly full" in finding.what
 
 
 def folder_findings(folder: Path, **settings: Any) -> list[Finding]:
-    return list(doctor._data_folder(Config(data_dir=str(folder), **settings)))
+    return list(data_folder.data_folder(Config(data_dir=str(folder), **settings)))
 
 
 def test_a_data_folder_that_is_not_there_or_not_qtasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (finding,) = doctor._data_folder(Config())
+    (finding,) = data_folder.data_folder(Config())
     assert finding.what == f"there is no data folder qtask-data in {tmp_path}: no `qtask up` has run on it"
     assert finding.level == "note" and "--data-dir" in finding.advice
     (tmp_path / "photos").mkdir()
@@ -286,10 +287,10 @@ def test_a_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
     folder.mkdir(mode=0o700)
     code = f"""
 import os
-from qtask.run import doctor
+from qtask.run.doctor.data_folder import data_folder
 from qtask.config import Config
 os.setgid(65534); os.setuid(65534)
-for finding in doctor._data_folder(Config(data_dir={str(folder)!r})):
+for finding in data_folder(Config(data_dir={str(folder)!r})):
     print(finding.level, finding.what, finding.advice)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -336,7 +337,7 @@ def test_a_queue_without_workers(config: Config, around: Around) -> None:
 def test_a_queue_that_the_workers_do_not_keep_up_with(
     config: Config, around: Around, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "WAITED_SECONDS", 0.5)
+    monkeypatch.setattr(backlog, "WAITED_SECONDS", 0.5)
     around.start("scheduler")
     worker = around.start("worker")
     assert found(config, "no queue waits for workers").level == "fine"
@@ -356,7 +357,7 @@ def test_a_queue_that_the_workers_do_not_keep_up_with(
 def test_a_frozen_worker_and_one_that_was_killed(
     config: Config, around: Around, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "HEARTBEAT_SECONDS", 2.0)
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 2.0)
     frozen = around.start("worker")
     killed = around.start("worker")
     around.heartbeats(frozen, 2)
@@ -385,13 +386,13 @@ def test_a_stock_rqscheduler_instead_of_ours(config: Config, around: Around) -> 
 def test_a_gateway_that_hangs(
     config: Config, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "HTTP_SECONDS", 1.0)
-    with Gateway(redis_server.url, tmp_path) as gateway:
-        gateway.process.signal(signal.SIGSTOP)
+    monkeypatch.setattr(gateway, "HTTP_SECONDS", 1.0)
+    with Gateway(redis_server.url, tmp_path) as hanging:
+        hanging.process.signal(signal.SIGSTOP)
         finding = found(
-            replace(config, port=gateway.port, http_port=gateway.http_port), "and does not answer within 1 s"
+            replace(config, port=hanging.port, http_port=hanging.http_port), "and does not answer within 1 s"
         )
-        gateway.process.signal(signal.SIGCONT)
+        hanging.process.signal(signal.SIGCONT)
     assert finding.level == "wrong" and "its process hangs: restart it" in finding.advice
 
 

@@ -90,7 +90,7 @@ def is_accepted(url: str) -> str:
 def test_a_qtask_up_outlasts_a_full_disk_and_keeps_what_it_accepted(
     disk: Disk, tmp_path: Path, receiver: Receiver
 ) -> None:
-    with Installation(tmp_path, environment={"QTASK_HOLD_SECONDS": "0"}) as installation:
+    with Installation(tmp_path, environment={"QTASK_ACCEPT_RETRY_SECONDS": "0"}) as installation:
 
         def deaths() -> list[dict[str, object]]:
             return [event for event in installation.events() if event["event"] == "redis_died"]
@@ -116,7 +116,7 @@ def test_a_qtask_up_outlasts_a_full_disk_and_keeps_what_it_accepted(
 
 
 def test_a_stop_ends_although_the_disk_is_full(disk: Disk, tmp_path: Path) -> None:
-    with Installation(tmp_path, environment={"QTASK_HOLD_SECONDS": "0"}) as installation:
+    with Installation(tmp_path, environment={"QTASK_ACCEPT_RETRY_SECONDS": "0"}) as installation:
         fill(installation.url, failures=2)
         assert installation.process.stop(40) == 0
 
@@ -170,7 +170,7 @@ def test_a_redis_that_does_not_write_while_the_disk_is_full_is_waited_for(
     """With `appendfsync everysec` Redis goes on and answers MISCONF."""
     with Live(disk.folder, "--appendonly", "yes", "--appendfsync", "everysec") as live:
         others = [live.start("scheduler"), live.start("worker")]
-        with Gateway(live.url, tmp_path, HOLD_SECONDS=0) as gateway:
+        with Gateway(live.url, tmp_path, ACCEPT_RETRY_SECONDS=0) as gateway:
             accepted = fill(gateway.url, failures=5)
             with pytest.raises(ResponseError, match="MISCONF"):
                 live.redis.set("x", "y")

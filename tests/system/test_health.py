@@ -64,22 +64,22 @@ def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp
     workers = [live.start("worker", queue="two") for _ in range(2)]
     live.start("worker", queue="other")
     scheduler = live.start("scheduler", queue="of-schedulers")
-    crew = live.start("worker", queue="crew", processes=3)
-    until(lambda: crew.log.read_text().count('"event": "working"') == 3, 30, "three workers to work")
+    several = live.start("worker", queue="several", processes=3)
+    until(lambda: several.log.read_text().count('"event": "working"') == 3, 30, "three workers to work")
     lonely = live.start("worker", queue="lonely", processes=2)
     until(lambda: lonely.log.read_text().count('"event": "working"') == 2, 30, "two workers to work")
-    one_of_crew = children(crew.pid)[1]
+    one_of_several = children(several.pid)[1]
     with Gateway(live.url, tmp_path) as gateway:
         flags = ["--port", str(gateway.port)]
         assert well(live, "worker", "two") == "ok    2 worker processes are alive\n"
-        assert well(live, "worker", "crew") == "ok    4 worker processes are alive\n", "with their supervisor"
+        assert well(live, "worker", "several") == "ok    4 worker processes are alive\n", "with their supervisor"
         assert well(live, "scheduler", "of-schedulers") == "ok    1 scheduler is alive\n"
         assert look(live.url, "gateway", "qtask", *flags)[0] == 0
-        with frozen(workers[0].pid, scheduler.pid, one_of_crew, lonely.pid, gateway.process.pid):
+        with frozen(workers[0].pid, scheduler.pid, one_of_several, lonely.pid, gateway.process.pid):
             assert is_ill(live.url, "gateway", "qtask", *flags)
             for process, queue, role, pid in [
                 ("worker", "two", "worker", workers[0].pid),
-                ("worker", "crew", "worker", one_of_crew),
+                ("worker", "several", "worker", one_of_several),
                 ("worker", "lonely", "supervisor of 2 workers", lonely.pid),
                 ("scheduler", "of-schedulers", "scheduler", scheduler.pid),
             ]:

@@ -59,9 +59,9 @@ def test_every_process_ends_in_order_on_every_signal(live: Live, tmp_path: Path)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         started += [(number, Gateway(live.url, tmp_path).process), (number, live.start("worker"))]
         if number in (signal.SIGHUP, signal.SIGQUIT):
-            crew = live.start("worker", processes=2)
-            until(lambda crew=crew: crew.log.read_text().count("working") == 2, 30, "two workers to work")  # type: ignore[misc]
-            started += [(number, crew), (number, live.start("scheduler"))]
+            several = live.start("worker", processes=2)
+            until(lambda several=several: several.log.read_text().count("working") == 2, 30, "two workers to work")  # type: ignore[misc]
+            started += [(number, several), (number, live.start("scheduler"))]
     for number, process in started:
         process.signal(number)
     for number, process in started:

@@ -1,0 +1,23 @@
+"""The Redis that a command works on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtask.config import Config
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+TIMEOUT_SECONDS = 10.0
+
+
+def connected(config: Config) -> Redis:
+    """A client of the Redis of the settings, which has answered. Raises `QTaskError` when it does not."""
+    from qtask.run.embedded import reachable_url
+    from qtask.store.connect import connect, require
+
+    url = reachable_url(config)
+    redis = connect(url, timeout=TIMEOUT_SECONDS)
+    require(redis, url)
+    return redis

@@ -1,0 +1,63 @@
+"""`qtask stats`, `graph`: how punctual deliveries were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qtask.cli.connection import connected
+from qtask.cli.options import LOOK, check_folder, json_flag, settings
+from qtask.config import Config
+from qtask.model.errors import NotFound, QTaskError
+
+
+@click.command()
+@json_flag
+@settings(*LOOK)
+def stats(config: Config, as_json: bool) -> None:
+    """Print how punctual deliveries were."""
+    from qtask.observe import stats as statistics
+    from qtask.observe import tables
+    from qtask.store import tasks
+
+    redis = connected(config)
+    kinds = statistics.summary(redis)
+    counts = tasks.count_tasks(redis, config.queue)
+    if as_json:
+        click.echo(tables.to_json({"kinds": kinds, "tasks": counts}))
+    else:
+        tables.print_stats(kinds, counts)
+
+
+@click.command()
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="a .png or .svg file"
+)
+@click.option("--id", "task_id", help="instead of drawing: fetch the picture (PNG) of a __graph__ task")
+@settings(*LOOK)
+def graph(config: Config, output: Path, task_id: str | None) -> None:
+    """Draw how punctual deliveries were."""
+    kind = output.suffix.lower()
+    if kind not in (".png", ".svg") or (task_id and kind != ".png"):
+        raise QTaskError(
+            f"the name of the picture ends in {'.png' if task_id else '.png or .svg'}, got {str(output)!r}"
+        )
+    check_folder(output)
+    redis = connected(config)
+    if task_id:
+        from qtask.store import graphs
+
+        kept = graphs.read(redis, task_id)
+        if kept is None:
+            raise NotFound(f"there is no graph {task_id!r}; graphs are kept for a day")
+        picture = kept
+    else:
+        from qtask.observe.graph import render
+
+        picture = render(redis, "svg" if kind == ".svg" else "png")
+    try:
+        output.write_bytes(picture)
+    except OSError as error:
+        raise QTaskError(f"{output} cannot be written: {error.strerror}") from None
+    click.echo(f"{output} ({len(picture)} bytes)")

@@ -1,0 +1,71 @@
+"""`qtask send`: submit a task from flags, or many from a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from qtask.cli.options import duration, json_flag, settings
+from qtask.config import Config, in_url
+from qtask.model.errors import QTaskError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# Exactly one of these says where a task goes; `sending.from_flags` reads them.
+_DESTINATION_FLAGS = (
+    click.option("--http", metavar="URL", help="deliver to an http or https URL"),
+    click.option("--socket", "socket_link", metavar="HOST:PORT", help="deliver to a socket"),
+    click.option("--udp", "udp_link", metavar="HOST:PORT", help="deliver a datagram"),
+    click.option("--pipe", metavar="NAME", help="deliver to a named pipe"),
+    click.option("--graph", is_flag=True, help="draw a graph"),
+)
+
+_TASK_FLAGS = (
+    click.option(
+        "--in", "delay", type=duration, help="when: after 90 (seconds), 90s, 10m, 2h, 3d or 1h30m  [default: 0]"
+    ),
+    click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds"),
+    click.option("--title", help="name of the task"),
+    click.option("--method", help="HTTP method  [default: GET, with --data POST]"),
+    click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`"),
+    click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)"),
+    click.option("--timeout", type=duration, help="how long a delivery may take"),
+    click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]"),
+    click.option("--expires", type=duration, help="how long after it is due a delivery may still begin"),
+    click.option("--id", "task_id", metavar="ID", help="idempotency key: a second task with it is a duplicate"),
+)
+
+
+def _task_flags(command: _Command) -> _Command:
+    """Adds the flags that describe a task."""
+    for flag in reversed((*_DESTINATION_FLAGS, *_TASK_FLAGS)):
+        command = flag(command)
+    return command
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"), required=False)
+@_task_flags
+@json_flag
+@settings("redis_url", "queue", "host", "port", "mask_headers")
+def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
+    """Submit a task, or a file of them.
+
+    Submits one task from flags, or many from FILE (`-` for standard input). FILE holds NDJSON, one JSON object in any
+    layout, or a JSON array. Tasks go to the gateway, or with --redis straight into Redis. Exits with 1 if any task was
+    refused; all others are still accepted.
+    """
+    from qtask.cli import sending, task_files
+    from qtask.model.mask import mask_of
+
+    given = [name for name, value in flags.items() if value not in (None, False, ())]
+    if file is not None and given:
+        raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
+    items = task_files.read(file) if file is not None else sending.from_flags(flags, mask_of(config.mask_headers))
+    url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
+    with_bar = file is not None and not file.isatty() and not as_json
+    if sending.send(url, config.queue, items, as_json, with_bar):
+        sys.exit(1)

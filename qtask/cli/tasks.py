@@ -1,0 +1,131 @@
+"""`qtask list`, `show`, `cancel`, `forget`: look at tasks, and decide about single ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from qtask.cli.connection import connected
+from qtask.cli.options import LOOK, json_flag, settings
+from qtask.config import Config
+from qtask.model.errors import QTaskError, WrongState
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from qtask.model.record import TaskRecord
+
+
+@click.command("list")
+@click.option(
+    "--state",
+    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead", "all"]),
+    default="scheduled",
+    show_default=True,
+)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="tasks of each state")
+@json_flag
+@settings(*LOOK, "mask_headers")
+def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
+    """List tasks in one state, or in all.
+
+    Tasks that are due next come first; of tasks that have ended, the newest. A task that waits for its next attempt is
+    scheduled; the table shows it as `retrying`, with the time of that attempt.
+    """
+    from qtask.model.mask import mask_of
+    from qtask.model.record import STATES
+    from qtask.observe import tables
+    from qtask.store import tasks
+
+    redis = connected(config)
+    states = STATES if state == "all" else (state,)
+    mask = mask_of(config.mask_headers)
+    pages = (page for one in states for page in tasks.list_pages(redis, config.queue, one, limit, mask))
+    records = _each_once(record for page in pages for record in page)
+    if as_json:
+        for record in records:
+            click.echo(tables.to_json(record))
+    else:
+        tables.print_tasks(list(records), tasks.count_tasks(redis, config.queue))
+
+
+def _each_once(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
+    """Leaves out what was listed already: a task may move from one state to the next meanwhile."""
+    seen: set[str] = set()
+    for record in records:
+        if record.id not in seen:
+            seen.add(record.id)
+            yield record
+
+
+@click.command()
+@click.argument("id")
+@json_flag
+@settings(*LOOK, "mask_headers")
+def show(config: Config, id: str, as_json: bool) -> None:
+    """Show a task and its deliveries."""
+    from qtask.model.mask import mask_of
+    from qtask.observe import tables
+    from qtask.store import tasks
+
+    record = tasks.show(connected(config), id, mask_of(config.mask_headers))
+    if as_json:
+        click.echo(tables.to_json(record))
+    else:
+        tables.print_task(record)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True)
+@json_flag
+@settings(*LOOK)
+def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
+    """Cancel tasks that wait to be delivered.
+
+    Their ids may be used again. Tasks that are being delivered or have ended are not cancelled; the exit code is then
+    1.
+    """
+    from qtask.store import tasks
+
+    _decide(config, ids, as_json, tasks.cancel, "cancelled")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True)
+@json_flag
+@settings(*LOOK)
+def forget(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
+    """Forget delivered tasks.
+
+    Everything that is kept about them is deleted, except an id that the client chose: it stays known for
+    `idempotency_seconds`, so that the same task is not delivered twice.
+    """
+    from qtask.store import tasks
+
+    _decide(config, ids, as_json, tasks.forget, "forgotten")
+
+
+def _decide(
+    config: Config, ids: tuple[str, ...], as_json: bool, step: Callable[[Redis, str], str], done: str
+) -> NoReturn:
+    """Takes a step with each task, reports each result, and exits with 1 if the step failed for any of them."""
+    redis = connected(config)
+    failed = False
+    for task_id in ids:
+        answer = {"id": task_id}
+        try:
+            answer["was"] = step(redis, task_id)
+        except QTaskError as error:
+            failed = True
+            answer |= {"error": str(error), **({"state": error.state} if isinstance(error, WrongState) else {})}
+        if as_json:
+            click.echo(json.dumps(answer))
+        elif "error" in answer:
+            click.echo(f"qtask: {answer['error']}", err=True)
+        else:
+            click.echo(f"{task_id} {done}; it was {answer['was']}")
+    sys.exit(1 if failed else 0)
