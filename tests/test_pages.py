@@ -166,6 +166,17 @@ def test_a_queue_whose_read_part_was_claimed_goes_on_at_its_head(ask: Ask, redis
     assert rest.cursor == ""
 
 
+def test_a_task_that_came_back_to_the_end_of_its_queue_hides_no_others(ask: Ask, redis: Redis) -> None:
+    ids = bring(redis, "queued", 30)
+    page = ask(tasks.list_page, "qtask", "queued", 10)
+    assert claim(redis, limit=20) == ids[:20]
+    for task_id in ids[:10]:  # those that were read are to be tried again, and released
+        redis.zrem(keys.started("qtask"), f"{task_id}:worker")
+        redis.rpush(keys.queue("qtask"), task_id)
+    rest = ask(tasks.list_page, "qtask", "queued", 10, page.cursor)
+    assert [record.id for record in rest.items] == ids[20:]
+
+
 def test_a_page_of_one_queue_among_many_tasks_of_another(ask: Ask, redis: Redis) -> None:
     """The schedule is of all queues: several scripts are needed for a page, and a page ends where its last task is."""
     for at in (LATER, LATER + 1):
@@ -239,3 +250,12 @@ def test_one_task_is_decided_on(ask: Ask, redis: Redis) -> None:
     assert ask(graphs.read, "nobody") is None
     graphs.keep(redis, "0__order_3A2", b"second picture")
     assert ask(graphs.read, "order:2") == b"second picture"
+
+
+def test_many_tasks_are_listed_by_the_page(redis: Redis) -> None:
+    ids = [task_id for _ in range(3) for task_id in accept(redis, 750, at=LATER)]
+    listed = list(tasks.list_pages(redis, "qtask", "scheduled", 10_000))
+    assert [len(page) for page in listed] == [LIMIT, LIMIT, 250]
+    assert [record.id for page in listed for record in page] == ids
+    assert [len(page) for page in tasks.list_pages(redis, "qtask", "scheduled", 1_001)] == [LIMIT, 1]
+    assert [len(page) for page in tasks.dead_pages(redis, "qtask", Filter())] == [0]

@@ -8,7 +8,7 @@ Jobs that other programs put into Redis by RQ or rq-scheduler were never accepte
 that are in our queues, or in the schedule, are found by their data and left out.
 
 RQ's own tools delete jobs without a trace (`rq empty`, rq-dashboard). Where they leave an id behind, the script that
-comes upon it counts it as deleted; the rest is missing, which is what the audit is there to say.
+finds it counts it as deleted. The rest is missing, and the audit reports it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Audit:
     Attributes:
         accepted: tasks, ever.
         scheduled, queued, started, delivered, dead, cancelled, removed: what became of them; `removed` holds those
-            dead that were dropped for want of room.
+            dead that were dropped because too many are dead.
         deleted: tasks that another program deleted while they waited.
         written_off: tasks that were missing at an earlier audit, and written off there.
         missing: accepted tasks that are nowhere; below zero when there are more tasks than were accepted.
@@ -141,7 +141,7 @@ class _Walk:
     """One look at every place and at every job.
 
     Attributes:
-        suspects: stored ids to what is wrong with them. Tasks that moved meanwhile are among them.
+        suspects: stored ids to what is wrong with them. Tasks that moved during the walk are among them.
         foreign: stored ids of other programs' jobs to their places, without the history.
     """
 
@@ -161,7 +161,7 @@ class _Walk:
     def compare(self) -> tuple[Figures, int]:
         """The figures of now, and how many tasks are missing: none if those before the walk or those of now fit.
 
-        Where other programs' jobs come and go meanwhile, their number is known only between two bounds.
+        Where other programs' jobs come and go during the walk, their number is known only between two bounds.
         """
         now = read_figures(self._redis)
         gaps = [figures.held - figures.owed for figures in (self._before, now)]
@@ -255,7 +255,7 @@ class _Walk:
             yield member
 
     def _list(self, key: str) -> Iterator[bytes]:
-        """From the end to the head: what is taken from the head meanwhile does not move the rest away."""
+        """From the end to the head, so that tasks which are taken from the head do not move the others."""
         end = -1
         while True:
             page: list[Any] = self._redis.lrange(key, end - PAGE + 1, end)

@@ -81,7 +81,7 @@ async def take_over(redis: Redis, consumer: str, idle_ms: int, start: bytes | st
 
     Args:
         redis: a client.
-        consumer: who takes them.
+        consumer: that takes them.
         idle_ms: milliseconds ago.
         start: `FROM_START`, then `next` of the last result.
         count: of entries that are looked at.

@@ -1,6 +1,6 @@
 """What a worker does with tasks: claim them under a lease, give them back, and settle how their deliveries ended.
 
-Each is a call, to be run over whatever connection the caller has.
+Each function makes a call, which the caller runs over a connection of its own.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ class Settled(NamedTuple):
     """The reply of `settle`.
 
     Attributes:
-        settled: how many tasks were settled; the leases of the others were reclaimed meanwhile.
-        dropped: stored ids of dead tasks that were removed for want of room.
+        settled: how many tasks were settled; the leases of the others had been reclaimed.
+        dropped: stored ids of dead tasks that were removed because too many are dead.
     """
 
     settled: int

@@ -1,4 +1,4 @@
-"""The ledger: how many tasks were accepted and came to each end, and how many jobs are in each place meanwhile."""
+"""The ledger: how many tasks were accepted and how they ended. Beside it, how many jobs are in each place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Figures:
 
     Attributes:
         ledger: what was counted to queue to how many: `accepted`, `duplicates`, `delivered`, `expired` (of those that
-            died), `cancelled`, `removed`, `dropped` (for want of room among the dead), `deleted` (by another program),
+            died), `cancelled`, `removed`, `dropped` (because too many are dead), `deleted` (by another program),
             `written_off`. A queue may be empty where it is not known.
         scheduled: jobs in the schedule, of all queues.
         stock_retries: tasks that are in the schedule and among the dead: a stock worker will try them again.
@@ -44,12 +44,12 @@ class Figures:
 
     @property
     def owed(self) -> int:
-        """How many tasks were accepted and have not come to an end that the ledger knows."""
+        """How many tasks were accepted and have not ended in a way that the ledger counts."""
         return self.total("accepted") - sum(map(self.total, _ENDS))
 
     @property
     def held(self) -> int:
-        """How many jobs are in the places of tasks that have not come to such an end."""
+        """How many jobs are in the places of tasks that have not ended so."""
         rest = sum(one.queued + one.started + one.dead + one.cancelled_by_rq for one in self.queues.values())
         return self.scheduled + rest - self.stock_retries
 

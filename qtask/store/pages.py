@@ -15,10 +15,11 @@ import msgspec
 from msgspec import Struct
 
 from qtask.model.errors import Refused
+from qtask.store import keys
 from qtask.store.queries import Steps, commands
 from qtask.store.scripts import Script
 
-LIMIT = 1_000  # tasks a page, at most
+LIMIT = 1_000  # tasks of a page
 LOOK = 1_000  # members that one script looks at: about a millisecond
 _REMEMBERED = 5  # ids of the end of a page of a queue
 
@@ -38,6 +39,13 @@ class Page(Generic[Item]):
     cursor: str = ""
 
 
+class Read(Struct, array_like=True, forbid_unknown_fields=True):
+    """A task of a queue that was on a page: its stored id, and its attempt then."""
+
+    id: str
+    attempt: str
+
+
 class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
     """Where a page ended.
 
@@ -47,7 +55,7 @@ class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
         score, member: the last member, in a sorted set.
         until: the highest score that is looked for there.
         index: how many ids came before, in a list.
-        last: the last of these ids, the newest first.
+        last: the last of these, the newest first.
     """
 
     order: str
@@ -56,7 +64,7 @@ class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
     member: str = ""
     until: str = ""
     index: int = 0
-    last: list[str] = []
+    last: list[Read] = []
 
 
 def encode_cursor(cursor: Cursor) -> str:
@@ -173,24 +181,31 @@ def sorted_page(place: Place, cursor: Cursor, limit: int) -> Steps[Page[str]]:
 def queue_page(key: str, cursor: Cursor, limit: int) -> Steps[Page[str]]:
     """The ids of a queue after a cursor, up to `limit` of them (one at least).
 
-    Tasks are claimed from the head of a queue. So when none of the last ids of the page before is there any more, those
-    before them have been claimed as well, and the page begins at the head.
+    Tasks are claimed from the head of a queue. So when none of the last ids of the page before is in its place any
+    more, those before them have been claimed as well, and the page begins at the head. One that was claimed and is in
+    the queue again has another attempt.
     """
     limit = max(1, min(limit, LIMIT))
     start = 0
     if cursor.last:
         # Others may have gone back to the head since, but hardly more than a page of them.
-        found: list[int | None] = yield commands(
-            *(("LPOS", key, task_id, "MAXLEN", cursor.index + LIMIT) for task_id in cursor.last)
-        )
-        start = next((position + 1 for position in found if position is not None), 0)
+        places = yield commands(*(("LPOS", key, one.id, "MAXLEN", cursor.index + LIMIT) for one in cursor.last))
+        attempts = yield from _attempts([one.id for one in cursor.last])
+        found = zip(cursor.last, places, attempts, strict=True)
+        start = next((at + 1 for one, at, attempt in found if at is not None and attempt == one.attempt), 0)
     ids, length = yield commands(("LRANGE", key, start, start + limit - 1), ("LLEN", key))
     page = texts(ids)
     end = start + len(page)
     if not page or end >= length:
         return Page(page)
     last = page[: -_REMEMBERED - 1 : -1]
-    return Page(page, encode_cursor(Cursor(cursor.order, cursor.queue, index=end, last=last)))
+    read = [Read(*one) for one in zip(last, (yield from _attempts(last)), strict=True)]
+    return Page(page, encode_cursor(Cursor(cursor.order, cursor.queue, index=end, last=read)))
+
+
+def _attempts(ids: list[str]) -> Steps[list[str]]:
+    rows = yield commands(*(("HMGET", keys.job(task_id), "attempt") for task_id in ids))
+    return [text(attempt) for (attempt,) in rows]
 
 
 def text(value: bytes | str | None) -> str:

@@ -32,7 +32,7 @@ Found = TypeVar("Found")
 class Commands(NamedTuple):
     """Commands that go to Redis in one round trip; the reply is the list of their replies.
 
-    They are no transaction: Redis would refuse it when it has no memory left, when people look most.
+    They are not a transaction: Redis refuses one when it has no memory left, which is when people look.
     """
 
     commands: list[tuple[Value, ...]]

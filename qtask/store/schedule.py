@@ -152,7 +152,7 @@ def reclaim(redis: Redis, queues: Sequence[str], silent_since: float, limit: int
 
 
 class Reclaimed(NamedTuple):
-    """A task that was reclaimed: the data of its job (None when it was removed meanwhile), and its attempt."""
+    """A task that was reclaimed: the data of its job (None when it has been removed since), and its attempt."""
 
     id: str
     data: bytes | None

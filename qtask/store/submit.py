@@ -77,7 +77,7 @@ class Submission(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True):
-    """Where a submission stands.
+    """What became of a submission.
 
     Attributes:
         id: of the task, as the client knows it.

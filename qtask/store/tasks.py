@@ -179,8 +179,8 @@ class Filter:
 def find_dead_page(queue: str, wanted: Filter, cursor: str = "", limit: int = BATCH) -> Steps[Page[str]]:
     """A page of the ids, as clients know them, of the dead that fit, the oldest first.
 
-    Tasks that die after the first page was read are on none of the pages, so that a reader who retries what he finds
-    comes to an end.
+    Tasks that die after the first page was read are on none of the pages, so a caller that retries what it
+    finds comes to an end.
 
     Args:
         queue: its name.

@@ -44,7 +44,7 @@ def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: Mapping[str, Va
 
 
 def leave(redis: Redis, token: str) -> None:
-    """Counts a worker as dead from now on, so that a scheduler reclaims whatever it still holds."""
+    """Counts a worker as dead from now on, so that a scheduler reclaims what it still holds."""
     redis.zadd(keys.WORKERS, {token: 0})
 
 
@@ -56,7 +56,7 @@ def is_suspended() -> tuple[Value, ...]:
 def wait_for_tasks(queue: str, seconds: float) -> tuple[Value, ...]:
     """The command that Redis answers when a queue holds something, or after some seconds.
 
-    It moves the head of the queue onto itself, so it changes nothing: no task is ever in the hands of a mere reply.
+    It moves the head of the queue onto itself, so it changes nothing: no task can be lost with the reply.
     """
     return ("BLMOVE", keys.queue(queue), keys.queue(queue), "LEFT", "LEFT", seconds)
 
