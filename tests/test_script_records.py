@@ -91,7 +91,12 @@ def test_the_order_of_fields_is_that_of_the_records() -> None:
     assert (given["FIRST_KEY"], given["KEY_WIDTH"], given["STARTED"], given["QUEUE"]) == ("2", "2", "0", "1")
     assert given["NOW"] == "1"
     assert given["JOB_PREFIX"] == "'rq:job:'"
-    call = script.call(SomeKeys(place="p"), SomeArguments(title="t", limit=9), ("i", "b"), ("s", "q"))
+    call = script.call(
+        SomeKeys(place="p"),
+        SomeArguments(title="t", limit=9),
+        records=[Row(id="i", body="b")],
+        key_records=[KeyRow(started="s", queue="q")],
+    )
     assert (call.keys, call.arguments) == (["p", "s", "q"], ["t", 9, "i", "b"])
 
 

@@ -6,10 +6,9 @@ Each function makes a call, which the caller runs over a connection of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from qtask.config import Config
 from qtask.model.outcome import OUTCOMES_KEEP
@@ -128,7 +127,7 @@ def nack(queue: str, token: str, kept: Iterable[Value]) -> Call:
     return NACK.call(
         NackKeys(started=keys.started(queue), queue=keys.queue(queue), ledger=keys.LEDGER),
         NackArguments(token=token, queue_name=queue),
-        kept,
+        rest=kept,
     )
 
 
@@ -244,7 +243,7 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
             dead_retention_count=config.dead_retention_count,
             outcomes_keep=OUTCOMES_KEEP,
         ),
-        chain.from_iterable(map(structs.astuple, settlements)),
+        records=settlements,
     )
 
 

@@ -6,7 +6,6 @@ Also what it says of itself: rq-scheduler's lock, which keeps a stock `rqschedul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -147,7 +146,7 @@ def reclaim(redis: Redis, queues: Sequence[str], silent_since: float, limit: int
         silent_since=silent_since, limit=limit, lost_outcome=_LOST, outcomes_keep=OUTCOMES_KEEP
     )
     script_keys = ReclaimKeys(workers=keys.WORKERS, ledger=keys.LEDGER)
-    call = RECLAIM.call(script_keys, arguments, rest_of_keys=chain.from_iterable(pairs))
+    call = RECLAIM.call(script_keys, arguments, key_records=pairs)
     return [_text(task_id) for task_id in call.run(redis)]
 
 

@@ -30,10 +30,11 @@ import hashlib
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError
@@ -79,8 +80,8 @@ class Script(Generic[Keys, Arguments]):
         keys: type[Keys],
         arguments: type[Arguments],
         *,
-        each_key: type[Record] | None = None,
-        each: type[Record] | None = None,
+        each_key: type[tuple[str, ...]] | None = None,
+        each: type[Struct] | None = None,
         replies: tuple[type[Record], ...] = (),
     ) -> None:
         self.name = name
@@ -93,17 +94,29 @@ class Script(Generic[Keys, Arguments]):
         self._replies = tuple(fields_of(reply) for reply in replies)
 
     def call(
-        self, keys: Keys, arguments: Arguments, rest: Iterable[Value] = (), rest_of_keys: Iterable[str] = ()
+        self,
+        keys: Keys,
+        arguments: Arguments,
+        *,
+        rest: Iterable[Value] = (),
+        records: Iterable[Struct] = (),
+        key_records: Iterable[tuple[str, ...]] = (),
+        rest_of_keys: Iterable[str] = (),
     ) -> Call:
         """The script with its keys and arguments.
 
         Args:
             keys: its keys.
             arguments: its arguments.
-            rest: what follows the arguments; a record there is written as the values of its fields.
-            rest_of_keys: what follows the keys.
+            rest: values that follow the arguments.
+            records: records that follow the arguments.
+            key_records: records that follow the keys.
+            rest_of_keys: other keys that follow the keys.
         """
-        return Call(self, [*keys, *rest_of_keys], [*arguments, *rest])
+        values: list[Value] = [*arguments, *rest]
+        for record in records:
+            values += structs.astuple(record)
+        return Call(self, [*keys, *chain.from_iterable(key_records), *rest_of_keys], values)
 
     @cached_property
     def text(self) -> bytes:

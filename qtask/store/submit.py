@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Literal, NamedTuple
 
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, Struct
 
 from qtask.model.errors import Unavailable
 from qtask.model.ids import stored_id
@@ -39,6 +38,9 @@ class SubmitArguments(NamedTuple):
     sent_before: Literal["", "1"]
 
 
+Mode = Literal["in", "at", "IN", "AT"]
+
+
 class Submitted(Struct, gc=False):
     """One task on its way into Redis; see submit.lua.
 
@@ -53,7 +55,7 @@ class Submitted(Struct, gc=False):
 
     id: str
     body: bytes
-    mode: Literal["in", "at", "IN", "AT"]
+    mode: Mode
     instant: str
     options: str | int
     entry: str | bytes
@@ -131,7 +133,7 @@ class Batch:
         return SUBMIT.call(
             SubmitKeys(schedule=keys.SCHEDULE, inbox=keys.INBOX, node=node.key, ledger=keys.LEDGER),
             SubmitArguments(queue_name=self._queue, nonce=node.nonce, sent_before="1" if sent else ""),
-            chain.from_iterable(map(structs.astuple, tasks)),
+            records=tasks,
         )
 
     def read(self, reply: list[bytes]) -> bool:
@@ -200,23 +202,18 @@ def _id_of(checked: Checked, node: Node) -> str:
 
 
 def _submitted(task_id: str, submission: Submission) -> Submitted:
-    checked = submission.checked
-    timeout = checked.task.settings.timeout
-    chosen = checked.task.settings.id is not UNSET
+    checked, entry = submission.checked, submission.entry
+    settings = checked.task.settings
+    timeout, is_delay = settings.timeout, checked.instant is None
+    mode: Mode = "in" if is_delay else "at"
+    if settings.id is not UNSET:
+        task_id = stored_id(task_id)
+        mode = "IN" if is_delay else "AT"
     return Submitted(
-        id=stored_id(task_id) if chosen else task_id,
+        id=task_id,
         body=checked.body,
-        mode=_MODES[checked.instant is None, not chosen],
-        instant=repr(checked.delay if checked.instant is None else checked.instant),
+        mode=mode,
+        instant=repr(checked.delay if is_delay else checked.instant),
         options="" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
-        entry=submission.entry.encode() + b" " + submission.reply_key if submission.reply_key else submission.entry,
+        entry=entry.encode() + b" " + submission.reply_key if submission.reply_key else entry,
     )
-
-
-# By whether there is a delay, and whether the id is QTask's; see submit.lua.
-_MODES: dict[tuple[bool, bool], Literal["in", "at", "IN", "AT"]] = {
-    (True, True): "in",
-    (True, False): "IN",
-    (False, True): "at",
-    (False, False): "AT",
-}

@@ -311,7 +311,7 @@ def retry(ids: Sequence[str]) -> Steps[list[str]]:
     """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
     script_keys = RetryKeys(queues=keys.QUEUES, stock_retries=keys.STOCK_RETRIES)
     arguments = RetryArguments(outcomes_keep=OUTCOMES_KEEP)
-    return (yield from _by_batches(ids, lambda batch: RETRY.call(script_keys, arguments, batch)))
+    return (yield from _by_batches(ids, lambda batch: RETRY.call(script_keys, arguments, rest=batch)))
 
 
 @query
@@ -327,7 +327,7 @@ def retry_one(task_id: str) -> Steps[State]:
 def remove_dead(ids: Sequence[str]) -> Steps[list[str]]:
     """Removes dead tasks; returns the ids of those that were dead. Clients may use these ids again."""
     script_keys = RemoveKeys(ledger=keys.LEDGER, stock_retries=keys.STOCK_RETRIES)
-    return (yield from _by_batches(ids, lambda batch: REMOVE_DEAD.call(script_keys, NoArguments(), batch)))
+    return (yield from _by_batches(ids, lambda batch: REMOVE_DEAD.call(script_keys, NoArguments(), rest=batch)))
 
 
 @query

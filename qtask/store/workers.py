@@ -40,7 +40,7 @@ def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: Mapping[str, Va
     """
     pairs = [value for pair in fields.items() for value in pair]
     script_keys = HeartbeatKeys(workers=keys.WORKERS, rq_worker=rq_key)
-    return HEARTBEAT.call(script_keys, HeartbeatArguments(token=token, ttl_seconds=ttl_seconds), pairs)
+    return HEARTBEAT.call(script_keys, HeartbeatArguments(token=token, ttl_seconds=ttl_seconds), rest=pairs)
 
 
 def leave(redis: Redis, token: str) -> None:
