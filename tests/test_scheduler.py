@@ -1,4 +1,4 @@
-"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and taking back."""
+"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and reclaiming."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 from rq.serializers import JSONSerializer
 
+from qtask.config import Config
 from qtask.model.errors import Refused
 from qtask.scheduler.process import FORGET_BATCH, Scheduler
-from qtask.store import keys
+from qtask.store import keys, leases
 from qtask.store.rq_job import TaskJob
 from tests.claiming import claim
 from tests.redis_server import RedisServer
@@ -151,6 +153,26 @@ def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
     with running(scheduler):
         scheduler.enqueue_at(datetime.now(UTC), "qtask.do", TASK)
         until(lambda: redis.llen(keys.queue("qtask")) == 1)
+
+
+def test_a_retry_wakes_the_schedulers_when_it_is_due_before_all_else(redis: Redis) -> None:
+    """They may sleep for a second otherwise."""
+    scheduler = Scheduler("qtask", redis)
+    now = redis_now(redis)
+    jobs = scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK), (now + 60, TASK)])
+    scheduler.release()
+    assert claim(redis, "worker") == [job.id for job in jobs[:2]]
+    with redis.pubsub(ignore_subscribe_messages=True) as wake:
+        wake.subscribe(keys.WAKE)
+        wake.get_message(timeout=5)
+        for job, delay in zip(jobs, (90.0, 30.0), strict=False):
+            options = msgspec.json.encode(leases.SettleOptions(delay=delay))
+            retry = leases.Settlement(job.id, "retry", b"{}", "why", "http:status", "1.0", f"{job.id}:1", options)
+            assert leases.read_settled(leases.settle(Config(), "worker", [retry]).run(redis)).settled == 1
+        message = wake.get_message(timeout=5)
+        assert message is not None
+        assert float(message["data"]) == redis.zscore(keys.SCHEDULE, jobs[1].id)
+        assert wake.get_message(timeout=0.1) is None, "the other one is due after a task that waits already"
 
 
 def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
