@@ -4,8 +4,8 @@ RUN python -m venv /opt/qtask
 ENV PATH=/opt/qtask/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 # What the service runs on (the extra `server` of the package) changes seldom and comes first, so that a new version of QTask is a layer of its own.
-COPY requirements.txt .
-RUN pip install --quiet -r requirements.txt
+COPY requirements.lock .
+RUN pip install --quiet --require-hashes -r requirements.lock
 COPY . .
 RUN pip install --quiet --no-deps . \
  && pip uninstall --quiet --yes pip \

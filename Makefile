@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test test-system test-valkey lint format compose-test chaos chaos-quick soak bench bench-quick clean
+.PHONY: help setup demo test test-system test-valkey coverage lint format lock compose-test chaos chaos-quick soak bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,12 @@ test-valkey: $(READY) ## run the integration tests on the Valkey that is install
 	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(ON_VALKEY:%=tests/test_%.py)
 	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest tests/system/test_full_disk.py
 
+# Measuring makes everything slower, so tests get more time, and the report is shown even if one of them fails.
+coverage: $(READY) ## run the tests of `make test` and show which lines ran, in all processes that they start
+	rm -f .coverage .coverage.*
+	@status=0; $(BIN)/coverage run -m pytest -n 4 --dist loadfile -m "not slow" --timeout 180 || status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
+
 lint: $(READY) ## style, types, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +55,14 @@ lint: $(READY) ## style, types, and what may import what
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+# For the image: Linux and the Python of the Dockerfile. Every file of a version gets its hash, for all processors.
+LOCK_HEAD := \# Exact versions and hashes of what the image installs (requirements.txt on Linux, Python 3.13). Written by `make lock`.
+
+lock: $(READY) ## write requirements.lock from requirements.txt, with the newest versions that fit
+	$(BIN)/uv pip compile requirements.txt --quiet --upgrade --generate-hashes --python-version 3.13 \
+		--python-platform linux --no-config --no-header --no-annotate --native-tls --output-file requirements.lock
+	@sed -i '1i $(LOCK_HEAD)' requirements.lock
 
 compose-test: $(READY) ## run docker-compose.yml for real (needs docker and docker-compose)
 	@docker info >/dev/null 2>&1 || { echo "a running Docker engine is needed (on Debian: apt install docker.io)"; exit 1; }
@@ -72,4 +86,4 @@ bench-quick: $(READY) ## measure QTask alone, in two minutes
 	$(BIN)/python -m benchmarks.run --form quick
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build *.egg-info

@@ -27,7 +27,7 @@ from qtask.client import Client
 from qtask.model.validation import encode
 from qtask.scheduler.process import BATCH, Scheduler
 from qtask.store import leases
-from qtask.worker.process import CLAIM_BATCH
+from qtask.worker.claims import CLAIM_BATCH
 
 FAR_SECONDS = 86_400.0
 _SCRIPT_ROUNDS = 5  # of releasing and claiming; their median leaves out one in which Redis lost its core

@@ -42,7 +42,7 @@ from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async
 from qtask.store.leases import CLAIM_BYTES
-from qtask.worker.process import HELD_BYTES
+from qtask.worker.claims import HELD_BYTES
 from tests.claiming import claim
 from tests.gateway_process import Connection, Gateway, line_of, task
 from tests.live import Live

@@ -17,6 +17,7 @@ from qtask.store import connect as connecting
 from tests.chaos.proxy import Proxy
 from tests.gateway_process import Connection, Gateway, scheduled, task
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 PAUSES = (0.0, 0.05)  # seconds between the end of a connection and its next use
 
@@ -81,35 +82,36 @@ def test_a_gateway_goes_on_when_redis_closed_its_connections(gateway: Gateway, o
 def test_a_connection_that_was_idle_for_long_is_replaced_before_it_is_used(
     redis_server: RedisServer, own: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_of_them() -> set[str]:
-        return {one["id"] for one in own.client_list()}
-
     def ours() -> set[str]:
-        return all_of_them() - others
+        """By name: programs that earlier tests started may still connect to the same Redis."""
+        return {one["id"] for one in own.client_list() if one["name"] == name}
 
-    others = all_of_them()
+    name = "replaced"
+    url = f"{redis_server.url}?client_name={name}"
 
     async def talk() -> None:
-        async with AsyncClient(redis_server.url) as client:
+        async with AsyncClient(url) as client:
             await client.send(task())
             first = ours()
+            assert len(first) == 1
             await client.send(task())
             assert ours() == first
             monkeypatch.setattr(connecting, "IDLE_SECONDS", 0.0)
             await client.send(task())
-            assert not ours() & first
+            assert len(ours()) == 1 and not ours() & first
 
     asyncio.run(talk())
-    others = all_of_them()
+    until(lambda: not ours(), 10, "the end of the first client's connection")
     monkeypatch.setattr(connecting, "IDLE_SECONDS", 60.0)
-    with Client(redis_server.url) as client:
+    with Client(url) as client:
         client.send(task())
         first = ours()
+        assert len(first) == 1
         client.send(task())
         assert ours() == first
         monkeypatch.setattr(connecting, "IDLE_SECONDS", 0.0)
         client.send(task())
-        assert not ours() & first
+        assert len(ours()) == 1 and not ours() & first
 
 
 # --- broken in the middle of a reply ------------------------------------------------------------------------------

@@ -51,6 +51,13 @@ def test_the_same_task_counts_once_an_attempt(redis: Redis) -> None:
     assert len(stats.read(redis, ["http"])[0]) == 2
 
 
+def test_a_task_that_is_tried_anew_counts_again_though_it_took_as_long_to_the_microsecond(redis: Redis) -> None:
+    """Its attempts begin at 1 again, and its lateness is not measured a second time."""
+    for duration in (0.000_842_1, 0.000_842_3):
+        record(redis, "http", "ID", Outcome("delivered", NOW, NOW, None, duration))
+    assert len(stats.read(redis, ["http"])[0]) == 2
+
+
 def test_samples_are_bounded_in_number_and_totals_are_not(redis: Redis) -> None:
     config = replace(KEPT_FOR_LONG, stats_retention_count=100)
     for number in range(150):

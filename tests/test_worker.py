@@ -554,13 +554,13 @@ from qtask.observe import log
 from qtask.worker import process as worker
 from qtask.config import load
 
-class Faulty(worker.Worker):
+class Faulty(worker.Deliveries):
     def _end(self, claim, result):
         if claim.task.title == "faulty":
             raise ValueError("a defect of the worker's own")
         super()._end(claim, result)
 
-worker.Worker = Faulty
+worker.Deliveries = Faulty
 log.setup(load(), "worker")
 worker.run(load())
 """

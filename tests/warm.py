@@ -21,7 +21,7 @@ _CONTEXT.set_forkserver_preload(
     [
         *("qtask.cli.main", "qtask.cli.sending", "qtask.cli.task_files", "qtask.observe.tables", "qtask.observe.stats"),
         *("qtask.worker.process", "qtask.destinations.http.curl_transport", "qtask.scheduler.process"),
-        *("qtask.gateway.process", "qtask.api.app", "qtask.run.up", "qtask.store.audit"),
+        *("qtask.gateway.process", "qtask.api.server", "qtask.run.up", "qtask.store.audit"),
         *("qtask.run.doctor.examination", "qtask.run.doctor.health"),
         *("redis", "rq.worker", "rq_scheduler", "uvicorn", "starlette.applications"),
     ]

@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 import h11
 
+from qtask.private.h11 import skip_received
+
 # The absolute form of a request's target (RFC 9112, section 3.2.2), without its query.
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 
@@ -42,7 +44,7 @@ class ServerConnection(h11.Connection):
         """Some clients end a body with a line break that no length counts (RFC 9112, section 2.2)."""
         received = self.trailing_data[0]
         if blank := len(received) - len(received.lstrip(b"\r\n")):
-            self._receive_buffer.maybe_extract_at_most(blank)
+            skip_received(self, blank)
 
 
 def _check(request: h11.Request) -> None:

@@ -17,6 +17,7 @@ from qtask.client.gathered import Gathered
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
 from qtask.model.record import State, TaskRecord
+from qtask.private import urllib3
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -157,16 +158,11 @@ class HttpTransport:
         except requests.exceptions.Timeout:
             raise _Broken(f"nothing came within {self._timeout:g} s") from None
         except requests.exceptions.ConnectionError as error:
-            reason: Any = error.args[0] if error.args else error
-            reason = getattr(reason, "reason", reason)
-            kind = _NotConnected if type(reason).__name__ in _NO_CONNECTION else _Broken
-            raise kind(_words(reason)) from None
+            cause = urllib3.cause_of(error)
+            kind = _NotConnected if urllib3.was_not_sent(cause) else _Broken
+            raise kind(_words(cause)) from None
         except requests.exceptions.RequestException as error:
             raise _Broken(str(error)) from None
-
-
-# How urllib3 names it when nothing was sent.
-_NO_CONNECTION = ("NewConnectionError", "NameResolutionError", "SSLError", "ProxyError")
 
 
 class AsyncHttpTransport:

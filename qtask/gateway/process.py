@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 from redis.exceptions import RedisError
 
-from qtask.api.app import HttpServer
+from qtask.api.server import HttpServer
 from qtask.config import Config
 from qtask.gateway.inbox import Inbox
 from qtask.gateway.socket import SocketServer

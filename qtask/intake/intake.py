@@ -74,7 +74,7 @@ class Intake:
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._on_room: list[Callable[[], None]] = []
+        self._on_room: dict[Callable[[], None], None] = {}  # a set in the order of coming
 
     @property
     def full(self) -> bool:
@@ -99,8 +99,8 @@ class Intake:
             asyncio.get_running_loop().call_soon(self._start)
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Calls back, once, when something may be read again."""
-        self._on_room.append(callback)
+        """Calls back, once, when something may be read again, however often it was asked to."""
+        self._on_room[callback] = None
 
     def stop_holding(self) -> None:
         """Has every commit that fails end with an answer at once, from now on."""
@@ -129,7 +129,7 @@ class Intake:
         self._commits.discard(commit)
         self._start()
         if not self.full:
-            callbacks, self._on_room = self._on_room, []
+            callbacks, self._on_room = self._on_room, {}
             for callback in callbacks:
                 callback()
 

@@ -12,14 +12,8 @@ from msgspec import Struct
 from qtask.model.errors import Refused
 from qtask.model.retry import CAUSES, Retry
 from qtask.model.task import KINDS, MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
+from qtask.private import msgspec_messages as says
 
-_PATH = r"(?: - at `(?P<path>\$[^`]*)`)?"
-_MALFORMED = re.compile(r"JSON is malformed: (?P<what>.*) \(byte (?P<position>\d+)\)")
-_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`" + _PATH)
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`" + _PATH, re.DOTALL)
-_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]*)`(?:, got `(?P<got>[^`]*)`)?" + _PATH)
-_BAD_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*?)" + _PATH, re.DOTALL)
-_OUT_OF_RANGE = re.compile(r"(?:Number|Integer value) out of range" + _PATH)
 _BEGINNINGS = (  # the longer of two that begin alike comes first
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -99,7 +93,8 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
     words = _what_is_malformed(raw) or str(error)
     if not raw.strip():
         return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
-    if (match := _MALFORMED.fullmatch(words)) is None and (match := _MALFORMED.fullmatch(_lengthened(raw))) is None:
+    match = says.MALFORMED.fullmatch(words) or says.MALFORMED.fullmatch(_lengthened(raw))
+    if match is None:
         return Refused("invalid_json", "", f"one JSON {wanted} is needed; the text ends before it is complete")
     what, position = match["what"], int(match["position"])
     near = raw[max(0, position - 12) : position + 12].decode("utf-8", "replace")
@@ -116,7 +111,7 @@ def refusal_of_data(error: msgspec.ValidationError, data: bytes, kind: type[Stru
         kind: the struct that it has to fit.
     """
     words = str(error)
-    name = _culprit(msgspec.json.decode(data), kind) if "[...]" in words else ""
+    name = _culprit(msgspec.json.decode(data), kind) if says.SOME_KEY in words else ""
     return _invalid(words, "settings.data", kind.__struct_fields__, name)
 
 
@@ -147,18 +142,18 @@ def _culprit(data: dict[str, Any], kind: type[Struct]) -> str:
             try:
                 msgspec.json.decode(msgspec.json.encode({key: {name: value}}), type=kind)
             except msgspec.ValidationError as error:
-                if "[...]" in str(error):
+                if says.SOME_KEY in str(error):
                     return str(name)
     return ""
 
 
 def _hint_at(what: str, raw: bytes, position: int) -> str:
     """Where the JSON itself is broken, msgspec says what it met, but not how people get there."""
-    if what == "trailing characters":
+    if what == says.TRAILING_CHARACTERS:
         return "; one dict a line, or several in an array"
-    if what == "object keys must be strings":
+    if what == says.KEYS_MUST_BE_STRINGS:
         return "; keys stand in double quotes"
-    if what == "invalid number" or (what == "invalid character" and raw[position : position + 1] in (b"+", b".")):
+    if what == says.INVALID_NUMBER or (what == says.INVALID_CHARACTER and raw[position : position + 1] in (b"+", b".")):
         return "; JSON's numbers have no plus sign, no leading zeros, and digits on both sides of the point"
     if re.match(rb"True|False|None", raw[position:]):
         return "; JSON's words are true, false and null"
@@ -193,10 +188,10 @@ def _lengthened(raw: bytes) -> str:
 
 
 def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") -> Refused:
-    if match := _MISSING.fullmatch(words):
+    if match := says.MISSING.fullmatch(words):
         field = _path(base, match["path"], name, match["key"])
         return Refused("missing_field", field, f"{match['key']} is needed{_HINTS.get(field, '')}")
-    if match := _UNKNOWN.fullmatch(words):
+    if match := says.UNKNOWN.fullmatch(words):
         place = _path(base, match["path"], name)
         known = ", ".join(keys or _KEYS_OF.get(place, ()))
         return Refused(
@@ -204,15 +199,15 @@ def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") 
             _path(base, match["path"], name, match["key"][:60]),
             f"{match['key'][:60]!r} is no key of {place or 'a task'}; its keys are: {known}",
         )
-    if match := _EXPECTED.fullmatch(words):
+    if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)
         got = f", got {_WORDS.get(match['got'], match['got'])}" if match["got"] else ""
         hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _HINTS.get(field, "")
         return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
-    if match := _OUT_OF_RANGE.fullmatch(words):
+    if match := says.OUT_OF_RANGE.fullmatch(words):
         limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
         return Refused("invalid_value", _path(base, match["path"], name), limits)
-    if match := _BAD_VALUE.fullmatch(words):
+    if match := says.BAD_VALUE.fullmatch(words):
         field = _path(base, match["path"], name)
         return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{_HINTS.get(field, '')}")
     return Refused("invalid_value", base, words)
@@ -228,5 +223,5 @@ def _wanted(types: str) -> str:
 
 def _path(base: str, path: str | None, name: str, key: str = "") -> str:
     """`$.params[...][2]` below `settings.data`, where the name `page` was at fault → `settings.data.params.page[2]`."""
-    inner = re.sub(r"^\$\.?", "", path or "").replace("[...]", f".{name[:60]}" if name else "")
+    inner = re.sub(r"^\$\.?", "", path or "").replace(says.SOME_KEY, f".{name[:60]}" if name else "")
     return ".".join(part for part in (base, inner, key) if part)

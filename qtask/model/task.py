@@ -147,9 +147,12 @@ def expiry_of(task: Task, due: float) -> float:
     return parse_instant(expires) if isinstance(expires, str) else due + expires
 
 
+_NULL = Raw(b"null")
+
+
 def is_given(data: Raw | UnsetType) -> TypeGuard[Raw]:
     """Whether a value is there and is not null."""
-    return data is not UNSET and bytes(data) != b"null"
+    return data is not UNSET and data != _NULL
 
 
 def json_text(data: Raw | UnsetType) -> bytes:

@@ -28,7 +28,7 @@ def status_of(outcome: Outcome) -> str:
 def member(task_id: str, outcome: Outcome) -> str:
     """The member of the sorted set for an outcome."""
     lateness = "" if outcome.lateness is None else f"{outcome.lateness:.6f}"
-    return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{lateness}:{outcome.duration:.6f}"
+    return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{lateness}:{outcome.duration:.9f}"
 
 
 def counter(kind: str, outcome: Outcome) -> str:

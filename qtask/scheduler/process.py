@@ -26,6 +26,7 @@ from qtask.model.errors import Refused
 from qtask.model.ids import client_id, stored_id
 from qtask.model.link import destination_of
 from qtask.model.validation import Checked, check_task
+from qtask.private import redis_py
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.store import rights, schedule
@@ -270,7 +271,6 @@ def _wait(wake: PubSub, until: float) -> bool:
 
     Not by `get_message(timeout=…)`: that goes by whole milliseconds, rounded up, so tasks would be late by half of one.
     """
-    connection: Any = wake.connection
     while True:
         came = False
         while wake.get_message() is not None:  # one look at the head of the schedule answers every message so far
@@ -278,7 +278,7 @@ def _wait(wake: PubSub, until: float) -> bool:
         seconds = until - monotonic()
         if came or seconds <= 0:
             return came
-        select.select([connection._sock], [], [], seconds)  # redis-py has no other way to its socket
+        select.select([redis_py.socket_of(wake.connection)], [], [], seconds)
 
 
 def _due_at(instant: float, task: Mapping[str, Any]) -> Checked:

@@ -11,6 +11,7 @@ import hiredis
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from qtask.private import redis_py
 from qtask.store.faults import reach
 from qtask.store.scripts import Call, Script, Value
 
@@ -46,7 +47,7 @@ class Channel:
         if self._connection is None:  # made once: a pool makes only so many in its life
             self._connection = self._redis.connection_pool.make_connection()
         self._connection.connect()
-        self.descriptor = self._connection._sock.fileno()  # redis-py has no other way to its socket
+        self.descriptor = redis_py.socket_of(self._connection).fileno()
 
     def close(self) -> None:
         """Closes the connection."""

@@ -12,22 +12,20 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    InvalidResponse,
     NoPermissionError,
     RedisError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from qtask import forks
 from qtask.model.errors import ConfigError, Unavailable
+from qtask.private import redis_py
 from qtask.store import address
 from qtask.store.address import not_an_address, secrets_of, without_password, without_secrets
 
@@ -41,8 +39,6 @@ _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
 # What an address may say, for another program that shares it, and QTask has its own way of: it reads replies as bytes.
 _REPLIES = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
-# How a sentinel's client looks in redis-py's errors, with all arguments of its connection.
-_CLIENT_REPR = re.compile(r"<redis\.(?:asyncio\.)?client\.Redis\(.*?\)>\)>\)> - ")
 _OPTION = re.compile(r"'(\w{1,40})'")
 
 _Client = TypeVar("_Client", Redis, AsyncRedis)
@@ -60,16 +56,14 @@ def connect(url: str, timeout: float | None = None) -> Redis:
     whether running it again is harmless. Raises `ConfigError` for an address of another form.
     """
     redis = _client(url, timeout, Redis, Sentinel, Retry)
-    pool = redis.connection_pool
-    pool.connection_class = type("Connection", (_Connection, pool.connection_class), {})
+    redis_py.set_connection_base(redis, "Connection", _Connection)
     return redis
 
 
 def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
     """As `connect`, for redis.asyncio; not for publish/subscribe."""
     redis = _client(url, timeout, AsyncRedis, AsyncSentinel, AsyncRetry)
-    pool = redis.connection_pool
-    pool.connection_class = type("AsyncConnection", (_AsyncConnection, pool.connection_class), {})
+    redis_py.set_connection_base(redis, "AsyncConnection", _AsyncConnection)
     return redis
 
 
@@ -122,22 +116,19 @@ class _AsyncConnection:
 
     async def _has_ended(self) -> bool:
         """Whether something came unasked, most likely the end."""
-        connection: Any = self
-        can_read = getattr(connection, "can_read", None) or connection.can_read_destructive  # as it was before redis 8
         try:
-            return bool(await can_read())
+            return await redis_py.has_unread(self)
         except (RedisError, OSError):
             return True
 
     def after_fork(self) -> None:
-        writer = getattr(self, "_writer", None)  # redis-py has no other way to its socket
-        if writer is not None:
-            forks.release(writer.transport)
+        transport = redis_py.transport_of(self)
+        if transport is not None:
+            forks.release(transport)
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """By hiredis, as those of redis do. What redis.asyncio does in Python took a sixth of the gateway's time."""
-        packed: list[bytes] = HiredisRespSerializer().pack(*args)
-        return packed
+        return redis_py.pack_command(*args)
 
 
 def require(redis: Redis, url: str) -> None:
@@ -172,10 +163,10 @@ def trouble(error: Exception, url: str) -> tuple[str, str]:
             return f"the Redis at {place} wants a password, and the address gives none", advice
         advice = "Check both in QTASK_REDIS_URL; what is special in a password is percent-encoded"
         return f"the Redis at {place} rejects the user or the password: {said}", advice
-    if isinstance(error, RedisTimeoutError | TimeoutError) and "connecting" not in said:
+    if redis_py.hangs_after_connecting(error):
         advice = "If it is a Redis, it hangs: look at its log, and whether it is stopped, swaps or runs a long script"
         return f"what listens at {place} accepts connections and does not answer", advice
-    if isinstance(error, InvalidResponse) or "Protocol Error" in said:
+    if redis_py.is_no_redis(error):
         return f"what answers at {place} is not a Redis: {said[:200]}", "Name the right port with --redis"
     if is_misconf(error):
         advice = "Its disk may be full: make room, and it goes on by itself; its log says more"
@@ -195,7 +186,7 @@ def reason_of(error: Exception, url: str = "") -> str:
         error: it.
         url: the address at which Redis was to answer, whose secrets are left out wherever they stand in the text.
     """
-    return without_secrets(_CLIENT_REPR.sub("", str(error)), secrets_of(url))
+    return without_secrets(redis_py.without_client_repr(str(error)), secrets_of(url))
 
 
 def _client(

@@ -52,7 +52,7 @@ class ClientAlone:
 def alone(folder: Path) -> ClientAlone:
     source = folder / "source"  # a build leaves files beside its source
     shutil.copytree(ROOT / "qtask", source / "qtask", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", *(path.name for path in ROOT.glob("requirements*.txt"))):
+    for file in ("pyproject.toml", "README.md", "LICENSE", *(path.name for path in ROOT.glob("requirements*.txt"))):
         shutil.copy(ROOT / file, source)
     environment = folder / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)

@@ -64,11 +64,13 @@ def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, note
         body: its beginning as it came, still compressed; it may be cut anywhere.
         note: what was lost of the answer; empty when nothing was.
     """
-    for coding in reversed(header(headers, "content-encoding").lower().split(",")):
-        decode = _DECODERS.get(coding.strip())
-        if decode is not None:
-            with suppress(zlib.error, brotli.error, ZstdError, EOFError):
-                body = decode(body) or body  # where it is not what its header says, it is shown as it came
+    codings = header(headers, "content-encoding") if headers else ""
+    if codings:
+        for coding in reversed(codings.lower().split(",")):
+            decode = _DECODERS.get(coding.strip())
+            if decode is not None:
+                with suppress(zlib.error, brotli.error, ZstdError, EOFError):
+                    body = decode(body) or body  # where it is not what its header says, it is shown as it came
     return Answer(status, excerpt(body), note)
 
 

@@ -441,35 +441,36 @@ def _reason(code: int, words: str) -> str:
     return words.strip() or f"libcurl failed with error {code}"
 
 
-def _header_lines(request: HttpRequest) -> list[str] | list[bytes]:
+def _header_lines(request: HttpRequest) -> list[bytes]:
     """The headers as libcurl takes them: entries of a list, each with one header or several.
 
     It copies every entry, frees it, and compares it with each name that it looks for; with three entries in place of
     eight it takes a tenth less of the processor for a request. What it looks for must begin an entry.
     """
-    entries: list[str] = []
-    headers = request.headers
-    joins = False  # whether the next header may stand in the last entry
+    entries: list[bytes] = []
+    headers, body = request.headers, request.body
+    entry = ""  # the last one, while more headers may be added to it
     if headers[: len(DEFAULT_HEADERS)] == DEFAULT_HEADERS:  # nearly always
         headers = headers[len(DEFAULT_HEADERS) :]
-        entries.append(_DEFAULT_ENTRY)
-        joins = True
+        entry = _DEFAULT_ENTRY
     typed = False
     for name, value in headers:
         lower = name.lower()
-        if not value:
-            entries.append(f"{name};")
-            joins = False
-        elif joins and lower not in _LOOKED_FOR:
-            entries[-1] += f"\r\n{name}: {value}"
+        if entry:
+            if value and lower not in _LOOKED_FOR:
+                entry += f"\r\n{name}: {value}"
+                continue
+            entries.append(entry.encode("latin-1"))
+        if value:
+            entry = f"{name}: {value}"
         else:
-            entries.append(f"{name}: {value}")
-            joins = True
+            entry = ""
+            entries.append(f"{name};".encode("latin-1"))
         typed = typed or lower == "content-type"
-    if not typed or request.body is None:
-        entries.append("Content-Type:")  # libcurl would say that any body is a form
-    if request.body is not None and len(request.body) > _ASKED_FOR_BYTES:
-        entries.append("Expect:")
-    if "".join(entries).isascii():
-        return entries
-    return [entry.encode("latin-1") for entry in entries]
+    if entry:
+        entries.append(entry.encode("latin-1"))
+    if not typed or body is None:
+        entries.append(b"Content-Type:")  # libcurl would say that any body is a form
+    if body is not None and len(body) > _ASKED_FOR_BYTES:
+        entries.append(b"Expect:")
+    return entries

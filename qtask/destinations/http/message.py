@@ -31,8 +31,8 @@ DEFAULT_HEADERS = (("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zs
 _CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
-_CLEAN_URL = re.compile(
-    r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-F]{2})*", re.ASCII
+_CLEAN_URL = re.compile(  # possessive, which takes less than half the time: there is one way only to match
+    r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|%[0-9A-F]{2})*+", re.ASCII
 )
 _SAFE_IN_URL = "!$%&'()*+,/:;=?@~"  # as requests puts it on the wire: RFC 3986's path and query, and the percent sign
 
@@ -75,8 +75,10 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     Raises `Refused` when the data is not that of an `http` task.
     """
     data = http_data(task)
-    unix_socket, link = split_unix(task.address.link)
-    url, authorization = _url(link)
+    url, unix_socket, authorization = task.address.link, "", ""
+    if not _CLEAN_URL.fullmatch(url):
+        unix_socket, url = split_unix(url)
+        url, authorization = _url(url)
     if data.params:
         url = _with_params(url, data.params)
     body, content_type = _body(data)
@@ -85,20 +87,22 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
         headers.append(("Content-Type", content_type))
     if authorization and "authorization" not in names:
         headers.append(("Authorization", authorization))
-    headers.append(("QTask-Id", client_id(task_id)))
-    headers.append(("QTask-Attempt", str(attempt)))
-    headers.append(("QTask-Due", format_instant(due)))
+    headers += (
+        ("QTask-Id", client_id(task_id)),
+        ("QTask-Attempt", str(attempt)),
+        ("QTask-Due", format_instant(due)),
+    )
     return HttpRequest(data.method.upper(), url, tuple(headers), body, task.timeout, unix_socket, attempt > 1)
 
 
 def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
     """What the task says, with the defaults for what it does not; and the names that it says, in lower case."""
+    if not data.headers:
+        return list(DEFAULT_HEADERS), ()
     if isinstance(data.headers, dict):
         headers = [pair for pair in data.headers.items() if pair[0].lower() not in _CONNECTION_HEADERS]
-    elif data.headers == "auto":
-        headers = random_browser()
     else:
-        return list(DEFAULT_HEADERS), ()
+        headers = random_browser()
     names = {name.lower() for name, _ in headers}
     return headers + [pair for pair in DEFAULT_HEADERS if pair[0].lower() not in names], names
 

@@ -16,7 +16,7 @@ import requests
 import urllib3
 from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPSConnection
 
 from qtask.delivery import staggered
 from qtask.destinations.http.answer import (
@@ -32,9 +32,10 @@ from qtask.destinations.http.answer import (
 from qtask.destinations.http.authorities import ca_bundle
 from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, timed_out
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure
+from qtask.private.urllib3 import Connection, Response, allow_header_fields
 
 _CHUNK_BYTES = 8_192
-http.client._MAXHEADERS = 5_000  # type: ignore[attr-defined]  # as libcurl; some receivers send more than its 100
+allow_header_fields(5_000)  # as libcurl; some receivers send more than 100
 _kept: list[requests.Session] = []  # the one session, while no thread uses it
 
 
@@ -68,7 +69,7 @@ class _Head:
         self.file.close()
 
 
-class _FinalResponse(http.client.HTTPResponse):
+class _FinalResponse(Response):
     """Reads whole headers only, and passes over interim answers (RFC 9110, section 15.2).
 
     http.client takes headers for whole where the connection breaks, and passes over 100 alone.
@@ -86,35 +87,26 @@ class _FinalResponse(http.client.HTTPResponse):
         if not head.ended:
             raise _BrokenHeaders(BROKEN_HEADERS)
 
-    def _read_status(self) -> tuple[str, int, str]:
+    def read_status(self) -> tuple[str, int, str]:
+        """Reads status lines, and the headers of interim answers, up to the status of the final one."""
         while True:
-            version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed hides it
+            version, status, reason = super().read_status()
             if not 100 < status < 200:
                 return version, status, reason
             http.client.parse_headers(self.fp)
 
 
-class _Connection(HTTPConnection):
+class _Connection(Connection):
     """To the first address of the host that answers; knows whether it has served a request before."""
 
     response_class = _FinalResponse
     _served = False
 
-    def _new_conn(self) -> socket.socket:
-        try:
-            return self._connected()
-        except socket.gaierror as error:
-            raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
-        except TimeoutError as error:
-            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
-        except OSError as error:
-            raise urllib3.exceptions.NewConnectionError(self, f"no connection: {error}") from error
-        finally:
-            self._served = False
-
-    def _connected(self) -> socket.socket:
+    def open_socket(self) -> socket.socket:
+        """A socket that is connected to the first address of the host that answers. Raises `OSError`."""
+        self._served = False
         assert isinstance(self.timeout, int | float), "deliveries have a timeout"
-        return staggered.connect(self._dns_host, self.port, self.timeout, self.socket_options or ())
+        return staggered.connect(self.name_to_resolve, self.port, self.timeout, self.socket_options or ())
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
         """As urllib3's, but says when a kept connection broke."""
@@ -137,7 +129,9 @@ class _UnixConnection(_Connection):
 
     path = ""
 
-    def _connected(self) -> socket.socket:
+    def open_socket(self) -> socket.socket:
+        """A socket that is connected to `path`. Raises `OSError`."""
+        self._served = False
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(self.timeout if isinstance(self.timeout, int | float) else None)
         try:

@@ -1,0 +1,27 @@
+"""RQ: the base of its workers, and what they write into Redis."""
+
+from __future__ import annotations
+
+from time import sleep
+from typing import Any
+
+from redis.exceptions import RedisError
+from rq.worker.base import BaseWorker
+
+COMMANDS_RETRY_SECONDS = 2.0  # between two attempts to listen for commands
+
+
+class RegisteredWorker(BaseWorker):
+    """A worker that RQ's tools see, and that keeps listening for their commands, whatever happens to Redis."""
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Has the thread that listens for RQ's commands go on after an error.
+
+        RQ's own method gives up at a timeout. And an error may be the answer to the subscription: connecting anew
+        repeats it.
+        """
+        if not isinstance(exc, RedisError | OSError):
+            raise exc
+        if pubsub.connection is not None:
+            pubsub.connection.disconnect()
+        sleep(COMMANDS_RETRY_SECONDS)

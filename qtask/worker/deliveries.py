@@ -1,0 +1,145 @@
+"""The deliveries of a worker: how each begins and ends, and which are in flight."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+
+from msgspec import UNSET
+
+from qtask.config import Config
+from qtask.delivery.claim import Claim
+from qtask.delivery.ending import (
+    log_failure,
+    log_unread,
+    reason_not_to_deliver,
+    retry_in,
+    settlement,
+    undelivered,
+    unread,
+)
+from qtask.delivery.exchange import broken
+from qtask.delivery.loop import Loop
+from qtask.destinations.http.host_slots import Entry, HostSlots
+from qtask.destinations.registry import Deliverer, deliverer
+from qtask.model.errors import Refused
+from qtask.model.link import http_place
+from qtask.model.outcome import Answer, Failure
+from qtask.model.task import Kind
+from qtask.observe.failure_log import FailureLog
+from qtask.store.job import due_of, is_foreign, read_data
+from qtask.store.leases import Settlement
+from qtask.worker.clock import RedisClock
+
+logger = logging.getLogger("qtask.worker")
+
+
+class Deliveries:
+    """Begins the deliveries of claimed tasks, and makes their outcomes.
+
+    Args:
+        config: `concurrency`, `host_connections`, and what the kinds of delivery need.
+        loop: on which it works.
+        clock: for the instants in outcomes.
+        on_outcome: gets each outcome.
+
+    Attributes:
+        in_flight: the start of each delivery under way, by `monotonic`; by the task's id.
+        slots: has the tasks that wait for a connection to their host.
+        failures: the log of deliveries that failed.
+        delivered, failed: how many deliveries have ended, in either way.
+        seconds: that they took together.
+    """
+
+    def __init__(self, config: Config, loop: Loop, clock: RedisClock, on_outcome: Callable[[Settlement], None]) -> None:
+        self._config = config
+        self._loop = loop
+        self._clock = clock
+        self._on_outcome = on_outcome
+        self._deliverers: dict[Kind, Deliverer] = {}
+        self._limits_hosts = config.host_connections > 0
+        self.in_flight: dict[str, float] = {}
+        self.slots = HostSlots(config.host_connections)
+        self.failures = FailureLog(logger)
+        self.delivered = 0
+        self.failed = 0
+        self.seconds = 0.0
+
+    def begin(self, backlog: deque[Entry]) -> None:
+        """Begins as many deliveries as there is room for; first those that have waited for their host."""
+        concurrency, slots = self._config.concurrency, self.slots
+        while slots.ready and len(self.in_flight) < concurrency:
+            self._begin(*slots.ready.popleft()[1])
+        while backlog and len(self.in_flight) < concurrency:
+            self._begin(*backlog.popleft())
+
+    def _begin(self, task_id: str, attempt: int, written_due: bytes, data: bytes) -> None:
+        began = self.in_flight[task_id] = monotonic()
+        claim: Claim | None = None
+        try:
+            task, accepted = read_data(data)
+            due = due_of(task, task_id, written_due)
+            retried, attempt = attempt < 0, abs(attempt)
+            claim = Claim(task_id, attempt, task, due, retried, not accepted)
+            if attempt > 1 or task.settings.expires is not UNSET:
+                reason = reason_not_to_deliver(claim, began + self._clock.offset)
+                if reason is not None:
+                    self._end_undelivered(claim, reason)
+                    return
+            kind = task.kind
+            if self._limits_hosts and kind == "http":
+                entry = (task_id, attempt, written_due, data)
+                if not self.slots.take(http_place(task.address.link), entry, began):
+                    del self.in_flight[task_id]
+                    return
+            deliver = self._deliverers.get(kind)
+            if deliver is None:
+                deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config, self.slots)
+            deliver.start(claim, partial(self._end, claim))
+        except Refused as refused:
+            # What another program put into the queue; QTask's own ways in would have refused it.
+            self._end_broken(task_id, abs(attempt), claim, Failure("refused", refused.message), data)
+        except Exception as error:  # whatever is wrong with one task, the others must go on
+            if task_id not in self.in_flight:  # then it is not the task: its result was reported
+                raise
+            self._end_broken(task_id, abs(attempt), claim, broken(task_id, error), data)
+
+    def _end(self, claim: Claim, result: Answer | Failure) -> None:
+        began, ended = self.in_flight.pop(claim.id), monotonic()
+        if self._limits_hosts:
+            self.slots.release(claim.id)
+        self.seconds += ended - began
+        started = began + self._clock.offset
+        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds)
+        if isinstance(result, Failure):
+            self.failed += 1
+            log_failure(self.failures, claim, result, retry_in(outcome))
+        else:
+            self.delivered += 1
+        self._on_outcome(outcome)
+
+    def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
+        """For a task that was claimed and that no delivery was begun for."""
+        self.failed += 1
+        log_failure(self.failures, claim, failure, None)
+        self.slots.release(claim.id)  # the time in which it was to be delivered passed while it waited
+        self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset))
+
+    def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
+        """For a job that is no task, and for a task that no delivery could be begun for."""
+        if claim is not None:
+            self._end(claim, failure)
+            return
+        self.failed += 1
+        log_unread(self.failures, task_id, attempt, failure)
+        now = self.in_flight.pop(task_id) + self._clock.offset
+        self._on_outcome(unread(task_id, attempt, failure, now, is_foreign(data)))
+
+    def close(self) -> None:
+        """Lets go of kept connections, and logs what the log of failures has still."""
+        self.failures.flush(everything=True)
+        for deliver in self._deliverers.values():
+            deliver.close()

@@ -1,0 +1,102 @@
+"""What others see of a worker: RQ's registry, its heartbeat, and RQ's commands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+from rq.serializers import JSONSerializer
+from rq.utils import now as utc_now
+from rq.utils import utcformat
+from rq.worker.base import WorkerStatus
+from rq.worker_registration import clean_worker_registry
+
+from qtask.private.rq import RegisteredWorker
+from qtask.store import workers
+from qtask.store.channel import Channel
+from qtask.store.rq_job import TaskJob
+from qtask.worker.clock import RedisClock
+from qtask.worker.deliveries import Deliveries
+
+logger = logging.getLogger("qtask.worker")
+
+
+class Registration(RegisteredWorker):
+    """An RQ worker as far as `rq info`, `rq suspend` and RQ's commands go; its tasks take another way.
+
+    Args:
+        queue_name: the queue that the worker serves.
+        redis: a client of Redis.
+        token: of the worker, under which it holds leases.
+        deliveries: what the worker has done, for its heartbeat.
+        clock: is set by the reply to each heartbeat.
+        on_suspended: called after each heartbeat, with whether `rq suspend` holds all workers.
+    """
+
+    def __init__(
+        self,
+        queue_name: str,
+        redis: Redis,
+        token: str,
+        deliveries: Deliveries,
+        clock: RedisClock,
+        on_suspended: Callable[[bool], None],
+    ) -> None:
+        super().__init__(
+            [queue_name], connection=redis, serializer=JSONSerializer, job_class=TaskJob, log_job_description=False
+        )
+        self._token = token
+        self._deliveries = deliveries
+        self._clock = clock
+        self._on_suspended = on_suspended
+        self._registered = False
+
+    def register(self) -> None:
+        """Enters RQ's registry and listens for RQ's commands, unless that was done before. Raises redis-py's errors."""
+        if not self._registered:
+            self._register()
+        if self.pubsub_thread is None:
+            self.subscribe()
+
+    def _register(self) -> None:
+        try:
+            self.connection.delete(self.key)  # an earlier attempt may have come through without our knowing
+            self.register_birth()
+            self._registered = True
+            clean_worker_registry(self.queues[0])  # of those that were killed; only a stock worker would else do it
+        except OutOfMemoryError as error:  # RQ's tools do not see us then, but claiming and settling free memory
+            logger.warning("not_registered", extra={"error": str(error)})
+
+    def beat(self, channel: Channel) -> None:
+        """Sends a heartbeat, and asks whether `rq suspend` holds us. Raises redis-py's errors."""
+        done = self._deliveries
+        fields: dict[str, str | int | float] = {
+            "last_heartbeat": utcformat(utc_now()),
+            "state": str(WorkerStatus.BUSY.value if done.in_flight else WorkerStatus.IDLE.value),
+            "successful_job_count": done.delivered,
+            "failed_job_count": done.failed,
+            "total_working_time": done.seconds,
+            "qtask": self._token,  # tells `qtask doctor` that it is one of QTask's
+        }
+        channel.run(self._on_clock, workers.heartbeat(self._token, self.key, self.worker_ttl, fields))
+        channel.send(self._on_suspension, *workers.is_suspended())
+
+    def _on_clock(self, reply: Any) -> None:
+        if not isinstance(reply, ResponseError):
+            self._clock.set(float(reply))
+
+    def _on_suspension(self, reply: Any) -> None:
+        self._on_suspended(reply == 1)
+
+    def leave(self) -> None:
+        """Leaves the registry, and counts as dead: a scheduler reclaims what is left. Raises redis-py's errors."""
+        workers.leave(self.connection, self._token)
+        self.register_death()
+
+    def close(self) -> None:
+        """Listens no more for RQ's commands."""
+        if self.pubsub_thread is not None:
+            self.pubsub_thread.stop()
