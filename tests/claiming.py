@@ -10,11 +10,11 @@ from qtask.store import leases
 def claim(
     redis: Redis,
     token: str = "worker",
-    most: int = 100,
-    most_bytes: int = leases.CLAIM_BYTES,
+    limit: int = 100,
+    bytes_limit: int = leases.CLAIM_BYTES,
     margin: float = leases.LEASE_MARGIN_SECONDS,
     queue: str = "qtask",
 ) -> list[str]:
     """Claims as `leases.claim` does and returns the ids; with a margin of some minutes below 0 the lease is over."""
-    reply = leases.claim(queue, token, most, most_bytes, margin).run(redis)
+    reply = leases.claim(queue, token, limit, bytes_limit, margin).run(redis)
     return [task_id.decode() for task_id, *_ in leases.read_claimed(reply)[1]]

@@ -15,7 +15,13 @@ KEPT_FOR_LONG = Config(stats_retention_seconds=10_000_000_000)
 def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config = KEPT_FOR_LONG) -> None:
     """Settles one outcome of a task that was claimed just for it."""
     redis.zadd(keys.started(config.queue), {f"{task_id}:test": keys.FOREVER_SECONDS * 2})
-    figures = (stats.counter(kind, outcome), f"{outcome.ended:.6f}", stats.member(task_id, outcome))
-    fate: leases.Fate = "failed" if outcome.error else "finished"
-    settlement = (task_id, fate, encode_outcome(outcome), outcome.message, *figures, b"")
-    assert leases.settle(config, "test", [settlement]).run(redis)[0] == 1
+    settlement = leases.Settlement(
+        id=task_id,
+        fate="failed" if outcome.error else "finished",
+        outcome=encode_outcome(outcome),
+        error=outcome.message,
+        counter=stats.counter(kind, outcome),
+        ended=f"{outcome.ended:.6f}",
+        member=stats.member(task_id, outcome),
+    )
+    assert leases.read_settled(leases.settle(config, "test", [settlement]).run(redis)).settled == 1

@@ -25,11 +25,12 @@ from qtask.model.outcome import Answer, Failure
 from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases, tasks
-from qtask.store.audit import Audit, audit, read_figures, write_off
+from qtask.store.audit import Audit, audit, write_off
 from qtask.store.job import is_foreign, read_data
+from qtask.store.ledger import read_figures
 from qtask.store.nodes import Nodes
+from qtask.store.queries import run
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import script
 from qtask.store.submit import Batch, Submission, submit
 from tests.command import qtask
 from tests.redis_server import RedisServer
@@ -119,9 +120,9 @@ def test_what_expired_is_dead_and_counted(redis: Redis) -> None:
 
 def test_a_batch_that_is_sent_again_is_counted_once(redis: Redis) -> None:
     checked = check_task({**one("x"), "settings": {"time": 0}})
-    node, batch = Nodes().take(redis), Batch("qtask", [Submission(checked)])
+    node, batch = run(redis, Nodes().take()), Batch("qtask", [Submission(checked)])
     for _ in range(2):
-        script("submit").run(redis, *batch.call(node))
+        batch.call(node).run(redis)
     release(redis)
     (claimed,) = claim(redis)
     for _ in range(2):
@@ -226,7 +227,7 @@ def test_an_id_without_a_job_is_named_and_then_counted_by_the_script_that_comes_
     assert audit(redis).faults == {"ids without a job hash": ["gone:1"]}
     release(redis)
     assert claim(redis) == []
-    Scheduler("qtask", redis).take_back("qtask")
+    Scheduler("qtask", redis).reclaim("qtask")
     assert balanced(redis).deleted == 1
 
 
@@ -294,7 +295,7 @@ def test_it_balances_at_any_moment(redis_server: RedisServer, redis: Redis) -> N
                     claims = claim(own, 15, queue)
                     settle(own, claims[:5], queue=queue)
                     settle(own, claims[5:10], "status", queue, 2)
-                    leases.put_back(queue, "worker", []).run(own)
+                    leases.nack(queue, "worker", []).run(own)
                     dead = [one.id for one in tasks.list_tasks(own, queue, "dead", 10)]
                     tasks.retry(own, dead[:3])
                     tasks.remove_dead(own, dead[3:6])

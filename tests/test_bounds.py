@@ -196,8 +196,8 @@ def test_a_claim_takes_no_more_than_so_many_bytes(redis: Redis) -> None:
     ids = [job.id for job in jobs]
     scheduler.release()
 
-    assert claim(redis, most_bytes=25_000) == ids[:3], "what passes the bound is the last"
-    assert claim(redis, most_bytes=1) == ids[3:4], "one at least"
+    assert claim(redis, bytes_limit=25_000) == ids[:3], "what passes the bound is the last"
+    assert claim(redis, bytes_limit=1) == ids[3:4], "one at least"
     assert claim(redis) == ids[4:], "the rest is in order"
 
 
@@ -318,7 +318,7 @@ def test_what_is_kept_of_a_task_that_is_lost_for_ever_is_bounded(redis: Redis) -
     scheduler.release()
     for _ in range(OUTCOMES_KEEP + 3):
         assert claim(redis, margin=-3_600) == [job.id]
-        assert scheduler.take_back("qtask") == [job.id]
+        assert scheduler.reclaim("qtask") == [job.id]
     record = tasks.show(redis, job.id)
     assert record.attempts == OUTCOMES_KEEP + 3
     assert [outcome.attempt for outcome in record.outcomes] == list(range(4, OUTCOMES_KEEP + 4))

@@ -12,9 +12,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from qtask.store import keys, workers
 from qtask.store.channel import Channel
 from qtask.store.connect import connect
-from qtask.store.scripts import Call, Script, script
 from tests.redis_server import RedisServer, free_port
 
 
@@ -65,34 +65,32 @@ def test_an_error_goes_to_the_command_that_caused_it(channel: Channel) -> None:
 
 
 def test_a_script_that_redis_has_forgotten_runs_all_the_same(channel: Channel, redis: Redis) -> None:
-    heartbeat = script("heartbeat")
     redis.script_flush()
     replies: list[Any] = []
     channel.run(
-        lambda reply: replies.append(("script", float(reply) > 0)), Call(heartbeat, ["w", "h"], ["token", 60, "a", 1])
+        lambda reply: replies.append(("script", float(reply) > 0)), workers.heartbeat("token", "h", 60, {"a": 1})
     )
     channel.send(lambda reply: replies.append(("echo", reply)), "ECHO", "between")
     read_all(channel)
     assert sorted(replies) == [("echo", b"between"), ("script", True)]
-    assert redis.zscore("w", "token") is not None
+    assert redis.zscore(keys.WORKERS, "token") is not None
     assert redis.hget("h", "a") == b"1"
 
 
 def test_a_script_that_is_known_runs_by_its_hash(channel: Channel, redis: Redis) -> None:
-    heartbeat = script("heartbeat")
-    redis.script_load(heartbeat.text)
+    redis.script_load(workers.HEARTBEAT.text)
     redis.config_resetstat()
     replies: list[Any] = []
-    channel.run(replies.append, Call(heartbeat, ["w", "h"], ["token", 60, "a", 1]))
+    channel.run(replies.append, workers.heartbeat("token", "h", 60, {"a": 1}))
     read_all(channel)
     stats: Any = redis.info("commandstats")
     assert "cmdstat_eval" not in stats and stats["cmdstat_evalsha"]["calls"] == 1
 
 
-def test_a_script_that_fails_says_so(channel: Channel) -> None:
+def test_a_script_that_fails_says_so(channel: Channel, redis: Redis) -> None:
     replies: list[Any] = []
-    broken = Script("broken", b"return redis.call('NOPE')", "0" * 40)
-    channel.run(replies.append, Call(broken, [], []))
+    redis.set(keys.WORKERS, "no sorted set")
+    channel.run(replies.append, workers.heartbeat("token", "h", 60, {"a": 1}))
     read_all(channel)
     assert isinstance(replies[0], ResponseError)
 

@@ -267,7 +267,7 @@ def test_nobody_takes_a_worker_for_dead_or_a_lease_for_ended(system: System) -> 
     after: Any = system.live.redis.zrange(keys.WORKERS, 0, -1, withscores=True)
     ((token, beat),) = after
     assert (token, beat) == (before[0][0], pytest.approx(time.time(), abs=60))
-    assert not any("taken_back" in log.read_text() for log in system.live.folder.glob("*.log"))
+    assert not any("reclaimed" in log.read_text() for log in system.live.folder.glob("*.log"))
 
 
 def test_the_doctor_tells_of_a_clock_that_is_wrong(system: System) -> None:

@@ -229,7 +229,7 @@ def scheduler_dies_releasing(lane: Lane, fault: str) -> None:
     assert lane.arrivals[task_id] == 1
 
 
-def scheduler_dies_taking_back(lane: Lane, fault: str) -> None:
+def scheduler_dies_reclaiming(lane: Lane, fault: str) -> None:
     queue = lane.queue()
     task_id = lane.submit("ok", queue)
     assert Scheduler(queue, lane.redis).release()[0] == 1
@@ -426,14 +426,14 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("heartbeat:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             ("heartbeat:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             # A worker puts back when it connects, and the second time when it leaves.
-            ("put_back:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True)),
+            ("nack:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True)),
             ("begin:before", "", of_stock_worker("ok", arrivals=1, attempts=1)),
             ("begin:after", "", of_stock_worker("ok", arrivals=1, attempts=2)),
             ("settle:before", "stock, delivered", of_stock_worker("ok", arrivals=2, attempts=2)),
             ("settle:after", "stock, delivered", of_stock_worker("ok", arrivals=1, attempts=1)),
             ("settle:after", "stock, to be tried again", of_stock_worker("broken-at-first", arrivals=2, attempts=2)),
             ("settle:after", "stock, dead", of_stock_worker("gone", arrivals=1, attempts=1, state="dead")),
-            ("put_back:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True)),
+            ("nack:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True)),
         ],
     ),
     "schedulers": (
@@ -441,8 +441,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
         [
             ("release:before", "", scheduler_dies_releasing),
             ("release:after", "", scheduler_dies_releasing),
-            ("take_back:before", "", scheduler_dies_taking_back),
-            ("take_back:after", "", scheduler_dies_taking_back),
+            ("reclaim:before", "", scheduler_dies_reclaiming),
+            ("reclaim:after", "", scheduler_dies_reclaiming),
             ("forget:before", "", scheduler_dies_forgetting),
             ("forget:after", "", scheduler_dies_forgetting),
         ],
@@ -473,8 +473,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("forget_task:after", "", forget_dies),
             ("audit:before", "", partial(looking_dies, command="audit")),
             ("audit:after", "", partial(looking_dies, command="audit")),
-            ("schedule_page:before", "", partial(looking_dies, command="list")),
-            ("schedule_page:after", "", partial(looking_dies, command="list")),
+            ("page:before", "", partial(looking_dies, command="list")),
+            ("page:after", "", partial(looking_dies, command="list")),
             ("retry:before", "", retry_dies),
             ("retry:after", "", retry_dies),
             ("remove_dead:before", "", remove_dies),

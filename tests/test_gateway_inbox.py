@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from qtask.store import keys
-from qtask.store.scripts import script
+from qtask.store.inbox import LEAVE_INBOX, LeaveArguments, LeaveKeys
 from tests.gateway_process import Gateway, scheduled, stored, task, title_of_id
 from tests.redis_server import RedisServer
 from tests.waiting import until
@@ -168,7 +168,7 @@ def test_redis_holds_the_task_at_the_moment_of_its_answer_and_the_answer_expires
 ) -> None:
     submit(redis, task(), reply="answer")
     until(lambda: redis.exists("answer"))
-    assert 0 < redis.ttl("answer") <= keys.REPLY_SECONDS
+    assert 0 < redis.ttl("answer") <= keys.INBOX_REPLY_SECONDS
     assert stored(redis, reply(redis, "answer")["id"])["title"] == "t"
 
 
@@ -409,17 +409,20 @@ def test_a_gateway_that_ended_in_peace_is_no_consumer_any_more(
     assert consumers(other_redis) == []
 
 
+def leave(redis: Redis, consumer: str) -> bool:
+    return bool(LEAVE_INBOX.call(LeaveKeys(keys.INBOX), LeaveArguments(consumer)).run(redis))
+
+
 def test_a_consumer_with_entries_in_its_hands_is_not_removed(other_redis: Redis) -> None:
     other_redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
     entry = submit(other_redis, task())
     other_redis.xreadgroup(keys.INBOX_GROUP, "busy", {keys.INBOX: ">"})
     other_redis.xreadgroup(keys.INBOX_GROUP, "free", {keys.INBOX: ">"})
-    leave = script("leave_inbox")
-    assert leave.run(other_redis, [keys.INBOX], [keys.INBOX_GROUP, "busy"]) == 0
-    assert leave.run(other_redis, [keys.INBOX], [keys.INBOX_GROUP, "free"]) == 1
+    assert not leave(other_redis, "busy")
+    assert leave(other_redis, "free")
     assert consumers(other_redis) == ["busy"]
     other_redis.xack(keys.INBOX, keys.INBOX_GROUP, entry)
-    assert leave.run(other_redis, [keys.INBOX], [keys.INBOX_GROUP, "busy"]) == 1
+    assert leave(other_redis, "busy")
 
 
 # --- Redis away ---------------------------------------------------------------------------------------------------

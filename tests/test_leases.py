@@ -79,7 +79,7 @@ def seen(receiver: Receiver) -> Counter[tuple[str, str]]:
     return Counter((one.header("QTask-Id"), one.header("QTask-Attempt")) for one in receiver.requests)
 
 
-def test_a_dead_workers_tasks_are_taken_back_long_before_their_leases_end(live: Live, queue: str) -> None:
+def test_a_dead_workers_tasks_are_reclaimed_long_before_their_leases_end(live: Live, queue: str) -> None:
     """By the scheduler that is left of two."""
     gate = Gate(held_attempts=("1",))
     first = live.start("worker", queue=queue)
@@ -101,7 +101,7 @@ def test_a_dead_workers_tasks_are_taken_back_long_before_their_leases_end(live: 
     assert token_of(first).encode() not in known, "the dead are forgotten"
 
 
-def test_an_ended_lease_is_taken_back_though_its_worker_lives(live: Live, queue: str) -> None:
+def test_an_ended_lease_is_reclaimed_though_its_worker_lives(live: Live, queue: str) -> None:
     attempts = Attempts()
     first = live.start("worker", queue=queue, concurrency=1)
     with Receiver(attempts) as receiver:

@@ -16,9 +16,9 @@ from qtask.model.validation import Checked, check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys
 from qtask.store.connect import connect_async
-from qtask.store.nodes import LEASE_SECONDS, USE_SECONDS, Node, Nodes
-from qtask.store.scripts import script
-from qtask.store.submit import Batch, Submission, submit, submit_async
+from qtask.store.nodes import LEASE_SECONDS, USE_SECONDS, Leased, Node, Nodes, take_number
+from qtask.store.queries import Steps, run
+from qtask.store.submit import Batch, Submission, submit
 from tests.gateway_process import scheduled, stored, task
 from tests.redis_server import RedisServer
 
@@ -39,12 +39,16 @@ class SameIds(Nodes):
         self._same = False
         super().drop(node)
 
-    def take(self, redis: Redis) -> Node:
+    def take(self) -> Steps[Node]:
         if not self._same:
-            return super().take(redis)
-        node = Node(self._nonce, [7, redis.time()])
+            return (yield from super().take())
+        node = Node(self._nonce, Leased(7, (0, 0)))
         node.ids = self._ids
         return node
+
+
+def take(redis: Redis, nodes: Nodes) -> Node:
+    return run(redis, nodes.take())
 
 
 def checked(title: str = "t") -> Checked:
@@ -59,7 +63,7 @@ def ids(places: Any) -> list[str]:
 
 
 def test_each_process_gets_a_number_of_its_own_for_a_time(redis: Redis) -> None:
-    nodes = [Nodes().take(redis) for _ in range(5)]
+    nodes = [take(redis, Nodes()) for _ in range(5)]
     assert len({node.key for node in nodes}) == 5
     for node in nodes:
         assert redis.get(node.key) == node.nonce.encode()
@@ -68,16 +72,16 @@ def test_each_process_gets_a_number_of_its_own_for_a_time(redis: Redis) -> None:
 
 
 def test_a_number_that_is_held_is_passed_over_when_the_counter_wraps(redis: Redis) -> None:
-    first = Nodes().take(redis)
+    first = take(redis, Nodes())
     redis.set(keys.NODES, int(first.key.removeprefix(keys.NODE_PREFIX)) - 1 + NODE_LIMIT)
-    second = Nodes().take(redis)
+    second = take(redis, Nodes())
     assert second.key != first.key
     assert redis.get(first.key) == first.nonce.encode()
 
 
 def test_the_counter_goes_round_within_the_ids(redis: Redis) -> None:
     redis.set(keys.NODES, NODE_LIMIT - 2)
-    nodes = [Nodes().take(redis) for _ in range(3)]
+    nodes = [take(redis, Nodes()) for _ in range(3)]
     assert [node.key for node in nodes] == [keys.node(NODE_LIMIT - 1), keys.node(0), keys.node(1)]
     assert len({node.ids.next()[7:10] for node in nodes}) == 3
 
@@ -86,15 +90,15 @@ def test_when_every_number_is_held_it_says_so(redis: Redis) -> None:
     for number in range(3):
         redis.set(keys.node(number), "another")
     with pytest.raises(ResponseError, match="held by another process"):
-        script("take_number").run(redis, [keys.NODES], [keys.NODE_PREFIX, 3, NONCE, 60])
+        take_number(NONCE, numbers=3).run(redis)
 
 
 def test_a_number_is_used_again_until_its_time_is_over(redis: Redis) -> None:
     nodes = Nodes()
-    node = nodes.take(redis)
-    assert nodes.take(redis) is node
+    node = take(redis, nodes)
+    assert take(redis, nodes) is node
     node.ends = 0.0
-    assert nodes.take(redis).key != node.key
+    assert take(redis, nodes).key != node.key
 
 
 # --- two makers with one number ------------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def test_an_entry_of_the_inbox_stays_until_its_task_has_an_id_of_its_own(redis: 
     raw: Any = redis.xadd(keys.INBOX, {"task": checked().body})
     redis.xreadgroup(keys.INBOX_GROUP, "gateway", {keys.INBOX: ">"})
     batch = Batch("qtask", [Submission(checked(), raw.decode(), b"answer")])
-    reply = script("submit").run(redis, *batch.call(other.take(redis)))
+    reply = batch.call(take(redis, other)).run(redis)
     assert reply == [b"!"]
     assert redis.xlen(keys.INBOX) == 1
     assert redis.llen("answer") == 0
@@ -180,15 +184,15 @@ def test_a_batch_is_accepted_once_when_its_reply_was_lost(
     redis_server: RedisServer, redis: Redis, by: str, reached: bool
 ) -> None:
     nodes, batch = Nodes(), Batch("qtask", [Submission(checked()) for _ in range(3)])
-    sent = batch.call(nodes.take(redis))
-    lost: Any = script("submit").run(redis, *sent) if reached else None
+    sent = batch.call(take(redis, nodes))
+    lost: Any = sent.run(redis) if reached else None
     before = scheduled(redis)
     assert len(before) == (3 if reached else 0)
 
     async def resubmit() -> Any:
         client = connect_async(redis_server.url)
         try:
-            return await submit_async(client, nodes, batch)
+            return await submit.run_async(client, nodes, batch)
         finally:
             await client.aclose()
 
@@ -203,8 +207,8 @@ def test_a_batch_is_accepted_once_when_its_reply_was_lost(
 def test_a_batch_keeps_its_number_when_its_reply_was_lost(redis: Redis) -> None:
     """However old the number is by then: with another one the tasks would be accepted twice."""
     nodes, batch = Nodes(), Batch("qtask", [Submission(checked())])
-    node = nodes.take(redis)
-    script("submit").run(redis, *batch.call(node))
+    node = take(redis, nodes)
+    batch.call(node).run(redis)
     node.ends = 0.0
     (place,) = submit(redis, nodes, batch)
     assert place is not None and scheduled(redis) == [place.id]
@@ -214,7 +218,7 @@ def test_another_body_under_the_same_id_is_no_resubmission(redis: Redis) -> None
     one, other = SameIds(redis), SameIds(redis)
     (first,) = ids(submit(redis, one, Batch("qtask", [Submission(checked("first"))])))
     batch = Batch("qtask", [Submission(checked("second"))])
-    batch.call(other.take(redis))  # a request that never reached Redis
+    batch.call(take(redis, other))  # a request that never reached Redis
     (second,) = ids(submit(redis, other, batch))
     assert {one: stored(redis, one)["title"] for one in (first, second)} == {first: "first", second: "second"}
 
@@ -223,7 +227,7 @@ def test_another_sender_s_task_under_the_same_id_is_no_resubmission(redis: Redis
     (first,) = ids(submit(redis, SameIds(redis, "one"), Batch("qtask", [Submission(checked())])))
     loser = SameIds(redis, "other")
     batch = Batch("qtask", [Submission(checked())])
-    batch.call(loser.take(redis))
+    batch.call(take(redis, loser))
     redis.set(keys.node(7), "one")
     (second,) = ids(submit(redis, Nodes(), batch))
     assert sorted(scheduled(redis)) == sorted([first, second])

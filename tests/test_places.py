@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Literal, cast
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
@@ -27,10 +28,11 @@ from qtask.model.ids import client_id, stored_id
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
-from qtask.store import audit, keys, leases, tasks
-from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement
-from qtask.store.nodes import Node, Nodes
-from qtask.store.scripts import Value, script
+from qtask.store import keys, leases, schedule, tasks, workers
+from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement, SettleOptions
+from qtask.store.ledger import read_figures
+from qtask.store.nodes import Leased, Node, Nodes
+from qtask.store.queries import Steps, commands, run
 from qtask.store.submit import Batch, Place, Submission, submit
 
 QUEUES = ("one", "two")
@@ -91,10 +93,11 @@ class Maker(Nodes):
         self.nonce = nonce
         self.made = made
 
-    def take(self, redis: Redis) -> Node:
-        if redis.get(keys.node(NUMBER)) != self.nonce.encode():
-            redis.set(keys.node(NUMBER), self.nonce)
-        node = Node(self.nonce, [NUMBER, (0, 0)])
+    def take(self) -> Steps[Node]:
+        (holder,) = yield commands(("GET", keys.node(NUMBER)))
+        if holder != self.nonce.encode():
+            yield commands(("SET", keys.node(NUMBER), self.nonce))
+        node = Node(self.nonce, Leased(NUMBER, (0, 0)))
         node.ids.next = self.made  # type: ignore[method-assign]
         return node
 
@@ -170,21 +173,23 @@ class Places(RuleBasedStateMachine):
             self.submit(self.draw_batch(data))
 
     def draw_work(self, data: st.DataObject) -> None:
-        work = data.draw(st.sampled_from(("claim", "settle", "settle", "release", "settle again", "put back")))
+        work = data.draw(st.sampled_from(("claim", "settle", "settle", "release", "settle again", "nack")))
         started = self.ids(lambda task: task.place == "started")
         if work == "settle again" and self.settles:
             self.settle_again(data.draw(st.sampled_from(self.settles)))
         elif work == "claim" or not started:
             if not any(self.queued.values()):
                 self.release(500)
-            token, most = data.draw(st.sampled_from(TOKENS)), data.draw(st.integers(1, 4))
-            self.claim(token, most, data.draw(st.booleans()), data.draw(st.sampled_from((CLAIM_BYTES, CLAIM_BYTES, 1))))
+            token, limit = data.draw(st.sampled_from(TOKENS)), data.draw(st.integers(1, 4))
+            self.claim(
+                token, limit, data.draw(st.booleans()), data.draw(st.sampled_from((CLAIM_BYTES, CLAIM_BYTES, 1)))
+            )
         elif work == "release":
             self.release(data.draw(st.integers(1, 2)))
         else:
             task = self.tasks[data.draw(st.sampled_from(started))]
-            if work == "put back":
-                self.put_back(task.queue, task.holder, data.draw(st.integers(0, 1)))
+            if work == "nack":
+                self.nack(task.queue, task.holder, data.draw(st.integers(0, 1)))
             else:
                 fates = data.draw(st.lists(st.sampled_from(FATES), min_size=2, max_size=4))
                 self.settle(task.queue, task.holder, fates, data.draw(st.sampled_from((0, 0, 2))))
@@ -197,7 +202,7 @@ class Places(RuleBasedStateMachine):
         elif data.draw(st.booleans()) and held:
             self.worker_dies(self.tasks[data.draw(st.sampled_from(held))].holder)
         else:
-            self.take_back()
+            self.reclaim()
             self.forget(data.draw(st.booleans()))
 
     def draw_decision(self, data: st.DataObject) -> None:
@@ -261,7 +266,7 @@ class Places(RuleBasedStateMachine):
         maker = self.makers[sent.maker]
         held = self.redis.get(keys.node(NUMBER)) == maker.nonce.encode()
         batch = Batch(sent.queue, sent.submissions)
-        node = maker.take(self.redis) if held else Node(maker.nonce, [NUMBER, (0, 0)])
+        node = run(self.redis, maker.take()) if held else Node(maker.nonce, Leased(NUMBER, (0, 0)))
         node.ids.next = iter([one for one in sent.accepted if one and one not in CHOSEN]).__next__  # type: ignore[method-assign]
         batch.call(node)
         event("a batch is sent again" if held else "a batch is sent again, without its number")
@@ -310,25 +315,23 @@ class Places(RuleBasedStateMachine):
             score: Any = self.redis.zscore(keys.SCHEDULE, stored_id(task_id))
             task.due = score
 
-    def release(self, most: int) -> None:
+    def release(self, limit: int) -> None:
         scheduled = [client_id(one.decode()) for one in cast("list[bytes]", self.redis.zrange(keys.SCHEDULE, 0, -1))]
         due = [task_id for task_id in scheduled if not self.tasks[task_id].waits]
-        prefixes = [keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX]
-        known = [keys.SCHEDULE, keys.QUEUES, keys.STOCK_RETRIES, keys.LEDGER]
-        reply = script("release").run(self.redis, known, [most, *prefixes])
-        assert reply[0] == min(most, len(due))
-        assert len(reply) == 2, "none of them is foreign"
-        for task_id in due[:most]:
+        released = schedule.release(self.redis, limit)
+        assert released.moved == min(limit, len(due))
+        assert released.foreign == []
+        for task_id in due[:limit]:
             self.tasks[task_id].place = "queue"
             self.queued[self.tasks[task_id].queue].append(task_id)
 
-    def claim(self, token: str, most: int, ends_at_once: bool, most_bytes: int) -> None:
+    def claim(self, token: str, limit: int, ends_at_once: bool, bytes_limit: int) -> None:
         queue = max(QUEUES, key=lambda one: len(self.queued[one]))
         self.beat(token)
         margin = -FAR_SECONDS if ends_at_once else LEASE_MARGIN_SECONDS
-        _, replied = leases.read_claimed(leases.claim(queue, token, most, most_bytes, margin).run(self.redis))
-        most = 1 if most_bytes == 1 else most  # the first one has more
-        claimed, self.queued[queue] = self.queued[queue][:most], self.queued[queue][most:]
+        _, replied = leases.read_claimed(leases.claim(queue, token, limit, bytes_limit, margin).run(self.redis))
+        limit = 1 if bytes_limit == 1 else limit  # the first one has more
+        claimed, self.queued[queue] = self.queued[queue][:limit], self.queued[queue][limit:]
         for task_id, (raw_id, attempt, due, _) in zip(claimed, replied, strict=True):
             assert client_id(raw_id.decode()) == task_id
             task = self.tasks[task_id]
@@ -339,8 +342,7 @@ class Places(RuleBasedStateMachine):
             assert float(due) == task.due, "at every attempt it is that of the first"
 
     def beat(self, token: str) -> None:
-        arguments: list[Value] = [token, 420, "last_heartbeat", "now"]
-        script("heartbeat").run(self.redis, [keys.WORKERS, f"rq:worker:{token}"], arguments)
+        workers.heartbeat(token, f"rq:worker:{token}", 420, {"last_heartbeat": "now"}).run(self.redis)
         self.alive.add(token)
 
     # --- settling ------------------------------------------------------------------------------------------------
@@ -363,23 +365,28 @@ class Places(RuleBasedStateMachine):
         for task_id, fate in entries:
             task = self.tasks.get(task_id)
             again = fate == "lost" or (task is not None and task.attempt > 1)
-            rare: dict[str, Any] = {"again": True} if again else {}
-            if fate == "lost":
-                rare["unbegun"] = True
+            options = SettleOptions(again=again, unbegun=fate == "lost")
             if fate.startswith("retry"):
-                rare["delay"] = FAR_SECONDS if fate == "retry far" else 0.0
+                options.delay = FAR_SECONDS if fate == "retry far" else 0.0
             if fate == "finished" and task_id in CHOSEN:
-                rare["remember"] = 86_400
-            words = _FATE[fate]
-            figures = ("http:delivered", f"{self.now():.6f}", f"{task_id}:{next(self.numbers)}:x::0.1")
-            line = b"" if fate == "lost" else LINE
-            stored = stored_id(task_id)
-            outcomes.append((stored, words, line, "why", *figures, json.dumps(rare).encode() if rare else b""))
+                options.remember = 86_400
+            outcomes.append(
+                Settlement(
+                    id=stored_id(task_id),
+                    fate=_FATE[fate],
+                    outcome=b"" if fate == "lost" else LINE,
+                    error="why",
+                    counter="http:delivered",
+                    ended=f"{self.now():.6f}",
+                    member=f"{task_id}:{next(self.numbers)}:x::0.1",
+                    options=b"" if options == SettleOptions() else msgspec.json.encode(options),
+                )
+            )
             if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
                 expected += 1
                 self.end(task_id, task, fate, again)
         config = Config(queue=queue, retention_count=RETENTION_COUNT, dead_retention_count=dead_retention_count)
-        settled, *dropped = leases.settle(config, token, outcomes).run(self.redis)
+        settled, dropped = leases.read_settled(leases.settle(config, token, outcomes).run(self.redis))
         assert settled == expected
         self.settled += settled
         self.forget_finished(queue)
@@ -421,20 +428,20 @@ class Places(RuleBasedStateMachine):
             del self.tasks[task_id]
             self.ledger[f"dropped:{queue}"] += 1
 
-    # --- taking back, putting back -------------------------------------------------------------------------------
+    # --- reclaiming, giving back ---------------------------------------------------------------------------------
 
     def worker_dies(self, token: str) -> None:
         self.alive.discard(token)
         self.redis.zadd(keys.WORKERS, {token: self.now() - 60})
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         known = {token.decode() for token in cast("list[bytes]", self.redis.zrange(keys.WORKERS, 0, -1))}
         dead = known - self.alive
-        taken = self.scheduler.take_back(*QUEUES)
+        reclaimed = self.scheduler.reclaim(*QUEUES)
         gone = self.ids(lambda task: task.place == "started" and (task.expired or task.holder in dead))
-        assert Counter(taken) == Counter(map(stored_id, gone))
-        for task_id in map(client_id, taken):
-            event("one is taken back")
+        assert Counter(reclaimed) == Counter(map(stored_id, gone))
+        for task_id in map(client_id, reclaimed):
+            event("one is reclaimed")
             task = self.tasks[task_id]
             task.outcomes = min(OUTCOMES_KEEP, task.outcomes + 1)
             self.return_to_queue(task_id)
@@ -447,14 +454,14 @@ class Places(RuleBasedStateMachine):
             event("one is forgotten")
         assert self.scheduler.forget(*QUEUES) == (1 if ended and keeping_ends else 0)
 
-    def put_back(self, queue: str, token: str, keep: int) -> None:
+    def nack(self, queue: str, token: str, keep: int) -> None:
         mine = self.held(queue, token)
         kept, given_back = mine[:keep], mine[keep:]
-        assert leases.put_back(queue, token, map(stored_id, kept)).run(self.redis) == len(given_back)
+        assert leases.nack(queue, token, map(stored_id, kept)).run(self.redis) == len(given_back)
         returned = self.in_queue(queue)[: len(given_back)]
         assert Counter(returned) == Counter(given_back)
         for task_id in reversed(returned):
-            event("one is put back")
+            event("one is given back")
             self.tasks[task_id].attempt -= 1
             self.return_to_queue(task_id)
 
@@ -568,7 +575,7 @@ class Places(RuleBasedStateMachine):
         """At every instant, over all queues and for each."""
         counted: Any = self.redis.hgetall(keys.LEDGER)
         assert {name.decode(): int(count) for name, count in counted.items()} == +self.ledger
-        figures = audit.read_figures(self.redis)
+        figures = read_figures(self.redis)
         assert figures.owed == figures.held == len(self.ids(lambda task: task.place != "finished"))
         for queue in QUEUES:
             waiting = self.ids(lambda task, queue=queue: (task.place, task.queue) == ("schedule", queue))  # type: ignore[misc]

@@ -135,7 +135,7 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
-def test_a_task_of_a_stock_worker_that_was_killed_is_taken_back(live: Live, queue: str) -> None:
+def test_a_task_of_a_stock_worker_that_was_killed_is_reclaimed(live: Live, queue: str) -> None:
     """RQ's lease is a minute and a half; the test sets its end back instead of waiting."""
     gate = Gate(held_attempts=("1",))
     with Receiver(gate) as receiver:

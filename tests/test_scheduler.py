@@ -1,4 +1,4 @@
-"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and taking back."""
+"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and reclaiming."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 from rq.serializers import JSONSerializer
 
+from qtask.config import Config
 from qtask.model.errors import Refused
 from qtask.scheduler.process import FORGET_BATCH, Scheduler
-from qtask.store import keys
+from qtask.store import keys, leases
 from qtask.store.rq_job import TaskJob
 from tests.claiming import claim
 from tests.redis_server import RedisServer
@@ -153,6 +155,26 @@ def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
         until(lambda: redis.llen(keys.queue("qtask")) == 1)
 
 
+def test_a_retry_wakes_the_schedulers_when_it_is_due_before_all_else(redis: Redis) -> None:
+    """They may sleep for a second otherwise."""
+    scheduler = Scheduler("qtask", redis)
+    now = redis_now(redis)
+    jobs = scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK), (now + 60, TASK)])
+    scheduler.release()
+    assert claim(redis, "worker") == [job.id for job in jobs[:2]]
+    with redis.pubsub(ignore_subscribe_messages=True) as wake:
+        wake.subscribe(keys.WAKE)
+        wake.get_message(timeout=5)
+        for job, delay in zip(jobs, (90.0, 30.0), strict=False):
+            options = msgspec.json.encode(leases.SettleOptions(delay=delay))
+            retry = leases.Settlement(job.id, "retry", b"{}", "why", "http:status", "1.0", f"{job.id}:1", options)
+            assert leases.read_settled(leases.settle(Config(), "worker", [retry]).run(redis)).settled == 1
+        message = wake.get_message(timeout=5)
+        assert message is not None
+        assert float(message["data"]) == redis.zscore(keys.SCHEDULE, jobs[1].id)
+        assert wake.get_message(timeout=0.1) is None, "the other one is due after a task that waits already"
+
+
 def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
     import rq_scheduler
 
@@ -161,15 +183,15 @@ def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
         assert not rq_scheduler.Scheduler("x", connection=redis).acquire_lock()
 
 
-def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(redis: Redis) -> None:
+def test_tasks_of_a_dead_worker_are_reclaimed_and_those_of_a_live_one_are_not(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     now = redis_now(redis)
     first, second = (job.id for job in scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK)]))
     scheduler.release()
-    assert claim(redis, "dead", most=1) == [first]
-    assert claim(redis, "alive", most=1) == [second]
+    assert claim(redis, "dead", limit=1) == [first]
+    assert claim(redis, "alive", limit=1) == [second]
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert scheduler.take_back("qtask") == [first]
+    assert scheduler.reclaim("qtask") == [first]
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [first.encode()]
     assert redis.zrange(keys.started("qtask"), 0, -1) == [f"{second}:alive".encode()]
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
@@ -177,7 +199,7 @@ def test_tasks_of_a_dead_worker_are_taken_back_and_those_of_a_live_one_are_not(r
     assert redis.hget(keys.job(first), "attempt") == b"2"
 
 
-def test_tasks_of_a_dead_worker_are_taken_back_from_every_queue_and_however_many_others_there_are(
+def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_and_however_many_others_there_are(
     redis: Redis,
 ) -> None:
     """The leases of living workers, which end earlier, stand before those of the dead one in the registry."""
@@ -191,19 +213,19 @@ def test_tasks_of_a_dead_worker_are_taken_back_from_every_queue_and_however_many
     for queue in queues:
         redis.delete(keys.queue(queue))
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert len(Scheduler("any", redis).take_back(*queues)) == 4
+    assert len(Scheduler("any", redis).reclaim(*queues)) == 4
     assert [redis.llen(keys.queue(queue)) for queue in queues] == [1] * 4
     assert [redis.zcard(keys.started(queue)) for queue in queues] == [6_000] * 4
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
 
 
-def test_an_ended_lease_is_taken_back_also_from_a_live_worker(redis: Redis) -> None:
+def test_an_ended_lease_is_reclaimed_also_from_a_live_worker(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])
     scheduler.release()
     redis.zadd(keys.WORKERS, {"alive": redis_now(redis)})
     assert claim(redis, "alive", margin=-31) == [job.id]
-    assert scheduler.take_back("qtask") == [job.id]
+    assert scheduler.reclaim("qtask") == [job.id]
 
 
 def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:

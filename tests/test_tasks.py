@@ -17,7 +17,7 @@ from qtask.model.outcome import Answer, Failure
 from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases
-from qtask.store.audit import read_figures
+from qtask.store.ledger import read_figures
 from qtask.store.rq_job import TaskJob
 from qtask.store.tasks import cancel, count_tasks, forget, list_tasks, remove_one, retry_one, show
 from tests.claiming import claim
@@ -43,7 +43,7 @@ def settle(redis: Redis, *ids: str, error: Any = "") -> None:
     result = Failure(error, error) if error else Answer(200)
     once = check_task({**task("t"), "settings": {"time": 0, "retry": {"attempts": 1}}}).task
     ended = [settlement(Claim(task_id, 1, once, 0.5), result, 1.0, 1.0, 60) for task_id in ids]
-    assert leases.settle(Config(), "worker", ended).run(redis) == [len(ids)]
+    assert leases.read_settled(leases.settle(Config(), "worker", ended).run(redis)) == (len(ids), [])
 
 
 def everything(redis: Redis) -> str:

@@ -128,7 +128,7 @@ def test_a_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
         assert running.process.stop() == 0
         events = running.events()
         (stopped,) = [event for event in events if (event["process"], event["event"]) == ("worker", "stopped")]
-        assert stopped["put_back"] == 1
+        assert stopped["given_back"] == 1
         assert "process_killed" not in [event["event"] for event in events]
 
 

@@ -380,7 +380,7 @@ def silenced(live: Live) -> Iterator[dict[str, Silent]]:
         yield silent
 
 
-def test_tasks_of_a_killed_worker_are_taken_back_and_delivered_by_another(
+def test_tasks_of_a_killed_worker_are_reclaimed_and_delivered_by_another(
     live: Live, silenced: dict[str, Silent]
 ) -> None:
     killed = silenced["killed"]

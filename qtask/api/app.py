@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import asyncio
 from urllib.parse import unquote
 
 import msgspec
-from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,13 +23,13 @@ from qtask.config import Config
 from qtask.intake.intake import Intake
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.model.errors import NotFound, Refused, WrongState
-from qtask.model.ids import stored_id
 from qtask.model.mask import mask_of
 from qtask.model.record import State
-from qtask.store import keys, tasks
-from qtask.store.connect import connect, read_again, read_again_async
+from qtask.store import graphs, tasks
+from qtask.store.connect import read_again_async
+from qtask.store.queries import Query
 
-REPLY_SECONDS = 5.0  # within which Redis replies when a task is looked at
+ASK_LIMIT = 32  # requests that look at tasks, or decide on them, at once: each has a connection to Redis of its own
 
 
 class Api:
@@ -43,7 +39,7 @@ class Api:
         redis: an asyncio client.
         intake: where submitted tasks go.
         budget: counts the bodies that are being read or worked on.
-        config: `redis`, `max_bytes` and `mask_headers`.
+        config: `max_bytes` and `mask_headers`.
 
     Attributes:
         hosts: for which requests are served; to be set when the gateway listens, before the first request.
@@ -51,7 +47,7 @@ class Api:
 
     def __init__(self, redis: Redis, intake: Intake, budget: MemoryBudget, config: Config) -> None:
         self._redis = redis
-        self._reading = connect(config.redis, REPLY_SECONDS)
+        self._asking = asyncio.Semaphore(ASK_LIMIT)
         self._mask = mask_of(config.mask_headers)
         self._routes = [
             Route("/tasks", Submission(intake, budget, config.max_bytes).respond, methods=["POST"]),
@@ -78,16 +74,13 @@ class Api:
         else:
             await self._app(as_scope(dict(scope), path), receive, send)
 
-    def close(self) -> None:
-        """Closes its connections to Redis."""
-        self._reading.close()
-
     # --- looking ---------------------------------------------------------------------------------------------
 
     async def _show(self, request: Request) -> Response:
+        task_id = _id_in(request)
         try:
-            show = partial(tasks.show, self._reading, _id_in(request), self._mask)
-            record = await run_in_threadpool(read_again, show)
+            async with self._asking:
+                record = await read_again_async(lambda: tasks.show.run_async(self._redis, task_id, self._mask))
         except NotFound as error:
             return failed(404, "not_found", str(error))
         except (RedisError, OSError) as error:
@@ -108,16 +101,17 @@ class Api:
     async def _forget(self, request: Request) -> Response:
         return await self._decide_on_post(tasks.forget, request)
 
-    async def _decide_on_post(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
+    async def _decide_on_post(self, step: Query[[str], State], request: Request) -> Response:
         if (response := unsupported(request)) is not None:
             return response
         return await self._decide(step, request)
 
-    async def _decide(self, step: Callable[[SyncRedis, str], State], request: Request) -> Response:
+    async def _decide(self, step: Query[[str], State], request: Request) -> Response:
         """Takes a step with a task, and answers with the state it was in."""
         task_id = _id_in(request)
         try:
-            state = await run_in_threadpool(step, self._reading, task_id)
+            async with self._asking:
+                state = await step.run_async(self._redis, task_id)
         except NotFound as error:
             return failed(404, "not_found", str(error))
         except WrongState as error:
@@ -131,7 +125,7 @@ class Api:
     async def _graph(self, request: Request) -> Response:
         task_id = _id_in(request)
         try:
-            picture: Any = await read_again_async(lambda: self._redis.get(keys.graph(stored_id(task_id))))
+            picture = await read_again_async(lambda: graphs.read.run_async(self._redis, task_id))
         except (RedisError, OSError) as error:
             return redis_away(error)
         if picture is None:

@@ -73,4 +73,3 @@ class HttpServer:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
-        self._api.close()

@@ -75,13 +75,13 @@ def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -
 
 def _selected(redis: Redis, queue: str, ids: tuple[str, ...], wanted: dict[str, Any]) -> Iterator[Sequence[str]]:
     """Pages of the ids that the arguments select. Raises `QTaskError` unless exactly one way to select is used."""
-    from qtask.store.tasks import Filter, find_dead
+    from qtask.store.tasks import Filter, dead_pages
 
     everything = wanted.pop("everything")
     fits = Filter(**wanted)
     if (bool(ids) + everything + (fits != Filter())) != 1:
         raise QTaskError("say which: IDs, or --all, or what they have in common (--type, --error, --link, --title)")
-    return iter([ids]) if ids else find_dead(redis, queue, fits)
+    return iter([ids]) if ids else dead_pages(redis, queue, fits)
 
 
 def _report_missing(ids: set[str], as_json: bool) -> None:

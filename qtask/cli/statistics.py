@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -47,12 +46,12 @@ def graph(config: Config, output: Path, task_id: str | None) -> None:
     check_folder(output)
     redis = connected(config)
     if task_id:
-        from qtask.model.ids import stored_id
-        from qtask.store.keys import graph as graph_key
+        from qtask.store import graphs
 
-        picture: Any = redis.get(graph_key(stored_id(task_id)))
-        if picture is None:
+        kept = graphs.read(redis, task_id)
+        if kept is None:
             raise NotFound(f"there is no graph {task_id!r}; graphs are kept for a day")
+        picture = kept
     else:
         from qtask.observe.graph import render
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,6 +16,8 @@ from qtask.model.errors import QTaskError, WrongState
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from qtask.model.record import TaskRecord
 
 
 @click.command("list")
@@ -42,13 +44,22 @@ def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
     redis = connected(config)
     states = STATES if state == "all" else (state,)
     mask = mask_of(config.mask_headers)
-    found = (record for one in states for record in tasks.list_tasks(redis, config.queue, one, limit, mask))
-    records = list({record.id: record for record in found}.values())  # one may move on between two states
+    pages = (page for one in states for page in tasks.list_pages(redis, config.queue, one, limit, mask))
+    records = _each_once(record for page in pages for record in page)
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
     else:
-        tables.print_tasks(records, tasks.count_tasks(redis, config.queue))
+        tables.print_tasks(list(records), tasks.count_tasks(redis, config.queue))
+
+
+def _each_once(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
+    """Leaves out what was listed already: a task may move from one state to the next meanwhile."""
+    seen: set[str] = set()
+    for record in records:
+        if record.id not in seen:
+            seen.add(record.id)
+            yield record
 
 
 @click.command()

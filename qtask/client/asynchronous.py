@@ -30,14 +30,15 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
 
     @known_words()
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
-        self._plain = Client(url, queue=queue, timeout=timeout)  # for what is not done often enough to be done twice
+        self._plain = Client(url, queue=queue, timeout=timeout)  # for what is seldom done by HTTP: it runs in a thread
         self.url = self._plain.url
+        self._redis: AsyncRedisTransport | None = None
         self._transport: AsyncRedisTransport | AsyncHttpTransport | AsyncSocketTransport
         match protocol.transport_of(self.url):
             case "redis":
                 from qtask.client.redis_transport import AsyncRedisTransport
 
-                self._transport = AsyncRedisTransport(self.url, queue, timeout)
+                self._transport = self._redis = AsyncRedisTransport(self.url, queue, timeout)
             case "http":
                 from qtask.client.http_transport import AsyncHttpTransport
 
@@ -82,21 +83,29 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     @known_words()
     async def show(self, task_id: str) -> TaskRecord:
         """As `Client.show`."""
+        if self._redis is not None:
+            return await self._redis.show(task_id)
         return await asyncio.to_thread(self._plain.show, task_id)
 
     @known_words()
     async def list(self, state: State, limit: int = 50) -> list[TaskRecord]:
         """As `Client.list`."""
+        if self._redis is not None:
+            return await self._redis.list_tasks(state, limit)
         return await asyncio.to_thread(self._plain.list, state, limit)
 
     @known_words()
     async def cancel(self, task_id: str) -> State:
         """As `Client.cancel`."""
+        if self._redis is not None:
+            return await self._redis.cancel(task_id)
         return await asyncio.to_thread(self._plain.cancel, task_id)
 
     @known_words()
     async def forget(self, task_id: str) -> State:
         """As `Client.forget`."""
+        if self._redis is not None:
+            return await self._redis.forget(task_id)
         return await asyncio.to_thread(self._plain.forget, task_id)
 
     @known_words()
@@ -109,16 +118,22 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         title: str | None = None,
     ) -> Sequence[str]:
         """As `Client.find_dead`."""
+        if self._redis is not None:
+            return await self._redis.find_dead(kind, None if error is None else str(error), link, title)
         return await asyncio.to_thread(self._plain.find_dead, kind=kind, error=error, link=link, title=title)
 
     @known_words()
     async def retry(self, ids: Sequence[str]) -> Sequence[str]:
         """As `Client.retry`."""
+        if self._redis is not None:
+            return await self._redis.retry(ids)
         return await asyncio.to_thread(self._plain.retry, ids)
 
     @known_words()
     async def remove(self, ids: Sequence[str]) -> Sequence[str]:
         """As `Client.remove`."""
+        if self._redis is not None:
+            return await self._redis.remove(ids)
         return await asyncio.to_thread(self._plain.remove, ids)
 
 

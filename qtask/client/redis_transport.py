@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from typing import TypeVar
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -20,11 +20,14 @@ from qtask.model.errors import Unavailable
 from qtask.model.record import State, TaskRecord
 from qtask.model.validation import Checked, check_task
 from qtask.store import tasks
-from qtask.store.connect import connect, connect_async, read_again, reason_of
+from qtask.store.connect import connect, connect_async, read_again, read_again_async, reason_of
 from qtask.store.nodes import Nodes
-from qtask.store.submit import Batch, Place, Submission, submit, submit_async
+from qtask.store.submit import Batch, Place, Submission, submit
+
+ASK_LIMIT = 32  # queries at once of an asyncio client: each has a connection of its own
 
 _Tasks = Gathered[Checked]
+_Found = TypeVar("_Found")
 
 
 def _gathered() -> _Tasks:
@@ -80,7 +83,7 @@ class RedisTransport:
     def find_dead(self, kind: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
         wanted = tasks.Filter(kind, error, link, title)
         with self._asking() as redis:
-            return read_again(lambda: list(chain.from_iterable(tasks.find_dead(redis, self._queue, wanted))))
+            return read_again(lambda: tasks.find_dead(redis, self._queue, wanted))
 
     def cancel(self, task_id: str) -> State:
         with self._asking() as redis:
@@ -130,6 +133,7 @@ class AsyncRedisTransport:
         self._timeout = timeout
         self._redis: AsyncRedis | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asking = asyncio.Semaphore(ASK_LIMIT)
         self._nodes = Nodes()
         forks.register(self)
 
@@ -140,6 +144,44 @@ class AsyncRedisTransport:
         redis, self._redis = self._redis, None
         if redis is not None and self._loop is asyncio.get_running_loop():
             await redis.aclose()
+
+    async def show(self, task_id: str) -> TaskRecord:
+        return await self._look(lambda redis: tasks.show.run_async(redis, task_id, protocol.client_mask()))
+
+    async def list_tasks(self, state: State, limit: int) -> list[TaskRecord]:
+        mask = protocol.client_mask()
+        return await self._look(lambda redis: tasks.list_tasks.run_async(redis, self._queue, state, limit, mask))
+
+    async def find_dead(
+        self, kind: str | None, error: str | None, link: str | None, title: str | None
+    ) -> Sequence[str]:
+        wanted = tasks.Filter(kind, error, link, title)
+        return await self._look(lambda redis: tasks.find_dead.run_async(redis, self._queue, wanted))
+
+    async def cancel(self, task_id: str) -> State:
+        return await self._ask(lambda redis: tasks.cancel.run_async(redis, task_id))
+
+    async def forget(self, task_id: str) -> State:
+        return await self._ask(lambda redis: tasks.forget.run_async(redis, task_id))
+
+    async def retry(self, ids: Sequence[str]) -> Sequence[str]:
+        return await self._ask(lambda redis: tasks.retry.run_async(redis, ids))
+
+    async def remove(self, ids: Sequence[str]) -> Sequence[str]:
+        return await self._ask(lambda redis: tasks.remove_dead.run_async(redis, ids))
+
+    async def _look(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
+        """Carries out a query that changes nothing; once more when its connection broke."""
+        return await self._ask(lambda redis: read_again_async(lambda: query(redis)))
+
+    async def _ask(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
+        """Carries out a query; what Redis does not answer becomes `Unavailable`."""
+        redis = self._connected()
+        async with self._asking:
+            try:
+                return await query(redis)
+            except (RedisError, OSError) as error:
+                raise Unavailable(f"Redis does not answer: {reason_of(error, self._url)}") from None
 
     async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
         gathered = _gathered()
@@ -158,9 +200,9 @@ class AsyncRedisTransport:
         redis, batch = self._connected(), _batch(gathered, self._queue)
         try:
             try:
-                places = await submit_async(redis, self._nodes, batch)
+                places = await submit.run_async(redis, self._nodes, batch)
             except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
-                places = await submit_async(redis, self._nodes, batch)
+                places = await submit.run_async(redis, self._nodes, batch)
         except (RedisError, OSError, Unavailable) as error:
             raise _lost(gathered, error, self._url) from None
         return _answers(gathered, places)
@@ -169,4 +211,5 @@ class AsyncRedisTransport:
         loop = asyncio.get_running_loop()
         if self._redis is None or self._loop is not loop:  # a connection ends with its event loop
             self._redis, self._loop = connect_async(self._url, self._timeout), loop
+            self._asking = asyncio.Semaphore(ASK_LIMIT)
         return self._redis

@@ -6,7 +6,6 @@ The rules are the same for both kinds of worker; a settlement is what QTask's ow
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -20,9 +19,10 @@ from qtask.model.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_afte
 from qtask.model.task import expiry_of
 from qtask.observe import stats
 from qtask.observe.failure_log import FailureLog, Fields
-from qtask.store.leases import Fate, Settlement
+from qtask.store.leases import Fate, Settlement, SettleOptions
 
 LEAST_STOCK_RETRY_SECONDS = 1.0  # before the next attempt after one by a stock worker
+_NO_OPTIONS = SettleOptions()  # of most settlements
 
 
 def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
@@ -99,26 +99,22 @@ def settlement(
         idempotency_seconds: for how long the id of a delivered task is remembered, where the client chose it.
     """
     outcome = outcome_of(claim, result, started, duration)
-    rare: dict[str, Any] = {}
     fate: Fate = "finished"
-    if claim.attempt > 1:
-        rare["again"] = True
-    if claim.foreign:
-        rare["foreign"] = True
+    delay = remember = None
     if isinstance(result, Failure):
         delay = retry_delay(claim, result, outcome.ended)
         fate = "failed" if delay is None else "retry"
-        if delay is not None:
-            rare["delay"] = delay
     elif claim.task.settings.id is not UNSET:
-        rare["remember"] = idempotency_seconds
-    return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), rare)
+        remember = idempotency_seconds
+    options = _NO_OPTIONS
+    if claim.attempt > 1 or claim.foreign or delay is not None or remember is not None:
+        options = SettleOptions(again=claim.attempt > 1, foreign=claim.foreign, delay=delay, remember=remember)
+    return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), options)
 
 
 def retry_in(one: Settlement) -> float | None:
     """Seconds until the next attempt, of a settlement of a failed delivery; None when the task is dead."""
-    delay: float | None = _rare(one).get("delay")
-    return delay
+    return _options(one).delay
 
 
 def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | None) -> None:
@@ -160,8 +156,8 @@ def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
     outcome = replace(outcome_of(claim, failure, now, 0.0), lateness=None)
     # When its workers died, the lost deliveries stand in its history already.
     line = b"" if failure.kind == "lost" else encode_outcome(outcome)
-    rare = {"again": True, "unbegun": True, **({"foreign": True} if claim.foreign else {})}
-    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, rare)
+    options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign)
+    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, options)
 
 
 def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bool) -> Settlement:
@@ -174,13 +170,15 @@ def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bo
         foreign: whether another program put it into Redis, so that QTask never accepted it.
     """
     outcome = unread_outcome(failure, attempt, now)
-    rare = {"again": attempt > 1, "foreign": foreign}
-    return _settlement(task_id, stats.UNKNOWN, "failed", outcome, encode_outcome(outcome), rare)
+    options = SettleOptions(again=attempt > 1, foreign=foreign)
+    return _settlement(task_id, stats.UNKNOWN, "failed", outcome, encode_outcome(outcome), options)
 
 
 def with_history(one: Settlement) -> Settlement:
-    """A settlement whose outcome does not take the place of those before it; see settle.lua."""
-    return _with(one, {"again": True})
+    """A settlement whose outcome is added to those before it; see `SettleOptions`."""
+    options = _options(one)
+    options.again = True
+    return _with(one, options)
 
 
 def by_stock_worker(one: Settlement) -> Settlement:
@@ -189,31 +187,33 @@ def by_stock_worker(one: Settlement) -> Settlement:
     RQ counts the job as failed after the function has ended, and only then may the scheduler take it for the next
     attempt.
     """
-    more: dict[str, Any] = {"stock": True, "again": True}
-    delay = _rare(one).get("delay")
-    if delay is not None:
-        more["delay"] = max(delay, LEAST_STOCK_RETRY_SECONDS)
-    return _with(one, more)
+    options = _options(one)
+    options.stock = options.again = True
+    if options.delay is not None:
+        options.delay = max(options.delay, LEAST_STOCK_RETRY_SECONDS)
+    return _with(one, options)
 
 
-def _rare(one: Settlement) -> dict[str, Any]:
-    return dict(msgspec.json.decode(one[-1])) if one[-1] else {}
+def _options(one: Settlement) -> SettleOptions:
+    return msgspec.json.decode(one.options, type=SettleOptions) if one.options else SettleOptions()
 
 
-def _with(one: Settlement, more: dict[str, Any]) -> Settlement:
-    return (*one[:-1], msgspec.json.encode({**_rare(one), **more}))
+def _with(one: Settlement, options: SettleOptions) -> Settlement:
+    return replace(one, options=msgspec.json.encode(options))
 
 
-def _settlement(task_id: str, kind: str, fate: Fate, outcome: Outcome, line: bytes, rare: dict[str, Any]) -> Settlement:
-    return (
-        task_id,
-        fate,
-        line,
-        outcome.message,
-        stats.counter(kind, outcome),
-        f"{outcome.ended:.6f}",
-        stats.member(task_id, outcome),
-        msgspec.json.encode(rare) if rare else b"",
+def _settlement(
+    task_id: str, kind: str, fate: Fate, outcome: Outcome, line: bytes, options: SettleOptions
+) -> Settlement:
+    return Settlement(
+        id=task_id,
+        fate=fate,
+        outcome=line,
+        error=outcome.message,
+        counter=stats.counter(kind, outcome),
+        ended=f"{outcome.ended:.6f}",
+        member=stats.member(task_id, outcome),
+        options=b"" if options is _NO_OPTIONS else msgspec.json.encode(options),
     )
 
 

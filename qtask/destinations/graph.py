@@ -19,7 +19,7 @@ from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import Loop
 from qtask.model.ids import client_id
 from qtask.model.outcome import Answer, Failure
-from qtask.store import keys
+from qtask.store import graphs
 from qtask.store.connect import connect
 
 _NICENESS = 10  # a picture can wait for a core, a delivery cannot
@@ -31,32 +31,18 @@ def draw_into_redis(redis: Redis, task_ids: list[str]) -> list[str]:
 
     picture = render(redis, "png")
     for task_id in task_ids:
-        _keep(redis, task_id, picture)
+        graphs.keep(redis, task_id, picture)
     return [
         json.dumps(
             {
                 "graph": f"/graphs/{quote(client_id(one), safe='')}",
-                "key": keys.graph(one),
+                "key": graphs.key_of(one),
                 "type": "image/png",
                 "bytes": len(picture),
             }
         )
         for one in task_ids
     ]
-
-
-def _keep(redis: Redis, task_id: str, picture: bytes) -> None:
-    """Keeps a picture for a day, as long as it is among the newest."""
-    now: int = redis.time()[0]
-    with redis.pipeline() as pipeline:
-        pipeline.set(keys.graph(task_id), picture, ex=keys.GRAPH_SECONDS)
-        pipeline.zadd(keys.GRAPHS, {task_id: now})
-        pipeline.zremrangebyscore(keys.GRAPHS, "-inf", now - keys.GRAPH_SECONDS)
-        pipeline.zrange(keys.GRAPHS, 0, -1 - keys.GRAPHS_KEEP)
-        old: list[bytes] = pipeline.execute()[-1]
-    if old:
-        redis.unlink(*(keys.graph(one.decode()) for one in old))
-        redis.zrem(keys.GRAPHS, *old)
 
 
 class _Wanted(Exchange):

@@ -8,20 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
-from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from qtask.config import Config
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
 from qtask.model.validation import parse
-from qtask.store import keys
-from qtask.store.faults import reach
-from qtask.store.scripts import script
+from qtask.store import inbox
+from qtask.store.inbox import Entry, Refusal
 
 COUNT = 500  # entries a read, when they are small
 READ_BYTES = 4_194_304  # a read has about as much at most, if its entries are as large as those before
@@ -33,21 +30,8 @@ CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long wi
 BACKOFF_SECONDS = (0.05, 2.0)
 CANCEL_AGAIN_SECONDS = 0.1
 TURN_BYTES = 65_536  # of dicts that are checked in one turn of the loop
-_GONE = ("NOGROUP", "UNBLOCKED")  # how Redis says that the stream or its group was deleted
 
 logger = logging.getLogger("qtask.gateway")
-
-_Entry = tuple[bytes, dict[bytes, bytes] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """An entry that is refused: as it came, and why."""
-
-    entry: bytes
-    raw: bytes
-    reply_key: bytes
-    refused: Refused
 
 
 class Inbox:
@@ -84,7 +68,7 @@ class Inbox:
         try:
             await self._take_own()  # Redis may have handed out more while the read was given up
             await self._finish()
-            await self._leave(self._name)
+            await inbox.leave(self._redis, self._name)
         except (RedisError, OSError) as error:
             logger.warning("inbox_left_open", extra={"error": str(error)})
 
@@ -92,28 +76,18 @@ class Inbox:
         pause = BACKOFF_SECONDS[0]
         while True:
             try:
-                await self._make_group()
+                await inbox.make_group(self._redis)
                 # What this consumer read before its connection broke, then what others left, then what is new.
                 await self._take_own()
                 pause = BACKOFF_SECONDS[0]
                 await self._read_new()
             except (RedisError, OSError) as error:
-                if any(word in str(error) for word in _GONE):
+                if inbox.was_deleted(error):
                     logger.warning("inbox_made_anew", extra={"error": str(error)})
                 else:
                     logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, BACKOFF_SECONDS[1])
-
-    async def _make_group(self) -> None:
-        try:
-            await self._redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    async def _leave(self, name: str) -> None:
-        await script("leave_inbox").run_async(self._redis, [keys.INBOX], [keys.INBOX_GROUP, name])
 
     async def _read_new(self) -> None:
         loop = asyncio.get_running_loop()
@@ -126,10 +100,7 @@ class Inbox:
             while self._failed:
                 await self._try_again()
             await self._intake.room()
-            reply: Any = await self._blocking.xreadgroup(
-                keys.INBOX_GROUP, self._name, {keys.INBOX: ">"}, self._count, BLOCK_MS
-            )
-            await self._take_all(_entries(reply))
+            await self._take_all(await inbox.read_new(self._blocking, self._name, self._count, BLOCK_MS))
 
     async def _try_again(self) -> None:
         """Takes once more what Redis would not, and waits how that ends: nothing new is read in the meantime."""
@@ -145,49 +116,42 @@ class Inbox:
 
     async def _take_own(self) -> None:
         """Takes what was handed to this consumer and is not finished."""
-        after: Any = "0"
+        after: bytes | str = "0"
         while True:
             await self._intake.room()
-            reply: Any = await self._redis.xreadgroup(keys.INBOX_GROUP, self._name, {keys.INBOX: after}, self._count)
-            entries = _entries(reply)
+            entries = await inbox.read_pending(self._redis, self._name, after, self._count)
             if not entries:
                 return
-            after = entries[-1][0]
+            after = entries[-1].id
             await self._take_all(entries)
 
     async def _take_over(self) -> None:
         """Takes what another consumer, or this one, was handed long ago and did not finish."""
-        start: Any = "0-0"
+        start: bytes | str = inbox.FROM_START
         deleted = False
         while True:
             await self._intake.room()
-            reply: Any = await self._redis.xautoclaim(
-                keys.INBOX, keys.INBOX_GROUP, self._name, TAKE_OVER_AFTER_MS, start, self._count
-            )
-            start = reply[0]
-            # Redis 6.2 hands out deleted entries, too, and does not say which.
-            entries: list[_Entry] = [entry for entry in reply[1] if entry[0] is not None]
-            deleted = deleted or len(entries) < len(reply[1])
-            if entries:
-                logger.warning("inbox_taken_over", extra={"entries": len(entries)})
-            await self._take_all(entries)
-            if start in (b"0-0", "0-0"):
+            found = await inbox.take_over(self._redis, self._name, TAKE_OVER_AFTER_MS, start, self._count)
+            deleted = deleted or found.deleted > 0
+            if found.entries:
+                logger.warning("inbox_taken_over", extra={"entries": len(found.entries)})
+            await self._take_all(found.entries)
+            if found.is_last:
                 break
+            start = found.next
         if deleted:
             await self._take_own()
 
     async def _remove_dead(self) -> None:
         """Removes the consumers of gateways that did not end in peace."""
-        consumers: Any = await self._redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)
-        for consumer in consumers:
-            name = consumer["name"].decode()
-            if name != self._name and not consumer["pending"] and consumer["idle"] > CONSUMER_IDLE_MS:
-                await self._leave(name)
+        for one in await inbox.consumers(self._redis):
+            if one.name != self._name and not one.pending and one.idle > CONSUMER_IDLE_MS:
+                await inbox.leave(self._redis, one.name)
 
-    async def _take_all(self, entries: list[_Entry]) -> None:
+    async def _take_all(self, entries: list[Entry]) -> None:
         self._set_count(entries)
         deleted: list[bytes] = []
-        refusals: list[_Refusal] = []
+        refusals: list[Refusal] = []
         size = 0
         for name, fields in entries:
             if not fields:  # by whoever bounds the stream: an entry has at least one field
@@ -195,18 +159,19 @@ class Inbox:
                 continue
             refused = self._take(name.decode(), fields)
             if refused is not None:
-                refusals.append(_Refusal(name, fields.get(b"task", b""), fields.get(b"reply", b""), refused))
+                raw, reply_key = fields.get(b"task", b""), fields.get(b"reply", b"")
+                refusals.append(Refusal(name, raw, reply_key, encode_answer(refused)))
             size += len(fields.get(b"task", b""))
             if size > TURN_BYTES:  # others want their turn, too
                 await asyncio.sleep(0)
                 size = 0
         if deleted:
-            await self._redis.xack(keys.INBOX, keys.INBOX_GROUP, *deleted)
+            await inbox.acknowledge(self._redis, deleted)
             logger.warning("inbox_entries_deleted", extra={"entries": len(deleted)})
         if refusals:
-            await self._refuse(refusals)
+            await inbox.refuse(self._redis, refusals)
 
-    def _set_count(self, entries: list[_Entry]) -> None:
+    def _set_count(self, entries: list[Entry]) -> None:
         """Asks for few entries while they are large, and slowly for more while they are small."""
         size = sum(len(value) for _, fields in entries for value in (fields or {}).values())
         if entries:
@@ -235,31 +200,3 @@ class Inbox:
         # Redis has pushed the answer itself. What it could not take stays pending, and is tried again.
         self._in_hand.discard(entry)
         self._failed = self._failed or isinstance(answer, Refused)
-
-    async def _refuse(self, refusals: list[_Refusal]) -> None:
-        """Moves refused entries into the stream of the refused, in one round trip."""
-        refuse = script("refuse")
-        reach(refuse.before)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.script_load(refuse.text.decode())
-            for one in refusals:
-                pipeline.evalsha(
-                    refuse.sha,
-                    2,
-                    *(keys.INBOX, keys.REFUSED),
-                    *(keys.INBOX_GROUP, one.entry, one.raw[: keys.REFUSED_BYTES]),
-                    *(encode_answer(one.refused), keys.REFUSED_KEEP),
-                    *(one.reply_key, keys.REPLY_SECONDS),
-                )
-            await pipeline.execute()
-        reach(refuse.after)
-
-
-def _entries(reply: Any) -> list[_Entry]:
-    """The entries of an XREADGROUP reply, which is a list in RESP2 and a dict in RESP3."""
-    if not reply:
-        return []
-    if isinstance(reply, dict):
-        found = next(iter(reply.values()))
-        return list(found[0] if found and isinstance(found[0], list) else found)
-    return list(reply[0][1])

@@ -16,7 +16,7 @@ from qtask.config import Config
 from qtask.model.errors import Refused, Unavailable
 from qtask.model.validation import Checked
 from qtask.store.nodes import Nodes
-from qtask.store.submit import Batch, Submission, submit_async
+from qtask.store.submit import Batch, Submission, submit
 
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576
@@ -141,7 +141,7 @@ class Intake:
         while not answers:
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
-                    places = await submit_async(self._redis, self._nodes, tasks, self._replicas)
+                    places = await submit.run_async(self._redis, self._nodes, tasks, self._replicas)
             except (RedisError, OSError, TimeoutError, Unavailable) as error:
                 reason = str(error) or f"no reply within {COMMIT_TIMEOUT_SECONDS:g} s"
                 if (left := batch[0].since + self._accept_retry_seconds - monotonic()) > 0:

@@ -8,18 +8,16 @@ exact totals stand in a hash beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from redis import Redis
 
 from qtask.model.outcome import Outcome
 from qtask.model.task import KINDS
-from qtask.store import keys
+from qtask.store import statistics
 
 UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is no task
-_CHUNK = 20_000  # members a ZRANGE: a larger one would make others wait for Redis
 
 
 def status_of(outcome: Outcome) -> str:
@@ -66,7 +64,7 @@ def read(redis: Redis, kinds: Sequence[str] = (*KINDS, UNKNOWN), newest: int | N
 
 def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
     samples = Samples(kind)
-    for raw, ended in _members(redis, keys.stats(kind), newest):
+    for raw, ended in statistics.read_members(redis, kind, newest):
         parts = raw.decode("utf-8", "replace").rsplit(":", 3)
         try:
             lateness, duration = float(parts[2] or "nan"), float(parts[3])
@@ -77,17 +75,6 @@ def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
         samples.duration.append(duration)
         samples.status.append(parts[1])
     return samples
-
-
-def _members(redis: Redis, key: str, newest: int | None) -> Iterator[tuple[bytes, float]]:
-    total = redis.zcard(key)
-    start = 0 if newest is None else max(0, total - newest)
-    while start < total:
-        chunk: list[Any] = redis.zrange(key, start, start + _CHUNK - 1, withscores=True)
-        if not chunk:
-            return
-        yield from chunk
-        start += len(chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +101,9 @@ class KindSummary:
 def summary(redis: Redis) -> list[KindSummary]:
     """A summary of each kind that has outcomes."""
     totals: dict[str, dict[str, int]] = {}
-    counters: Any = redis.hgetall(keys.COUNTERS)
-    for raw, count in counters.items():
-        kind, _, status = raw.decode().rpartition(":")
-        totals.setdefault(kind, {})[status] = int(count)
+    for name, count in statistics.read_totals(redis).items():
+        kind, _, status = name.rpartition(":")
+        totals.setdefault(kind, {})[status] = count
     found = []
     for samples in read(redis):
         if samples.kind in totals or samples.ended:

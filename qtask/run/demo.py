@@ -27,7 +27,7 @@ from qtask.model.timing import format_duration
 from qtask.observe.tables import outcome_answer, outcome_words, plain
 from qtask.process.stopping import StopSignals
 from qtask.run.up import Stack
-from qtask.store import keys, tasks
+from qtask.store import graphs, tasks
 
 WAIT_SECONDS = 20.0
 CROWD = 100
@@ -159,7 +159,7 @@ class _Demo:
         task_id = client.graph().id
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
-            picture: Any = redis.get(keys.graph(task_id))
+            picture = graphs.read(redis, task_id)
             if picture is not None:
                 try:
                     self._output.write_bytes(picture)

@@ -25,30 +25,28 @@ from qtask.config import Config
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id, stored_id
 from qtask.model.link import destination_of
-from qtask.model.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.model.validation import Checked, check_task
 from qtask.private import redis_py
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals
-from qtask.store import keys, rights
+from qtask.store import rights, schedule
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION, read_data
 from qtask.store.nodes import Nodes
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import script
 from qtask.store.submit import Batch, Submission, submit
 
 BATCH = 500  # jobs moved by one script; a longer one would make others wait for Redis
 GAP_SECONDS = 0.001  # least time between two moves, so that a stream of due tasks moves by the batch
 AHEAD_SECONDS = 0.001  # by which a sleep ends before the next task is due
 TICK_SECONDS = 1.0  # how often dead workers and RQ's registrations are looked after
-DEAD_AFTER_SECONDS = 5.0  # without a heartbeat, after which a worker's tasks are taken back
+DEAD_AFTER_SECONDS = 5.0  # without a heartbeat, after which a worker's tasks are reclaimed
 GAP_IN_TICKS_SECONDS = 3.0  # between two ticks, after which Redis must have been away; less than it takes to be dead
 LOCK_SECONDS = 10
 BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 FOREIGN_RETRY_SECONDS = 60.0
-TAKE_BACK_BATCH = 5_000
-LOST_LINES = 10  # of the deliveries that are taken back in a tick, so many are logged one by one
+RECLAIM_BATCH = 5_000
+LOST_LINES = 10  # of the deliveries that are reclaimed in a tick, so many are logged one by one
 FORGET_BATCH = 1_000  # delivered tasks whose keeping has ended, a script
 FORGET_BATCHES = 10  # a tick
 
@@ -87,8 +85,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         if func == FUNCTION or (getattr(func, "__name__", "") == "do" and func.__module__.startswith("qtask.")):
             return self.enqueue_many([(instant, args[0])])[0]
         job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
-        self.connection.zadd(self.scheduled_jobs_key, {job.id: instant})
-        self.connection.publish(keys.WAKE, instant)
+        schedule.put(self.connection, job.id, instant)
         return job
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
@@ -135,8 +132,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
                 rights.check(self.connection, "scheduler")
                 with self.connection.pubsub(ignore_subscribe_messages=True) as wake:
                     # Subscribed before the head is looked at, so that no earlier task slips in between.
-                    wake.subscribe(keys.WAKE)
-                    wake.get_message(timeout=1.0)
+                    schedule.subscribe(wake)
                     self._registered = False
                     self._tick()
                     logger.info("scheduling", extra={"queue": self.queue_name})
@@ -180,14 +176,10 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
 
         Returns how many it moved, and seconds until the next is due (infinity when none waits).
         """
-        moved, wait, *foreign = script("release").run(
-            self.connection,
-            [keys.SCHEDULE, keys.QUEUES, keys.STOCK_RETRIES, keys.LEDGER],
-            [BATCH, keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX],
-        )
-        for job_id in foreign:
-            self._release_foreign(job_id.decode())
-        return moved + len(foreign), float(wait) if wait else float("inf")
+        released = schedule.release(self.connection, BATCH)
+        for job_id in released.foreign:
+            self._release_foreign(job_id)
+        return released.moved + len(released.foreign), released.wait
 
     def _release_foreign(self, job_id: str) -> None:
         """Moves a job of rq-scheduler's own API by its own rules (repeats, cron lines)."""
@@ -197,7 +189,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
             raise
         except Exception as error:  # whatever is wrong with somebody else's job, ours must go on
             logger.exception("foreign_job_failed", extra={"job": job_id, "error": str(error)})
-            self.connection.zincrby(self.scheduled_jobs_key, FOREIGN_RETRY_SECONDS, job_id)
+            schedule.postpone(self.connection, job_id, FOREIGN_RETRY_SECONDS)
 
     def _fetch_foreign(self, job_id: str) -> Job:
         job = Job.fetch(job_id, connection=self.connection)
@@ -214,27 +206,23 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
     def _tick(self) -> None:
         self._beat()
         self._say_alive()
-        queues = [key.decode().removeprefix(keys.QUEUE_PREFIX) for key in self.connection.smembers(keys.QUEUES)]
-        taken = self.take_back(*queues, silent_since=self._silent_since())
-        if taken:
-            logger.warning("taken_back", extra={"tasks": len(taken), "first": client_id(taken[0])})
-            self._log_lost(taken[:LOST_LINES])
+        queues = schedule.queue_names(self.connection)
+        reclaimed = self.reclaim(*queues, silent_since=self._silent_since())
+        if reclaimed:
+            logger.warning("reclaimed", extra={"tasks": len(reclaimed), "first": client_id(reclaimed[0])})
+            self._log_lost(reclaimed[:LOST_LINES])
         for _ in range(FORGET_BATCHES):
             if self.forget(*queues) < FORGET_BATCH:
                 break
 
     def _log_lost(self, ids: list[str]) -> None:
-        """Logs deliveries whose worker died or hung; `taken_back` says how many there are in all."""
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for task_id in ids:
-                pipeline.hmget(keys.job(task_id), "data", "attempt")
-            rows = pipeline.execute()
-        for task_id, (data, attempt) in zip(ids, rows, strict=True):
+        """Logs deliveries whose worker died or hung; the event `reclaimed` says how many there are in all."""
+        for one in schedule.read_reclaimed(self.connection, ids):
             try:
-                task, _ = read_data(data or b"")
+                task, _ = read_data(one.data or b"")
             except Refused:
                 continue  # it was cancelled in the meantime, or is no task
-            about = {"task": client_id(task_id), "type": task.kind, "attempt": int(attempt or 0), "outcome": "lost"}
+            about = {"task": client_id(one.id), "type": task.kind, "attempt": one.attempt, "outcome": "lost"}
             destination = destination_of(task.kind, task.address.link)
             logger.warning("delivery_lost", extra={**about, "destination": destination})
 
@@ -245,16 +233,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
                 self.register_birth()
                 self._registered = True
             self.heartbeat()
-            self._hold_lock()
+            schedule.hold_lock(self.connection, LOCK_SECONDS)
         except OutOfMemoryError as error:  # moving tasks takes no memory, and frees it in the end
             logger.warning("out_of_memory", extra={"error": str(error)})
-
-    def _hold_lock(self) -> None:
-        """Keeps rq-scheduler's lock, so that a stock `rqscheduler` beside us stays passive."""
-        if self.connection.get(keys.SCHEDULER_LOCK) == b"qtask":
-            self.connection.expire(keys.SCHEDULER_LOCK, LOCK_SECONDS)
-        else:
-            self.connection.set(keys.SCHEDULER_LOCK, "qtask", nx=True, ex=LOCK_SECONDS)
 
     def _silent_since(self) -> float:
         """The instant since which a worker must have been silent to count as dead, in Unix seconds.
@@ -268,7 +249,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         self._last_tick = now
         return now - DEAD_AFTER_SECONDS if now - self._watching_since >= DEAD_AFTER_SECONDS else 0.0
 
-    def take_back(self, *queues: str, silent_since: float | None = None) -> list[str]:
+    def reclaim(self, *queues: str, silent_since: float | None = None) -> list[str]:
         """Puts tasks whose lease ended, or whose worker died, back into their queues; returns their ids.
 
         Args:
@@ -278,44 +259,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc]  # rq-scheduler h
         """
         if silent_since is None:
             silent_since = self._now() - DEAD_AFTER_SECONDS
-        pairs = [key for queue in queues for key in (keys.started(queue), keys.queue(queue))]
-        taken: list[bytes] = script("take_back").run(
-            self.connection,
-            [keys.WORKERS, keys.LEDGER, *pairs],
-            [
-                *(keys.JOB_PREFIX, keys.FOREVER_SECONDS, silent_since, TAKE_BACK_BATCH, _LOST, OUTCOMES_KEEP),
-                keys.QUEUE_PREFIX,
-            ],
-        )
-        return [task_id.decode() for task_id in taken]
+        return schedule.reclaim(self.connection, queues, silent_since, RECLAIM_BATCH)
 
     def forget(self, *queues: str) -> int:
         """Forgets up to `FORGET_BATCH` delivered tasks of these queues whose keeping has ended; returns how many."""
-        forgotten: int = script("forget").run(
-            self.connection,
-            [keys.finished(queue) for queue in queues],
-            [keys.JOB_PREFIX, keys.RESULTS_PREFIX, keys.FOREVER_SECONDS, FORGET_BATCH],
-        )
-        return forgotten
-
-
-# The outcome of a delivery whose worker is gone; take_back.lua fills in what it knows.
-_LOST = (
-    encode_outcome(
-        Outcome(
-            status="failed",
-            started=-1.0,
-            ended=-1.0,
-            lateness=None,
-            duration=0.0,
-            attempt=-1,
-            error="lost",
-            message="the worker died or hung; whether the receiver got it is not known",
-        )
-    )
-    .replace(b'"attempt":-1', b'"attempt":%ATTEMPT%')
-    .replace(b"-1.0", b"%NOW%")
-)
+        return schedule.forget(self.connection, queues, FORGET_BATCH)
 
 
 def _wait(wake: PubSub, until: float) -> bool:

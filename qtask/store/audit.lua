@@ -1,31 +1,35 @@
 -- Reads in one step what the audit compares: the ledger, and how many jobs are in each place. It only counts; nothing
 -- here grows with the number of tasks.
 --
--- KEYS[1]  ledger (hash)
--- KEYS[2]  schedule (sorted set)
--- KEYS[3]  retries of stock workers (set; see settle.lua)
--- ARGV[1]  prefix of queue keys
--- ARGV[2]  what stands behind the key of a queue in the key of RQ's intermediate queue
--- ARGV[3]  prefix of started registries
--- ARGV[4]  prefix of failed registries
--- ARGV[5]  prefix of RQ's registries of cancelled jobs
+-- KEYS (AuditKeys in audit.py)
+--   LEDGER         hash
+--   SCHEDULE       sorted set
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
 --
--- Returns {the ledger as field, value, …; jobs in the schedule; retries of stock workers;
--- then for each queue that a task was ever accepted for: {name, in the queue, in the intermediate queue, started, failed,
--- cancelled by RQ}}.
-local ledger = redis.call('HGETALL', KEYS[1])
-local found = {ledger, redis.call('ZCARD', KEYS[2]), redis.call('SCARD', KEYS[3])}
-for i = 1, #ledger, 2 do
-  local queue = string.match(ledger[i], '^accepted:(.*)$')
+-- Returns (AuditReply)
+--   COUNTS     the ledger as field, value, …
+--   SCHEDULED  jobs in the schedule
+--   RETRYING   retries of stock workers
+--   BY_QUEUE   for each queue that a task was ever accepted for (AuditRow): its NAME, and how many jobs are QUEUED, in RQ's
+--              INTERMEDIATE queue, STARTED, DEAD and CANCELLED by RQ
+local counts = redis.call('HGETALL', LEDGER)
+local rows = {}
+for i = 1, #counts, 2 do
+  local queue = string.match(counts[i], '^accepted:(.*)$')
   if queue then
-    found[#found + 1] = {
-      queue,
-      redis.call('LLEN', ARGV[1] .. queue),
-      redis.call('LLEN', ARGV[1] .. queue .. ARGV[2]),
-      redis.call('ZCARD', ARGV[3] .. queue),
-      redis.call('ZCARD', ARGV[4] .. queue),
-      redis.call('ZCARD', ARGV[5] .. queue),
+    rows[#rows + 1] = {
+      [NAME] = queue,
+      [QUEUED] = redis.call('LLEN', QUEUE_PREFIX .. queue),
+      [INTERMEDIATE] = redis.call('LLEN', QUEUE_PREFIX .. queue .. INTERMEDIATE_SUFFIX),
+      [STARTED] = redis.call('ZCARD', STARTED_PREFIX .. queue),
+      [DEAD] = redis.call('ZCARD', FAILED_PREFIX .. queue),
+      [CANCELLED] = redis.call('ZCARD', CANCELLED_PREFIX .. queue),
     }
   end
 end
-return found
+return {
+  [COUNTS] = counts,
+  [SCHEDULED] = redis.call('ZCARD', SCHEDULE),
+  [RETRYING] = redis.call('SCARD', STOCK_RETRIES),
+  [BY_QUEUE] = rows,
+}

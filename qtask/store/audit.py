@@ -8,7 +8,7 @@ Jobs that other programs put into Redis by RQ or rq-scheduler were never accepte
 that are in our queues, or in the schedule, are found by their data and left out.
 
 RQ's own tools delete jobs without a trace (`rq empty`, rq-dashboard). Where they leave an id behind, the script that
-comes upon it counts it as deleted; the rest is missing, which is what the audit is there to say.
+finds it counts it as deleted. The rest is missing, and the audit reports it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from redis import Redis
 from qtask.model.ids import client_id
 from qtask.store import keys
 from qtask.store.job import is_foreign
-from qtask.store.scripts import Value, script
+from qtask.store.ledger import Figures, read_figures
 
 PAGE = 500  # members a command; a larger page would make others wait for Redis
 OVERLAP = 100  # of two pages of a list, from which tasks may be taken out in between
@@ -45,83 +45,6 @@ _NAMES = {
 _HAS_JOB = 1 << 6
 
 
-@dataclass(frozen=True, slots=True)
-class QueueFigures:
-    """How many jobs of one queue are in each place."""
-
-    queued: int
-    started: int
-    dead: int
-    cancelled_by_rq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The ledger and the number of jobs in each place, of one instant.
-
-    Attributes:
-        ledger: what was counted to queue to how many: `accepted`, `duplicates`, `delivered`, `expired` (of those that
-            died), `cancelled`, `removed`, `dropped` (for want of room among the dead), `deleted` (by another program),
-            `written_off`. A queue may be empty where it is not known.
-        scheduled: jobs in the schedule, of all queues.
-        stock_retries: tasks that are in the schedule and among the dead: a stock worker will try them again.
-        queues: by name, each that a task was ever accepted for.
-    """
-
-    ledger: dict[str, dict[str, int]]
-    scheduled: int
-    stock_retries: int
-    queues: dict[str, QueueFigures]
-
-    def total(self, what: str) -> int:
-        """A counter over all queues."""
-        return sum(self.ledger.get(what, {}).values())
-
-    @property
-    def owed(self) -> int:
-        """How many tasks were accepted and have not come to an end that the ledger knows."""
-        return self.total("accepted") - sum(map(self.total, _ENDS))
-
-    @property
-    def held(self) -> int:
-        """How many jobs are in the places of tasks that have not come to such an end."""
-        rest = sum(one.queued + one.started + one.dead + one.cancelled_by_rq for one in self.queues.values())
-        return self.scheduled + rest - self.stock_retries
-
-    def scheduled_of(self, queue: str) -> int | None:
-        """How many jobs of a queue are in the schedule; None where the ledger does not tell."""
-        if self.owed != self.held or self.stock_retries or any(self.ledger.get(end, {}).get("") for end in _ENDS):
-            return None
-        counts = {name: self._scheduled_of(name) for name in self.queues}
-        return counts.get(queue, 0) if min(counts.values(), default=0) >= 0 else None
-
-    def _scheduled_of(self, queue: str) -> int:
-        accepted, *ends = (self.ledger.get(what, {}).get(queue, 0) for what in ("accepted", *_ENDS))
-        one = self.queues[queue]
-        return accepted - sum(ends) - one.queued - one.started - one.dead - one.cancelled_by_rq
-
-
-_ENDS = ("delivered", "cancelled", "removed", "dropped", "deleted", "written_off")
-
-
-def read_figures(redis: Redis) -> Figures:
-    """Reads the ledger and the number of jobs in each place, in one step."""
-    arguments: list[Value] = [
-        *(keys.QUEUE_PREFIX, keys.INTERMEDIATE_SUFFIX, keys.STARTED_PREFIX, keys.FAILED_PREFIX, keys.CANCELLED_PREFIX),
-    ]
-    reply: list[Any] = script("audit").run(redis, [keys.LEDGER, keys.SCHEDULE, keys.STOCK_RETRIES], arguments)
-    counted, scheduled, stock_retries, *rows = reply
-    ledger: dict[str, dict[str, int]] = {}
-    for name, count in zip(counted[::2], counted[1::2], strict=True):
-        what, _, queue = name.decode().partition(":")
-        ledger.setdefault(what, {})[queue] = int(count)
-    queues = {
-        name.decode(): QueueFigures(queued + taken, started, dead, cancelled)
-        for name, queued, taken, started, dead, cancelled in rows
-    }
-    return Figures(ledger, scheduled, stock_retries, queues)
-
-
 @dataclass(slots=True)
 class Audit:
     """What an audit found.
@@ -129,7 +52,7 @@ class Audit:
     Attributes:
         accepted: tasks, ever.
         scheduled, queued, started, delivered, dead, cancelled, removed: what became of them; `removed` holds those
-            dead that were dropped for want of room.
+            dead that were dropped because too many are dead.
         deleted: tasks that another program deleted while they waited.
         written_off: tasks that were missing at an earlier audit, and written off there.
         missing: accepted tasks that are nowhere; below zero when there are more tasks than were accepted.
@@ -218,7 +141,7 @@ class _Walk:
     """One look at every place and at every job.
 
     Attributes:
-        suspects: stored ids to what is wrong with them. Tasks that moved meanwhile are among them.
+        suspects: stored ids to what is wrong with them. Tasks that moved during the walk are among them.
         foreign: stored ids of other programs' jobs to their places, without the history.
     """
 
@@ -238,7 +161,7 @@ class _Walk:
     def compare(self) -> tuple[Figures, int]:
         """The figures of now, and how many tasks are missing: none if those before the walk or those of now fit.
 
-        Where other programs' jobs come and go meanwhile, their number is known only between two bounds.
+        Where other programs' jobs come and go during the walk, their number is known only between two bounds.
         """
         now = read_figures(self._redis)
         gaps = [figures.held - figures.owed for figures in (self._before, now)]
@@ -332,7 +255,7 @@ class _Walk:
             yield member
 
     def _list(self, key: str) -> Iterator[bytes]:
-        """From the end to the head: what is taken from the head meanwhile does not move the rest away."""
+        """From the end to the head, so that tasks which are taken from the head do not move the others."""
         end = -1
         while True:
             page: list[Any] = self._redis.lrange(key, end - PAGE + 1, end)

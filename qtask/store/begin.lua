@@ -3,20 +3,26 @@
 -- Needs start_over.lua.
 -- Needs requeued.lua.
 --
--- KEYS[1]  job
--- KEYS[2]  failed registry
--- KEYS[3]  retries of stock workers (set; see settle.lua)
--- KEYS[4]  schedule (sorted set)
--- ARGV[1]  id
--- ARGV[2]  outcomes to keep in the history
+-- KEYS (BeginKeys in leases.py)
+--   JOB            hash
+--   FAILED         registry of its queue
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
+--   SCHEDULE       sorted set
+-- ARGV (BeginArguments)
+--   ID             of the task
+--   OUTCOMES_KEEP  outcomes to keep in the history
 --
--- Returns {now in Unix seconds, attempt, due}, which mean what they mean in claim.lua.
+-- Returns (Begun) NOW in Unix seconds, ATTEMPT and DUE, the last two as in claim.lua.
 local time = redis.call('TIME')
-local job = redis.call('HMGET', KEYS[1], 'exc_info', 'due')
-local has_history = job[1] == ''
-if job[1] and not has_history then
+local error, due = unpack(redis.call('HMGET', JOB, 'exc_info', 'due'))
+local has_history = error == ''
+if error and not has_history then
   local _
-  _, has_history = requeued(ARGV[1], KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[2])
+  _, has_history = requeued(ID, JOB, FAILED, STOCK_RETRIES, SCHEDULE, OUTCOMES_KEEP)
 end
-local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-return {string.format('%.6f', time[1] + time[2] / 1000000), has_history and -attempt or attempt, job[2] or ''}
+local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
+return {
+  [NOW] = string.format('%.6f', time[1] + time[2] / 1000000),
+  [ATTEMPT] = has_history and -attempt or attempt,
+  [DUE] = due or '',
+}

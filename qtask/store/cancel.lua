@@ -2,40 +2,37 @@
 -- has ended, is left alone. An id that the client chose is free again.
 -- Needs is_foreign.lua.
 --
--- KEYS[1]  schedule (sorted set)
--- KEYS[2]  ledger (hash)
--- KEYS[3]  retries of stock workers (set; see settle.lua)
--- ARGV[1]  id
--- ARGV[2]  prefix of job keys
--- ARGV[3]  prefix of queue keys
--- ARGV[4]  prefix of failed registries
--- ARGV[5]  prefix of RQ's registries of cancelled jobs
--- ARGV[6]  prefix of RQ's results, which a stock worker leaves
+-- KEYS (CancelKeys in tasks.py)
+--   SCHEDULE       sorted set
+--   LEDGER         hash
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
+-- ARGV (TaskArguments)
+--   ID
 --
 -- Returns the status of the task: 'scheduled' or 'queued' when it was removed; 'started', 'finished', 'failed' or
 -- 'stopped' when it was left alone; '' when there is no such task.
-local id, key = ARGV[1], ARGV[2] .. ARGV[1]
-local job = redis.call('HMGET', key, 'status', 'origin', 'data')
-if not job[3] then
+local key = JOB_PREFIX .. ID
+local status, origin, data = unpack(redis.call('HMGET', key, 'status', 'origin', 'data'))
+if not data then
   return ''
 end
-local status, origin = job[1] or 'scheduled', job[2] or ''
+status, origin = status or 'scheduled', origin or ''
 local ended = status == 'finished' or status == 'failed' or status == 'stopped'
-if status == 'started' or (ended and not redis.call('ZSCORE', KEYS[1], id)) then
+if status == 'started' or (ended and not redis.call('ZSCORE', SCHEDULE, ID)) then
   return status
 end
 local foreign = is_foreign(key)
-if redis.call('ZREM', KEYS[1], id) == 1 then
+if redis.call('ZREM', SCHEDULE, ID) == 1 then
   status = 'scheduled'
 elseif status == 'queued' then
-  redis.call('LREM', ARGV[3] .. origin, 1, id)
+  redis.call('LREM', QUEUE_PREFIX .. origin, 1, ID)
 else
-  redis.call('ZREM', ARGV[5] .. origin, id)
+  redis.call('ZREM', CANCELLED_PREFIX .. origin, ID)
 end
-redis.call('SREM', KEYS[3], id)
-redis.call('ZREM', ARGV[4] .. origin, id) -- a retry of a stock worker
-redis.call('UNLINK', key, ARGV[6] .. id)
+redis.call('SREM', STOCK_RETRIES, ID)
+redis.call('ZREM', FAILED_PREFIX .. origin, ID) -- a retry of a stock worker
+redis.call('UNLINK', key, RESULTS_PREFIX .. ID)
 if not foreign then
-  redis.call('HINCRBY', KEYS[2], 'cancelled:' .. origin, 1)
+  redis.call('HINCRBY', LEDGER, 'cancelled:' .. origin, 1)
 end
 return status == 'queued' and status or 'scheduled'

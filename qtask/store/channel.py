@@ -20,7 +20,7 @@ OnReply = Callable[[Any], None]
 
 class _Sent(NamedTuple):
     on_reply: OnReply
-    script: Script | None
+    script: Script[Any, Any] | None
     rest: tuple[Value, ...]
     since: float  # by monotonic
 

@@ -1,4 +1,4 @@
-"""A task as an RQ job: what stands in its hash, and how it is read back."""
+"""A task as an RQ job: what its hash holds, and how it is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtask.model.ids import instant_of
 from qtask.model.task import Task
 from qtask.model.timing import parse_instant
 
-FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; its name stands in every task, hence so short
+FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; short, because every job names it
 
 _ACCEPTED = b'["qtask.do",0,['  # how submit.lua begins the data of a job
 _DECODER = msgspec.json.Decoder(tuple[str, int | None, tuple[Task], dict[str, Any]])
@@ -70,7 +70,7 @@ def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
         task_id: its id, which holds the instant of acceptance.
         written: field `due` of the job, which QTask's scheduler writes and a stock rqscheduler does not.
 
-    Returns 0.0 where nothing tells, so that nobody takes it for a measurement. Raises `Refused` when what is written
+    Returns 0.0 where it is unknown; then no lateness is measured. Raises `Refused` when what is written
     is no number.
     """
     if written:

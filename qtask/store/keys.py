@@ -1,4 +1,4 @@
-"""The name of every key that QTask uses in Redis; nothing else spells one out.
+"""The names of all keys that QTask uses in Redis. Only this package may use them.
 
 RQ's and rq-scheduler's own keys come first: a task is an RQ job, and their tools read these.
 """
@@ -12,13 +12,14 @@ INTERMEDIATE_SUFFIX = ":intermediate"  # + key of a queue: list, ids that a stoc
 CANCELLED_PREFIX = "rq:canceled:"  # + queue: sorted set, jobs that were cancelled by RQ's own tools
 QUEUES = "rq:queues"  # set of queue keys, which `rq info` lists
 SCHEDULE = "rq:scheduler:scheduled_jobs"  # sorted set, id by due
-SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it stands, a stock rqscheduler stays passive
+SCHEDULER_LOCK = "rq:scheduler_lock"  # string; while it exists, a stock rqscheduler stays passive
 STOCK_SCHEDULERS = "rq:scheduler_instance:*"  # pattern of the keys of stock rqschedulers that are alive
 RQ_WORKERS = "rq:workers"  # set of the keys of all registered workers, ours and stock ones
 STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
 RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries came to
+SUSPENDED = "rq:suspended"  # string; exists while `rq suspend` holds the workers
 
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
@@ -31,18 +32,20 @@ WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
 COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
 LEDGER = "qtask:ledger"  # hash: `what:queue` to how many tasks; see audit.py
-STOCK_RETRIES = "qtask:stock_retries"  # set: ids that a stock worker will try again; RQ counts them as failed meanwhile
+STOCK_RETRIES = (
+    "qtask:stock_retries"  # set: ids that a stock worker will try again; until then RQ counts them as failed
+)
 ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn
 
 # Added to the scores of leases, of delivered and of dead tasks in RQ's registries: RQ's clean-up fails or forgets
-# whatever has passed its score, and that is QTask's to decide.
+# what has passed its score, but QTask decides that.
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400
 GRAPHS_KEEP = 300  # of up to 200 kB each: 60 MB of the 1 GiB that Redis has in compose
-REPLY_SECONDS = 60
+INBOX_REPLY_SECONDS = 60  # for which the answer to an entry of the inbox waits to be fetched
 REFUSED_KEEP = 10_000
 REFUSED_BYTES = 4_096  # of each refused dict
 

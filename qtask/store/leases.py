@@ -1,94 +1,285 @@
-"""What a worker asks of Redis: tasks under a lease, putting them back, and settling how their deliveries ended.
+"""What a worker does with tasks: claim them under a lease, give them back, and settle how their deliveries ended.
 
-Each is a call, to be run over whatever connection the caller has.
+Each function makes a call, which the caller runs over a connection of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+from msgspec import Struct
 
 from qtask.config import Config
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.store import keys
-from qtask.store.scripts import Call, Value, script
+from qtask.store.scripts import Call, Script, Value
 
 CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
 LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
 
-# Plain tuples both, of which there is one a task on the hottest path: a named one costs a quarter of a microsecond.
+# --- claiming ------------------------------------------------------------------------------------------------------
+
+
+class ClaimKeys(NamedTuple):
+    """See claim.lua."""
+
+    queue: str
+    started: str
+    failed: str
+    stock_retries: str
+    ledger: str
+    schedule: str
+
+
+class ClaimArguments(NamedTuple):
+    """See claim.lua."""
+
+    limit: int
+    bytes_limit: int
+    token: str
+    queue_name: str
+    margin_seconds: float
+    default_timeout: float
+    outcomes_keep: int
+
+
+class ClaimReply(NamedTuple):
+    """See claim.lua. It has columns, so that a task costs no object of its own on the hottest path."""
+
+    now: bytes
+    ids: list[bytes]
+    attempts: list[int]
+    dues: list[bytes]
+    data: list[bytes]
+
+
+CLAIM = Script("claim", ClaimKeys, ClaimArguments, replies=(ClaimReply,))
+
 Claimed = tuple[bytes, int, bytes, bytes]
 """Id; attempt, from 1, and negative where the task was dead before and is tried again; due in Unix seconds, or empty
 where a stock rqscheduler did not write it; the job's data."""
 
-Fate = Literal["finished", "failed", "retry"]
-Settlement = tuple[str, Fate, bytes, str, str, str, str, bytes]
-"""How a claim ends: id, fate, outcome, error, counter, end, member of the statistics, what is rare; see settle.lua."""
-
 
 def claim(
-    queue: str, token: str, most: int, most_bytes: int = CLAIM_BYTES, margin: float = LEASE_MARGIN_SECONDS
+    queue: str, token: str, limit: int, bytes_limit: int = CLAIM_BYTES, margin: float = LEASE_MARGIN_SECONDS
 ) -> Call:
-    """Claims up to `most` tasks of a queue; `read_claimed` reads the reply.
+    """Claims up to `limit` tasks of a queue; `read_claimed` reads the reply.
 
     Args:
         queue: its name.
         token: of the worker.
-        most: tasks.
-        most_bytes: of dicts, with which no more are claimed.
-        margin: seconds by which a lease outlives the task's timeout.
+        limit: tasks.
+        bytes_limit: of dicts; with so many no more are claimed.
+        margin: seconds by which a lease is longer than the task's timeout.
     """
-    arguments: list[Value] = [
-        *(most, keys.JOB_PREFIX, token, margin, DEFAULT_TIMEOUT_SECONDS),
-        *(keys.FOREVER_SECONDS, OUTCOMES_KEEP, most_bytes, queue),
-    ]
-    registries = [keys.started(queue), keys.failed(queue)]
-    others = [keys.STOCK_RETRIES, keys.LEDGER, keys.SCHEDULE]
-    return Call(script("claim"), [keys.queue(queue), *registries, *others], arguments)
+    return CLAIM.call(
+        ClaimKeys(
+            queue=keys.queue(queue),
+            started=keys.started(queue),
+            failed=keys.failed(queue),
+            stock_retries=keys.STOCK_RETRIES,
+            ledger=keys.LEDGER,
+            schedule=keys.SCHEDULE,
+        ),
+        ClaimArguments(
+            limit=limit,
+            bytes_limit=bytes_limit,
+            token=token,
+            queue_name=queue,
+            margin_seconds=margin,
+            default_timeout=DEFAULT_TIMEOUT_SECONDS,
+            outcomes_keep=OUTCOMES_KEEP,
+        ),
+    )
 
 
-def read_claimed(reply: list[Any]) -> tuple[float, Iterable[Claimed]]:
+def read_claimed(reply: list[Any]) -> tuple[float, Iterator[Claimed]]:
     """Redis's time in Unix seconds, and what was claimed."""
-    fields = iter(reply)
-    return float(next(fields)), zip(fields, fields, fields, fields, strict=True)
+    claimed = ClaimReply._make(reply)
+    return float(claimed.now), zip(claimed.ids, claimed.attempts, claimed.dues, claimed.data, strict=True)
 
 
-def put_back(queue: str, token: str, kept: Iterable[Value]) -> Call:
-    """Puts back into its queue what a worker has claimed, but for the ids in `kept`; replies how many went back."""
-    arguments: list[Value] = [keys.JOB_PREFIX, token, queue, *kept]
-    return Call(script("put_back"), [keys.started(queue), keys.queue(queue), keys.LEDGER], arguments)
+# --- giving back ---------------------------------------------------------------------------------------------------
+
+
+class NackKeys(NamedTuple):
+    """See nack.lua."""
+
+    started: str
+    queue: str
+    ledger: str
+
+
+class NackArguments(NamedTuple):
+    """See nack.lua."""
+
+    token: str
+    queue_name: str
+
+
+NACK = Script("nack", NackKeys, NackArguments)
+
+
+def nack(queue: str, token: str, kept: Iterable[Value]) -> Call:
+    """Gives back to its queue what a worker has claimed, except the ids in `kept`; replies how many went back."""
+    return NACK.call(
+        NackKeys(started=keys.started(queue), queue=keys.queue(queue), ledger=keys.LEDGER),
+        NackArguments(token=token, queue_name=queue),
+        rest=kept,
+    )
+
+
+# --- settling ------------------------------------------------------------------------------------------------------
+
+Fate = Literal["finished", "failed", "retry"]
+
+
+class Settlement(Struct, gc=False):
+    """How a claim ends; see settle.lua. A struct, because a named tuple takes three times as long to make.
+
+    Attributes:
+        id: of the task, as it is stored.
+        fate: what becomes of the task.
+        outcome: JSON on one line, empty for none.
+        error: in words.
+        counter: `kind:status`, which counts it.
+        ended: Unix seconds.
+        member: of the statistics.
+        options: `SettleOptions` as JSON, empty for none.
+    """
+
+    id: str
+    fate: Fate
+    outcome: bytes
+    error: str
+    counter: str
+    ended: str
+    member: str
+    options: bytes = b""
+
+
+class SettleOptions(Struct, omit_defaults=True):
+    """What only some settlements have.
+
+    Attributes:
+        again: the task has earlier outcomes, which this one is added to.
+        unbegun: the claim led to no delivery, so its attempt does not count.
+        delay: seconds until the next attempt.
+        remember: seconds for which the id, which the client chose, is remembered.
+        foreign: another program put the job into Redis.
+        stock: it comes from a stock RQ worker.
+    """
+
+    again: bool = False
+    unbegun: bool = False
+    delay: float | None = None
+    remember: float | None = None
+    foreign: bool = False
+    stock: bool = False
+
+
+class SettleKeys(NamedTuple):
+    """See settle.lua."""
+
+    started: str
+    finished: str
+    failed: str
+    counters: str
+    schedule: str
+    ledger: str
+    stock_retries: str
+
+
+class SettleArguments(NamedTuple):
+    """See settle.lua."""
+
+    token: str
+    queue_name: str
+    retention_count: int
+    retention_seconds: float
+    stats_retention_count: int
+    stats_retention_seconds: float
+    dead_retention_count: int
+    outcomes_keep: int
+
+
+class Settled(NamedTuple):
+    """The reply of `settle`.
+
+    Attributes:
+        settled: how many tasks were settled; the leases of the others had been reclaimed.
+        dropped: stored ids of dead tasks that were removed because too many are dead.
+    """
+
+    settled: int
+    dropped: list[bytes]
+
+
+SETTLE = Script("settle", SettleKeys, SettleArguments, each=Settlement, replies=(Settled,))
 
 
 def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Call:
-    """Ends claims of a worker of `config.queue`.
-
-    Replies how many there were, and the ids of dead tasks that were dropped for want of room.
-    """
-    arguments: list[Value] = [
-        *(keys.JOB_PREFIX, token, keys.STATS_PREFIX),
-        *(
-            config.retention_count,
-            config.retention_seconds,
-            config.stats_retention_count,
-            config.stats_retention_seconds,
-        ),
-        *(
-            keys.FOREVER_SECONDS,
-            config.dead_retention_count,
-            keys.WAKE,
-            keys.ID_PREFIX,
-            OUTCOMES_KEEP,
-            keys.RESULTS_PREFIX,
-        ),
-        config.queue,
-    ]
-    for settlement in settlements:
-        arguments += settlement
+    """Ends claims of a worker of `config.queue`; `read_settled` reads the reply."""
     queue = config.queue
-    registries = [keys.started(queue), keys.finished(queue), keys.failed(queue)]
-    others = [keys.COUNTERS, keys.SCHEDULE, keys.LEDGER, keys.STOCK_RETRIES]
-    return Call(script("settle"), [*registries, *others], arguments)
+    return SETTLE.call(
+        SettleKeys(
+            started=keys.started(queue),
+            finished=keys.finished(queue),
+            failed=keys.failed(queue),
+            counters=keys.COUNTERS,
+            schedule=keys.SCHEDULE,
+            ledger=keys.LEDGER,
+            stock_retries=keys.STOCK_RETRIES,
+        ),
+        SettleArguments(
+            token=token,
+            queue_name=queue,
+            retention_count=config.retention_count,
+            retention_seconds=config.retention_seconds,
+            stats_retention_count=config.stats_retention_count,
+            stats_retention_seconds=config.stats_retention_seconds,
+            dead_retention_count=config.dead_retention_count,
+            outcomes_keep=OUTCOMES_KEEP,
+        ),
+        records=settlements,
+    )
+
+
+def read_settled(reply: list[Any]) -> Settled:
+    """What came of a settlement."""
+    return Settled._make(reply)
+
+
+# --- deliveries by a stock worker ----------------------------------------------------------------------------------
+
+
+class BeginKeys(NamedTuple):
+    """See begin.lua."""
+
+    job: str
+    failed: str
+    stock_retries: str
+    schedule: str
+
+
+class BeginArguments(NamedTuple):
+    """See begin.lua."""
+
+    id: str
+    outcomes_keep: int
+
+
+class Begun(NamedTuple):
+    """The reply of begin.lua: Redis's time in Unix seconds, the attempt and the due instant, as in `Claimed`."""
+
+    now: float
+    attempt: int
+    due: bytes
+
+
+BEGIN = Script("begin", BeginKeys, BeginArguments, replies=(Begun,))
 
 
 def begin(task_id: str, queue: str) -> Call:
@@ -98,11 +289,18 @@ def begin(task_id: str, queue: str) -> Call:
         task_id: its id, as it is stored.
         queue: name of its queue.
     """
-    known = [keys.job(task_id), keys.failed(queue), keys.STOCK_RETRIES, keys.SCHEDULE]
-    return Call(script("begin"), known, [task_id, OUTCOMES_KEEP])
+    return BEGIN.call(
+        BeginKeys(
+            job=keys.job(task_id),
+            failed=keys.failed(queue),
+            stock_retries=keys.STOCK_RETRIES,
+            schedule=keys.SCHEDULE,
+        ),
+        BeginArguments(id=task_id, outcomes_keep=OUTCOMES_KEEP),
+    )
 
 
-def read_begun(reply: list[Any]) -> tuple[float, int, bytes]:
-    """Redis's time in Unix seconds, the attempt and the due instant, as in `Claimed`."""
-    now, attempt, due = reply
-    return float(now), attempt, due
+def read_begun(reply: list[Any]) -> Begun:
+    """What came of a beginning."""
+    begun = Begun._make(reply)
+    return begun._replace(now=float(begun.now))

@@ -1,12 +1,14 @@
--- Removes a consumer from the inbox's group, unless it has entries that it did not finish: these go to others.
+-- Removes a consumer from the inbox's group, unless it has entries that it did not finish: another gateway takes these
+-- over.
 --
--- KEYS[1]  inbox (stream)
--- ARGV[1]  consumer group of the inbox
--- ARGV[2]  name of the consumer
+-- KEYS (LeaveKeys in inbox.py)
+--   INBOX  stream
+-- ARGV (LeaveArguments)
+--   CONSUMER  its name
 --
 -- Returns 1 when it was removed, else 0.
-if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then
+if #redis.call('XPENDING', INBOX, INBOX_GROUP, '-', '+', 1, CONSUMER) > 0 then
   return 0
 end
-redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XGROUP', 'DELCONSUMER', INBOX, INBOX_GROUP, CONSUMER)
 return 1

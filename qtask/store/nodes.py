@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import secrets
 from time import monotonic, monotonic_ns
-from typing import Any
-
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
+from typing import Any, NamedTuple
 
 from qtask import forks
 from qtask.model.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
-from qtask.store.scripts import Value, script
+from qtask.store.queries import Steps
+from qtask.store.scripts import Call, Script
 
 # A submission may be sent again for as long as `accept_retry_seconds` allows, an hour at most, and its ids must still
 # be known as ours by then. So a number is used for less time than it is leased.
@@ -20,8 +18,36 @@ LEASE_SECONDS = 10_800
 USE_SECONDS = 3_600.0
 
 
+class NumberKeys(NamedTuple):
+    """See take_number.lua."""
+
+    nodes: str
+
+
+class NumberArguments(NamedTuple):
+    """See take_number.lua."""
+
+    numbers: int
+    nonce: str
+    lease_seconds: int
+
+
+class Leased(NamedTuple):
+    """The reply of take_number.lua: the number, and Redis's time in seconds and microseconds."""
+
+    number: int
+    time: tuple[int, int]
+
+
+TAKE_NUMBER = Script("take_number", NumberKeys, NumberArguments, replies=(Leased,))
+
+
 class Node:
     """A number that is leased to us.
+
+    Args:
+        nonce: that it was leased with.
+        leased: what Redis replied.
 
     Attributes:
         key: the key in Redis that says who holds it.
@@ -29,12 +55,12 @@ class Node:
         ids: makes ids under it, by Redis's clock.
     """
 
-    def __init__(self, nonce: str, reply: list[Any]) -> None:
-        number, (seconds, microseconds) = reply
+    def __init__(self, nonce: str, leased: Leased) -> None:
+        seconds, microseconds = leased.time
         offset = (int(seconds) * 1_000_000 + int(microseconds)) * 1_000 - monotonic_ns()
-        self.key = keys.node(number)
+        self.key = keys.node(leased.number)
         self.nonce = nonce
-        self.ids = IdSource(number, lambda: monotonic_ns() + offset)
+        self.ids = IdSource(leased.number, lambda: monotonic_ns() + offset)
         self.ends = monotonic() + USE_SECONDS
 
 
@@ -51,20 +77,13 @@ class Nodes:
     def after_fork(self) -> None:
         self._node = None
 
-    def take(self, redis: Redis) -> Node:
-        """The number that is held, or a new one. Raises redis-py's errors."""
+    def take(self) -> Steps[Node]:
+        """The number that is held, or a new one."""
         node = self._held()
         if node is None:
-            nonce, arguments = _request()
-            node = self._node = Node(nonce, script("take_number").run(redis, [keys.NODES], arguments))
-        return node
-
-    async def take_async(self, redis: AsyncRedis) -> Node:
-        """As `take`, for redis.asyncio."""
-        node = self._held()
-        if node is None:
-            nonce, arguments = _request()
-            node = self._node = Node(nonce, await script("take_number").run_async(redis, [keys.NODES], arguments))
+            nonce = secrets.token_urlsafe(9)
+            reply: list[Any] = yield take_number(nonce)
+            node = self._node = Node(nonce, Leased._make(reply))
         return node
 
     def drop(self, node: Node) -> None:
@@ -77,6 +96,8 @@ class Nodes:
         return node if node is not None and monotonic() < node.ends else None
 
 
-def _request() -> tuple[str, list[Value]]:
-    nonce = secrets.token_urlsafe(9)
-    return nonce, [keys.NODE_PREFIX, NODE_LIMIT, nonce, LEASE_SECONDS]
+def take_number(nonce: str, numbers: int = NODE_LIMIT) -> Call:
+    """Leases one of so many numbers; the reply is `Leased`."""
+    return TAKE_NUMBER.call(
+        NumberKeys(nodes=keys.NODES), NumberArguments(numbers=numbers, nonce=nonce, lease_seconds=LEASE_SECONDS)
+    )

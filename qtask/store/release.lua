@@ -2,55 +2,58 @@
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 --
--- KEYS[1]  schedule (sorted set)
--- KEYS[2]  set of queue keys
--- KEYS[3]  retries of stock workers (set; see settle.lua)
--- KEYS[4]  ledger (hash)
--- ARGV[1]  most jobs to move
--- ARGV[2]  prefix of job keys
--- ARGV[3]  prefix of queue keys
--- ARGV[4]  prefix of failed registries
+-- KEYS (ReleaseKeys in schedule.py)
+--   SCHEDULE       sorted set
+--   QUEUES         set of queue keys
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
+--   LEDGER         hash
+-- ARGV (ReleaseArguments)
+--   LIMIT  jobs to move at most
 --
--- Returns {how many moved, seconds until the next is due ('' when none waits), id of a foreign job, …}.
--- A foreign job is one that rq-scheduler's own API wrote (such jobs bear created_at and no attempt): it may
--- repeat or carry a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
-local call = redis.call -- a name of its own is found faster, and this runs for every task
+-- Returns (Released)
+--   MOVED    how many jobs were moved
+--   WAIT     seconds until the next is due, '' when none waits
+--   FOREIGN  ids of foreign jobs that are due
+-- A foreign job is one that rq-scheduler's own API wrote (such jobs have created_at and no attempt): it may repeat or have
+-- a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
+local call = redis.call -- a local is found faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
-local head = call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
+local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, LIMIT)
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 local deleted = 0
 for i = 1, #head, 2 do
   local id = head[i]
-  local job = call('HMGET', ARGV[2] .. id, 'origin', 'created_at', 'attempt', 'status')
-  if job[2] and not job[3] then
+  local origin, created_at, attempt, status =
+    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status'))
+  if created_at and not attempt then
     foreign[#foreign + 1] = id
   else
     moved[#moved + 1] = id
-    jobs[#moved] = {job[1], head[i + 1], not job[3], job[4]}
+    jobs[#moved] = {origin, head[i + 1], not attempt, status}
   end
 end
 if #moved > 0 then
   -- First of all what frees memory: a script that has begun to write is not stopped when Redis has no more of it.
-  call('ZREM', KEYS[1], unpack(moved))
+  call('ZREM', SCHEDULE, unpack(moved))
 end
 for i, id in ipairs(moved) do
   local origin, due, is_first, status = unpack(jobs[i])
   if origin and not is_first and (status == 'queued' or status == 'started') then
-    call('SREM', KEYS[3], id) -- a retry of a stock worker, which RQ's own tools have put into the queue already
+    call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have put into the queue already
   elseif origin then
-    local key = ARGV[2] .. id
+    local key = JOB_PREFIX .. id
     if is_first then
       call('HSET', key, 'status', 'queued', 'due', due)
     else
       call('HSET', key, 'status', 'queued') -- due stays that of the first delivery
     end
     if status == 'failed' then
-      call('ZREM', ARGV[4] .. origin, id) -- a stock worker counts it there until it is tried again
-      call('SREM', KEYS[3], id)
+      call('ZREM', FAILED_PREFIX .. origin, id) -- RQ counts it there until it is tried again
+      call('SREM', STOCK_RETRIES, id)
       clear_error(key)
     end
-    local queue = ARGV[3] .. origin
+    local queue = QUEUE_PREFIX .. origin
     by_queue[queue] = by_queue[queue] or {}
     table.insert(by_queue[queue], id)
   else
@@ -58,15 +61,15 @@ for i, id in ipairs(moved) do
   end
 end
 if deleted > 0 then
-  call('HINCRBY', KEYS[4], 'deleted:', deleted)
+  call('HINCRBY', LEDGER, 'deleted:', deleted)
 end
 for queue, queued in pairs(by_queue) do
-  call('SADD', KEYS[2], queue)
+  call('SADD', QUEUES, queue)
   call('RPUSH', queue, unpack(queued))
 end
 local wait = ''
-local next = call('ZRANGE', KEYS[1], #foreign, #foreign, 'WITHSCORES')
+local next = call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')
 if next[2] then
   wait = string.format('%.6f', math.max(0, next[2] - now))
 end
-return {#moved, wait, unpack(foreign)}
+return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign}

@@ -1,13 +1,16 @@
 -- Says whether the user who runs it may run some commands. Redis 7 and Valkey are asked. An older Redis has to try:
 -- it runs each on a key that does not exist, with arguments that change nothing, and leaves nothing behind.
 --
--- ARGV     for each command: how many words it has, and the words; a key begins with a zero byte
+-- ARGV (RightsArguments in rights.py)
+--   TRIES  the commands, each a list of its words (JSON); a key begins with a zero byte
 --
--- Returns the mode of Redis (`standalone`, `cluster`, …; '' where it may not be asked), and for each command 1 when it
--- may be run, 0 when not, and 2 when that cannot be told: an older Redis cannot try what no script may run.
+-- Returns (RightsReply)
+--   MODE     of Redis (`standalone`, `cluster`, …), '' where it may not be asked
+--   ANSWERS  for each command 1 when it may be run, 0 when not, and 2 when that cannot be told: an older Redis cannot try
+--            what no script may run
 local about = redis.pcall('INFO', 'server')
 local mode = type(about) == 'string' and (string.match(about, 'redis_mode:(%a+)') or string.match(about, 'server_mode:(%a+)'))
-local answers = {mode or ''}
+local answers = {}
 local DENIED = {"can't run this command", "can't access at least one", "can't publish to the channel"}
 local CREATES = {LPUSH = true, RPUSH = true, SADD = true}
 
@@ -38,18 +41,14 @@ local function look(words, key)
   return may
 end
 
-local i = 1
-while i <= #ARGV do
-  local words, key = {}, ''
-  for j = 1, tonumber(ARGV[i]) do
-    local word = ARGV[i + j]
+for _, words in ipairs(cjson.decode(TRIES)) do
+  local key = ''
+  for i, word in ipairs(words) do
     if string.byte(word) == 0 then
       key = string.sub(word, 2) .. (redis.acl_check_cmd and '' or ':qtask-probe')
-      word = key
+      words[i] = key
     end
-    words[j] = word
   end
   answers[#answers + 1] = look(words, key)
-  i = i + tonumber(ARGV[i]) + 1
 end
-return answers
+return {[MODE] = mode or '', [ANSWERS] = answers}

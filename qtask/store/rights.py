@@ -10,14 +10,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from qtask.model.errors import ConfigError
 from qtask.store import keys
-from qtask.store.scripts import script
+from qtask.store.inbox import LEAVE_INBOX, REFUSE
+from qtask.store.leases import CLAIM, NACK, SETTLE
+from qtask.store.ledger import AUDIT
+from qtask.store.nodes import TAKE_NUMBER
+from qtask.store.pages import PAGE
+from qtask.store.schedule import FORGET, RECLAIM, RELEASE
+from qtask.store.scripts import NoKeys, Script
+from qtask.store.submit import SUBMIT
+from qtask.store.tasks import CANCEL, FORGET_TASK, REMOVE_DEAD, RETRY
+from qtask.store.workers import HEARTBEAT
 
 # client: `qtask.Client("redis://…")`, `qtask send --redis`, and the commands that change tasks. inbox: a program that
 # submits by XADD. reader: the commands that only look.
@@ -37,7 +47,7 @@ _CONNECTING = (
 )
 _LOOKING = (
     *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
-    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZREVRANGE", "LLEN", "LRANGE", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
+    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
 )
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
@@ -49,7 +59,7 @@ class Rights:
 
     Attributes:
         direct: commands that it sends itself, `XINFO|CONSUMERS` for a subcommand.
-        scripts: names of the scripts that it runs; they run with its rights.
+        scripts: that it runs; they run with its rights.
         keys: patterns of the keys.
         channels: patterns of the channels.
         samples: keys that it uses, by which its rights to keys are checked.
@@ -57,7 +67,7 @@ class Rights:
     """
 
     direct: tuple[str, ...]
-    scripts: tuple[str, ...] = ()
+    scripts: tuple[Script[Any, Any], ...] = ()
     keys: tuple[str, ...] = (_RQ, _OWN)
     channels: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
@@ -66,7 +76,7 @@ class Rights:
     @property
     def commands(self) -> list[str]:
         """All commands, of its own and of its scripts, in order."""
-        return sorted({*self.direct, *(command for name in self.scripts for command in _commands_of(name))})
+        return sorted({*self.direct, *(command for script in self.scripts for command in _commands_of(script))})
 
     @property
     def rules(self) -> str:
@@ -89,7 +99,7 @@ RIGHTS: dict[Role, Rights] = {
             *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
-        scripts=("take_number", "submit", "refuse", "leave_inbox", "cancel", "retry", "remove_dead", "forget_task"),
+        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
@@ -101,7 +111,7 @@ RIGHTS: dict[Role, Rights] = {
             *("DEL", "HSET", "HGETALL", "EXISTS", "MULTI", "EXEC", "ZADD", "ZREM", "ZINCRBY", "SADD", "RPUSH"),
             *("HEXISTS", "HGET", "HDEL", "WATCH", "UNWATCH", "PERSIST", "PUBLISH"),
         ),
-        scripts=("release", "take_back", "forget"),
+        scripts=(RELEASE, RECLAIM, FORGET),
         channels=(_WAKE,),
         samples=(*_TASKS, keys.WORKERS, keys.SCHEDULER_LOCK, "rq:scheduler_instance:qtask-probe"),
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", keys.WAKE)),
@@ -128,7 +138,7 @@ RIGHTS: dict[Role, Rights] = {
             # `__graph__`
             *("HGETALL", "ZCARD", "ZRANGE", "SET", "ZREMRANGEBYSCORE", "UNLINK", "ZREM"),
         ),
-        scripts=("claim", "settle", "put_back", "heartbeat"),
+        scripts=(CLAIM, SETTLE, NACK, HEARTBEAT),
         channels=(_WAKE, _RQ_COMMANDS),
         samples=(
             *(*_TASKS, *_STATISTICS, keys.WORKERS, keys.GRAPHS, keys.graph("qtask-probe")),
@@ -138,7 +148,7 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "client": Rights(
         direct=(*_CONNECTING, *_LOOKING),
-        scripts=("take_number", "submit", "cancel", "retry", "remove_dead", "forget_task", "schedule_page", "audit"),
+        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, PAGE, AUDIT),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING),
         talks=(("PUBLISH", keys.WAKE),),
@@ -150,10 +160,26 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "reader": Rights(
         direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET", "SCAN"),
-        scripts=("schedule_page", "audit"),
+        scripts=(PAGE, AUDIT),
         samples=(*_TASKS, *_STATISTICS, keys.WORKERS, keys.REFUSED, keys.SCHEDULER_LOCK, keys.graph("qtask-probe")),
     ),
 }
+
+
+class RightsArguments(NamedTuple):
+    """See rights.lua."""
+
+    tries: bytes
+
+
+class RightsReply(NamedTuple):
+    """See rights.lua."""
+
+    mode: str
+    answers: list[int]
+
+
+_RIGHTS = Script("rights", NoKeys, RightsArguments, replies=(RightsReply,))
 
 
 def check(redis: Redis, role: Role) -> None:
@@ -184,11 +210,11 @@ def look(redis: Redis, role: Role) -> tuple[str, list[str]]:
     pairs = _pairs(rights, keyed)
     tries += [_command(name, sample) for sample, name in pairs]
     try:
-        mode, *answers = _run(redis, tries)
+        reply = _run(redis, tries)
     except NoPermissionError:
         return "", [f"user {_user(redis)!r} of Redis may not EVAL: grant +eval"]
     user = f"user {_user(redis)!r} of Redis"
-    rest = iter(answers)
+    rest = iter(reply.answers)
     found = [
         f"{user} may not {_words(name)}: grant +{name.lower()}"
         for name, may in [(name, next(rest)) for name in plain]
@@ -205,7 +231,7 @@ def look(redis: Redis, role: Role) -> tuple[str, list[str]]:
     untried = any(row.get("BLMOVE") == _UNTRIED for row in table.values())
     if untried and _ALLOWED in table[_QUEUE].values() and not _may_wait(redis):
         found.append(f"{user} may not BLMOVE: grant +blmove")
-    return str(mode), found + [f"{user} {what}" for what in _lacking_of_keys(rights, table)]
+    return reply.mode, found + [f"{user} {what}" for what in _lacking_of_keys(rights, table)]
 
 
 _DENIED, _ALLOWED, _UNTRIED = 0, 1, 2
@@ -265,10 +291,11 @@ def _may_wait(redis: Redis) -> bool:
     return True
 
 
-def _run(redis: Redis, tries: list[list[str]]) -> list[Any]:
-    arguments = [word for words in tries for word in (str(len(words)), *words)]
-    reply: Any = redis.eval(script("rights").text, 0, *arguments)  # type: ignore[arg-type]
-    return [reply[0].decode() if isinstance(reply[0], bytes) else reply[0], *reply[1:]]
+def _run(redis: Redis, tries: list[list[str]]) -> RightsReply:
+    call = _RIGHTS.call(NoKeys(), RightsArguments(tries=msgspec.json.encode(tries)))
+    reply = RightsReply._make(redis.execute_command(*call.as_eval))  # the one way that a role without rights may take
+    mode = reply.mode
+    return reply._replace(mode=mode.decode() if isinstance(mode, bytes) else mode)
 
 
 def _user(redis: Redis) -> str:
@@ -284,10 +311,10 @@ def _command(name: str, key: str) -> list[str]:
     return [*command, *(_KEY + key if part == _KEY else part for part in _SAMPLES.get(name, ()))]
 
 
-def _commands_of(name: str) -> set[str]:
+def _commands_of(script: Script[Any, Any]) -> set[str]:
     """The commands that a script runs."""
     found = set()
-    for line in script(name).text.decode().splitlines():
+    for line in script.text.decode().splitlines():
         code = line.partition("--")[0]
         for command, first in _CALL.findall(code):
             found.add(f"{command}|{first}" if command in _WITH_SUBCOMMANDS else command)
@@ -301,10 +328,8 @@ _KEY = "\0"  # the key goes here, and rights.lua knows it by this
 _SAMPLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
     **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN"), (_KEY,)),
-    **dict.fromkeys(
-        ("HGET", "HMGET", "HDEL", "HEXISTS", "ZREM", "ZSCORE", "ZMSCORE", "SREM", "SISMEMBER"), (_KEY, "x")
-    ),
-    **dict.fromkeys(("LPUSH", "RPUSH", "SADD"), (_KEY, "x")),
+    **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "LPOS", "ZREM", "ZSCORE", "ZMSCORE", "ZRANK"), (_KEY, "x")),
+    **dict.fromkeys(("LPUSH", "RPUSH", "SADD", "SREM", "SISMEMBER"), (_KEY, "x")),
     **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
     **dict.fromkeys(("ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"), (_KEY, "0", "0")),
     "INCRBY": (_KEY, "no number"),

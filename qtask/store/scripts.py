@@ -1,84 +1,217 @@
-"""The Lua scripts by name. Each stands in a file of its own, which begins with its keys, arguments and reply.
+"""The Lua scripts: how they are declared, loaded and run.
 
-What several need stands in a file, too; they ask for it by a line `-- Needs NAME.lua.`
+A script is a file `NAME.lua` in this folder. It begins with what it does, its keys, arguments and reply. The module
+that runs it declares it with its records, and the records alone say in which order things cross into Lua and back:
+
+    class CountKeys(NamedTuple):
+        ledger: str
+
+    class CountArguments(NamedTuple):
+        queue: str
+
+    COUNT = Script("count", CountKeys, CountArguments)
+    COUNT.call(CountKeys(ledger="…"), CountArguments(queue="…")).run(redis)
+
+The loader writes the names of the fields, in capitals, into the text of the script:
+
+- `LEDGER` is the key, `QUEUE` the argument.
+- Where a record is repeated behind the arguments (`each`), `FIRST` is the index in ARGV at which the first one begins,
+  `WIDTH` the number of its fields, and each field is an offset: `ARGV[i + ID]`. `FIRST_KEY` and `KEY_WIDTH` are the
+  same for a record that is repeated behind the keys (`each_key`).
+- Fields of a reply are indices: `return {[NOW] = now, [IDS] = ids}`.
+- A name in capitals that no record has is a constant of `qtask.store.keys`, such as `JOB_PREFIX`.
+
+Functions that several scripts need stand in files of their own; a script asks for one by a line `-- Needs NAME.lua.`
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from msgspec import Struct, structs
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError
 
+from qtask.store import keys as key_names
 from qtask.store.faults import reach
 
 Value = str | bytes | int | float
+Record = tuple[Any, ...] | Struct
 
 _FOLDER = Path(__file__).parent
-_NEEDS = re.compile(rb"^-- Needs (\w+\.lua)\.$", re.MULTILINE)
+_NEEDS = re.compile(r"^-- Needs (\w+\.lua)\.$", re.MULTILINE)
+_COMMENT_OR_STRING = re.compile(r"""--.*$|'[^'\n]*'|"[^"\n]*\"""", re.MULTILINE)
+_CONSTANT = re.compile(r"\b[A-Z][A-Z_]+\b")
+
+Keys = TypeVar("Keys", bound=tuple[str, ...])
+Arguments = TypeVar("Arguments", bound=tuple[Value, ...])
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One script: its text, and the SHA-1 under which Redis remembers it."""
+class NoKeys(NamedTuple):
+    """For a script whose keys are all built from a prefix, or are all of one kind."""
 
-    name: str
-    text: bytes
-    sha: str
+
+class NoArguments(NamedTuple):
+    """For a script without arguments, or with arguments of one kind only."""
+
+
+class Script(Generic[Keys, Arguments]):
+    """One script.
+
+    Args:
+        name: of its file, without `.lua`.
+        keys: the record of its keys.
+        arguments: the record of its arguments.
+        each_key: the record that is repeated behind the keys, if any.
+        each: the record that is repeated behind the arguments, if any.
+        replies: the records that its reply consists of.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        keys: type[Keys],
+        arguments: type[Arguments],
+        *,
+        each_key: type[tuple[str, ...]] | None = None,
+        each: type[Struct] | None = None,
+        replies: tuple[type[Record], ...] = (),
+    ) -> None:
+        self.name = name
+        self.before = f"{name}:before"  # the fault point before it is sent
+        self.after = f"{name}:after"  # the fault point after its reply
+        self._keys = fields_of(keys)
+        self._arguments = fields_of(arguments)
+        self._each_key = fields_of(each_key) if each_key else ()
+        self._each = fields_of(each) if each else ()
+        self._replies = tuple(fields_of(reply) for reply in replies)
+
+    def call(
+        self,
+        keys: Keys,
+        arguments: Arguments,
+        *,
+        rest: Iterable[Value] = (),
+        records: Iterable[Struct] = (),
+        key_records: Iterable[tuple[str, ...]] = (),
+        rest_of_keys: Iterable[str] = (),
+    ) -> Call:
+        """The script with its keys and arguments.
+
+        Args:
+            keys: its keys.
+            arguments: its arguments.
+            rest: values that follow the arguments.
+            records: records that follow the arguments.
+            key_records: records that follow the keys.
+            rest_of_keys: other keys that follow the keys.
+        """
+        values: list[Value] = [*arguments, *rest]
+        for record in records:
+            values += structs.astuple(record)
+        return Call(self, [*keys, *chain.from_iterable(key_records), *rest_of_keys], values)
+
+    @cached_property
+    def text(self) -> bytes:
+        """The Lua text: what it needs, its names, and its file."""
+        own = (_FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
+        needed = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _NEEDS.findall(own))
+        names = {**self._values(), **self._positions()}
+        for name in _CONSTANT.findall(_COMMENT_OR_STRING.sub("", needed + own)):
+            value = vars(key_names).get(name)
+            if name not in names and value is not None:
+                names[name] = f"'{value}'" if isinstance(value, str) else str(value)
+        return f"{_local(names)}{needed}{own}".encode()
+
+    @cached_property
+    def sha(self) -> str:
+        """The SHA-1 under which Redis remembers the script."""
+        return hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     @property
-    def before(self) -> str:
-        """The fault point before it is sent."""
-        return f"{self.name}:before"
+    def names(self) -> list[str]:
+        """The names that its records give to its text."""
+        return [*self._values(), *self._positions()]
 
-    @property
-    def after(self) -> str:
-        """The fault point after its reply."""
-        return f"{self.name}:after"
+    def _values(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for table, fields in (("KEYS", self._keys), ("ARGV", self._arguments)):
+            for position, field in enumerate(fields, 1):
+                self._add(found, field, f"{table}[{position}]")
+        return found
 
-    def run(self, redis: Redis, keys: list[str], arguments: list[Value]) -> Any:
-        """Runs the script in one round trip (two when Redis has forgotten it) and returns its reply."""
-        reach(self.before)
-        try:
-            reply = redis.evalsha(self.sha, len(keys), *keys, *arguments)
-        except NoScriptError:
-            reply = redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
-        reach(self.after)
-        return reply
+    def _positions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        repeated = (
+            ("FIRST_KEY", "KEY_WIDTH", self._keys, self._each_key),
+            ("FIRST", "WIDTH", self._arguments, self._each),
+        )
+        for first, width, before, fields in repeated:
+            self._add(found, first, str(len(before) + 1))
+            if fields:
+                self._add(found, width, str(len(fields)))
+            for offset, field in enumerate(fields):
+                self._add(found, field, str(offset))
+        for fields in self._replies:
+            for position, field in enumerate(fields, 1):
+                self._add(found, field, str(position))
+        return found
 
-    async def run_async(self, redis: AsyncRedis, keys: list[str], arguments: list[Value]) -> Any:
-        """As `run`, for redis.asyncio."""
-        reach(self.before)
-        try:
-            reply = await redis.evalsha(self.sha, len(keys), *keys, *arguments)
-        except NoScriptError:
-            reply = await redis.eval(self.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
-        reach(self.after)
-        return reply
+    def _add(self, found: dict[str, str], field: str, value: str) -> None:
+        name = field.upper()
+        if name in found:
+            raise ValueError(f"two records of {self.name}.lua have the field {field!r}; give one of them another name")
+        found[name] = value
 
 
 class Call(NamedTuple):
     """A script with its keys and arguments."""
 
-    script: Script
+    script: Script[Any, Any]
     keys: list[str]
     arguments: list[Value]
 
     def run(self, redis: Redis) -> Any:
-        """As `Script.run`."""
-        return self.script.run(redis, self.keys, self.arguments)
+        """Runs the script in one round trip (two when Redis has forgotten it) and returns its reply."""
+        script, keys, arguments = self
+        reach(script.before)
+        try:
+            reply = redis.evalsha(script.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            reply = redis.eval(script.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+        reach(script.after)
+        return reply
+
+    async def run_async(self, redis: AsyncRedis) -> Any:
+        """As `run`, for redis.asyncio."""
+        script, keys, arguments = self
+        reach(script.before)
+        try:
+            reply = await redis.evalsha(script.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            reply = await redis.eval(script.text, len(keys), *keys, *arguments)  # type: ignore[arg-type]
+        reach(script.after)
+        return reply
+
+    @property
+    def as_eval(self) -> tuple[Value, ...]:
+        """The command EVAL with the whole text."""
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
 
 
-@cache
-def script(name: str) -> Script:
-    """The script in `name.lua` of this folder, behind what it needs, in the order in which it asks."""
-    text = (_FOLDER / f"{name}.lua").read_bytes()
-    for needed in reversed(_NEEDS.findall(text)):
-        text = (_FOLDER / needed.decode()).read_bytes() + text
-    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+def fields_of(record: type[Record]) -> tuple[str, ...]:
+    """The names of a record's fields, in order."""
+    fields: tuple[str, ...] = record.__struct_fields__ if issubclass(record, Struct) else record._fields  # type: ignore[attr-defined]
+    return fields
+
+
+def _local(names: dict[str, str]) -> str:
+    """Lua that gives names to values."""
+    return f"local {', '.join(names)} =\n  {', '.join(names.values())}\n" if names else ""

@@ -1,7 +1,7 @@
--- For other scripts, whose head asks for it and for newest_lines.lua. A job that bears an error is dead, or was. An empty
--- error is no error: it says that the task has a history, so that a claim need not look for that in every job.
+-- For other scripts, which also need newest_lines.lua. A job that has the field exc_info is dead, or was. An empty one is
+-- no error: it says that the task has a history, so that a claim need not look for that in every job.
 
--- Takes the error away, and returns whether the task has a history.
+-- Removes the error, and returns whether the task has a history.
 local function clear_error(key)
   if redis.call('HEXISTS', key, 'history') == 1 then
     redis.call('HSET', key, 'exc_info', '')
@@ -11,13 +11,13 @@ local function clear_error(key)
   return false
 end
 
--- A task that was dead gets all its attempts anew, and what became of the former ones goes into its history. Returns
--- whether it has a history now.
-local function start_over(key, most)
-  local job = redis.call('HMGET', key, 'outcomes', 'history')
+-- Gives a task that was dead all its attempts again, and moves its outcomes into its history. Returns whether it has a
+-- history now.
+local function start_over(key, limit)
+  local outcomes, history = unpack(redis.call('HMGET', key, 'outcomes', 'history'))
   redis.call('HDEL', key, 'attempt', 'outcomes')
-  if job[1] and job[1] ~= '' then
-    redis.call('HSET', key, 'history', newest_lines((job[2] or '') .. '\n' .. job[1], most))
+  if outcomes and outcomes ~= '' then
+    redis.call('HSET', key, 'history', newest_lines((history or '') .. '\n' .. outcomes, limit))
   end
   return clear_error(key)
 end

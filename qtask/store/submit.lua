@@ -1,22 +1,23 @@
 -- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule. What the schedule says by
 -- itself (the due instant, and that the job is scheduled) is not repeated in the job: a waiting task is to be small.
 --
--- KEYS[1]  schedule (sorted set)
--- KEYS[2]  inbox (stream); used only for tasks that came from it
--- KEYS[3]  key that says who holds the sender's node number (string)
--- KEYS[4]  ledger (hash)
--- ARGV[1]  prefix of job keys
--- ARGV[2]  queue name
--- ARGV[3]  channel that wakes schedulers
--- ARGV[4]  consumer group of the inbox
--- ARGV[5]  prefix of the keys that remember the ids which clients chose
--- ARGV[6]  seconds after which a pushed answer expires
--- ARGV[7]  nonce of the sender
--- ARGV[8]  '1' when the batch may have been sent before, else ''
--- then six a task:
---   id, body (JSON), mode ('in': seconds from now, 'at': Unix seconds; 'IN' and 'AT' where the client chose the id),
---   seconds, RQ timeout in seconds ('' for RQ's default), entry id in the inbox ('' when it came another way), and
---   after it, with a space between, the key that its answer is pushed to
+-- KEYS (SubmitKeys in submit.py)
+--   SCHEDULE  sorted set
+--   INBOX     stream; used only for tasks that came from it
+--   NODE      key that says who holds the sender's node number (string)
+--   LEDGER    hash
+-- ARGV (SubmitArguments)
+--   QUEUE_NAME     name of the queue
+--   NONCE          of the sender
+--   SENT_BEFORE    '1' when the batch may have been sent before, else ''
+-- then for each task (Submitted)
+--   ID
+--   BODY     JSON
+--   MODE     'in': INSTANT is in seconds from now; 'at': it is in Unix seconds; 'IN' and 'AT' where the client chose the id
+--   INSTANT
+--   OPTIONS  what only some tasks have, '' for nothing: seconds of RQ's timeout
+--   ENTRY    id of its entry in the inbox ('' when it came another way), and after a space the key that its answer is
+--            pushed to
 --
 -- Returns nothing (an empty array) when the node number is not the sender's any more; then nothing was done.
 -- Else one string a task:
@@ -26,23 +27,23 @@
 --   '' where its inbox entry was already taken.
 -- A batch whose reply was lost may be sent again, by the same sender and with the same ids. A task that has one of
 -- these ids then counts as this one only if it has the same body, too.
-if redis.call('GET', KEYS[3]) ~= ARGV[7] then
+if redis.call('GET', NODE) ~= NONCE then
   return {}
 end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
 local dues, entries = {}, {}
 local duplicates = 0
 
 local function due_of_known(id, key)
-  local job = redis.call('HMGET', key, 'attempt', 'due')
-  if job[1] and job[2] then
-    return job[2] -- the schedule may hold the instant at which it is tried again
+  local attempt, due = unpack(redis.call('HMGET', key, 'attempt', 'due'))
+  if attempt and due then
+    return due -- the schedule may hold the instant at which it is tried again
   end
-  return redis.call('ZSCORE', KEYS[1], id) or job[2] or string.format('%.6f', now)
+  return redis.call('ZSCORE', SCHEDULE, id) or due or string.format('%.6f', now)
 end
 
 -- The id as the client knows it; see stored_id in ids.py.
@@ -59,41 +60,41 @@ end
 local function push_answer(reply, id, due, more)
   local answer = '{"ok":true,"id":' .. id_as_json(id) .. ',"due":' .. due .. more .. '}'
   if type(redis.pcall('RPUSH', reply, answer)) == 'number' then -- a key of another type gets no answer
-    redis.call('EXPIRE', reply, ARGV[6])
+    redis.call('EXPIRE', reply, INBOX_REPLY_SECONDS)
   end
 end
 
 -- One look at all ids is cheaper than one at each. A client may choose an id that QTask makes in the same batch, so
 -- with chosen ids each is looked at in its turn.
 local jobs, all_new = {}, true
-for i = 9, #ARGV, 6 do
-  jobs[#jobs + 1] = ARGV[1] .. ARGV[i]
-  all_new = all_new and (ARGV[i + 2] == 'in' or ARGV[i + 2] == 'at')
+for i = FIRST, #ARGV, WIDTH do
+  jobs[#jobs + 1] = JOB_PREFIX .. ARGV[i + ID]
+  all_new = all_new and (ARGV[i + MODE] == 'in' or ARGV[i + MODE] == 'at')
 end
 all_new = all_new and redis.call('EXISTS', unpack(jobs)) == 0
 
-for i = 9, #ARGV, 6 do
-  local id, mode, due = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 3])
+for i = FIRST, #ARGV, WIDTH do
+  local id, mode, due = ARGV[i + ID], ARGV[i + MODE], tonumber(ARGV[i + INSTANT])
   local key = jobs[#dues + 1]
-  local data = '["qtask.do",0,[' .. ARGV[i + 1] .. '],{}]'
+  local data = '["qtask.do",0,[' .. ARGV[i + BODY] .. '],{}]'
   local chosen = mode == 'IN' or mode == 'AT'
   if mode == 'in' or mode == 'IN' then
     due = now + due
   elseif due < now then
     due = now
   end
-  local entry, reply = ARGV[i + 5], ''
+  local entry, reply = ARGV[i + ENTRY], ''
   if entry ~= '' then
     entry, reply = string.match(entry, '^(%S+) ?(.*)$')
   end
   local known, sent_before, foreign
   if chosen then
-    known = redis.call('GET', ARGV[5] .. id)
+    known = redis.call('GET', ID_PREFIX .. id)
     if not known and redis.call('EXISTS', key) == 1 then
       known = due_of_known(id, key)
     end
   elseif not all_new and redis.call('EXISTS', key) == 1 then
-    sent_before = ARGV[8] == '1' and redis.call('HGET', key, 'data') == data
+    sent_before = SENT_BEFORE == '1' and redis.call('HGET', key, 'data') == data
     foreign = not sent_before
   end
   if foreign then
@@ -101,9 +102,9 @@ for i = 9, #ARGV, 6 do
   elseif sent_before then
     dues[#dues + 1] = due_of_known(id, key)
   else
-    local taken = entry ~= '' and redis.call('XACK', KEYS[2], ARGV[4], entry) == 0
+    local taken = entry ~= '' and redis.call('XACK', INBOX, INBOX_GROUP, entry) == 0
     if entry ~= '' and not taken then
-      redis.call('XDEL', KEYS[2], entry)
+      redis.call('XDEL', INBOX, entry)
     end
     if known then
       dues[#dues + 1] = '=' .. known
@@ -114,10 +115,10 @@ for i = 9, #ARGV, 6 do
     elseif taken then
       dues[#dues + 1] = ''
     else
-      redis.call('HSET', key, 'data', data, 'origin', ARGV[2])
+      redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       local text = string.format('%.6f', due)
-      if ARGV[i + 4] ~= '' then
-        redis.call('HSET', key, 'timeout', ARGV[i + 4])
+      if ARGV[i + OPTIONS] ~= '' then
+        redis.call('HSET', key, 'timeout', ARGV[i + OPTIONS])
       end
       if chosen then
         redis.call('HSET', key, 'due', text) -- such an id does not tell when the task was accepted
@@ -136,13 +137,13 @@ for i = 9, #ARGV, 6 do
   end
 end
 if #entries > 0 then
-  redis.call('ZADD', KEYS[1], unpack(entries))
-  redis.call('HINCRBY', KEYS[4], 'accepted:' .. ARGV[2], #entries / 2)
+  redis.call('ZADD', SCHEDULE, unpack(entries))
+  redis.call('HINCRBY', LEDGER, 'accepted:' .. QUEUE_NAME, #entries / 2)
 end
 if duplicates > 0 then
-  redis.call('HINCRBY', KEYS[4], 'duplicates:' .. ARGV[2], duplicates)
+  redis.call('HINCRBY', LEDGER, 'duplicates:' .. QUEUE_NAME, duplicates)
 end
 if wake then
-  redis.call('PUBLISH', ARGV[3], string.format('%.6f', earliest))
+  redis.call('PUBLISH', WAKE, string.format('%.6f', earliest))
 end
 return dues

@@ -4,22 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, NamedTuple
 
 from msgspec import UNSET, Struct
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from qtask.model.errors import Unavailable
 from qtask.model.ids import stored_id
 from qtask.model.validation import Checked
 from qtask.store import keys
 from qtask.store.nodes import Node, Nodes
-from qtask.store.scripts import Value, script
+from qtask.store.queries import Steps, commands, query
+from qtask.store.scripts import Call, Script
 
 REPLICA_WAIT_SECONDS = 2.0
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
-MOST_ROUNDS = 5  # of one call: a number or an id is refused only rarely, unless Redis throws keys away
+ROUNDS_LIMIT = 5  # of one call: a number or an id is refused only rarely, unless Redis throws keys away
+
+
+class SubmitKeys(NamedTuple):
+    """See submit.lua."""
+
+    schedule: str
+    inbox: str
+    node: str
+    ledger: str
+
+
+class SubmitArguments(NamedTuple):
+    """See submit.lua."""
+
+    queue_name: str
+    nonce: str
+    sent_before: Literal["", "1"]
+
+
+Mode = Literal["in", "at", "IN", "AT"]
+
+
+class Submitted(Struct, gc=False):
+    """One task on its way into Redis; see submit.lua.
+
+    Attributes:
+        id: as it is stored.
+        body: the dict as JSON.
+        mode: whether `instant` is in seconds from now or in Unix seconds, and who chose the id.
+        instant: due.
+        options: what only some tasks have, empty for nothing: seconds of RQ's timeout.
+        entry: id of its entry in the inbox, and after a space the key for its answer.
+    """
+
+    id: str
+    body: bytes
+    mode: Mode
+    instant: str
+    options: str | int
+    entry: str | bytes
+
+
+SUBMIT = Script("submit", SubmitKeys, SubmitArguments, each=Submitted)
 
 
 class Submission(Struct, frozen=True):
@@ -37,7 +79,7 @@ class Submission(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True):
-    """Where a submission stands.
+    """What became of a submission.
 
     Attributes:
         id: of the task, as the client knows it.
@@ -78,20 +120,21 @@ class Batch:
         """The node that it must be submitted with, because its last reply was lost; None when any will do."""
         return self._node
 
-    def call(self, node: Node) -> tuple[list[str], list[Value]]:
-        """Keys and arguments of the script, for what is left."""
+    def call(self, node: Node) -> Call:
+        """The script for what is left; `read` reads its reply."""
         sent = self._node is not None
         if not sent:
             self._node = node
             self._ids = [_id_of(self._submissions[position].checked, node) for position in self._left]
-        script_keys = [keys.SCHEDULE, keys.INBOX, node.key, keys.LEDGER]
-        arguments: list[Value] = [
-            *(keys.JOB_PREFIX, self._queue, keys.WAKE, keys.INBOX_GROUP, keys.ID_PREFIX, keys.REPLY_SECONDS),
-            *(node.nonce, "1" if sent else ""),
+        tasks = [
+            _submitted(task_id, self._submissions[position])
+            for task_id, position in zip(self._ids, self._left, strict=True)
         ]
-        for task_id, position in zip(self._ids, self._left, strict=True):
-            _add_arguments(arguments, task_id, self._submissions[position])
-        return script_keys, arguments
+        return SUBMIT.call(
+            SubmitKeys(schedule=keys.SCHEDULE, inbox=keys.INBOX, node=node.key, ledger=keys.LEDGER),
+            SubmitArguments(queue_name=self._queue, nonce=node.nonce, sent_before="1" if sent else ""),
+            records=tasks,
+        )
 
     def read(self, reply: list[bytes]) -> bool:
         """Takes the reply of the script. Returns False when another node number is needed for what is left."""
@@ -109,57 +152,44 @@ class Batch:
         return self.done
 
 
-def submit(redis: Redis, nodes: Nodes, batch: Batch) -> list[Place | None]:
+@query
+def submit(nodes: Nodes, batch: Batch, replicas: int = 0) -> Steps[list[Place | None]]:
     """Accepts a batch; returns `batch.places`.
+
+    Args:
+        nodes: holds the node number of this process.
+        batch: the tasks.
+        replicas: how many replicas of Redis must hold the batch, too. Raises `Unavailable` when fewer say so in time.
 
     Raises redis-py's errors; then the same batch may be submitted again, with the same `nodes`. Raises `Unavailable`
     when Redis keeps refusing new ids.
     """
-    for _ in range(MOST_ROUNDS):
+    for _ in range(ROUNDS_LIMIT):
         if batch.done:
             return batch.places
-        node = batch.node or nodes.take(redis)
-        if not batch.read(script("submit").run(redis, *batch.call(node))):
-            nodes.drop(node)
-    return _accepted(batch)
-
-
-async def submit_async(redis: AsyncRedis, nodes: Nodes, batch: Batch, replicas: int = 0) -> list[Place | None]:
-    """As `submit`, for redis.asyncio.
-
-    Args:
-        replicas: how many replicas of Redis must hold the batch, too. Raises `Unavailable` when fewer say so in time.
-    """
-    for _ in range(MOST_ROUNDS):
-        if batch.done:
-            return batch.places
-        node = batch.node or await nodes.take_async(redis)
-        script_keys, arguments = batch.call(node)
-        if replicas:
-            reply = await _run_replicated(redis, script_keys, arguments, replicas)
-        else:
-            reply = await script("submit").run_async(redis, script_keys, arguments)
+        node = batch.node or (yield from nodes.take())
+        call = batch.call(node)
+        reply: list[bytes] = (yield from _run_replicated(call, replicas)) if replicas else (yield call)
         if not batch.read(reply):
             nodes.drop(node)
     return _accepted(batch)
 
 
-async def _run_replicated(redis: AsyncRedis, script_keys: list[str], arguments: list[Value], replicas: int) -> Any:
-    async with redis.pipeline(transaction=False) as pipeline:  # one connection: WAIT speaks of what went over it
-        pipeline.eval(script("submit").text, len(script_keys), *script_keys, *arguments)  # type: ignore[arg-type]
-        pipeline.execute_command("WAIT", replicas, int(REPLICA_WAIT_SECONDS * 1000))
-        reply, confirmed = await pipeline.execute()
+def _run_replicated(call: Call, replicas: int) -> Steps[list[bytes]]:
+    wait = ("WAIT", replicas, int(REPLICA_WAIT_SECONDS * 1000))
+    reply, confirmed = yield commands(call.as_eval, wait)  # over one connection: WAIT speaks of what went over it
     if confirmed < replicas:
         raise Unavailable(
             f"{confirmed} replicas of Redis hold the task after {REPLICA_WAIT_SECONDS:g} s, not {replicas}"
         )
-    return reply
+    found: list[bytes] = reply
+    return found
 
 
 def _accepted(batch: Batch) -> list[Place | None]:
     if not batch.done:
         raise Unavailable(
-            f"Redis refused the ids of new tasks {MOST_ROUNDS} times; check that it does not evict keys "
+            f"Redis refused the ids of new tasks {ROUNDS_LIMIT} times; check that it does not evict keys "
             "(maxmemory-policy must be noeviction)"
         )
     return batch.places
@@ -171,19 +201,19 @@ def _id_of(checked: Checked, node: Node) -> str:
     return node.ids.next() if chosen is UNSET else chosen
 
 
-def _add_arguments(arguments: list[Value], task_id: str, submission: Submission) -> None:
-    checked = submission.checked
-    timeout = checked.task.settings.timeout
-    chosen = checked.task.settings.id is not UNSET
-    arguments += (
-        stored_id(task_id) if chosen else task_id,
-        checked.body,
-        _MODES[checked.instant is None, not chosen],
-        repr(checked.delay if checked.instant is None else checked.instant),
-        "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
-        submission.entry.encode() + b" " + submission.reply_key if submission.reply_key else submission.entry,
+def _submitted(task_id: str, submission: Submission) -> Submitted:
+    checked, entry = submission.checked, submission.entry
+    settings = checked.task.settings
+    timeout, is_delay = settings.timeout, checked.instant is None
+    mode: Mode = "in" if is_delay else "at"
+    if settings.id is not UNSET:
+        task_id = stored_id(task_id)
+        mode = "IN" if is_delay else "AT"
+    return Submitted(
+        id=task_id,
+        body=checked.body,
+        mode=mode,
+        instant=repr(checked.delay if is_delay else checked.instant),
+        options="" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
+        entry=entry.encode() + b" " + submission.reply_key if submission.reply_key else entry,
     )
-
-
-# By whether there is a delay, and whether the id is QTask's; see submit.lua.
-_MODES = {(True, True): "in", (True, False): "IN", (False, True): "at", (False, False): "AT"}

@@ -1,143 +1,152 @@
-"""Looking at tasks, removing them, retrying the dead: one by id, or a page of those in one state."""
+"""Looking at tasks, removing them, retrying the dead: one by its id, or a page of those in one state.
+
+All of these are queries: `show(redis, …)` with a client of redis-py, `await show.run_async(redis, …)` with one of
+redis.asyncio.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import msgspec
-from msgspec import UNSET, structs
 from redis import Redis
 
-from qtask.model.errors import NotFound, Refused, WrongState
-from qtask.model.ids import client_id, instant_of, stored_id
+from qtask.model.errors import NotFound, WrongState
+from qtask.model.ids import client_id, stored_id
 from qtask.model.mask import Mask
-from qtask.model.outcome import OUTCOMES_KEEP, decode_outcomes
+from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.record import STATES, State, TaskRecord
-from qtask.store import audit, keys
-from qtask.store.job import due_of, read_data
-from qtask.store.scripts import Value, script
+from qtask.store import keys
+from qtask.store.ledger import read_figures
+from qtask.store.pages import LIMIT, Cursor, Page, Place, decode_cursor, queue_page, sorted_page, texts
+from qtask.store.queries import Steps, commands, query
+from qtask.store.scripts import Call, NoArguments, NoKeys, Script
+from qtask.store.task_records import masked, read_records, state_of
 
-_STATE_OF_STATUS: dict[str, State] = {
-    "scheduled": "scheduled",
-    "queued": "queued",
-    "started": "started",
-    "finished": "delivered",
-    "failed": "dead",
-    "stopped": "dead",  # by `rq`'s command to stop a job, in a stock worker
-}
-_NO_TASK = "unknown"  # in place of the kind
+BATCH = 500  # tasks that one script retries or removes, and that are searched at once
+_OLDEST_DEAD = "dead, oldest first"  # the order of `find_dead`, as its cursors name it
 _MASK = Mask()
 
+# --- looking -------------------------------------------------------------------------------------------------------
 
-def show(redis: Redis, task_id: str, mask: Mask = _MASK) -> TaskRecord:
+
+@query
+def show(task_id: str, mask: Mask = _MASK) -> Steps[TaskRecord]:
     """The task with this id, without its credentials. Raises `NotFound`.
 
     Args:
-        redis: a client.
         task_id: its id.
         mask: which headers and query parameters are credentials.
     """
-    (record,) = _records(redis, [stored_id(task_id)])
+    (record,) = yield from read_records([stored_id(task_id)])
     if record is None:
         raise _not_found(task_id)
-    return _masked(record, mask)
+    return masked(record, mask)
 
 
 def _not_found(task_id: str) -> NotFound:
     return NotFound(f"no task has the id {task_id!r}; it never existed, was removed, or has left the history")
 
 
-def list_tasks(redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK) -> list[TaskRecord]:
-    """Up to `limit` tasks of a queue in one state: what is due next comes first, of what has ended the newest.
+@query
+def list_page(
+    queue: str, state: State, limit: int = 50, cursor: str = "", mask: Mask = _MASK
+) -> Steps[Page[TaskRecord]]:
+    """A page of the tasks of a queue in one state: what is due next comes first, of what has ended the newest.
 
-    Their credentials are masked, as `show` does it.
+    Args:
+        queue: its name.
+        state: of the tasks.
+        limit: tasks on the page at most, from 1 to `pages.LIMIT`; it may have fewer although there are more.
+        cursor: of the page before; empty for the first.
+        mask: as for `show`.
+
+    Raises `Refused` for a cursor of another list.
     """
-    ids = _IDS[state](redis, queue, limit)
-    return [_masked(record, mask) for record in _records(redis, ids) if record is not None]
+    ids = yield from _ids_of(queue, state, limit, decode_cursor(cursor, state, queue))
+    records = yield from read_records(ids.items)
+    return Page([masked(record, mask) for record in records if record is not None], ids.cursor)
 
 
-def _masked(record: TaskRecord, mask: Mask) -> TaskRecord:
-    """A record as it may be shown: credentials are masked in the task, and in the answers that repeat them."""
-    body, found = mask.task(msgspec.json.encode(record.task))
-    outcomes = [
-        structs.replace(one, answer=mask.answer(one.answer, found), message=mask.answer(one.message, found))
-        for one in record.outcomes
-    ]
-    title, link = mask.text(record.title), mask.text(record.link)
-    return replace(record, title=title, link=link, task=msgspec.json.decode(body), outcomes=outcomes)
+@query
+def list_tasks(queue: str, state: State, limit: int = 50, mask: Mask = _MASK) -> Steps[list[TaskRecord]]:
+    """Up to `limit` tasks of a queue in one state, in the order of `list_page`."""
+    found: list[TaskRecord] = []
+    cursor = ""
+    while len(found) < limit:
+        page = yield from list_page.steps(queue, state, limit - len(found), cursor, mask)
+        found += page.items
+        cursor = page.cursor
+        if not cursor:
+            break
+    return found
 
 
-def count_tasks(redis: Redis, queue: str) -> dict[State, int]:
+def list_pages(
+    redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK
+) -> Iterator[list[TaskRecord]]:
+    """The tasks of `list_tasks` by the page, so that not all of them are in memory at once."""
+    cursor = ""
+    while limit > 0:
+        page = list_page(redis, queue, state, limit, cursor, mask)
+        yield page.items
+        limit -= len(page.items)
+        cursor = page.cursor
+        if not cursor:
+            return
+
+
+def _ids_of(queue: str, state: State, limit: int, cursor: Cursor) -> Steps[Page[str]]:
+    if state == "queued":
+        return (yield from queue_page(keys.queue(queue), cursor, limit))
+    page = yield from sorted_page(_place_of(queue, state), cursor, limit)
+    if state == "started":
+        return Page([member.partition(":")[0] for member in page.items], page.cursor)
+    return page
+
+
+def _place_of(queue: str, state: State) -> Place:
+    match state:
+        case "scheduled":
+            return Place(keys.SCHEDULE, shared=True)
+        case "started":
+            return Place(keys.started(queue))
+        case "delivered":
+            return Place(keys.finished(queue), reverse=True)
+        case _:
+            return Place(keys.failed(queue), reverse=True)
+
+
+@query
+def count_tasks(queue: str) -> Steps[dict[State, int]]:
     """How many tasks of a queue are in each state.
 
     The schedule holds the tasks of all queues. How many of them are of this queue follows from the ledger, as long as
     that balances. Where it does not (other programs have put jobs into the schedule, or have deleted tasks), the whole
     schedule is looked through, a page at a time: about a second for a million tasks.
     """
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.llen(keys.queue(queue))
-        pipeline.zcard(keys.started(queue))
-        pipeline.zcard(keys.finished(queue))
-        pipeline.zcard(keys.failed(queue))
-        others = pipeline.execute()
-    scheduled = audit.read_figures(redis).scheduled_of(queue)
+    others = yield commands(
+        ("LLEN", keys.queue(queue)),
+        ("ZCARD", keys.started(queue)),
+        ("ZCARD", keys.finished(queue)),
+        ("ZCARD", keys.failed(queue)),
+    )
+    figures = yield from read_figures.steps()
+    scheduled = figures.scheduled_of(queue)
     if scheduled is None:
-        scheduled = sum(len(page) for page in _schedule_pages(redis, queue))
+        scheduled = 0
+        cursor = Cursor("scheduled", queue)
+        while True:
+            page = yield from sorted_page(_place_of(queue, "scheduled"), cursor, LIMIT)
+            scheduled += len(page.items)
+            if not page.cursor:
+                break
+            cursor = decode_cursor(page.cursor, "scheduled", queue)
     return dict(zip(STATES, [scheduled, *others], strict=True))
 
 
-def _schedule_pages(redis: Redis, queue: str) -> Iterator[list[str]]:
-    """Stored ids of the tasks of one queue in the schedule, the next due first, a page of the schedule at a time."""
-    start = 0
-    while True:
-        arguments: list[Value] = [keys.JOB_PREFIX, queue, start, _SCHEDULE_PAGE]
-        looked_at, *ids = script("schedule_page").run(redis, [keys.SCHEDULE], arguments)
-        yield _texts(ids)
-        if looked_at < _SCHEDULE_PAGE:
-            return
-        start += looked_at
-
-
-def cancel(redis: Redis, task_id: str) -> State:
-    """Removes a task that waits, and returns the state that it was in. The client may use its id again.
-
-    Raises `NotFound`, or `WrongState` when the task is being delivered or has ended.
-    """
-    prefixes = [
-        *(keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.CANCELLED_PREFIX, keys.RESULTS_PREFIX),
-    ]
-    known = [keys.SCHEDULE, keys.LEDGER, keys.STOCK_RETRIES]
-    state = _state_after(task_id, script("cancel").run(redis, known, [stored_id(task_id), *prefixes]))
-    if state == "started":
-        raise WrongState(state, f"task {task_id} is being delivered right now; it cannot be cancelled")
-    if state == "delivered":
-        raise WrongState(state, f"task {task_id} is delivered already; to have it forgotten, use forget")
-    if state == "dead":
-        raise WrongState(state, f"task {task_id} is dead, so it is not delivered any more; to remove it, use remove")
-    return state
-
-
-def forget(redis: Redis, task_id: str) -> State:
-    """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
-
-    An id that the client chose stays remembered (`idempotency_seconds` from the delivery), so that a second task with
-    it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
-    """
-    prefixes = [keys.JOB_PREFIX, keys.FINISHED_PREFIX, keys.RESULTS_PREFIX]
-    state = _state_after(task_id, script("forget_task").run(redis, [], [stored_id(task_id), *prefixes]))
-    if state != "delivered":
-        verb = "remove" if state == "dead" else "cancel"
-        raise WrongState(state, f"task {task_id} is {state}; only what is delivered is forgotten, so use {verb}")
-    return state
-
-
-def _state_after(task_id: str, status: bytes | str) -> State:
-    """The state that a script found a task in. Raises `NotFound`."""
-    if not status:
-        raise _not_found(task_id)
-    return _STATE_OF_STATUS.get(_text(status), "scheduled")
+# --- finding the dead ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,142 +175,176 @@ class Filter:
         )
 
 
-def find_dead(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
-    """Ids, as clients know them, of the dead of now that fit, the oldest first, a page of some hundreds at a time."""
-    ids = _texts(redis.zrange(keys.failed(queue), 0, -1))
-    for start in range(0, len(ids), _PAGE):
-        records = _records(redis, ids[start : start + _PAGE])
-        yield [record.id for record in records if record is not None and wanted.fits(record)]
+@query
+def find_dead_page(queue: str, wanted: Filter, cursor: str = "", limit: int = BATCH) -> Steps[Page[str]]:
+    """A page of the ids, as clients know them, of the dead that fit, the oldest first.
+
+    Tasks that die after the first page was read are on none of the pages, so a caller that retries what it
+    finds comes to an end.
+
+    Args:
+        queue: its name.
+        wanted: which ones.
+        cursor: of the page before; empty for the first.
+        limit: dead tasks that are looked at for this page, from 1 to `pages.LIMIT`; none of them may fit.
+
+    Raises `Refused` for a cursor of another list.
+    """
+    place = Place(keys.failed(queue), bounded=True)
+    ids = yield from sorted_page(place, decode_cursor(cursor, _OLDEST_DEAD, queue), limit)
+    records = yield from read_records(ids.items)
+    return Page([record.id for record in records if record is not None and wanted.fits(record)], ids.cursor)
 
 
-def retry(redis: Redis, ids: Sequence[str]) -> list[str]:
+@query
+def find_dead(queue: str, wanted: Filter) -> Steps[list[str]]:
+    """All ids of `find_dead_page`."""
+    found: list[str] = []
+    cursor = ""
+    while True:
+        page = yield from find_dead_page.steps(queue, wanted, cursor)
+        found += page.items
+        cursor = page.cursor
+        if not cursor:
+            return found
+
+
+def dead_pages(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
+    """The pages of `find_dead_page`, one after the other."""
+    cursor = ""
+    while True:
+        page = find_dead_page(redis, queue, wanted, cursor)
+        yield page.items
+        cursor = page.cursor
+        if not cursor:
+            return
+
+
+# --- deciding on one task ------------------------------------------------------------------------------------------
+
+
+class TaskArguments(NamedTuple):
+    """See cancel.lua and forget_task.lua."""
+
+    id: str
+
+
+class CancelKeys(NamedTuple):
+    """See cancel.lua."""
+
+    schedule: str
+    ledger: str
+    stock_retries: str
+
+
+CANCEL = Script("cancel", CancelKeys, TaskArguments)
+FORGET_TASK = Script("forget_task", NoKeys, TaskArguments)
+
+
+@query
+def cancel(task_id: str) -> Steps[State]:
+    """Removes a task that waits, and returns the state that it was in. The client may use its id again.
+
+    Raises `NotFound`, or `WrongState` when the task is being delivered or has ended.
+    """
+    script_keys = CancelKeys(schedule=keys.SCHEDULE, ledger=keys.LEDGER, stock_retries=keys.STOCK_RETRIES)
+    state = _state_after(task_id, (yield CANCEL.call(script_keys, TaskArguments(id=stored_id(task_id)))))
+    if state == "started":
+        raise WrongState(state, f"task {task_id} is being delivered right now; it cannot be cancelled")
+    if state == "delivered":
+        raise WrongState(state, f"task {task_id} is delivered already; to have it forgotten, use forget")
+    if state == "dead":
+        raise WrongState(state, f"task {task_id} is dead, so it is not delivered any more; to remove it, use remove")
+    return state
+
+
+@query
+def forget(task_id: str) -> Steps[State]:
+    """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
+
+    An id that the client chose stays remembered (`idempotency_seconds` from the delivery), so that a second task with
+    it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
+    """
+    state = _state_after(task_id, (yield FORGET_TASK.call(NoKeys(), TaskArguments(id=stored_id(task_id)))))
+    if state != "delivered":
+        verb = "remove" if state == "dead" else "cancel"
+        raise WrongState(state, f"task {task_id} is {state}; only what is delivered is forgotten, so use {verb}")
+    return state
+
+
+def _state_after(task_id: str, status: bytes | str) -> State:
+    """The state that a script found a task in. Raises `NotFound`."""
+    if not status:
+        raise _not_found(task_id)
+    return state_of(status)
+
+
+# --- deciding on the dead ------------------------------------------------------------------------------------------
+
+
+class RetryKeys(NamedTuple):
+    """See retry.lua."""
+
+    queues: str
+    stock_retries: str
+
+
+class RetryArguments(NamedTuple):
+    """See retry.lua."""
+
+    outcomes_keep: int
+
+
+class RemoveKeys(NamedTuple):
+    """See remove_dead.lua."""
+
+    ledger: str
+    stock_retries: str
+
+
+RETRY = Script("retry", RetryKeys, RetryArguments)
+REMOVE_DEAD = Script("remove_dead", RemoveKeys, NoArguments)
+
+
+@query
+def retry(ids: Sequence[str]) -> Steps[list[str]]:
     """Puts dead tasks back into their queues, with all their attempts; returns the ids of those that were dead."""
-    prefixes = (keys.JOB_PREFIX, keys.QUEUE_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    return _by_the_page(redis, "retry", [keys.QUEUES, keys.STOCK_RETRIES], [*prefixes, OUTCOMES_KEEP], ids)
+    script_keys = RetryKeys(queues=keys.QUEUES, stock_retries=keys.STOCK_RETRIES)
+    arguments = RetryArguments(outcomes_keep=OUTCOMES_KEEP)
+    return (yield from _by_batches(ids, lambda batch: RETRY.call(script_keys, arguments, rest=batch)))
 
 
-def retry_one(redis: Redis, task_id: str) -> State:
+@query
+def retry_one(task_id: str) -> Steps[State]:
     """As `retry`, for one task; returns the state it was in. Raises `NotFound`, or `WrongState` when it is not dead."""
-    if not retry(redis, [task_id]):
-        state = show(redis, task_id).state
+    if not (yield from retry.steps([task_id])):
+        state = (yield from show.steps(task_id)).state
         raise WrongState(state, f"task {task_id} is {state}; only what is dead is retried")
     return "dead"
 
 
-def remove_dead(redis: Redis, ids: Sequence[str]) -> list[str]:
+@query
+def remove_dead(ids: Sequence[str]) -> Steps[list[str]]:
     """Removes dead tasks; returns the ids of those that were dead. Clients may use these ids again."""
-    prefixes = (keys.JOB_PREFIX, keys.FAILED_PREFIX, keys.RESULTS_PREFIX)
-    return _by_the_page(redis, "remove_dead", [keys.LEDGER, keys.STOCK_RETRIES], prefixes, ids)
+    script_keys = RemoveKeys(ledger=keys.LEDGER, stock_retries=keys.STOCK_RETRIES)
+    return (yield from _by_batches(ids, lambda batch: REMOVE_DEAD.call(script_keys, NoArguments(), rest=batch)))
 
 
-def remove_one(redis: Redis, task_id: str) -> State:
+@query
+def remove_one(task_id: str) -> Steps[State]:
     """As `remove_dead`, for one task; returns the state it was in.
 
     Raises `NotFound`, or `WrongState` when it is not dead.
     """
-    if not remove_dead(redis, [task_id]):
-        state = show(redis, task_id).state
+    if not (yield from remove_dead.steps([task_id])):
+        state = (yield from show.steps(task_id)).state
         raise WrongState(state, f"task {task_id} is {state}; only what is dead is removed")
     return "dead"
 
 
-def _by_the_page(
-    redis: Redis, name: str, script_keys: list[str], arguments: Sequence[Value], ids: Sequence[str]
-) -> list[str]:
-    """Runs a script for a page of ids after the other, so that others get their turn at Redis."""
+def _by_batches(ids: Sequence[str], call_with: Callable[[list[str]], Call]) -> Steps[list[str]]:
+    """Runs a script for one batch of ids after the other, so that others get their turn at Redis."""
     done: list[str] = []
-    for start in range(0, len(ids), _PAGE):
-        page = [stored_id(task_id) for task_id in ids[start : start + _PAGE]]
-        done += _texts(script(name).run(redis, script_keys, [*arguments, *page]))
+    for start in range(0, len(ids), BATCH):
+        done += texts((yield call_with([stored_id(task_id) for task_id in ids[start : start + BATCH]])))
     return [client_id(task_id) for task_id in done]
-
-
-_PAGE = 500
-_SCHEDULE_PAGE = 1_000  # jobs that one script looks at: about a millisecond
-_FIELDS = ("data", "status", "origin", "due", "attempt", "outcomes", "history")
-
-
-def _records(redis: Redis, ids: Sequence[str]) -> list[TaskRecord | None]:
-    # No transaction: Redis would refuse it when it has no memory, when people look most.
-    with redis.pipeline(transaction=False) as pipeline:
-        for task_id in ids:
-            pipeline.hmget(keys.job(task_id), *_FIELDS)
-            pipeline.zscore(keys.SCHEDULE, task_id)
-        replies = pipeline.execute()
-    return [_record(task_id, row, score) for task_id, row, score in zip(ids, replies[::2], replies[1::2], strict=True)]
-
-
-def _record(task_id: str, row: Sequence[Any], scheduled_at: float | None) -> TaskRecord | None:
-    data, status, origin, due, attempt, outcomes, history = row
-    if data is None:
-        return None
-    if scheduled_at is not None:
-        status = "scheduled"
-    ended = decode_outcomes(history or b"") + decode_outcomes(outcomes or b"")
-    accepted = instant_of(task_id)
-    begun = ended[0].started if ended else 0.0
-    title, kind, link, body = "", _NO_TASK, "", b"null"
-    try:
-        task, _ = read_data(data)
-        begun = due_of(task, task_id, due)
-    except Refused:
-        pass  # the outcome says what is wrong with it
-    else:
-        title, kind, link, body = task.title, task.kind, task.address.link, msgspec.json.encode(task)
-        accepted = accepted if task.settings.id is UNSET else None
-    return TaskRecord(
-        id=client_id(task_id),
-        state=_STATE_OF_STATUS.get(_text(status), "scheduled"),
-        queue=_text(origin),
-        due=begun if scheduled_at is None or attempt else scheduled_at,
-        retry_at=scheduled_at if attempt else None,
-        accepted=accepted,
-        attempts=int(attempt or 0),
-        title=title,
-        kind=kind,
-        link=link,
-        task=msgspec.json.decode(body),
-        outcomes=ended,
-    )
-
-
-def _scheduled(redis: Redis, queue: str, limit: int) -> list[str]:
-    found: list[str] = []
-    for page in _schedule_pages(redis, queue):
-        found += page
-        if len(found) >= limit:
-            break
-    return found[:limit]
-
-
-def _queued(redis: Redis, queue: str, limit: int) -> list[str]:
-    return _texts(redis.lrange(keys.queue(queue), 0, limit - 1))
-
-
-def _started(redis: Redis, queue: str, limit: int) -> list[str]:
-    return [member.partition(":")[0] for member in _texts(redis.zrange(keys.started(queue), 0, limit - 1))]
-
-
-def _delivered(redis: Redis, queue: str, limit: int) -> list[str]:
-    return _texts(redis.zrevrange(keys.finished(queue), 0, limit - 1))
-
-
-def _dead(redis: Redis, queue: str, limit: int) -> list[str]:
-    return _texts(redis.zrevrange(keys.failed(queue), 0, limit - 1))
-
-
-_IDS = {
-    "scheduled": _scheduled,
-    "queued": _queued,
-    "started": _started,
-    "delivered": _delivered,
-    "dead": _dead,
-}
-
-
-def _text(value: bytes | str | None) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
-
-
-def _texts(values: object) -> list[str]:
-    return [_text(value) for value in cast("list[bytes | str]", values)]

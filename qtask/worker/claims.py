@@ -1,4 +1,4 @@
-"""Claims: tasks are claimed by the batch, the queue is watched for more, and what cannot be begun is put back."""
+"""Claims: tasks are claimed by the batch, the queue is watched for more, and what cannot be begun is given back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from qtask.config import Config
 from qtask.delivery.loop import Loop
 from qtask.destinations.http.host_slots import Entry
-from qtask.store import keys, leases
-from qtask.store.scripts import Call
+from qtask.store import leases, workers
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
 from qtask.worker.held import HeldTasks
@@ -32,7 +31,7 @@ class Exchange(Enum):
 
     NOTHING = "a claim may be sent, and so may tasks that go back"
     CLAIM = "tasks may be on their way here"
-    PUT_BACK = "tasks go back; what was claimed now would go back as well"
+    NACK = "tasks go back; what was claimed now would go back as well"
 
 
 class Queue(Enum):
@@ -44,7 +43,7 @@ class Queue(Enum):
 
 
 # Looked up once: in Python 3.11 a member of an enum costs as much as a call.
-NOTHING, CLAIM, PUT_BACK = Exchange
+NOTHING, CLAIM, NACK = Exchange
 MAY_HOLD_TASKS, WATCHED, NOT_WATCHED = Queue
 
 
@@ -84,7 +83,6 @@ class Claims:
         self._held = held
         self._deliveries = deliveries
         self._settling = settling
-        self._queue_key = keys.queue(config.queue)
         self._prefetch = min(CLAIM_BATCH, config.concurrency // 8)
         self._limits_hosts = config.host_connections > 0
         self._exchange = NOTHING
@@ -108,14 +106,11 @@ class Claims:
         if self._held.total < HELD_BYTES and (room > self._prefetch or not in_flight):
             self._claim(min(room, CLAIM_BATCH))
 
-    def _claim(self, most: int) -> None:
+    def _claim(self, limit: int) -> None:
         self._exchange = CLAIM
-        self._link.claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, most))
-        # Sent in the same breath: the wait for more. It moves the head of the queue onto itself, so it answers as
-        # soon as the queue holds something and changes nothing; no task is ever in the hands of a mere reply.
-        self._queue = WATCHED
-        wait = ("BLMOVE", self._queue_key, self._queue_key, "LEFT", "LEFT", IDLE_WAIT_SECONDS)
-        self._link.claims.send(self._on_watched, *wait)
+        self._link.claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, limit))
+        self._queue = WATCHED  # by the wait for more, which is sent right after the claim
+        self._link.claims.send(self._on_watched, *workers.wait_for_tasks(self._config.queue, IDLE_WAIT_SECONDS))
 
     def _on_claimed(self, reply: Any) -> None:
         self._exchange = NOTHING
@@ -144,38 +139,38 @@ class Claims:
         if self._queue is NOT_WATCHED:
             self._queue = MAY_HOLD_TASKS
 
-    # --- putting back ----------------------------------------------------------------------------------------
+    # --- giving back -----------------------------------------------------------------------------------------
 
-    def put_back_late(self) -> None:
-        """Puts back what has waited here for too long: for a free place, or for a connection to its host."""
+    def nack_late(self) -> None:
+        """Gives back what has waited here for too long: for a free place, or for a connection to its host."""
         now = monotonic()
         if now - self._claimed_at > BACKLOG_SECONDS:
-            self.put_back_unbegun()
-        elif self._limits_hosts and self._may_put_back:
+            self.nack_unbegun()
+        elif self._limits_hosts and self._may_nack:
             withdrawn = self._deliveries.slots.withdraw(now - BACKLOG_SECONDS)
             if withdrawn:
                 self._held.let_go(withdrawn)
-                self._put_back()
+                self._nack()
 
-    def put_back_unbegun(self) -> None:
-        """Puts back what is not begun: other workers may have room, and a lease does not wait.
+    def nack_unbegun(self) -> None:
+        """Gives back what is not begun: other workers may have room, and a lease does not wait.
 
         That is so behind receivers that hang, and when this worker is asked to end.
         """
-        if (self.backlog or self._deliveries.slots) and self._may_put_back:
+        if (self.backlog or self._deliveries.slots) and self._may_nack:
             self._forget_unbegun()
-            self._put_back()
+            self._nack()
 
     @property
-    def _may_put_back(self) -> bool:
+    def _may_nack(self) -> bool:
         """Whether all that is leased is known: what is being claimed or settled is neither held nor to go back."""
         return self._exchange is NOTHING and not self._settling.under_way
 
-    def _put_back(self) -> None:
-        self._exchange = PUT_BACK
-        self._link.settles.run(self._on_put_back, self._call_to_put_back())
+    def _nack(self) -> None:
+        self._exchange = NACK
+        self._link.settles.run(self._on_nack, leases.nack(self._config.queue, self._token, self._held.sizes))
 
-    def _on_put_back(self, reply: Any) -> None:
+    def _on_nack(self, reply: Any) -> None:
         self._exchange = NOTHING
         if isinstance(reply, ResponseError):
             raise reply
@@ -187,9 +182,6 @@ class Claims:
         self.backlog.clear()
         self._held.let_go(self._deliveries.slots.withdraw())
 
-    def _call_to_put_back(self) -> Call:
-        return leases.put_back(self._config.queue, self._token, self._held.sizes)
-
     # --- when the link comes and goes ------------------------------------------------------------------------
 
     def on_lost(self) -> None:
@@ -198,12 +190,12 @@ class Claims:
         self._queue = MAY_HOLD_TASKS
 
     def on_connecting(self, redis: Redis) -> None:
-        """Puts back all that is not begun, also what an earlier connection claimed without a reply; waits for it."""
+        """Gives back all that is not begun, also what an earlier connection claimed without a reply; waits for it."""
         self._forget_unbegun()
-        self._call_to_put_back().run(redis)
+        leases.nack(self._config.queue, self._token, self._held.sizes).run(redis)
 
     def finish(self, redis: Redis) -> int:
-        """Puts back all that is left, and waits for it; returns how many tasks that were."""
+        """Gives back all that is left, and waits for it; returns how many tasks that were."""
         self._held.sizes.clear()
-        back: int = self._call_to_put_back().run(redis)
+        back: int = leases.nack(self._config.queue, self._token, self._held.sizes).run(redis)
         return back

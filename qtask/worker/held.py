@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qtask.store.scripts import Value
-
 
 class HeldTasks:
     """Ids of claimed tasks, and how many bytes they take.
@@ -17,9 +15,9 @@ class HeldTasks:
     """
 
     def __init__(self) -> None:
-        self.sizes: dict[Value, int] = {}
+        self.sizes: dict[str, int] = {}
         self.total = 0
-        self.claimed_again: set[Value] = set()
+        self.claimed_again: set[str] = set()
 
     def take(self, task_id: str, size: int) -> bool:
         """Holds a task from now on; returns False when it is held already, so that nothing is to be begun.
@@ -33,7 +31,7 @@ class HeldTasks:
         self.total += size
         return True
 
-    def let_go(self, ids: Iterable[Value]) -> None:
+    def let_go(self, ids: Iterable[str]) -> None:
         """Holds these no longer."""
         for task_id in ids:
             self.total -= self.sizes.pop(task_id, 0)

@@ -25,9 +25,8 @@ from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.process.supervisor import Member, Supervisor
-from qtask.store import rights
+from qtask.store import rights, workers
 from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
-from qtask.store.scripts import script
 from qtask.worker.claims import Claims
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
@@ -111,7 +110,7 @@ class Worker:
             return
         try:
             if stopping:
-                self._claims.put_back_unbegun()
+                self._claims.nack_unbegun()
             elif self._mode is WORKING and not self._settling.catching_up:
                 self._claims.claim()
             self._settling.send(self._link.settles, at_once=stopping)
@@ -127,7 +126,7 @@ class Worker:
             return
         try:
             self._link.check()
-            self._claims.put_back_late()
+            self._claims.nack_late()
             self._registration.beat(self._link.settles)
         except LINK_ERRORS as error:
             self._link.lose(error)
@@ -142,8 +141,7 @@ class Worker:
         """In a thread: what is to be done over other connections, and may take its time."""
         rights.check(self._redis, "worker")
         self._registration.register()
-        for name in ("claim", "settle", "heartbeat"):  # a text sent late would stand behind the wait for the queue
-            self._redis.script_load(script(name).text)
+        workers.load_scripts(self._redis)
 
     def _on_connecting(self) -> None:
         self._claims.on_connecting(self._redis)
@@ -164,8 +162,8 @@ class Worker:
     def _on_defect(self, error: Exception) -> None:
         """Stops, because an error came from no delivery but from the worker itself, whose state may be wrong.
 
-        What is in flight gets its time to end, and is settled; the rest is put back. At a second error it does not
-        wait. If even that fails, the leases end and a scheduler takes the tasks back.
+        What is in flight gets its time to end, and is settled; the rest is given back. At a second error it does
+        not wait. If even that fails, the leases end and a scheduler reclaims the tasks.
         """
         logger.critical("worker_broke", exc_info=error, extra={"in_flight": len(self._deliveries.in_flight)})
         self._defect = self._defect or error
@@ -189,13 +187,13 @@ class Worker:
         return not self._deliveries.in_flight and self._settling.done and self._claims.idle
 
     def _leave(self) -> None:
-        """Puts back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
+        """Gives back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
         try:
             self._link.leave()
             self._settling.finish(self._redis)
             back = self._claims.finish(self._redis)
             self._registration.leave()
-            logger.info("stopped", extra={"put_back": back})
+            logger.info("stopped", extra={"given_back": back})
         except LINK_ERRORS as error:
             logger.warning("stopped_without_redis", extra={"error": str(error)})
         self._deliveries.close()

@@ -9,17 +9,15 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 from rq.serializers import JSONSerializer
-from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now as utc_now
 from rq.utils import utcformat
 from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from qtask.private.rq import RegisteredWorker
-from qtask.store import keys
+from qtask.store import workers
 from qtask.store.channel import Channel
 from qtask.store.rq_job import TaskJob
-from qtask.store.scripts import Call, Value, script
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
 
@@ -75,16 +73,16 @@ class Registration(RegisteredWorker):
     def beat(self, channel: Channel) -> None:
         """Sends a heartbeat, and asks whether `rq suspend` holds us. Raises redis-py's errors."""
         done = self._deliveries
-        fields: list[Value] = [
-            *("last_heartbeat", utcformat(utc_now())),
-            *("state", str(WorkerStatus.BUSY.value if done.in_flight else WorkerStatus.IDLE.value)),
-            *("successful_job_count", done.delivered, "failed_job_count", done.failed),
-            *("total_working_time", done.seconds),
-            *("qtask", self._token),  # tells `qtask doctor` that it is one of QTask's
-        ]
-        beat = Call(script("heartbeat"), [keys.WORKERS, self.key], [self._token, self.worker_ttl, *fields])
-        channel.run(self._on_clock, beat)
-        channel.send(self._on_suspension, "EXISTS", WORKERS_SUSPENDED)
+        fields: dict[str, str | int | float] = {
+            "last_heartbeat": utcformat(utc_now()),
+            "state": str(WorkerStatus.BUSY.value if done.in_flight else WorkerStatus.IDLE.value),
+            "successful_job_count": done.delivered,
+            "failed_job_count": done.failed,
+            "total_working_time": done.seconds,
+            "qtask": self._token,  # tells `qtask doctor` that it is one of QTask's
+        }
+        channel.run(self._on_clock, workers.heartbeat(self._token, self.key, self.worker_ttl, fields))
+        channel.send(self._on_suspension, *workers.is_suspended())
 
     def _on_clock(self, reply: Any) -> None:
         if not isinstance(reply, ResponseError):
@@ -94,8 +92,8 @@ class Registration(RegisteredWorker):
         self._on_suspended(reply == 1)
 
     def leave(self) -> None:
-        """Leaves the registry, and counts as dead: a scheduler takes back what is left. Raises redis-py's errors."""
-        self.connection.zadd(keys.WORKERS, {self._token: 0})
+        """Leaves the registry, and counts as dead: a scheduler reclaims what is left. Raises redis-py's errors."""
+        workers.leave(self.connection, self._token)
         self.register_death()
 
     def close(self) -> None:

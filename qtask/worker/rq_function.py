@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 from redis import Redis
 from rq import get_current_job
-from rq.job import Job
 
 from qtask.config import Config, load
 from qtask.delivery.claim import Claim
@@ -37,9 +36,10 @@ from qtask.model.errors import DeliveryFailed, Refused
 from qtask.model.outcome import Answer, Failure
 from qtask.observe import log
 from qtask.observe.failure_log import FailureLog
-from qtask.store import keys, leases
+from qtask.store import leases
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
+from qtask.store.rq_job import set_retention
 
 # RQ runs each job in a process of its own, where this bounds nothing; a worker without fork has it for all its jobs.
 _failures = FailureLog(logging.getLogger("qtask.worker"))
@@ -63,14 +63,15 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         raise DeliveryFailed("do() runs inside an RQ worker; to deliver later, send the dict to QTask")
     redis: Redis = job.connection
     config = replace(load(), queue=job.origin)
-    _set_keeping(job, config)
+    set_retention(job, config)
     executions = job.execution_registry.get_execution_ids()
     token = executions[-1] if executions else ""
-    now, attempt, written_due = leases.read_begun(leases.begin(job.id, job.origin).run(redis))
+    begun = leases.read_begun(leases.begin(job.id, job.origin).run(redis))
+    now, attempt = begun.now, begun.attempt
     result: Answer | Failure
     try:
         read, accepted = read_data(job.data)
-        claim = Claim(job.id, abs(attempt), read, due_of(read, job.id, written_due), attempt < 0, not accepted)
+        claim = Claim(job.id, abs(attempt), read, due_of(read, job.id, begun.due), attempt < 0, not accepted)
     except Refused as refused:  # what another program put into the queue; QTask's own ways in refuse it earlier
         failure = Failure("refused", refused.message)
         _settle(redis, config, token, unread(job.id, abs(attempt), failure, now, is_foreign(job.data)))
@@ -135,9 +136,3 @@ def _deliver(claim: Claim, config: Config) -> Answer | Failure:
         deliver_one.close()
         loop.close()
     return results[0]
-
-
-def _set_keeping(job: Job, config: Config) -> None:
-    """Has RQ keep the task as QTask's own worker would: schedulers forget it, RQ never does."""
-    job.result_ttl = config.retention_seconds + keys.FOREVER_SECONDS
-    job.failure_ttl = keys.FOREVER_SECONDS

@@ -20,7 +20,7 @@ from qtask.store.leases import Settlement
 from qtask.worker.held import HeldTasks
 
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
-SETTLE_MOST = 400  # outcomes that are settled at once
+SETTLE_LIMIT = 400  # outcomes that are settled at once
 SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
 
 logger = logging.getLogger("qtask.worker")
@@ -84,11 +84,11 @@ class Settling:
 
     def _next_batch(self) -> list[Settlement]:
         """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
-        outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_MOST))]
+        outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_LIMIT))]
         claimed_again = self._held.claimed_again
         if claimed_again:
-            outcomes = [with_history(one) if one[0] in claimed_again else one for one in outcomes]
-        self._held.let_go(one[0] for one in outcomes)
+            outcomes = [with_history(one) if one.id in claimed_again else one for one in outcomes]
+        self._held.let_go(one.id for one in outcomes)
         return outcomes
 
     def _on_settled(self, reply: Any) -> None:
@@ -99,10 +99,10 @@ class Settling:
         self.under_way = []
 
     def _report(self, reply: Any, sent: int) -> None:
-        settled, *dropped = reply
-        if settled < sent:
-            logger.warning("leases_lost", extra={"tasks": sent - settled})
-        for task_id in dropped:
+        result = leases.read_settled(reply)
+        if result.settled < sent:
+            logger.warning("leases_lost", extra={"tasks": sent - result.settled})
+        for task_id in result.dropped:
             about = {"task": client_id(task_id.decode()), "dead_retention_count": self._config.dead_retention_count}
             logger.error("dead_dropped", extra=about)
 
@@ -111,8 +111,8 @@ class Settling:
 
         Its former outcome would end the new claim.
         """
-        kept = [outcome for outcome in self.under_way if outcome[0] not in self._held.sizes]
-        self._held.sizes.update((outcome[0], 0) for outcome in kept)
+        kept = [outcome for outcome in self.under_way if outcome.id not in self._held.sizes]
+        self._held.sizes.update((outcome.id, 0) for outcome in kept)
         self._outcomes.extendleft(reversed(kept))
         self.under_way = []
 

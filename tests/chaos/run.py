@@ -57,10 +57,8 @@ def run(plan: Plan, folder: Path) -> Ledger:
         say_blows(ledger, cast.blows, cast.cuts)
         if not cast.disk.is_small:
             ledger.say("", "the disk was never full: only root can mount one that is small enough to be filled")
-        taken_back = cast.logged("taken_back").total()
-        ledger.say(
-            "took", f"{calm - began:.0f} s of chaos, {drained - calm:.0f} s to the end; {taken_back} takings back"
-        )
+        reclaims = cast.logged("reclaimed").total()
+        ledger.say("took", f"{calm - began:.0f} s of chaos, {drained - calm:.0f} s to the end; {reclaims} reclaims")
         ledger.blame("complaints about processes", cast.complaints)
         ledger.blame("outbursts of processes", cast.outbursts())
     return ledger

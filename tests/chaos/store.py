@@ -69,8 +69,7 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
         _place(places, "started", redis.zrange(keys.started(queue), 0, -1))
         _place(places, "finished", redis.zrange(keys.finished(queue), 0, -1))
         _place(places, "dead", redis.zrange(keys.failed(queue), 0, -1))
-        for page in tasks.find_dead(redis, queue, tasks.Filter()):
-            store.dead += [tasks.show(redis, task_id) for task_id in page]
+        store.dead += [tasks.show(redis, task_id) for task_id in tasks.find_dead(redis, queue, tasks.Filter())]
     store.places = dict(places)
     for raw in redis.scan_iter(count=_PAGE):
         key = raw.decode()

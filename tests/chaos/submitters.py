@@ -260,7 +260,7 @@ class InboxSubmitter(Submitter):
             return
         self._collect_at = now + COLLECT_SECONDS
         for reply_key, (_, since) in list(self._owed.items()):
-            if now - since > keys.REPLY_SECONDS:
+            if now - since > keys.INBOX_REPLY_SECONDS:
                 del self._owed[reply_key]  # never added, or its answer was lost with a connection
         reply_keys = list(self._owed)
         pipeline = self._redis.pipeline(transaction=False)

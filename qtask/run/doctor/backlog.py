@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
 
 from qtask.model.timing import format_duration
 from qtask.run.doctor.finding import Examined, Finding
-from qtask.store import keys, tasks
+from qtask.store import health, schedule, tasks
 
 OVERDUE_SECONDS = 5.0
 WAITED_SECONDS = 10.0  # in a queue, after which the workers count as too slow
@@ -17,32 +16,28 @@ DEAD_LOOKED_AT = 500  # newest dead letters, whose errors are counted
 
 def overdue(here: Examined) -> Finding:
     """Tasks that are due and were not released."""
-    seconds, _ = here.redis.time()
-    late = here.redis.zcount(keys.SCHEDULE, "-inf", seconds - OVERDUE_SECONDS)
+    late = health.count_due_before(here.redis, health.now(here.redis) - OVERDUE_SECONDS)
     if late:
         return Finding(
             "wrong", f"overdue by more than {OVERDUE_SECONDS:g} s, and not released: {late}", "is a scheduler alive?"
         )
-    return Finding("fine", f"no task is overdue; in the schedule: {here.redis.zcard(keys.SCHEDULE)}")
+    return Finding("fine", f"no task is overdue; in the schedule: {health.count_scheduled(here.redis)}")
 
 
 def queues(here: Examined) -> list[Finding]:
     """Queues that no worker takes from, or not fast enough."""
     findings = []
-    known: Any = here.redis.smembers(keys.QUEUES)
-    names = {key.decode().removeprefix(keys.QUEUE_PREFIX) for key in known} | {here.config.queue}
-    seconds, _ = here.redis.time()
-    for name in sorted(names):
-        length = here.redis.llen(keys.queue(name))
-        if not length:
+    now = health.now(here.redis)
+    for name in sorted({*schedule.queue_names(here.redis), here.config.queue}):
+        waiting = health.waiting(here.redis, name)
+        if waiting is None:
             continue
-        if not here.redis.scard(keys.rq_workers(name)):
+        length = waiting.length
+        if not waiting.has_worker:
             words = f"the queue {name} holds {length} tasks, and no worker takes from it"
             findings.append(Finding("wrong", words, f"start one with `qtask worker --queue {name}`"))
             continue
-        head: Any = here.redis.lrange(keys.queue(name), 0, 0)
-        due: Any = here.redis.hmget(keys.job(head[0].decode()), "due")[0] if head else None
-        waited = seconds - float(due) if due else 0.0
+        waited = now - waiting.oldest_due if waiting.oldest_due else 0.0
         if waited > WAITED_SECONDS:
             words = f"the queue {name} holds {length} tasks, the first of which waits for {format_duration(waited)}"
             advice = "the workers do not keep up, or are suspended (`rq resume`): start more with `qtask worker`"
@@ -52,7 +47,7 @@ def queues(here: Examined) -> list[Finding]:
 
 def dead_letters(here: Examined) -> Finding:
     """Dead letters of the queue, and what they failed with."""
-    count = here.redis.zcard(keys.failed(here.config.queue))
+    count = health.count_dead(here.redis, here.config.queue)
     if not count:
         return Finding("fine", f"no dead letters in the queue {here.config.queue}")
     records = tasks.list_tasks(here.redis, here.config.queue, "dead", DEAD_LOOKED_AT)
@@ -68,15 +63,16 @@ def dead_letters(here: Examined) -> Finding:
 
 def refused_entries(here: Examined) -> Finding:
     """Entries of the inbox that were refused."""
-    count = here.redis.xlen(keys.REFUSED)
+    count = health.count_refused(here.redis)
     if not count:
         return Finding("fine", "no entries of the inbox were refused")
-    newest: Any = here.redis.xrevrange(keys.REFUSED, count=1)
     try:
-        error = json.loads(newest[0][1][b"error"])["error"]
+        error = json.loads(health.newest_refusal(here.redis) or b"")["error"]
         why = f"{error['code']} {error['field']}".strip()
     except (LookupError, ValueError, TypeError):
         why = "unknown"
     words = f"{count} {'entry' if count == 1 else 'entries'} of the inbox refused, the newest for: {why}"
-    advice = f"see them with `redis-cli XREVRANGE {keys.REFUSED} + - COUNT 10`, and remove them with DEL {keys.REFUSED}"
+    advice = (
+        f"see them with `redis-cli XREVRANGE {health.REFUSED} + - COUNT 10`, and remove them with DEL {health.REFUSED}"
+    )
     return Finding("note", words, advice)

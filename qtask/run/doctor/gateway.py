@@ -6,12 +6,11 @@ import json
 import socket
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from typing import Any
 from urllib.parse import quote
 
 from qtask.config import Config, in_url
 from qtask.run.doctor.finding import Examined, Finding, Level
-from qtask.store import keys
+from qtask.store import health
 
 ANSWER_SECONDS = 2.0
 HTTP_SECONDS = 7.0  # a gateway waits for Redis for five
@@ -72,19 +71,18 @@ def same_redis(here: Examined) -> list[Finding]:
     no gateway answers."""
     if not here.gateway_answers:
         return []
-    ids: Any = here.redis.zrange(keys.SCHEDULE, -1, -1) or here.redis.zrange(keys.failed(here.config.queue), -1, -1)
-    ids = ids or here.redis.zrange(keys.finished(here.config.queue), -1, -1)
-    if not ids:
+    task_id = health.any_task(here.redis, here.config.queue)
+    if task_id is None:
         return []
     connection = HTTPConnection(here.config.local_host, here.config.http_port, timeout=HTTP_SECONDS)
     try:
-        connection.request("GET", f"/tasks/{quote(ids[0].decode(), safe='')}")
+        connection.request("GET", f"/tasks/{quote(task_id, safe='')}")
         status = connection.getresponse().status
     except (OSError, HTTPException):
         return []  # `http_answers` reports that
     finally:
         connection.close()
-    if status == HTTPStatus.NOT_FOUND and here.redis.exists(keys.job(ids[0].decode())):
+    if status == HTTPStatus.NOT_FOUND and health.exists(here.redis, task_id):
         place = f"{in_url(here.config.host)}:{here.config.port}"
         words = f"the gateway on {place} works on another Redis than the one looked at here"
         return [Finding("wrong", words, "give both the same --redis, or the --data-dir of the `qtask up` that runs")]

@@ -5,24 +5,19 @@ from __future__ import annotations
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from redis import Redis
 
 from qtask.model.timing import format_duration
 from qtask.run.doctor.finding import Examined, Finding
-from qtask.store import keys
+from qtask.store import health
 
 HEARTBEAT_SECONDS = 10.0  # a worker without a heartbeat for so long does not count as alive
-SCANS = 200  # of a thousand keys each, to find a stock rqscheduler
 
 
 def workers(here: Examined) -> Finding:
     """Whether a worker is alive."""
-    seconds, _ = here.redis.time()
-    alive = here.redis.zcount(keys.WORKERS, seconds - HEARTBEAT_SECONDS, "+inf")
+    alive = health.count_workers(here.redis, health.now(here.redis) - HEARTBEAT_SECONDS)
     if not alive:
-        stock = here.redis.scard(keys.RQ_WORKERS)
+        stock = health.count_registered_workers(here.redis)
         if stock:
             words = f"no worker of QTask's is alive, but {stock} of RQ's are registered"
             return Finding("note", words, "start one with `qtask worker`: it delivers many at once")
@@ -33,13 +28,12 @@ def workers(here: Examined) -> Finding:
 def silent_workers(here: Examined) -> list[Finding]:
     """Workers of QTask that are registered with RQ and have stopped sending heartbeats."""
     findings = []
-    seconds, _ = here.redis.time()
-    for key in here.redis.smembers(keys.RQ_WORKERS):
-        about: Any = here.redis.hmget(key, "qtask", "last_heartbeat", "hostname", "pid")
-        token, beat, host, pid = (value.decode() if value else "" for value in about)
-        if not token or not beat:
+    now = health.now(here.redis)
+    for worker in health.registered_workers(here.redis):
+        if not worker.token or not worker.last_heartbeat:
             continue
-        silent = seconds - datetime.fromisoformat(beat.replace("Z", "+00:00")).replace(tzinfo=UTC).timestamp()
+        beat, host, pid = worker.last_heartbeat, worker.hostname, worker.pid
+        silent = now - datetime.fromisoformat(beat.replace("Z", "+00:00")).replace(tzinfo=UTC).timestamp()
         if silent <= HEARTBEAT_SECONDS:
             continue
         name = f"the worker with pid {pid} on {host}"
@@ -64,29 +58,15 @@ def _lives(pid: int) -> bool:
 def schedulers(here: Examined) -> Finding:
     """Whether a scheduler is alive, ours or a stock rqscheduler."""
     finding = _scheduler(here)
-    if finding.level == "wrong" and _has_stock_scheduler(here.redis):
+    if finding.level == "wrong" and health.has_stock_scheduler(here.redis):
         advice = "it looks for due tasks once a minute by default: stop it, and start `qtask scheduler`"
         return Finding("note", "a stock rqscheduler is at work, and no scheduler of QTask's: tasks are late", advice)
     return finding
 
 
 def _scheduler(here: Examined) -> Finding:
-    holder = here.redis.get(keys.SCHEDULER_LOCK)
-    if holder is None:
+    if not health.has_scheduler(here.redis):
         return Finding("wrong", "no scheduler is alive: nothing becomes due", "start one with `qtask scheduler`")
-    if holder != b"qtask":
+    if health.is_stock_scheduler(here.redis):
         return Finding("fine", "a stock rqscheduler is at work")
     return Finding("fine", "a scheduler is alive")
-
-
-def _has_stock_scheduler(redis: Redis) -> bool:
-    """A stock rqscheduler holds the lock only while it looks for due tasks, but it is registered all the time."""
-    cursor = 0
-    for _ in range(SCANS):
-        found: Any = redis.scan(cursor, match=keys.STOCK_SCHEDULERS, count=1_000)
-        cursor, names = found
-        if names:
-            return True
-        if not cursor:
-            break
-    return False

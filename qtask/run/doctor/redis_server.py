@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from qtask.model.timing import format_duration
 from qtask.run.doctor.finding import Examined, Finding, Level
 from qtask.run.doctor.processes import workers
-from qtask.store import keys, rights
+from qtask.store import health, rights
 
 CLOCK_SECONDS = 1.0  # by which clocks may differ
 NEARLY_FULL = 0.9  # of maxmemory
@@ -132,4 +132,4 @@ def _runs(here: Examined, role: rights.Role) -> bool:
         return workers(here).level == "fine"
     if role == "gateway":
         return here.gateway_answers
-    return role == "client" or here.redis.get(keys.SCHEDULER_LOCK) is not None
+    return role == "client" or health.has_scheduler(here.redis)

@@ -1,0 +1,95 @@
+-- Finds a page of a sorted set, after a given place in its order: by score, and by member where scores are equal. What
+-- comes and goes between two pages changes nothing for the rest, since the place is not a rank.
+--
+-- KEYS (PageKeys in pages.py)
+--   PLACE  sorted set
+-- ARGV (PageArguments)
+--   REVERSE     '1' for the highest score first, else ''
+--   SCORE       where the page before ended, '' for the first page
+--   MEMBER      likewise
+--   UNTIL       the highest score to be found, '' for no bound
+--   QUEUE_NAME  finds only the jobs of this queue, '' for all members
+--   LOOK        members to look at, at most
+--   LIMIT       members to find, at most
+--
+-- Returns (PageReply)
+--   FOUND        the members
+--   LAST_SCORE   of the last member that was looked at; '' for none
+--   LAST_MEMBER  that member; '' for none
+--   MORE         1 where more members follow, else 0
+--   HIGHEST      score in the set, '' where it is empty
+local call = redis.call
+
+-- Whether a member comes before another where their scores are equal: byte by byte, as Redis has it. Lua's own comparison
+-- goes by the locale of the host.
+local function comes_before(one, other)
+  for i = 1, math.min(#one, #other) do
+    local a, b = string.byte(one, i), string.byte(other, i)
+    if a ~= b then
+      return a < b
+    end
+  end
+  return #one < #other
+end
+
+-- How many members come before SCORE and MEMBER, and how many do not come after it.
+local function ranks()
+  if call('ZSCORE', PLACE, MEMBER) == SCORE then
+    local rank = call('ZRANK', PLACE, MEMBER)
+    return rank, rank + 1
+  end
+  local low = call('ZCOUNT', PLACE, '-inf', '(' .. SCORE)
+  local high = low + call('ZCOUNT', PLACE, SCORE, SCORE)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if comes_before(call('ZRANGE', PLACE, middle, middle)[1], MEMBER) then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return low, low
+end
+
+local size = call('ZCARD', PLACE)
+local before, until_here = 0, size
+if SCORE ~= '' then
+  before, until_here = ranks()
+  if REVERSE ~= '1' then
+    before, until_here = until_here, size
+  else
+    before, until_here = 0, before
+  end
+end
+-- The ranks from `before` to `until_here` (not included) are left; a page begins at either end of them.
+local first, last = before, math.min(until_here, before + LOOK) - 1
+if REVERSE == '1' then
+  first, last = math.max(before, until_here - LOOK), until_here - 1
+end
+local members = last < first and {} or call('ZRANGE', PLACE, first, last, 'WITHSCORES')
+
+local found, looked_at = {}, 0
+local last_score, last_member, bounded = '', '', false
+for i = 1, #members / 2 do
+  local position = REVERSE == '1' and #members / 2 + 1 - i or i
+  local member, score = members[2 * position - 1], members[2 * position]
+  if UNTIL ~= '' and tonumber(score) > tonumber(UNTIL) then
+    bounded = true
+    break
+  end
+  if #found == tonumber(LIMIT) then
+    break
+  end
+  looked_at = i
+  last_score, last_member = score, member
+  if QUEUE_NAME == '' or call('HGET', JOB_PREFIX .. member, 'origin') == QUEUE_NAME then
+    found[#found + 1] = member
+  end
+end
+return {
+  [FOUND] = found,
+  [LAST_SCORE] = last_score,
+  [LAST_MEMBER] = last_member,
+  [MORE] = (not bounded and looked_at < until_here - before) and 1 or 0,
+  [HIGHEST] = size > 0 and call('ZRANGE', PLACE, -1, -1, 'WITHSCORES')[2] or '',
+}

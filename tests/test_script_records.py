@@ -1,0 +1,125 @@
+"""Records that cross into Lua are named once: the text of a script holds no bare positions, and uses every name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple
+
+import pytest
+from msgspec import Struct
+from redis import Redis
+
+from qtask import store
+from qtask.store.scripts import NoArguments, NoKeys, Script
+
+FOLDER = Path(store.__path__[0])
+
+
+def scripts() -> Iterator[Script[Any, Any]]:
+    """Every script that a module of the store declares."""
+    found: dict[str, Script[Any, Any]] = {}
+    for module in iter_modules(store.__path__):
+        for value in vars(import_module(f"qtask.store.{module.name}")).values():
+            if isinstance(value, Script):
+                found[value.name] = value
+    yield from found.values()
+
+
+SCRIPTS = sorted(scripts(), key=lambda script: script.name)
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+FRAGMENTS = {"is_foreign", "newest_lines", "requeued", "start_over", "unlink_jobs"}  # of other scripts
+
+
+def test_every_file_is_a_script_or_a_part_of_some() -> None:
+    assert {script.name for script in SCRIPTS} | FRAGMENTS == {path.stem for path in FOLDER.glob("*.lua")}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_script_names_what_it_is_given(script: Script[Any, Any]) -> None:
+    text = (FOLDER / f"{script.name}.lua").read_text()
+    head = re.match(r"(--.*\n)+", text)
+    assert head is not None
+    code = re.sub(r"--.*", "", text[head.end() :])
+    assert not re.search(r"(KEYS|ARGV)\[[^A-Z]*\d", code), "a bare position"
+    for name in script.names:
+        if name not in ("FIRST", "FIRST_KEY"):
+            assert re.search(rf"\b{name}\b", head[0]) or name in ("WIDTH", "KEY_WIDTH"), f"{name} is not explained"
+            assert re.search(rf"\b{name}\b", code), f"{name} is not used"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_redis_takes_a_script_and_knows_it_by_its_hash(redis: Redis, script: Script[Any, Any]) -> None:
+    assert redis.script_load(script.text) == script.sha
+
+
+class SomeKeys(NamedTuple):
+    place: str
+
+
+class SomeArguments(NamedTuple):
+    title: str
+    limit: int
+
+
+class Row(Struct):
+    id: str
+    body: str
+
+
+class KeyRow(NamedTuple):
+    started: str
+    queue: str
+
+
+class Reply(NamedTuple):
+    now: bytes
+
+
+def test_the_order_of_fields_is_that_of_the_records() -> None:
+    script = Script("claim", SomeKeys, SomeArguments, each_key=KeyRow, each=Row, replies=(Reply,))
+    head = script.text.decode().partition("-- ")[0]
+    names, values = (re.findall(r"[^\s,=]+", part) for part in head.removeprefix("local ").split("="))
+    given = dict(zip(names, values, strict=True))
+    assert given["PLACE"] == "KEYS[1]"
+    assert (given["TITLE"], given["LIMIT"]) == ("ARGV[1]", "ARGV[2]")
+    assert (given["FIRST"], given["WIDTH"], given["ID"], given["BODY"]) == ("3", "2", "0", "1")
+    assert (given["FIRST_KEY"], given["KEY_WIDTH"], given["STARTED"], given["QUEUE"]) == ("2", "2", "0", "1")
+    assert given["NOW"] == "1"
+    assert given["JOB_PREFIX"] == "'rq:job:'"
+    call = script.call(
+        SomeKeys(place="p"),
+        SomeArguments(title="t", limit=9),
+        records=[Row(id="i", body="b")],
+        key_records=[KeyRow(started="s", queue="q")],
+    )
+    assert (call.keys, call.arguments) == (["p", "s", "q"], ["t", 9, "i", "b"])
+
+
+def test_a_name_in_two_records_is_refused() -> None:
+    class Same(NamedTuple):
+        place: str
+
+    with pytest.raises(ValueError, match=r"two records of nack\.lua have the field 'place'"):
+        _ = Script("nack", SomeKeys, Same).names
+    assert Script("nack", NoKeys, NoArguments).names == ["FIRST_KEY", "FIRST"]
+
+
+def test_no_other_room_spells_a_key() -> None:
+    """import-linter keeps the names of keys and the scripts inside store; this finds keys that are written out."""
+    found = []
+    for path in sorted(FOLDER.parent.rglob("*.py")):
+        if path.parent == FOLDER:
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, _WITH_DOCSTRING)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and node.value not in docs:
+                text = node.value if isinstance(node.value, str) else node.value.decode(errors="replace")
+                if re.match(r"(rq|qtask):\w", text):
+                    found.append(f"{path.relative_to(FOLDER.parent)}:{node.lineno}: {text!r}")
+    assert found == []
