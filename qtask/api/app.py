@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qtask.api.hosts import Hosts
 from qtask.api.request_checks import ServerConnection, as_scope, is_json, other_codings, split_target
 from qtask.config import Config
+from qtask.destinations.parsing import parse
 from qtask.intake.http_refusal import NO_SNIFFING, http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.limits import ARRAY_FACTOR, LINGER_SECONDS, MAX_IN_ARRAY, TURN
@@ -41,7 +42,7 @@ from qtask.model.ids import stored_id
 from qtask.model.mask import mask_of
 from qtask.model.record import State
 from qtask.model.rejection import other_form
-from qtask.model.validation import bare, parse, split_batch
+from qtask.model.validation import bare, split_batch
 from qtask.store import keys, tasks
 from qtask.store.connect import connect, read_again, read_again_async, reason_of
 

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import cast
 
 from qtask.config import Config
+from qtask.destinations.parsing import parse
 from qtask.gateway.framing import Framing
 from qtask.intake.http_refusal import http_refusal
 from qtask.intake.intake import Answer, Intake, encode_answer
@@ -24,7 +25,7 @@ from qtask.intake.memory_budget import Held
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
 from qtask.model.rejection import refusal_of_form
-from qtask.model.validation import parse, split_batch
+from qtask.model.validation import split_batch
 
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
 MAX_UNANSWERED = 2_000  # dicts of one connection that wait for their answer; beyond it nothing more is read

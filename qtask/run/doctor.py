@@ -25,11 +25,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qtask.config import Config, in_url
 from qtask.model.errors import QTaskError, without_extra
+from qtask.model.redis_address import without_password
 from qtask.model.timing import format_duration
 from qtask.process import heartbeat
 from qtask.run.embedded import ADDRESS_FILE, embedded_url, noted_url, reachable_url
 from qtask.store import keys, rights, tasks
-from qtask.store.address import without_password
 from qtask.store.connect import connect, is_misconf, reason_of, trouble
 
 HEARTBEAT_SECONDS = 10.0  # without one for so long, a worker does not count as alive

@@ -22,11 +22,12 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 
 from qtask.config import Config
+from qtask.destinations.parsing import check_task
+from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id, stored_id
-from qtask.model.link import destination_of
 from qtask.model.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
-from qtask.model.validation import Checked, check_task
+from qtask.model.validation import Checked
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.store import keys, rights

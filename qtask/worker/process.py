@@ -29,7 +29,9 @@ from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from qtask.config import Config
+from qtask.delivery.authorities import check_ca_file
 from qtask.delivery.claim import Claim
+from qtask.delivery.deliverer import Deliverer, deliverer
 from qtask.delivery.ending import (
     hindrance,
     log_failure,
@@ -42,14 +44,11 @@ from qtask.delivery.ending import (
 )
 from qtask.delivery.exchange import broken
 from qtask.delivery.loop import READ, Loop
-from qtask.destinations.http.authorities import check_ca_file
 from qtask.destinations.http.host_slots import HostSlots
-from qtask.destinations.registry import Deliverer, deliverer
 from qtask.model.errors import ConfigError, Refused
 from qtask.model.ids import client_id
 from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
-from qtask.model.task import Kind
 from qtask.observe.failure_log import FailureLog
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
@@ -103,7 +102,7 @@ class Worker(BaseWorker):
         self._signals = StopSignals()
         self._heartbeat = heartbeat or Heartbeat("worker", config)
         self._failures = FailureLog(logger)
-        self._deliverers: dict[Kind, Deliverer] = {}
+        self._deliverers: dict[str, Deliverer] = {}
         self._claims = Channel(redis)
         self._settles = Channel(redis)
         self._queue_key = keys.queue(config.queue)
