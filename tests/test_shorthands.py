@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         assert_type(client.http("http://h/", json={"a": 1}, delay=1.5), Accepted)
         assert_type(client.udp("h:1", {"a": 1}, title="t"), Accepted)
         assert_type(client.redis("redis://h", publish="c", data=b"x"), Accepted)
-        assert_type(other.websocket("ws://h/", data="x", answer=True), Coroutine[Any, Any, Accepted])
+        sent = other.websocket("ws://h/", data="x", answer=True)
+        _: Coroutine[Any, Any, Accepted] = assert_type(sent, Coroutine[Any, Any, Accepted])
         client.udp("h:1", 1, dealy=1)  # type: ignore[call-arg]
         client.udp(7, 1)  # type: ignore[arg-type]
         client.pipe("p")  # type: ignore[call-arg]

@@ -129,7 +129,7 @@ def test_the_handshake_has_the_path_the_headers_and_the_id_of_the_task(deliver: 
     assert headers["Authorization"] == "Basic " + base64.b64encode(b"ada:s:cret").decode()
     assert (headers["X-Room"], headers["User-Agent"]) == ("7", "mine")
     assert (headers["QTask-Id"], headers["QTask-Attempt"]) == ("id-1", "1")
-    assert headers["QTask-Due"] == "1970-01-01T00:00:01Z"
+    assert headers["QTask-Due"] == "1970-01-01T00:00:01.000Z"
 
 
 def test_a_subprotocol_has_to_be_spoken(deliver: Deliveries) -> None:
