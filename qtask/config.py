@@ -54,7 +54,7 @@ class Config:
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     ca_file: str = _setting(
         "",
-        "PEM file, or folder as of `c_rehash`, of the authorities whose certificates are trusted over HTTPS; empty: "
+        "PEM file, or folder as of `c_rehash`, of the authorities whose certificates are trusted over TLS; empty: "
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, else the authorities that browsers trust",
     )
     queue: str = _setting("qtask", "name of the RQ queue")

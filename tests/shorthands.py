@@ -118,6 +118,51 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
             "settings": {"time": 60, "data": {"data": None}, "timeout": 2},
         },
     ),
+    "redis, published": (
+        lambda client: client.redis("redis://:pw@h:6379/0", publish="news", json={"a": None}, delay=60),
+        {
+            "title": "redis redis://***@h:6379/0",
+            "address": {"type": "redis", "link": "redis://:pw@h:6379/0"},
+            "settings": {"time": 60, "data": {"publish": "news", "json": {"a": None}}},
+        },
+    ),
+    "redis, added to a stream": (
+        lambda client: client.redis("redis://h", xadd="events", fields={"n": 1}, maxlen=9, delay=60, title="t"),
+        {
+            "title": "t",
+            "address": {"type": "redis", "link": "redis://h"},
+            "settings": {"time": 60, "data": {"xadd": "events", "fields": {"n": 1}, "maxlen": 9}},
+        },
+    ),
+    "redis, bytes pushed": (
+        lambda client: client.redis("redis://h", rpush="orders", data=b"\x00\xff", delay=60, title="t"),
+        {
+            "title": "t",
+            "address": {"type": "redis", "link": "redis://h"},
+            "settings": {"time": 60, "data": {"rpush": "orders", "base64": "AP8="}},
+        },
+    ),
+    "websocket": (
+        lambda client: client.websocket("ws://h/", json=None, delay=60),
+        {
+            "title": "websocket ws://h/",
+            "address": {"type": "websocket", "link": "ws://h/"},
+            "settings": {"time": 60, "data": {"json": None}},
+        },
+    ),
+    "websocket with everything": (
+        lambda client: client.websocket(
+            "wss://h/", data="hi", answer=True, headers={"X-A": "b"}, subprotocol="chat", delay=60, title="t"
+        ),
+        {
+            "title": "t",
+            "address": {"type": "websocket", "link": "wss://h/"},
+            "settings": {
+                "time": 60,
+                "data": {"text": "hi", "answer": True, "headers": {"X-A": "b"}, "subprotocol": "chat"},
+            },
+        },
+    ),
     "graph": (
         lambda client: client.graph(),
         {"title": "graph", "address": {"type": "__graph__"}, "settings": {"time": 0.0}},

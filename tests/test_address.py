@@ -14,7 +14,7 @@ import pytest
 from qtask import AsyncClient, Client, QTaskError
 from qtask.config import load
 from qtask.model.errors import ConfigError
-from qtask.store.address import parse, secrets_of, without_password
+from qtask.model.redis_address import parse, secrets_of, without_password
 from qtask.store.connect import connect, connect_async, reason_of
 from tests.command import qtask
 from tests.processes import Process

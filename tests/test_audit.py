@@ -19,10 +19,10 @@ from rq.serializers import JSONSerializer
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement, undelivered, unread
+from qtask.destinations.parsing import check_task
 from qtask.model.errors import WrongState
 from qtask.model.ids import stored_id
 from qtask.model.outcome import Answer, Failure
-from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases, tasks
 from qtask.store.audit import Audit, audit, write_off

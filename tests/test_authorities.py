@@ -7,7 +7,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from qtask.destinations.http.authorities import ca_bundle, check_ca_file
+from qtask.delivery.authorities import ca_bundle, check_ca_file
 from qtask.model.errors import ConfigError
 from tests.certificates import self_signed
 from tests.command import qtask

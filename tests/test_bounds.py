@@ -31,13 +31,13 @@ from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.loop import CANCELLED_KEEP, Loop
 from qtask.delivery.resolver import Address, Resolver
-from qtask.destinations.graph import draw_into_redis
+from qtask.destinations.graph.deliverer import draw_into_redis
 from qtask.destinations.http.curl_transport import HttpDeliverer
+from qtask.destinations.parsing import check_task
 from qtask.gateway.inbox import READ_BYTES
 from qtask.intake.intake import MAX_WAITING_BYTES, Intake
 from qtask.model.link import parse_socket
 from qtask.model.outcome import OUTCOMES_KEEP, Answer, Failure
-from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.connect import connect_async

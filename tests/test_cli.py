@@ -105,8 +105,9 @@ def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> Non
         "pycurl",
         "asyncio",
         "rich",
-        "msgspec",
     }
+    if arguments != ["send", "--help"]:  # its flags stand in the descriptions of the destinations
+        heavy.add("msgspec")
     assert heavy & set(result.stderr.split()) == set()
 
 
@@ -369,6 +370,7 @@ def test_send_of_one_task_has_no_progress(installation: Installation, receiver: 
         (
             [],
             "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
+            "--to-redis URL, --websocket URL, "
             "or a FILE of dicts",
         ),
         (["--http", "http://x/", "--pipe", "y"], "say where to: one of"),

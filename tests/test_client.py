@@ -20,8 +20,8 @@ from redis import Redis
 import qtask
 from qtask import AsyncClient, Client, NotFound, QTaskError, Refused, Unavailable
 from qtask.client.protocol import Accepted
+from qtask.destinations.parsing import read_task
 from qtask.model.errors import ConfigError
-from qtask.model.task import Task
 from qtask.store import keys
 from tests.answering import answer_line, answering
 from tests.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
@@ -53,7 +53,7 @@ def test_a_task_is_accepted_when_redis_holds_it(client: Client, redis: Redis) ->
     assert stored(redis, accepted.id) == task("one", delay=90.25)
     assert redis.zscore(keys.SCHEDULE, accepted.id) == accepted.due
     assert before - 1 < accepted.due - 90.25 < time.time() + 1
-    assert ok(client.send(msgspec.json.decode(msgspec.json.encode(task("two")), type=Task))).id != accepted.id
+    assert ok(client.send(read_task(msgspec.json.encode(task("two"))))).id != accepted.id
 
 
 def test_a_task_that_is_refused_raises_and_the_client_goes_on(client: Client, redis: Redis) -> None:
@@ -449,6 +449,8 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "socket": (lambda client: client.socket("127.0.0.1:9", 1, timeot=1), "'timeot'; did you mean 'timeout'"),
     "udp": (lambda client: client.udp("127.0.0.1:9", 1, expire=1), "'expire'; did you mean 'expires'"),
     "pipe": (lambda client: client.pipe("p", 1, retries=1), "'retries'; did you mean 'retry'"),
+    "redis": (lambda client: client.redis("redis://h/", feilds={}), "'feilds'; did you mean 'fields'"),
+    "websocket": (lambda client: client.websocket("ws://h/", answr=True), "'answr'; did you mean 'answer'"),
     "graph": (lambda client: client.graph(titel="t"), "'titel'; did you mean 'title'"),
     "send": (lambda client: client.send(task(), dealy=1), r"send\(\) got an unexpected .* 'dealy'; it takes task"),
     "send_many": (lambda client: client.send_many([], task=1), "'task'; did you mean 'tasks'"),

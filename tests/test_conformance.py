@@ -25,8 +25,8 @@ from qtask.delivery.loop import Loop
 from qtask.destinations.http import requests_transport as http_requests
 from qtask.destinations.http.curl_transport import HttpDeliverer
 from qtask.destinations.http.message import HttpRequest, follow, prepare
+from qtask.destinations.parsing import read_task
 from qtask.model.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
-from qtask.model.task import Task
 from tests.certificates import self_signed
 from tests.receiver import Exchange, Receiver
 from tests.redis_server import free_port
@@ -75,7 +75,7 @@ def deliver(request: pytest.FixtureRequest) -> Iterator[Deliver]:
 def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0, attempt: int = 1) -> HttpRequest:
     settings = {"time": 0, "timeout": timeout, "data": data or {}}
     task = {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
-    return prepare(msgspec.json.decode(msgspec.json.encode(task), type=Task), "P7DVFCP--0--", attempt, 1795539666.25)
+    return prepare(read_task(msgspec.json.encode(task)), "P7DVFCP--0--", attempt, 1795539666.25)
 
 
 FRAMING = ("host", "content-length", "connection")

@@ -18,9 +18,10 @@ import pytest
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.deliverer import deliverer
 from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import WRITE, Loop
-from qtask.destinations.registry import deliverer
+from qtask.destinations.parsing import read_task
 from qtask.model.outcome import Answer, Failure
 from qtask.model.task import Task
 from tests.descriptors import no_descriptors, open_descriptors
@@ -32,7 +33,7 @@ from tests.waiting import until
 def task(kind: str, link: str, data: Any = 1, timeout: float = 5.0) -> Task:
     settings = {"time": 0, "data": data, "timeout": timeout}
     one = {"title": "t", "address": {"type": kind, "link": link}, "settings": settings}
-    return msgspec.json.decode(msgspec.json.encode(one), type=Task)
+    return read_task(msgspec.json.encode(one))
 
 
 def deliver(one: Task, folder: Path = Path("pipes")) -> Answer:
@@ -107,7 +108,7 @@ def test_a_line_and_a_datagram_have_no_line_break_whoever_wrote_the_task(tmp_pat
 
     def spread(kind: str, link: str, data: str) -> Task:
         head = f'{{"title":"t","address":{{"type":"{kind}","link":"{link}"}},"settings":{{"time":0,"data":'
-        return msgspec.json.decode(f"{head}{data}}}}}", type=Task)
+        return read_task(f"{head}{data}}}}}".encode())
 
     with listening() as listener:
         deliver(spread("socket", f"127.0.0.1:{listener.address[1]}", text))

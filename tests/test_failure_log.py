@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from qtask.model.link import destination_of
+from qtask.destinations.registry import destination_of
 from qtask.observe.failure_log import LINES, MOST_DESTINATIONS, OTHERS, FailureLog
 from qtask.store import keys
 from tests.gateway_process import Connection, Gateway

@@ -171,7 +171,7 @@ def test_processes_import_no_matplotlib(process: str) -> None:
         "import sys\n"
         f"import qtask.cli.main, qtask.{process}.process\n"
         "from qtask.config import Config\n"
-        "from qtask.destinations.registry import deliverer\n"
+        "from qtask.delivery.deliverer import deliverer\n"
         "from qtask.delivery.loop import Loop\n"
         "for kind in ('http', 'socket', 'pipe', '__graph__'): deliverer(kind, Loop(), Config()).close()\n"
         "sys.exit(', '.join({'matplotlib', 'numpy', 'qtask.observe.graph'} & sys.modules.keys()) or 0)\n"

@@ -17,9 +17,9 @@ from redis import Redis
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.loop import Loop
-from qtask.destinations.graph import GraphDeliverer
+from qtask.destinations.graph.deliverer import GraphDeliverer
+from qtask.destinations.parsing import read_task
 from qtask.model.outcome import Answer, Failure
-from qtask.model.task import Task
 from qtask.store import keys
 from tests.command import qtask
 from tests.descriptors import no_descriptors
@@ -41,7 +41,7 @@ class Drawing:
 
     def start(self, task_id: str, timeout: float = 30.0) -> None:
         dict_ = {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": timeout}}
-        claim = Claim(task_id, 1, msgspec.json.decode(msgspec.json.encode(dict_), type=Task), 0.0)
+        claim = Claim(task_id, 1, read_task(msgspec.json.encode(dict_)), 0.0)
         self.deliverer.start(claim, lambda result: self._note(task_id, result))
 
     def wait_for(self, count: int) -> None:

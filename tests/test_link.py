@@ -9,10 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from qtask.destinations.http import HttpAddress
 from qtask.destinations.http.message import prepare
+from qtask.destinations.pipe import check_pipe
 from qtask.model.errors import Refused
-from qtask.model.link import MAX_LENGTH, SocketLink, check_http, check_pipe, parse_socket
-from qtask.model.task import HttpAddress, Task
+from qtask.model.link import MAX_LENGTH, SocketLink, check_http, parse_socket
+from qtask.model.task import Task
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from qtask import AsyncClient, Client
 from qtask.client.protocol import Accepted
+from qtask.destinations.parsing import parse
 from qtask.model.errors import Refused
 from qtask.model.mask import MASKED, Mask, mask_of
-from qtask.model.validation import parse
 from tests.command import qtask
 from tests.installation import Installation
 from tests.receiver import Exchange, Receiver

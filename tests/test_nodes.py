@@ -11,8 +11,9 @@ from redis.exceptions import ResponseError
 
 from qtask import AsyncClient, Client
 from qtask.client.protocol import Accepted
+from qtask.destinations.parsing import check_task
 from qtask.model.ids import NODE_LIMIT, IdSource
-from qtask.model.validation import Checked, check_task
+from qtask.model.validation import Checked
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys
 from qtask.store.connect import connect_async

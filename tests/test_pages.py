@@ -13,10 +13,10 @@ from redis import Redis
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement
+from qtask.destinations.parsing import check_task
 from qtask.model.errors import NotFound, Refused, WrongState
 from qtask.model.outcome import Answer, Failure
 from qtask.model.record import State
-from qtask.model.validation import check_task
 from qtask.store import graphs, keys, leases, schedule, tasks
 from qtask.store.connect import connect_async
 from qtask.store.nodes import Nodes

@@ -23,10 +23,10 @@ from msgspec import UNSET
 from redis import Redis
 
 from qtask.config import Config
+from qtask.destinations.parsing import check_task
 from qtask.model.errors import WrongState
 from qtask.model.ids import client_id, stored_id
 from qtask.model.outcome import OUTCOMES_KEEP
-from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases, schedule, tasks, workers
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement, SettleOptions

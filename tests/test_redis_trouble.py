@@ -23,9 +23,9 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from qtask.config import Config
+from qtask.destinations.parsing import check_task
 from qtask.intake.intake import Answer, Intake
 from qtask.model.errors import Refused
-from qtask.model.validation import check_task
 from qtask.scheduler.process import DEAD_AFTER_SECONDS, Scheduler
 from qtask.store import keys, tasks
 from qtask.store.channel import Channel

@@ -9,9 +9,9 @@ from pathlib import Path
 from msgspec import UNSET
 
 from qtask.config import Config
+from qtask.destinations.parsing import parse
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.retry import CAUSES, DEFAULT_CAUSES, DEFAULT_RETRY, Retry
-from qtask.model.validation import parse
 
 TEXT = (Path(__file__).parent.parent / "docs" / "retries.md").read_text()
 

@@ -21,8 +21,8 @@ import pytest
 
 from qtask import AsyncClient, Client
 from qtask.model.errors import ConfigError, Unavailable
+from qtask.model.redis_address import without_password
 from qtask.store import keys, tasks
-from qtask.store.address import without_password
 from qtask.store.connect import connect, require
 from tests.command import qtask
 from tests.gateway_process import Connection, Gateway

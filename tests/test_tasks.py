@@ -12,9 +12,9 @@ from redis import Redis
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement
+from qtask.destinations.parsing import check_task
 from qtask.model.errors import NotFound, WrongState
 from qtask.model.outcome import Answer, Failure
-from qtask.model.validation import check_task
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases
 from qtask.store.ledger import read_figures

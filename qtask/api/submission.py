@@ -10,12 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from qtask.api.responses import answer_to_array, answer_to_one, rejected, unsupported
+from qtask.destinations.parsing import parse
 from qtask.intake.intake import Answer, Intake
 from qtask.intake.limits import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
-from qtask.model.validation import bare, parse, split_batch
+from qtask.model.validation import bare, split_batch
 
 
 class Submission:

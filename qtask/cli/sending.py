@@ -10,9 +10,10 @@ from contextlib import closing
 from typing import Any
 
 import click
-import msgspec
+from msgspec import UNSET
 
-from qtask.cli.task_files import Item, decode
+from qtask.cli import destination_flags
+from qtask.cli.task_files import Item
 from qtask.client import Client
 from qtask.client.protocol import Answer
 from qtask.model.errors import QTaskError, Refused
@@ -28,34 +29,18 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
 
     Raises `QTaskError` when the destination is missing, or when flags do not go together.
     """
-    links = {
-        "http": flags["http"],
-        "socket": flags["socket_link"],
-        "udp": flags["udp_link"],
-        "pipe": flags["pipe"],
-        "__graph__": flags["graph"],
-    }
-    given = [(kind, link) for kind, link in links.items() if link]
-    if len(given) != 1:
-        raise QTaskError(
-            "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
-            "or a FILE of dicts"
-        )
-    ((kind, link),) = given
-    if kind != "http" and (flags["method"] or flags["headers"]):
-        raise QTaskError("--method and --header go with --http")
+    destination, link = destination_flags.chosen(flags)
     settings = _when(flags)
     settings |= {name: flags[name] for name in ("timeout", "expires") if flags[name] is not None}
     if flags["attempts"] is not None:
         settings["retry"] = {"attempts": flags["attempts"]}
     if flags["task_id"] is not None:
         settings["id"] = flags["task_id"]
-    data = _data(kind, flags)
-    if data is not None:
-        settings["data"] = data[0]
-    address = {"type": kind} if kind == "__graph__" else {"type": kind, "link": link}
-    default = "graph" if kind == "__graph__" else mask.text(f"{kind} {link}")[:MAX_TITLE_CHARACTERS]
-    title = flags["title"] or default
+    data = destination_flags.settings_data(destination, flags)
+    if data is not UNSET:
+        settings["data"] = data
+    address = {"type": destination.name, "link": link} if link else {"type": destination.name}
+    title = flags["title"] or mask.text(destination.title_of(link))[:MAX_TITLE_CHARACTERS]
     return [("task", {"title": title, "address": address, "settings": settings})]
 
 
@@ -149,36 +134,3 @@ def _when(flags: Mapping[str, Any]) -> dict[str, Any]:
         return {"at": float(flags["at"])}
     except ValueError:
         return {"at": flags["at"]}
-
-
-def _data(kind: str, flags: Mapping[str, Any]) -> tuple[Any] | None:
-    """What goes into `settings.data`, or None for nothing; the gateway checks whether it is needed."""
-    given: tuple[Any] | None = None
-    if flags["data"] is not None:
-        try:
-            decode(flags["data"])
-            given = (msgspec.Raw(msgspec.json.format(flags["data"], indent=-1).encode()),)
-        except msgspec.DecodeError as error:
-            raise QTaskError(f'--data wants JSON, such as {{"a": 1}} or "text" in quotes: {error}') from None
-    if kind == "pipe":
-        return ({"data": given[0]},) if given else None
-    if kind != "http":
-        return given
-    http: dict[str, Any] = {"json": given[0]} if given else {}
-    if flags["method"] or given:
-        http["method"] = flags["method"] or "POST"
-    if flags["headers"]:
-        http["headers"] = _headers(flags["headers"])
-    return (http,) if http else None
-
-
-def _headers(given: tuple[str, ...]) -> dict[str, str] | str:
-    if given == ("auto",):
-        return "auto"
-    headers = {}
-    for header in given:
-        name, colon, value = header.partition(":")
-        if not colon:
-            raise QTaskError(f"--header wants NAME:VALUE, or `auto` alone, got {header!r}")
-        headers[name.strip()] = value.strip()
-    return headers

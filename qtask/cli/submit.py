@@ -14,23 +14,12 @@ from qtask.model.errors import QTaskError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-# Exactly one of these says where a task goes; `sending.from_flags` reads them.
-_DESTINATION_FLAGS = (
-    click.option("--http", metavar="URL", help="deliver to an http or https URL"),
-    click.option("--socket", "socket_link", metavar="HOST:PORT", help="deliver to a socket"),
-    click.option("--udp", "udp_link", metavar="HOST:PORT", help="deliver a datagram"),
-    click.option("--pipe", metavar="NAME", help="deliver to a named pipe"),
-    click.option("--graph", is_flag=True, help="draw a graph"),
-)
-
 _TASK_FLAGS = (
     click.option(
         "--in", "delay", type=duration, help="when: after 90 (seconds), 90s, 10m, 2h, 3d or 1h30m  [default: 0]"
     ),
     click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds"),
     click.option("--title", help="name of the task"),
-    click.option("--method", help="HTTP method  [default: GET, with --data POST]"),
-    click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="an HTTP header, or `auto`"),
     click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)"),
     click.option("--timeout", type=duration, help="how long a delivery may take"),
     click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]"),
@@ -41,12 +30,23 @@ _TASK_FLAGS = (
 
 def _task_flags(command: _Command) -> _Command:
     """Adds the flags that describe a task."""
-    for flag in reversed((*_DESTINATION_FLAGS, *_TASK_FLAGS)):
+    for flag in reversed(_TASK_FLAGS):
         command = flag(command)
     return command
 
 
-@click.command()
+class _WithDestinations(click.Command):
+    """Lists the flags of the destinations before its own."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from qtask.cli.destination_flags import options
+
+        own = super().get_params(ctx)
+        arguments = [one for one in own if isinstance(one, click.Argument)]
+        return [*arguments, *options(), *own[len(arguments) :]]
+
+
+@click.command(cls=_WithDestinations)
 @click.argument("file", type=click.File("rb"), required=False)
 @_task_flags
 @json_flag

@@ -7,9 +7,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from qtask.destinations.parsing import parse
 from qtask.model.errors import QTaskError, Refused
 from qtask.model.rejection import refusal_of_form
-from qtask.model.validation import bare, parse
+from qtask.model.validation import bare
 
 _OneLevel = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
 

@@ -12,9 +12,9 @@ import msgspec
 
 from qtask.model.errors import ConfigError, QTaskError, Refused, Unavailable
 from qtask.model.mask import Mask, mask_of
+from qtask.model.redis_address import without_password
 from qtask.model.task import Task
 from qtask.model.validation import encode
-from qtask.store.address import without_password
 
 DEFAULT_URL = "socket://127.0.0.1:5123"
 URL_VARIABLE = "QTASK_URL"

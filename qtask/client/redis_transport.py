@@ -16,9 +16,10 @@ from qtask import forks
 from qtask.client import protocol
 from qtask.client.gathered import Gathered
 from qtask.client.protocol import Accepted, Answer, TaskLike
+from qtask.destinations.parsing import check_task
 from qtask.model.errors import Unavailable
 from qtask.model.record import State, TaskRecord
-from qtask.model.validation import Checked, check_task
+from qtask.model.validation import Checked
 from qtask.store import tasks
 from qtask.store.connect import connect, connect_async, read_again, read_again_async, reason_of
 from qtask.store.nodes import Nodes

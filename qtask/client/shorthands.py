@@ -1,117 +1,72 @@
-"""What is submitted often, in few words: the same for both clients."""
+"""What is submitted often, in few words: the same for both clients. Each destination describes its own shorthand."""
 
 from __future__ import annotations
 
-import base64
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from functools import cache, wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from msgspec import UNSET
 
 from qtask.client.protocol import TaskLike, client_mask
-from qtask.client.words import known_words
+from qtask.client.words import check_words, named_parameters
+from qtask.destinations.registry import REGISTRY, BuiltIn
+from qtask.model.destination import Delay, Destination, Instant, Options, Parts
 from qtask.model.errors import Refused
-from qtask.model.task import MAX_TITLE_CHARACTERS, Kind
+from qtask.model.task import MAX_TITLE_CHARACTERS
 
-Delay = float | timedelta
-Instant = float | datetime
 Sent = TypeVar("Sent")
-
-
-class Options(TypedDict, total=False):
-    """What any task may be told.
-
-    Attributes:
-        delay, at: when; with neither the task is due at once. A `datetime` needs its zone.
-        title: name of the task.
-        timeout: seconds that one delivery may take.
-        retry: how a failed delivery is tried again; see docs/retries.md.
-        expires: seconds or a `timedelta` after due, from which on no delivery begins.
-        id: of your choosing: a second task with it is answered with the first, and does nothing.
-    """
-
-    delay: Delay | None
-    at: Instant | None
-    title: str
-    timeout: float | None
-    retry: Mapping[str, Any] | None
-    expires: Delay | str | None
-    id: str | None
-
+_Arguments = ParamSpec("_Arguments")
 
 _OPTIONS = tuple(Options.__annotations__)
 
 
-class Shorthands(Generic[Sent]):
-    """A method for each kind of address. `Sent` is what `send` returns: an answer, or one to be awaited."""
+class Shorthands(BuiltIn, Generic[Sent]):
+    """A method for each destination. `Sent` is what `send` returns: an answer, or one to be awaited."""
 
     @abstractmethod
     def send(self, task: TaskLike) -> Sent:
         """Submits one task."""
 
-    @known_words(*_OPTIONS)
-    def http(
-        self,
-        url: str,
-        *,
-        method: str | None = None,
-        headers: Mapping[str, str] | str | None = None,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        data: str | bytes | Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
-    ) -> Sent:
-        """Submits an HTTP request, in the words of requests.
+    def _shorthand_of(self, destination: Destination[_Arguments]) -> Callable[_Arguments, Sent]:
+        """The method for a destination; see `qtask.model.destination.Submits`."""
 
-        Args:
-            method: by default POST with a body (`json` or `data`), else GET.
-        """
-        given = {"headers": headers, "params": params, "json": json}
-        if isinstance(data, bytes | bytearray):
-            given["body_base64"] = base64.b64encode(data).decode()
-        else:
-            given["data"] = data
-        body = {key: value for key, value in given.items() if value is not None}
-        if method is None and (json is not None or data is not None):
-            method = "POST"
-        if method is not None and method != "GET":
-            body["method"] = method
-        return self.send(_build("http", url, body or UNSET, options))
+        @wraps(destination.shorthand)
+        def submit(*arguments: _Arguments.args, **words: _Arguments.kwargs) -> Sent:
+            check_words(f"{type(self).__name__}.{destination.word}", words, _words(destination))
+            parts = destination.shorthand(*arguments, **words)
+            options: Any = {name: value for name, value in words.items() if name in _OPTIONS}
+            return self.send(_build(destination, parts, options))
 
-    @known_words(*_OPTIONS)
-    def socket(
-        self,
-        address: str,
-        data: Any,
-        **options: Unpack[Options],
-    ) -> Sent:
-        """Submits `data` (any JSON) for a socket: `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`."""
-        return self.send(_build("socket", address, data, options))
+        submit.__name__ = destination.word
+        submit.__qualname__ = f"{type(self).__name__}.{destination.word}"
+        return submit
 
-    @known_words(*_OPTIONS)
-    def pipe(
-        self,
-        name: str,
-        data: Any,
-        **options: Unpack[Options],
-    ) -> Sent:
-        """Submits `data` (any JSON) for a named pipe."""
-        return self.send(_build("pipe", name, {"data": data}, options))
+    if not TYPE_CHECKING:  # a type checker should say that `client.htp` is a mistake
 
-    @known_words(*_OPTIONS)
-    def udp(self, address: str, data: Any, **options: Unpack[Options]) -> Sent:
-        """Submits `data` (any JSON) as a datagram to `HOST:PORT` or `[IPv6]:PORT`."""
-        return self.send(_build("udp", address, data, options))
-
-    @known_words()
-    def graph(self, *, title: str = "graph") -> Sent:
-        """Asks for a graph of how punctual deliveries were; its id fetches the picture."""
-        return self.send(_build("__graph__", "", UNSET, {"title": title}))
+        def __getattr__(self, name: str) -> Any:
+            """The method for a destination of an installed package."""
+            if not name.startswith("_"):
+                REGISTRY.look_for_more()
+                for destination in REGISTRY.known():
+                    if destination.word == name:
+                        return self._shorthand_of(destination)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _build(kind: Kind, link: str, data: Any, options: Options) -> dict[str, Any]:
+@cache
+def _words(destination: Destination[...]) -> frozenset[str]:
+    """The keyword arguments that a shorthand takes."""
+    parameters = signature(destination.shorthand).parameters.values()
+    more = _OPTIONS if any(one.kind is one.VAR_KEYWORD for one in parameters) else ()
+    return frozenset((*named_parameters(destination.shorthand), *more))
+
+
+def _build(destination: Destination[...], parts: Parts, options: Options) -> dict[str, Any]:
+    link, data = parts
     settings = _when(options.get("delay"), options.get("at"))
     if data is not UNSET:
         settings["data"] = data
@@ -123,8 +78,8 @@ def _build(kind: Kind, link: str, data: Any, options: Options) -> dict[str, Any]
         "id": options.get("id"),
     }
     settings |= {name: value for name, value in given.items() if value is not None}
-    address = {"type": kind, "link": link} if link else {"type": kind}
-    title = options.get("title") or client_mask().text(f"{kind} {link}")[:MAX_TITLE_CHARACTERS]
+    address = {"type": destination.name, "link": link} if link else {"type": destination.name}
+    title = options.get("title") or client_mask().text(destination.title_of(link))[:MAX_TITLE_CHARACTERS]
     return {"title": title, "address": address, "settings": settings}
 
 

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import Parameter, signature
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
-def known_words(
-    *more: str,
-) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Has a method raise `TypeError` for keyword arguments that it does not know, and name the nearest that it knows.
-
-    Args:
-        more: words that it takes beside its parameters, in its `**options`.
-    """
+def known_words() -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Has a method raise `TypeError` for a keyword argument that it does not know, and name the nearest known one."""
 
     def decorate(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-        named = [name for name, one in signature(method).parameters.items() if one.kind in _NAMED and name != "self"]
-        known = frozenset((*named, *more))
+        known = frozenset(named_parameters(method))
         shown = method.__qualname__.removesuffix(".__init__")
 
         @wraps(method)
         def checked(*arguments: _Arguments.args, **words: _Arguments.kwargs) -> _Result:
-            if words and not known.issuperset(words):
-                raise TypeError(_message(shown, next(word for word in words if word not in known), known))
+            check_words(shown, words, known)
             return method(*arguments, **words)
 
         return checked
 
     return decorate
+
+
+def named_parameters(function: Callable[..., Any]) -> list[str]:
+    """The names by which a function or method takes keyword arguments."""
+    return [name for name, one in signature(function).parameters.items() if one.kind in _NAMED and name != "self"]
+
+
+def check_words(method: str, words: Mapping[str, object], known: frozenset[str]) -> None:
+    """Raises `TypeError` for keyword arguments of which a method does not know one.
+
+    Args:
+        method: its name, for the message.
+        words: the arguments.
+        known: the names that it knows.
+    """
+    if words and not known.issuperset(words):
+        raise TypeError(_message(method, next(word for word in words if word not in known), known))
 
 
 def _message(method: str, word: str, known: Iterable[str]) -> str:

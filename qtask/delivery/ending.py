@@ -12,8 +12,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from qtask.delivery.claim import Claim
+from qtask.destinations.registry import destination_of
 from qtask.model.ids import client_id
-from qtask.model.link import destination_of
 from qtask.model.outcome import Answer, Failure, Outcome, encode_outcome
 from qtask.model.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
 from qtask.model.task import expiry_of

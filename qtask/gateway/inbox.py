@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
+from qtask.destinations.parsing import parse
 from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
-from qtask.model.validation import parse
 from qtask.store import inbox
 from qtask.store.inbox import Entry, Refusal
 

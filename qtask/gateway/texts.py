@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from qtask.destinations.parsing import parse
 from qtask.gateway.answers import Answers, ArrayLine
 from qtask.gateway.framing import Framing
 from qtask.gateway.wrong_protocol import HttpRefused, is_http_request
@@ -11,7 +12,7 @@ from qtask.intake.intake import Intake, OnAnswer
 from qtask.intake.limits import ARRAY_FACTOR, MAX_IN_ARRAY
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
-from qtask.model.validation import parse, split_batch
+from qtask.model.validation import split_batch
 
 TURN_BYTES = 16_384  # a dict of so many bytes takes as much of a turn as two
 

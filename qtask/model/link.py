@@ -18,12 +18,11 @@ MAX_HOST_LENGTH = 253  # characters; DNS knows no longer names
 
 _NAME = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 _HOST = re.compile(_NAME, re.ASCII)
-_PLAIN_URL = re.compile(rf"https?://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", re.ASCII)
+_PLAIN_URL = re.compile(rf"([a-z]+)://({_NAME})(?::([0-9]{{1,5}}))?(?:[/?][!-~]*)?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
-_PIPE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _UNIX_URL = "http://unix:/"
 _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
-_AUTHORITY = re.compile(r"https?://([^/?#]*)")
+_AUTHORITY = re.compile(r"[a-z]+://([^/?#]*)")
 _PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _ENCODE = "percent-encode what is special in the user and the password"
@@ -45,7 +44,7 @@ def check_http(link: str) -> str:
     `http://unix:/run/app.sock:/path` is the URL `http://localhost/path` of a receiver on a unix socket, as nginx
     writes it.
     """
-    _check_length(link)
+    check_length(link)
     if link.startswith(_UNIX_URL):
         path, url = split_unix(link)
         _check_unix_path(path, link)
@@ -55,32 +54,35 @@ def check_http(link: str) -> str:
     return link
 
 
-def check_url(link: str) -> None:
-    """Checks an http or https URL of any length. Raises `Refused` when it is none.
+def check_url(link: str, schemes: tuple[str, str] = ("http", "https")) -> None:
+    """Checks a URL of any length. Raises `Refused` when it is none.
 
-    The scheme may be in capitals (RFC 3986, section 3.1).
+    Args:
+        link: the URL; its scheme may be in capitals (RFC 3986, section 3.1).
+        schemes: the one without TLS and the one with it.
     """
-    if (match := _PLAIN_URL.fullmatch(link)) and len(match[1]) <= MAX_HOST_LENGTH:
-        if match[2]:
-            _check_port(match[2], link)
+    match = _PLAIN_URL.fullmatch(link)
+    if match and match[1] in schemes and len(match[2]) <= MAX_HOST_LENGTH:
+        if match[3]:
+            _check_port(match[3], link)
         return
-    if not link[:8].lower().startswith(("http://", "https://")):
-        raise Refused(
-            "invalid_value", FIELD, f"a link that begins with http:// or https:// is needed, got {_cut(link)}"
-        )
+    plain, secure = schemes
+    if not link[: len(secure) + 3].lower().startswith((f"{plain}://", f"{secure}://")):
+        words = f"a link that begins with {plain}:// or {secure}:// is needed, got {shown(link)}"
+        raise Refused("invalid_value", FIELD, words)
     if _UNSAFE.search(link):
         raise Refused("invalid_value", FIELD, "a link has no blanks or control characters; write %20 and the like")
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
     except ValueError:  # its words may hold a password that has not been percent-encoded
-        hint = _ENCODE if "@" in link else "http://example.org:8080/path is one"
-        raise Refused("invalid_value", FIELD, f"{_cut(link)} is not a URL; {hint}") from None
+        hint = _ENCODE if "@" in link else f"{plain}://example.org:8080/path is one"
+        raise Refused("invalid_value", FIELD, f"{shown(link)} is not a URL; {hint}") from None
     if not host:
-        raise Refused("invalid_value", FIELD, f"{_cut(link)} names no host; http://example.org/path does")
+        raise Refused("invalid_value", FIELD, f"{shown(link)} names no host; {plain}://example.org/path does")
     if "[" in parts.netloc:
         if not _BRACKETED.fullmatch(parts.netloc.rpartition("@")[2]):
-            raise Refused("invalid_value", FIELD, f"behind […] stands a port or nothing, got {_cut(link)}")
+            raise Refused("invalid_value", FIELD, f"behind […] stands a port or nothing, got {shown(link)}")
         _check_ipv6(host, link)
     else:
         _host_name(host, link)
@@ -88,27 +90,23 @@ def check_url(link: str) -> None:
         _check_port(str(port), link)
 
 
-def destination_of(kind: str, link: str) -> str:
-    """Where a task goes, for logs: a host and its port, never a path or credentials; `unknown` where it cannot be read.
+def place_of_url(link: str) -> str:
+    """Host and port of a URL, or `unix:` and the path of its unix socket, for logs; `unknown` where it has none.
 
     Args:
-        kind: `address.type`.
-        link: `address.link`, which may be wrong in any way.
+        link: which may be wrong in any way.
     """
-    if kind == "http":
-        if link.startswith(_UNIX_URL):
-            return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
-        match = _AUTHORITY.match(link)
-        place = match[1].rpartition("@")[2] if match else ""
-    elif kind == "pipe":
-        return f"pipe:{link}" if _PIPE_NAME.fullmatch(link) else "unknown"
-    elif kind == "__graph__":
-        return kind
-    else:
-        place = link
-    if place.startswith("unix:/"):
-        return place[:MAX_HOST_LENGTH]
-    return place if _PLACE.fullmatch(place) else "unknown"
+    if link.startswith(_UNIX_URL):
+        return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
+    match = _AUTHORITY.match(link)
+    return place_of_socket(match[1].rpartition("@")[2]) if match else "unknown"
+
+
+def place_of_socket(link: str) -> str:
+    """`HOST:PORT` or `unix:/path`, for logs; `unknown` for a link that is neither, which may hold credentials."""
+    if link.startswith("unix:/"):
+        return link[:MAX_HOST_LENGTH]
+    return link if _PLACE.fullmatch(link) else "unknown"
 
 
 def split_unix(link: str) -> tuple[str, str]:
@@ -135,13 +133,13 @@ def http_place(link: str) -> str:
 
 def parse_socket(link: str) -> SocketLink:
     """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
-    _check_length(link)
+    check_length(link)
     if link.startswith("unix:"):
         _check_unix_path(link[5:], link)
         return SocketLink("", 0, link[5:])
     host, colon, port = link.rpartition(":")
     if not colon:
-        raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {_cut(link)}")
+        raise Refused("invalid_value", FIELD, f"HOST:PORT is needed, such as 127.0.0.1:5000, got {shown(link)}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         _check_ipv6(host, link)
@@ -150,26 +148,15 @@ def parse_socket(link: str) -> SocketLink:
     return SocketLink(host, _check_port(port, link))
 
 
-def check_pipe(link: str) -> str:
-    """Returns the name of a pipe as it came. Raises `Refused` for what could leave the pipe folder."""
-    if not _PIPE_NAME.fullmatch(link):
-        raise Refused(
-            "invalid_value",
-            FIELD,
-            "the name of a pipe is 1 to 100 letters, digits, '-', '_' or '.', not beginning with '.', "
-            f"got {_cut(link)}",
-        )
-    return link
-
-
-def _check_length(link: str) -> None:
+def check_length(link: str) -> None:
+    """Raises `Refused` for a link that is too long."""
     if len(link) > MAX_LENGTH:
         raise Refused("too_large", FIELD, f"a link has at most {MAX_LENGTH} characters, got {len(link)}")
 
 
 def _check_unix_path(path: str, link: str) -> None:
     if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
-        raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {_cut(link)}")
+        raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {shown(link)}")
 
 
 def _host_name(host: str, link: str) -> str:
@@ -177,10 +164,10 @@ def _host_name(host: str, link: str) -> str:
     try:
         name = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
     except UnicodeError as error:
-        raise Refused("invalid_value", FIELD, f"{_cut(link)} names a host that cannot be: {error}") from None
+        raise Refused("invalid_value", FIELD, f"{shown(link)} names a host that cannot be: {error}") from None
     if not _HOST.fullmatch(name) or len(name) > MAX_HOST_LENGTH:
         raise Refused(
-            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {_cut(link)}"
+            "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {shown(link)}"
         )
     return name
 
@@ -190,18 +177,18 @@ def _check_ipv6(host: str, link: str) -> None:
         ipaddress.IPv6Address(host)
     except ValueError:
         raise Refused(
-            "invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {_cut(link)}"
+            "invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {shown(link)}"
         ) from None
 
 
 def _check_port(port: str, link: str) -> int:
     number = int(port) if _PORT.fullmatch(port) else 0
     if not 0 < number < 65_536:
-        raise Refused("invalid_value", FIELD, f"a port is a number from 1 to 65535, got {_cut(link)}")
+        raise Refused("invalid_value", FIELD, f"a port is a number from 1 to 65535, got {shown(link)}")
     return number
 
 
-def _cut(link: str) -> str:
+def shown(link: str) -> str:
     """A link for an error message, without credentials; in a link that cannot be read they may be anywhere before @."""
     before, at, rest = link.rpartition("@")
     scheme, slashes, _ = before.partition("://")

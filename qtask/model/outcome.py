@@ -23,6 +23,8 @@ ErrorKind = Literal[
     "redirect",  # too many redirects, or one that leads to no http(s) URL
     "status",  # an HTTP status of 400 or more
     "no_reader",  # a pipe that nobody reads
+    "unavailable",  # the receiver says that it takes nothing at the moment
+    "rejected",  # the receiver says that it does not take this
     "refused",  # the stored dict is no task
     "expired",  # settings.expires had passed before a delivery could begin
     "lost",  # the worker died or hung; whether the receiver got it is not known

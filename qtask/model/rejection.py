@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from qtask.model.errors import Refused
 from qtask.model.retry import CAUSES, Retry
-from qtask.model.task import KINDS, MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
+from qtask.model.task import MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
 from qtask.private import msgspec_messages as says
 
 _BEGINNINGS = (  # the longer of two that begin alike comes first
@@ -51,11 +52,9 @@ _KEYS_OF = {
     "settings": Settings.__struct_fields__,
     "settings.retry": Retry.__struct_fields__,
 }
-_HINTS = {
+_HINTS = {  # those of an address and of the data are the destinations'
     "title": "; the name of the task",
     "address": '; {"type": …, "link": …}',
-    "address.type": f"; one of {', '.join(KINDS)}",
-    "address.link": "; http: a URL, socket and udp: HOST:PORT, pipe: the name of the pipe",
     "settings": '; {"time": …, "data": …}',
     "settings.time": "; a delay in seconds, such as 90 or 1.5",
     "settings.at": "; Unix seconds, or an instant such as 2026-12-24T18:00:00+01:00",
@@ -65,21 +64,19 @@ _HINTS = {
     "settings.retry.on": f"; a list of statuses and of {', '.join(CAUSES)}",
     "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
     "settings.id": "; text of your choosing",
-    "settings.data.method": "; an HTTP method such as GET or POST",
-    "settings.data.headers": "; a dict of text, or auto for a browser's headers",
-    "settings.data.params": "; a dict of text, numbers, or lists of them",
-    "settings.data.data": "; text or a form for http, any JSON for pipe",
-    "settings.data.body_base64": "; bytes in base64",
 }
 
 
-def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Refused:
+def refusal_of_text(
+    error: Exception, raw: bytes, wanted: str = "object", hints: Mapping[str, str] | None = None
+) -> Refused:
     """Why a text could not be read as what it has to be.
 
     Args:
         error: that of msgspec, or of Python where it went through msgspec.
         raw: the text.
         wanted: what it has to be, behind the words "one JSON".
+        hints: by path of a field, what is added to the message about it.
     """
     if (refused := refusal_of_form(raw)) is not None:
         return refused
@@ -89,7 +86,7 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
     if isinstance(error, RecursionError):
         return too_deep()
     if isinstance(error, msgspec.ValidationError):
-        return _invalid(str(error), "")
+        return _invalid(str(error), "", hints or {})
     words = _what_is_malformed(raw) or str(error)
     if not raw.strip():
         return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
@@ -102,17 +99,20 @@ def refusal_of_text(error: Exception, raw: bytes, wanted: str = "object") -> Ref
     return Refused("invalid_json", "", f"one JSON {wanted} is needed; {what} at byte {position}, near {near!r}{hint}")
 
 
-def refusal_of_data(error: msgspec.ValidationError, data: bytes, kind: type[Struct]) -> Refused:
+def refusal_of_data(
+    error: msgspec.ValidationError, data: bytes, kind: type[Struct], hints: Mapping[str, str]
+) -> Refused:
     """Why `settings.data` has not the form of its kind.
 
     Args:
         error: what msgspec said of it.
         data: its JSON.
         kind: the struct that it has to fit.
+        hints: by path of a field, what is added to the message about it.
     """
     words = str(error)
     name = _culprit(msgspec.json.decode(data), kind) if says.SOME_KEY in words else ""
-    return _invalid(words, "settings.data", kind.__struct_fields__, name)
+    return _invalid(words, "settings.data", hints, kind.__struct_fields__, name)
 
 
 def refusal_of_form(raw: bytes) -> Refused | None:
@@ -187,10 +187,13 @@ def _lengthened(raw: bytes) -> str:
     return ""
 
 
-def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") -> Refused:
+def _invalid(
+    words: str, base: str, more_hints: Mapping[str, str], keys: tuple[str, ...] = (), name: str = ""
+) -> Refused:
+    hints = {**_HINTS, **more_hints}
     if match := says.MISSING.fullmatch(words):
         field = _path(base, match["path"], name, match["key"])
-        return Refused("missing_field", field, f"{match['key']} is needed{_HINTS.get(field, '')}")
+        return Refused("missing_field", field, f"{match['key']} is needed{hints.get(field, '')}")
     if match := says.UNKNOWN.fullmatch(words):
         place = _path(base, match["path"], name)
         known = ", ".join(keys or _KEYS_OF.get(place, ()))
@@ -202,14 +205,14 @@ def _invalid(words: str, base: str, keys: tuple[str, ...] = (), name: str = "") 
     if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)
         got = f", got {_WORDS.get(match['got'], match['got'])}" if match["got"] else ""
-        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _HINTS.get(field, "")
+        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else hints.get(field, "")
         return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
     if match := says.OUT_OF_RANGE.fullmatch(words):
         limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
         return Refused("invalid_value", _path(base, match["path"], name), limits)
     if match := says.BAD_VALUE.fullmatch(words):
         field = _path(base, match["path"], name)
-        return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{_HINTS.get(field, '')}")
+        return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{hints.get(field, '')}")
     return Refused("invalid_value", base, words)
 
 

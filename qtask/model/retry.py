@@ -18,11 +18,25 @@ MAX_DELAY_SECONDS = 2_592_000.0  # thirty days
 
 Backoff = Literal["exponential", "linear", "fixed"]
 StatusClass = Literal["4xx", "5xx"]
-Cause = Literal["dns", "connect", "timeout", "tls", "protocol", "redirect", "no_reader", "internal", "4xx", "5xx"]
+Cause = Literal[
+    "dns",
+    "connect",
+    "timeout",
+    "tls",
+    "protocol",
+    "redirect",
+    "no_reader",
+    "unavailable",
+    "rejected",
+    "internal",
+    "4xx",
+    "5xx",
+]
 
-# What may be over by itself. Another 4xx says that the request is wrong, and it will be as wrong the next time.
+# What may be over by itself. Another 4xx, and `rejected`, say that the task is wrong, and it will be as wrong the next
+# time.
 DEFAULT_CAUSES: tuple[Cause | int, ...] = (
-    *("dns", "connect", "timeout", "tls", "protocol", "no_reader", "internal", "5xx"),
+    *("dns", "connect", "timeout", "tls", "protocol", "no_reader", "unavailable", "internal", "5xx"),
     *(408, 425, 429),
 )
 

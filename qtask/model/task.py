@@ -1,12 +1,14 @@
 """The dict that QTask accepts, as types: a title, an address and settings, and the limits of what they may hold.
 
-What `settings.data` may hold depends on `address.type`, which tells the structs of an address apart. They say of
-what type each value is; `qtask.model.validation` reads them from text and holds them to the rest.
+What an address looks like, and what `settings.data` may hold, depends on `address.type`: each destination
+(`qtask.destinations`) brings its own types for both. `qtask.destinations.registry` puts them together.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard, get_args
+import base64
+import binascii
+from typing import TYPE_CHECKING, Generic, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -19,82 +21,26 @@ MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
 MAX_DIGITS = 4_300  # of a whole number: Python reads no longer ones, and a stock `rq worker` reads tasks with it
 MAX_TITLE_CHARACTERS = 500
-MAX_DATAGRAM_BYTES = 65_507  # of UDP over IPv4
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 600.0
 
-Kind = Literal["http", "socket", "udp", "pipe", "__graph__"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Scalar = str | int | float | bool  # int beside float, or a long number such as an id would lose its last digits
-FormValue = Scalar | list[Scalar] | None
-
-
-class _Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of every part of a task: immutable, strict about unknown keys, silent about defaults."""
 
 
-class HttpAddress(_Part, frozen=True, tag_field="type", tag="http"):
-    """`link`: a URL that begins with http:// or https://."""
-
-    link: str
-
-
-class SocketAddress(_Part, frozen=True, tag_field="type", tag="socket"):
-    """`link`: `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`."""
-
-    link: str
-
-
-class UdpAddress(_Part, frozen=True, tag_field="type", tag="udp"):
-    """`link`: `HOST:PORT` or `[IPv6]:PORT`."""
-
-    link: str
-
-
-class PipeAddress(_Part, frozen=True, tag_field="type", tag="pipe"):
-    """`link`: the name of a FIFO in the pipe folder."""
-
-    link: str
-
-
-class GraphAddress(_Part, frozen=True, tag_field="type", tag="__graph__"):
-    """A graph of how punctual deliveries were; it needs no link."""
-
-    link: str = ""
-
-
-Address = HttpAddress | SocketAddress | UdpAddress | PipeAddress | GraphAddress
-
-
-class HttpData(_Part, frozen=True):
-    """What an `http` task sends, in the words of requests; at most one of `json`, `data`, `body_base64`.
+class Address(Part, frozen=True):
+    """Where a task goes. Each destination has a subclass, whose tag is `address.type`.
 
     Attributes:
-        method: any HTTP method; the default is GET.
-        headers: a dict of text, or `auto` for the headers of a random current browser.
-        params: added to the query of the link; a list repeats its key, null leaves it out.
-        json: the JSON text that is sent, as the client wrote it; null means none.
-        data: text, or a dict that is sent as a form.
-        body_base64: bytes, in base64.
+        link: in the form of the destination.
     """
 
-    method: str = "GET"
-    headers: dict[str, str] | Literal["auto"] | UnsetType | None = UNSET
-    params: dict[str, FormValue] | UnsetType | None = UNSET
-    json: Raw | UnsetType = UNSET
-    data: str | dict[str, FormValue] | UnsetType | None = UNSET
-    body_base64: str | UnsetType = UNSET
+    link: str
 
 
-class PipeData(_Part, frozen=True):
-    """What a `pipe` task writes: the JSON text of `data`, as one line."""
-
-    data: Raw
-
-
-class Settings(_Part, frozen=True):
-    """When and what. Exactly one of `time` and `at`, except for `__graph__`, which is due at once.
+class Settings(Part, frozen=True):
+    """When and what. Exactly one of `time` and `at`, except where the destination says that a task is due at once.
 
     Attributes:
         time: delay in seconds before the delivery; fractions count.
@@ -115,15 +61,28 @@ class Settings(_Part, frozen=True):
     id: str | UnsetType = UNSET
 
 
-class Task(_Part, frozen=True):
-    """One dict that QTask accepts: `{"title": …, "address": {…}, "settings": {…}}`."""
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # that of `typing` has defaults from Python 3.13 on
+
+    _Address_co = TypeVar("_Address_co", bound=Address, default=Address, covariant=True)
+else:
+    from typing import TypeVar
+
+    _Address_co = TypeVar("_Address_co", covariant=True)
+
+
+class Task(Part, Generic[_Address_co], frozen=True):
+    """One dict that QTask accepts: `{"title": …, "address": {…}, "settings": {…}}`.
+
+    `qtask.destinations.parsing` reads it, with the union of all registered addresses in place of the parameter.
+    """
 
     title: str
-    address: Address
+    address: _Address_co
     settings: Settings = Settings()
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """`address.type`."""
         return self.address.__struct_config__.tag  # type: ignore[return-value]
 
@@ -167,3 +126,11 @@ def json_text(data: Raw | UnsetType) -> bytes:
         raise Refused("missing_field", "settings.data", "there is no data to send; any JSON will do")
     text = bytes(data)
     return msgspec.json.format(text, indent=-1) if b"\n" in text or b"\r" in text else text
+
+
+def decode_base64(text: str, field: str = "settings.data.body_base64") -> bytes:
+    """The bytes of a field in base64. Raises `Refused` when it is not base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused("invalid_value", field, f"base64 is needed: {error}") from None

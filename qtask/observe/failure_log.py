@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
-from qtask.model.link import destination_of
 
 LINES = 10  # of one event for one destination in one window
 WINDOW_SECONDS = 60.0

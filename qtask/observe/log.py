@@ -17,8 +17,8 @@ from typing import Any
 from qtask.config import Config
 from qtask.model.errors import ConfigError
 from qtask.model.mask import Mask, mask_of
+from qtask.model.redis_address import secrets_of, without_secrets
 from qtask.model.timing import format_instant
-from qtask.store.address import secrets_of, without_secrets
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "human", "json")

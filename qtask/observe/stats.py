@@ -8,13 +8,13 @@ exact totals stand in a hash beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from redis import Redis
 
+from qtask.destinations.registry import built_in
 from qtask.model.outcome import Outcome
-from qtask.model.task import KINDS
 from qtask.store import statistics
 
 UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is no task
@@ -57,9 +57,30 @@ class Samples:
         return len(self.ended)
 
 
-def read(redis: Redis, kinds: Sequence[str] = (*KINDS, UNKNOWN), newest: int | None = None) -> list[Samples]:
-    """Reads the outcomes that are kept, per kind; with `newest` only so many of each."""
-    return [_read_kind(redis, kind, newest) for kind in kinds]
+def read(redis: Redis, kinds: Sequence[str] | None = None, newest: int | None = None) -> list[Samples]:
+    """Reads the outcomes that are kept, per kind; with `newest` only so many of each.
+
+    Args:
+        redis: where they are.
+        kinds: by default those that come with QTask, and all others that have totals.
+        newest: outcomes of each kind.
+    """
+    return [_read_kind(redis, kind, newest) for kind in (_kinds(_totals(redis)) if kinds is None else kinds)]
+
+
+def _kinds(totals: Mapping[str, object]) -> list[str]:
+    """All kinds: those of QTask in their order, then those of installed packages, and what was no task at last."""
+    own = [*built_in()]
+    return [*own, *sorted(totals.keys() - {*own, UNKNOWN}), UNKNOWN]
+
+
+def _totals(redis: Redis) -> dict[str, dict[str, int]]:
+    """How many outcomes there have been: by kind, then by status."""
+    totals: dict[str, dict[str, int]] = {}
+    for name, count in statistics.read_totals(redis).items():
+        kind, _, status = name.rpartition(":")
+        totals.setdefault(kind, {})[status] = count
+    return totals
 
 
 def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
@@ -100,12 +121,9 @@ class KindSummary:
 
 def summary(redis: Redis) -> list[KindSummary]:
     """A summary of each kind that has outcomes."""
-    totals: dict[str, dict[str, int]] = {}
-    for name, count in statistics.read_totals(redis).items():
-        kind, _, status = name.rpartition(":")
-        totals.setdefault(kind, {})[status] = count
+    totals = _totals(redis)
     found = []
-    for samples in read(redis):
+    for samples in read(redis, _kinds(totals)):
         if samples.kind in totals or samples.ended:
             lateness = spread([late for late in samples.lateness if not math.isnan(late)])
             duration = spread(samples.duration)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtask.config import Config
-from qtask.store.address import without_password
+from qtask.model.redis_address import without_password
 
 BEAT_SECONDS = 1.0  # how often a process gives a sign of life
 ALIVE_SECONDS = 10.0  # without one for so long, a process counts as hung

@@ -12,13 +12,13 @@ from pathlib import Path
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from qtask.config import Config, flag_name, in_url
-from qtask.destinations.http.authorities import check_ca_file
+from qtask.delivery.authorities import check_ca_file
 from qtask.model.errors import QTaskError
+from qtask.model.redis_address import without_password
 from qtask.process.supervisor import LOOK_SECONDS, Member, Supervisor
 from qtask.run.data_folder import PRIVATE_FOLDER
 from qtask.run.embedded import EmbeddedRedis
 from qtask.store import rights
-from qtask.store.address import without_password
 from qtask.store.connect import connect
 
 READY_SECONDS = 30.0

@@ -22,10 +22,11 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 
 from qtask.config import Config
+from qtask.destinations.parsing import check_task
+from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id, stored_id
-from qtask.model.link import destination_of
-from qtask.model.validation import Checked, check_task
+from qtask.model.validation import Checked
 from qtask.private import redis_py
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals

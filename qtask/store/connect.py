@@ -24,10 +24,10 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from qtask import forks
+from qtask.model import redis_address as address
 from qtask.model.errors import ConfigError, Unavailable
+from qtask.model.redis_address import not_an_address, secrets_of, without_password, without_secrets
 from qtask.private import redis_py
-from qtask.store import address
-from qtask.store.address import not_an_address, secrets_of, without_password, without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
@@ -49,7 +49,7 @@ def connect(url: str, timeout: float | None = None) -> Redis:
     """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; nothing is sent yet.
 
     Args:
-        url: the address; see `qtask.store.address` for its forms.
+        url: the address; see `qtask.model.redis_address` for its forms.
         timeout: seconds to wait for a reply; None waits for as long as it takes.
 
     It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from qtask.destinations.parsing import TaskDecoder
 from qtask.model.errors import Refused
 from qtask.model.ids import instant_of
 from qtask.model.task import Task
@@ -16,7 +17,9 @@ from qtask.model.timing import parse_instant
 FUNCTION = "qtask.do"  # what a stock `rq worker` imports and calls; short, because every job names it
 
 _ACCEPTED = b'["qtask.do",0,['  # how submit.lua begins the data of a job
-_DECODER = msgspec.json.Decoder(tuple[str, int | None, tuple[Task], dict[str, Any]])
+_DECODER: TaskDecoder[tuple[str, int | None, tuple[Task], dict[str, Any]]] = TaskDecoder(
+    lambda task: tuple[str, int | None, tuple[task], dict[str, Any]]  # type: ignore[valid-type]
+)
 
 
 def read_data(data: bytes) -> tuple[Task, bool]:
@@ -33,7 +36,10 @@ def read_data(data: bytes) -> tuple[Task, bool]:
         except zlib.error:
             raise Refused("invalid_value", "data", "this job is no task: its data is not RQ's JSON") from None
     try:
-        function, instance, (task,), _ = _DECODER.decode(data)
+        try:
+            function, instance, (task,), _ = _DECODER.decoder.decode(data)
+        except msgspec.ValidationError:
+            function, instance, (task,), _ = _DECODER.decode_anew(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_function(data)
         raise Refused("invalid_value", "data", f"this job is no task: {error}") from None

@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim
+from qtask.delivery.deliverer import Deliverer, deliverer
 from qtask.delivery.ending import (
     log_failure,
     log_unread,
@@ -24,11 +25,9 @@ from qtask.delivery.ending import (
 from qtask.delivery.exchange import broken
 from qtask.delivery.loop import Loop
 from qtask.destinations.http.host_slots import Entry, HostSlots
-from qtask.destinations.registry import Deliverer, deliverer
 from qtask.model.errors import Refused
 from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
-from qtask.model.task import Kind
 from qtask.observe.failure_log import FailureLog
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
@@ -59,7 +58,7 @@ class Deliveries:
         self._loop = loop
         self._clock = clock
         self._on_outcome = on_outcome
-        self._deliverers: dict[Kind, Deliverer] = {}
+        self._deliverers: dict[str, Deliverer] = {}
         self._limits_hosts = config.host_connections > 0
         self.in_flight: dict[str, float] = {}
         self.slots = HostSlots(config.host_connections)

@@ -19,8 +19,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
+from qtask.delivery.authorities import check_ca_file
 from qtask.delivery.loop import Loop
-from qtask.destinations.http.authorities import check_ca_file
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals

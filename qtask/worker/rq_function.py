@@ -1,13 +1,14 @@
 """The function that a stock `rq worker -S rq.serializers.JSONSerializer` calls for each task.
 
-QTask's own worker never comes here. One task at a time, HTTP through requests; the other kinds run the same code
-as in QTask's worker, on a loop that lives as long as the delivery. It settles by the same script.
+QTask's own worker never comes here. One task at a time, HTTP through requests; other destinations run the same
+code as in QTask's worker, on a loop that lives as long as the delivery. It settles by the same script.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pkgutil import resolve_name
 from time import monotonic
 from typing import Any
 
@@ -17,6 +18,7 @@ from rq import get_current_job
 
 from qtask.config import Config, load
 from qtask.delivery.claim import Claim
+from qtask.delivery.deliverer import deliverer
 from qtask.delivery.ending import (
     by_stock_worker,
     log_failure,
@@ -30,8 +32,7 @@ from qtask.delivery.ending import (
 )
 from qtask.delivery.exchange import broken
 from qtask.delivery.loop import Loop
-from qtask.destinations.http.message import prepare
-from qtask.destinations.registry import deliverer
+from qtask.destinations.registry import REGISTRY
 from qtask.model.errors import DeliveryFailed, Refused
 from qtask.model.outcome import Answer, Failure
 from qtask.observe import log
@@ -121,10 +122,10 @@ def _attempt(claim: Claim, config: Config) -> Answer | Failure:
 
 
 def _deliver(claim: Claim, config: Config) -> Answer | Failure:
-    if claim.task.kind == "http":
-        from qtask.destinations.http import requests_transport as http_requests
-
-        return http_requests.deliver(prepare(claim.task, claim.id, claim.attempt, claim.due), config.ca_file)
+    destination = REGISTRY.find(claim.task.kind)
+    if destination is not None and destination.blocking:
+        answer: Answer = resolve_name(destination.blocking)(claim, config)
+        return answer
     loop = Loop()
     deliver_one = deliverer(claim.task.kind, loop, config)
     results: list[Answer | Failure] = []

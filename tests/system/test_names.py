@@ -20,7 +20,7 @@ import socket, threading, time
 from contextlib import ExitStack
 from qtask.config import Config
 from qtask.delivery.claim import Claim
-from qtask.destinations.registry import deliverer
+from qtask.delivery.deliverer import deliverer
 from qtask.delivery.loop import Loop
 from qtask.delivery.resolver import Resolver, THREADS
 from qtask.worker.rq_function import _attempt

@@ -1,0 +1,161 @@
+"""`http` tasks: a request in the words of requests, over HTTP or HTTPS."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
+
+from msgspec import UNSET, Raw, UnsetType
+
+from qtask.model import link
+from qtask.model.destination import Destination, Flag, Options, Parts
+from qtask.model.errors import QTaskError, Refused
+from qtask.model.headers import TOKEN, check_headers
+from qtask.model.task import Address, Part, Task, decode_base64, is_given
+from qtask.model.validation import DataReader
+
+Scalar = str | int | float | bool  # int beside float, or a long number such as an id would lose its last digits
+FormValue = Scalar | list[Scalar] | None
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the usual ones, for which nobody need look
+
+
+class HttpAddress(Address, frozen=True, tag_field="type", tag="http"):
+    """`link`: a URL that begins with http:// or https://."""
+
+
+class HttpData(Part, frozen=True):
+    """What an `http` task sends, in the words of requests; at most one of `json`, `data`, `body_base64`.
+
+    Attributes:
+        method: any HTTP method; the default is GET.
+        headers: a dict of text, or `auto` for the headers of a random current browser.
+        params: added to the query of the link; a list repeats its key, null leaves it out.
+        json: the JSON text that is sent, as the client wrote it; null means none.
+        data: text, or a dict that is sent as a form.
+        body_base64: bytes, in base64.
+    """
+
+    method: str = "GET"
+    headers: dict[str, str] | Literal["auto"] | UnsetType | None = UNSET
+    params: dict[str, FormValue] | UnsetType | None = UNSET
+    json: Raw | UnsetType = UNSET
+    data: str | dict[str, FormValue] | UnsetType | None = UNSET
+    body_base64: str | UnsetType = UNSET
+
+
+_READER = DataReader(
+    HttpData,
+    {
+        "method": "; an HTTP method such as GET or POST",
+        "headers": "; a dict of text, or auto for a browser's headers",
+        "params": "; a dict of text, numbers, or lists of them",
+        "data": "; text or a form for http",
+        "body_base64": "; bytes in base64",
+    },
+)
+
+
+def http_data(task: Task) -> HttpData:
+    """The data of an `http` task. Raises `Refused` when it has another form."""
+    return _READER.read(task)
+
+
+def _check(task: Task) -> None:
+    link.check_http(task.address.link)
+    data = http_data(task)
+    if data.method not in _METHODS and not _is_method(data.method):
+        raise Refused(
+            "invalid_value",
+            "settings.data.method",
+            f"an HTTP method such as GET or POST is needed, got {data.method[:40]!r}",
+        )
+    if isinstance(data.headers, dict):
+        check_headers(data.headers)
+    if data.data is not UNSET or data.body_base64 is not UNSET:
+        _check_bodies(data)
+
+
+def _is_method(method: str) -> bool:
+    return bool(TOKEN.fullmatch(method)) and len(method) <= 32 and method.upper() != "CONNECT"
+
+
+def _check_bodies(data: HttpData) -> None:
+    bodies = ["json"] if is_given(data.json) else []
+    bodies += [key for key in ("data", "body_base64") if getattr(data, key) not in (UNSET, None)]
+    if len(bodies) > 1:
+        raise Refused(
+            "invalid_value",
+            f"settings.data.{bodies[1]}",
+            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out",
+        )
+    if data.body_base64 is not UNSET:
+        decode_base64(data.body_base64)
+
+
+def _http(
+    url: str,
+    *,
+    method: str | None = None,
+    headers: Mapping[str, str] | str | None = None,
+    params: Mapping[str, Any] | None = None,
+    json: Any = None,
+    data: str | bytes | Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
+) -> Parts:
+    """Submits an HTTP request, in the words of requests.
+
+    Args:
+        method: by default POST with a body (`json` or `data`), else GET.
+    """
+    given = {"headers": headers, "params": params, "json": json}
+    if isinstance(data, bytes | bytearray):
+        given["body_base64"] = base64.b64encode(data).decode()
+    else:
+        given["data"] = data
+    body = {key: value for key, value in given.items() if value is not None}
+    if method is None and (json is not None or data is not None):
+        method = "POST"
+    if method is not None and method != "GET":
+        body["method"] = method
+    return Parts(url, body or UNSET)
+
+
+def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:
+    http: dict[str, Any] = {} if data is None else {"json": data}
+    if flags["method"] or data is not None:
+        http["method"] = flags["method"] or "POST"
+    if flags["header"]:
+        http["headers"] = _headers(flags["header"])
+    return http or UNSET
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str] | str:
+    if given == ("auto",):
+        return "auto"
+    headers = {}
+    for header in given:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise QTaskError(f"--header wants NAME:VALUE, or `auto` alone, got {header!r}")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+DESTINATION = Destination(
+    name="http",
+    address=HttpAddress,
+    link_words="a URL",
+    check=_check,
+    place=link.place_of_url,
+    shorthand=_http,
+    flag=Flag("--http", "URL", "deliver to an http or https URL"),
+    flags=(
+        Flag("--method", "METHOD", "HTTP method  [default: GET, with --data POST]"),
+        Flag("--header", "NAME:VALUE", "an HTTP header, or `auto`", many=True),
+    ),
+    data_of_flags=_data_of_flags,
+    deliverer="qtask.destinations.http.curl_transport:HttpDeliverer",
+    blocking="qtask.destinations.http.requests_transport:deliver_claim",
+)

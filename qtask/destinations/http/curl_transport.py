@@ -16,6 +16,7 @@ import pycurl
 from msgspec.structs import replace
 
 from qtask.config import Config
+from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import broken
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
@@ -28,7 +29,6 @@ from qtask.destinations.http.answer import (
     lost,
     redirect_target,
 )
-from qtask.destinations.http.authorities import ca_bundle
 from qtask.destinations.http.closed_connections import ClosedConnections
 from qtask.destinations.http.host_slots import HostSlots
 from qtask.destinations.http.message import (
@@ -82,6 +82,8 @@ _Shape = tuple[str, bool, str]
 
 class HttpDeliverer:
     """Delivers over HTTP and HTTPS; connections are kept and shared by all deliveries to a host."""
+
+    takes_slots = True
 
     def __init__(self, loop: Loop, config: Config, slots: HostSlots | None = None) -> None:
         self._loop = loop

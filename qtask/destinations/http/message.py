@@ -11,14 +11,14 @@ import idna
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from qtask.destinations.http import FormValue, HttpData, Scalar, http_data
 from qtask.destinations.http.browsers import random_browser
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id
 from qtask.model.link import check_url, split_unix
 from qtask.model.outcome import Failure
-from qtask.model.task import FormValue, HttpData, Scalar, Task, is_given, json_text
+from qtask.model.task import Task, decode_base64, is_given, json_text
 from qtask.model.timing import format_instant
-from qtask.model.validation import decode_base64, http_data
 from qtask.version import VERSION
 
 MAX_REDIRECTS = 5

@@ -18,7 +18,10 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPSConnection
 
+from qtask.config import Config
 from qtask.delivery import staggered
+from qtask.delivery.authorities import ca_bundle
+from qtask.delivery.claim import Claim
 from qtask.destinations.http.answer import (
     BROKEN_HEADERS,
     BROKEN_KEPT_CONNECTION,
@@ -29,8 +32,7 @@ from qtask.destinations.http.answer import (
     lost,
     redirect_target,
 )
-from qtask.destinations.http.authorities import ca_bundle
-from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, timed_out
+from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, prepare, timed_out
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure
 from qtask.private.urllib3 import Connection, Response, allow_header_fields
 
@@ -269,6 +271,11 @@ class _Exchange:
                 raise timed_out(self._request) from None
             note = lost("" if is_late else _words(causes[-1]), self._request.timeout)
         return answer_of(status, headers, body, note)
+
+
+def deliver_claim(claim: Claim, config: Config) -> Answer:
+    """Delivers an `http` task. Raises `Failure`, or `Refused` when its data is not that of one."""
+    return deliver(prepare(claim.task, claim.id, claim.attempt, claim.due), config.ca_file)
 
 
 def deliver(request: HttpRequest, ca_file: str = "") -> Answer:

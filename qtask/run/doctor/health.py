@@ -24,9 +24,9 @@ def health(config: Config, process: str) -> Finding:
     if process == "gateway":
         return socket_answers(config, "wrong")
     # A check of a gateway runs every few seconds and needs none of these.
+    from qtask.model.redis_address import without_password
     from qtask.process import heartbeat
     from qtask.run.embedded import noted_url
-    from qtask.store.address import without_password
 
     try:
         url = config.redis_url or noted_url(Path(config.data_dir)) or config.redis

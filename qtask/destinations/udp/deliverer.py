@@ -1,4 +1,4 @@
-"""`udp` tasks: the JSON of `settings.data` as one datagram."""
+"""Delivers `udp` tasks: one datagram each."""
 
 from __future__ import annotations
 

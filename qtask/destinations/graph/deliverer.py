@@ -1,4 +1,4 @@
-"""`__graph__` tasks: a picture of how punctual deliveries were, kept in Redis for a day, if it is among the newest."""
+"""Delivers `__graph__` tasks: draws the picture in a process of its own, and keeps it in Redis."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class GraphDeliverer:
         process: subprocess.Popen[str] | None = None
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "qtask.destinations.graph"],
+                [sys.executable, "-m", "qtask.destinations.graph.deliverer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

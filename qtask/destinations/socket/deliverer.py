@@ -1,22 +1,20 @@
-"""`socket` tasks: connect, send the JSON of `settings.data`, read a bounded answer."""
+"""Delivers `socket` tasks: connect, send the JSON, read a bounded answer."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
 import struct
 import termios
-from collections import deque
-from functools import partial
 from time import monotonic
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
+from qtask.delivery.connecting import Connecting
 from qtask.delivery.exchange import Exchange
-from qtask.delivery.loop import READ, WRITE, Loop, Timer
-from qtask.delivery.resolver import Address, LookUp, Resolver, interleaved, place_of, tried
+from qtask.delivery.loop import READ, WRITE, Loop
+from qtask.delivery.resolver import Resolver, place_of
 from qtask.model.link import SocketLink, parse_socket
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
 from qtask.model.task import json_text
@@ -24,8 +22,6 @@ from qtask.model.task import json_text
 # A receiver that reads to the end and closes is done at once. One that keeps the connection open has taken the
 # data too; it gets this long to say something before the delivery counts.
 ANSWER_WAIT_SECONDS = 1.0
-ATTEMPT_DELAY_SECONDS = 0.25  # for which an address may be silent before the next is tried as well: RFC 8305, section 8
-_BACKLOG_RETRY_SECONDS = 0.02  # until a unix socket is tried again whose listener has no room
 _LOOK_SECONDS = 0.1  # between two looks whether the kernel of a receiver that says nothing has everything
 _FIN = 1  # the end of the data, which counts among what is not acknowledged
 _SIOCOUTQNSD = 0x894B  # asks for the bytes that were not even sent: linux/sockios.h
@@ -49,106 +45,33 @@ class SocketDeliverer:
 
 
 class _Stream(Exchange):
-    """One delivery: connecting, sending, reading the answer; each step when the socket is ready for it.
-
-    Connections to several addresses are attempted as RFC 8305 has it: the next one begins when an attempt has failed
-    or has been silent for a while, and the first that connects gets the data.
-    """
+    """One delivery: connecting, sending, reading the answer; each step when the socket is ready for it."""
 
     def __init__(self, loop: Loop, resolver: Resolver, link: SocketLink, data: bytes, claim: Claim, done: Done) -> None:
         super().__init__(loop, claim, done)
-        self._resolver = resolver
         self._link = link
         self._unsent = memoryview(data)
-        self._look_up: LookUp | None = None
-        self._addresses: deque[Address] = deque()
-        self._attempts: dict[Address, socket.socket] = {}  # under way
-        self._errors: list[tuple[Address, str]] = []
-        self._socket: socket.socket | None = None  # the one that connected
+        self._connecting = Connecting(loop, resolver, link, self._on_connected, self.end, self.on_error)
+        self._socket: socket.socket | None = None  # when it is connected
         self._answer = bytearray()
-        self._next: Timer | None = None  # begins the next attempt
 
     def begin(self) -> None:
-        """Looks up the addresses."""
+        """Connects."""
         self.set_timer(self.deadline, self._on_timeout)
-        self._look_up = self._resolver.resolve(self._link, self._on_resolved, self.on_error)
+        self._connecting.start()
 
     def release(self) -> None:
         """See `Exchange`."""
-        if self._look_up is not None:
-            self._look_up.cancel()
-            self._look_up = None
-        self._drop_attempts()
+        self._connecting.cancel()
         if self._socket is not None:
-            self._close(self._socket)
+            self.loop.unwatch(self._socket.fileno())
+            self._socket.close()
             self._socket = None
 
-    # --- connecting --------------------------------------------------------------------------------------------
-
-    def _on_resolved(self, addresses: list[Address] | Failure) -> None:
-        if isinstance(addresses, Failure):
-            self.end(addresses)
-        else:
-            self._addresses.extend(interleaved(addresses))
-            self._attempt()
-
-    def _attempt(self) -> None:
-        """Begins an attempt at the next address, and sees to it that the one after it gets its turn."""
-        if self._next is not None:
-            self._next.cancel()
-        while self._addresses:
-            address = self._addresses.popleft()
-            try:
-                delay = self._connect(address)
-            except OSError as error:
-                self._errors.append((address, error.strerror or str(error)))
-                continue
-            if self._addresses:
-                self._next = self.loop.call_later(delay, self._attempt, self.on_error)
-            return
-        if not self._attempts:
-            self.end(Failure("connect", f"no connection to {tried(self._link, self._errors)}"))
-
-    def _connect(self, address: Address) -> float:
-        """Begins to connect; returns the seconds until the next address is tried. Raises `OSError`."""
-        family, place = address
-        one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            one.connect(place)
-        except BlockingIOError as error:
-            if error.errno != errno.EINPROGRESS:
-                # A unix socket whose listener has a full backlog. The kernel does not tell when it has room again.
-                one.close()
-                self._addresses.append(address)
-                return _BACKLOG_RETRY_SECONDS
-        except OSError:
-            one.close()
-            raise
-        self._attempts[address] = one
-        self.loop.watch(one.fileno(), WRITE, partial(self._on_connected, address), self.on_error)
-        return ATTEMPT_DELAY_SECONDS
-
-    def _on_connected(self, address: Address, events: int) -> None:
-        one = self._attempts.pop(address)
-        code = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._close(one)
-            self._errors.append((address, os.strerror(code)))
-            self._attempt()
-            return
-        self._socket = one
-        self._drop_attempts()
-        self.loop.watch(one.fileno(), WRITE, self._on_writable, self.on_error)
-        self._on_writable(events)
-
-    def _drop_attempts(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-        self._addresses.clear()
-        for one in self._attempts.values():
-            self._close(one)
-        self._attempts.clear()
+    def _on_connected(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self.loop.watch(connected.fileno(), WRITE, self._on_writable, self.on_error)
+        self._on_writable(WRITE)
 
     # --- sending and what comes after it -----------------------------------------------------------------------
 
@@ -233,17 +156,7 @@ class _Stream(Exchange):
         self.end(Failure("connect", f"{place_of(self._link)} broke the connection: {error.strerror}"))
 
     def _on_timeout(self) -> None:
-        within = f"within {self.timeout:g} s"
-        if self._socket is not None:
-            words = f"{place_of(self._link)} did not take the data {within}"
-        elif not (self._attempts or self._addresses or self._errors):
-            words = f"the addresses of {self._link.host!r} were not found {within}"
+        if self._socket is None:
+            self.end(self._connecting.timed_out(self.timeout))
         else:
-            silent = [(address, "no answer") for address in self._attempts]
-            rest = [(address, "its backlog is full" if self._link.path else "not tried") for address in self._addresses]
-            words = f"no connection {within} to {tried(self._link, [*self._errors, *silent, *rest])}"
-        self.end(Failure("timeout", words))
-
-    def _close(self, one: socket.socket) -> None:
-        self.loop.unwatch(one.fileno())
-        one.close()
+            self.end(Failure("timeout", f"{place_of(self._link)} did not take the data within {self.timeout:g} s"))

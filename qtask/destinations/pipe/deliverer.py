@@ -1,4 +1,4 @@
-"""`pipe` tasks: the JSON of `settings.data.data`, as one line, into a FIFO of the pipe folder."""
+"""Delivers `pipe` tasks: opens the FIFO, locks it, writes one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import WRITE, Loop
-from qtask.model.link import check_pipe
+from qtask.destinations.pipe import check_pipe, pipe_data
 from qtask.model.outcome import Answer, Failure
 from qtask.model.task import json_text
-from qtask.model.validation import pipe_data
 
 _LOCK_RETRY_SECONDS = 0.002
 

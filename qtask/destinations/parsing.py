@@ -1,0 +1,111 @@
+"""Reads and checks the dict that QTask accepts: whatever a client sends comes through here before it is stored.
+
+A task is read in two steps: its frame by msgspec (a tagged union on `address.type`), then its link and data by the
+checks of its destination. Nothing here touches the network, Redis or the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from qtask.destinations.registry import REGISTRY
+from qtask.model.rejection import refusal_of_text
+from qtask.model.task import MAX_BYTES, Task
+from qtask.model.validation import (
+    Checked,
+    bare,
+    check_depth,
+    check_settings,
+    check_size,
+    check_text,
+    check_title,
+    encode,
+)
+
+_Read = TypeVar("_Read")
+
+
+class TaskDecoder(Generic[_Read]):
+    """Decodes JSON that is, or holds, a task of a known destination.
+
+    Args:
+        shape: from the type of a task to the type of the whole.
+
+    Attributes:
+        decoder: for the destinations that are known so far. Where it raises `ValidationError`, `decode_anew` may know
+            more.
+    """
+
+    def __init__(self, shape: Callable[[Any], Any]) -> None:
+        self._shape = shape
+        self._task_type = REGISTRY.task_type
+        self.decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(shape(self._task_type))
+
+    def decode_anew(self, raw: bytes) -> _Read:
+        """Decodes what `decoder` could not, with the destinations of installed packages. Raises as that did."""
+        REGISTRY.look_for_more()
+        if self._task_type is not REGISTRY.task_type:
+            self._task_type = REGISTRY.task_type
+            self.decoder = msgspec.json.Decoder(self._shape(self._task_type))
+        return self.decoder.decode(raw)
+
+
+_TASK: TaskDecoder[Task] = TaskDecoder(lambda task: task)
+
+
+def read_task(raw: bytes) -> Task:
+    """A task from its JSON, unchecked. Raises `msgspec.DecodeError` for another form."""
+    try:
+        return _TASK.decoder.decode(raw)
+    except msgspec.ValidationError:
+        return _TASK.decode_anew(raw)
+
+
+def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
+    """Reads and checks one dict.
+
+    Args:
+        raw: one JSON object in UTF-8, in any layout; a byte order mark before it is ignored.
+        max_bytes: the largest dict to accept.
+
+    Raises `Refused`, which names the field, what is wrong and what would be right.
+    """
+    check_size(raw, max_bytes, "a dict")
+    check_depth(raw)
+    if not raw.startswith(b"{"):
+        raw = bare(raw)
+    try:
+        try:
+            task = _TASK.decoder.decode(raw)
+        except msgspec.ValidationError:
+            task = _TASK.decode_anew(raw)
+        check_text(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refusal_of_text(error, raw, hints=_hints()) from None
+    check_title(task.title)
+    destination = REGISTRY.find(task.kind)
+    assert destination is not None, "it was read by the union of all that are known"
+    destination.check(task)
+    delay, instant = check_settings(task.settings, destination.at_once)
+    return Checked(task, msgspec.json.format(raw, indent=-1), delay, instant)
+
+
+def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Checked:
+    """As `parse`, for a `Task` or a dict that Python code made. Raises `Refused`."""
+    return parse(encode(task), max_bytes)
+
+
+def _hints() -> dict[str, str]:
+    """What is added to messages about an address: the types that there are, and what the link of each is."""
+    names_by_words: dict[str, list[str]] = {}
+    for one in REGISTRY.known():
+        if one.link_words:
+            names_by_words.setdefault(one.link_words, []).append(one.name)
+    links = ", ".join(f"{' and '.join(names)}: {words}" for words, names in names_by_words.items())
+    return {
+        "address.type": f"; one of {', '.join(one.name for one in REGISTRY.known())}",
+        "address.link": f"; {links}",
+    }

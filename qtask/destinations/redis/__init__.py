@@ -1,0 +1,209 @@
+"""`redis` tasks: a message into another Redis, published to a channel, added to a stream or pushed to a list."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from qtask.model import redis_address
+from qtask.model.destination import Destination, Flag, Options, Parts
+from qtask.model.errors import ConfigError, QTaskError, Refused
+from qtask.model.link import FIELD, MAX_HOST_LENGTH, check_length
+from qtask.model.task import Address, Part, Task, decode_base64, json_text
+from qtask.model.validation import DataReader
+
+Value = str | bytes | int
+
+_SCHEMES = ("redis", "rediss", "unix")
+_COMMANDS = ("publish", "xadd", "rpush")
+_BODIES = ("json", "text", "base64")
+_ONE_COMMAND = "exactly one of publish (a channel), xadd (a stream) and rpush (a list) is needed"
+
+
+class RedisAddress(Address, frozen=True, tag_field="type", tag="redis"):
+    """`link`: `redis://`, `rediss://` or `unix://`, with user, password and database, and without options."""
+
+
+class RedisData(Part, frozen=True):
+    """What a `redis` task writes: exactly one of `publish`, `xadd`, `rpush`, and what goes with it.
+
+    Attributes:
+        publish: a channel, which gets the body.
+        xadd: a stream, which gets an entry with `fields`.
+        rpush: a list, which gets the body as its last element.
+        json, text, base64: the body: any JSON, text, or bytes in base64; exactly one.
+        fields: of the entry: text is written as it is, everything else as its JSON.
+        maxlen: entries that the stream keeps, or a few more (`XADD … MAXLEN ~`).
+    """
+
+    publish: str | UnsetType = UNSET
+    xadd: str | UnsetType = UNSET
+    rpush: str | UnsetType = UNSET
+    json: Raw | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+    fields: dict[str, Raw] | UnsetType = UNSET
+    maxlen: int | UnsetType = UNSET
+
+
+_READER = DataReader(
+    RedisData,
+    {
+        "publish": "; the name of a channel",
+        "xadd": "; the name of a stream",
+        "rpush": "; the name of a list",
+        "base64": "; bytes in base64",
+        "fields": '; such as {"order": 7}',
+        "maxlen": "; how many entries the stream keeps",
+    },
+)
+
+
+def command_of(task: Task) -> list[Value]:
+    """The command of a `redis` task, such as `["PUBLISH", channel, message]`. Raises `Refused` for a wrong task."""
+    _check_link(task.address.link)
+    data = _READER.read(task)
+    given = [name for name in _COMMANDS if getattr(data, name) is not UNSET]
+    if not given:
+        raise Refused("missing_field", "settings.data", _ONE_COMMAND)
+    if len(given) > 1:
+        words = f"both {given[0]} and {given[1]} are given; {_ONE_COMMAND}"
+        raise Refused("invalid_value", f"settings.data.{given[1]}", words)
+    (name,) = given
+    key: str = getattr(data, name)
+    if not key:
+        raise Refused("invalid_value", f"settings.data.{name}", "a name is needed, got an empty text")
+    if name == "xadd":
+        return ["XADD", key, *_trimming(data), "*", *_fields(data)]
+    for other in ("fields", "maxlen"):
+        if getattr(data, other) is not UNSET:
+            raise Refused("invalid_value", f"settings.data.{other}", f"{other} goes with xadd; leave it out")
+    return [name.upper(), key, _body(data, name)]
+
+
+def _body(data: RedisData, name: str) -> bytes:
+    bodies = [body for body in _BODIES if getattr(data, body) is not UNSET]
+    if not bodies:
+        raise Refused("missing_field", "settings.data", f"{name} needs json, text or base64")
+    if len(bodies) > 1:
+        words = f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out"
+        raise Refused("invalid_value", f"settings.data.{bodies[1]}", words)
+    if data.text is not UNSET:
+        return data.text.encode()
+    return json_text(data.json) if data.base64 is UNSET else decode_base64(data.base64, "settings.data.base64")
+
+
+def _fields(data: RedisData) -> list[Value]:
+    for body in _BODIES:
+        if getattr(data, body) is not UNSET:
+            words = f"an entry of a stream has fields and no {body}; leave it out"
+            raise Refused("invalid_value", f"settings.data.{body}", words)
+    if data.fields is UNSET or not data.fields:
+        raise Refused("missing_field", "settings.data.fields", 'xadd needs at least one field, such as {"order": 7}')
+    found: list[Value] = []
+    for name, value in data.fields.items():
+        raw = bytes(value)
+        text: str = msgspec.json.decode(raw) if raw.startswith(b'"') else json_text(value).decode()
+        found += [name, text]
+    return found
+
+
+def _trimming(data: RedisData) -> list[Value]:
+    if data.maxlen is UNSET:
+        return []
+    if not 1 <= data.maxlen < 2**63:
+        raise Refused("invalid_value", "settings.data.maxlen", f"at least 1 is needed, got {data.maxlen}")
+    return ["MAXLEN", "~", data.maxlen]
+
+
+def _check(task: Task) -> None:
+    command_of(task)
+
+
+def _check_link(link: str) -> None:
+    check_length(link)
+    try:
+        address = redis_address.parse(link)
+    except ConfigError as error:
+        raise Refused("invalid_value", FIELD, str(error)) from None
+    if address.scheme not in _SCHEMES:
+        words = f"a link that begins with redis://, rediss:// or unix:// is needed, got {address.scheme}://"
+        raise Refused("invalid_value", FIELD, words)
+    if address.query:  # some of redis-py's options name files of the worker
+        words = f"a link has no options; leave out ?{address.query[0][0][:40]}=…, and write the database as in /0"
+        raise Refused("invalid_value", FIELD, words)
+    if address.hosts and not address.hosts[0][0]:
+        raise Refused("invalid_value", FIELD, f"{address.plain} names no host; redis://HOST:6379/0 does")
+
+
+def _place(link: str) -> str:
+    try:
+        address = redis_address.parse(link)
+    except ConfigError:
+        return "unknown"
+    if address.hosts:
+        return address.plain.partition("://")[2].partition("/")[0][:MAX_HOST_LENGTH]
+    return f"unix:{address.path}"[:MAX_HOST_LENGTH]
+
+
+def _redis(
+    url: str,
+    *,
+    publish: str | None = None,
+    xadd: str | None = None,
+    rpush: str | None = None,
+    json: Any = UNSET,
+    data: str | bytes | None = None,
+    fields: Mapping[str, Any] | None = None,
+    maxlen: int | None = None,
+    **options: Unpack[Options],
+) -> Parts:
+    """Submits a message for another Redis: exactly one of `publish`, `xadd` and `rpush`.
+
+    Args:
+        publish, rpush: a channel or a list, which gets `json` (any JSON) or `data` (text or bytes).
+        xadd: a stream, which gets an entry with `fields`.
+        maxlen: entries that the stream keeps, or a few more.
+    """
+    given: dict[str, Any] = {"publish": publish, "xadd": xadd, "rpush": rpush, "fields": fields, "maxlen": maxlen}
+    sent = {key: value for key, value in given.items() if value is not None}
+    if isinstance(data, bytes | bytearray):
+        sent["base64"] = base64.b64encode(data).decode()
+    elif data is not None:
+        sent["text"] = data
+    if json is not UNSET:
+        sent["json"] = json
+    return Parts(url, sent)
+
+
+def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:
+    given = {name: flags[name] for name in _COMMANDS if flags[name]}
+    if data is None:
+        return given or UNSET
+    if "xadd" not in given:
+        return {**given, "json": data}
+    if not bytes(data).startswith(b"{"):
+        raise QTaskError("--xadd wants the fields of the entry as --data, such as '{\"order\": 7}'")
+    return {**given, "fields": data}
+
+
+DESTINATION = Destination(
+    name="redis",
+    address=RedisAddress,
+    link_words="a redis:// URL",
+    check=_check,
+    place=_place,
+    shorthand=_redis,
+    flag=Flag("--to-redis", "URL", "deliver to another Redis, with one of --publish, --xadd, --rpush"),
+    flags=(
+        Flag("--publish", "CHANNEL", "with --to-redis: publish --data to a channel"),
+        Flag("--xadd", "STREAM", "with --to-redis: add an entry with the fields in --data to a stream"),
+        Flag("--rpush", "LIST", "with --to-redis: append --data to a list"),
+    ),
+    data_of_flags=_data_of_flags,
+    deliverer="qtask.destinations.redis.deliverer:RedisDeliverer",
+)

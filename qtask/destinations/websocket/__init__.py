@@ -1,0 +1,153 @@
+"""`websocket` tasks: connect, send one message, wait for an answer if one is wanted, close."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Unpack
+
+from msgspec import UNSET, Raw, UnsetType
+
+from qtask.model import link
+from qtask.model.destination import Destination, Flag, Options, Parts
+from qtask.model.errors import Refused
+from qtask.model.headers import TOKEN, check_headers
+from qtask.model.task import Address, Part, Task, decode_base64, json_text
+from qtask.model.validation import DataReader
+
+_BODIES = ("json", "text", "base64")
+# The handshake sets them; see RFC 6455, section 4.1.
+_HANDSHAKE_HEADERS = ("connection", "upgrade", "host", "sec-websocket-")
+
+
+class WebSocketAddress(Address, frozen=True, tag_field="type", tag="websocket"):
+    """`link`: a URL that begins with ws:// or wss://."""
+
+
+class WebSocketData(Part, frozen=True):
+    """What a `websocket` task sends: exactly one of `json`, `text`, `base64`.
+
+    Attributes:
+        json: any JSON, as a text message.
+        text: a text message.
+        base64: a binary message, in base64.
+        answer: whether a message is waited for, which is then the answer.
+        headers: of the handshake.
+        subprotocol: that the receiver has to choose.
+    """
+
+    json: Raw | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+    answer: bool = False
+    headers: dict[str, str] | UnsetType = UNSET
+    subprotocol: str | UnsetType = UNSET
+
+
+class Message(NamedTuple):
+    """What is sent, and how; `binary` tells a binary message from a text message."""
+
+    content: bytes
+    binary: bool
+    wants_answer: bool
+    headers: dict[str, str]
+    subprotocol: str
+
+
+_READER = DataReader(
+    WebSocketData,
+    {
+        "base64": "; bytes in base64",
+        "answer": "; whether to wait for an answer",
+        "headers": "; a dict of text",
+        "subprotocol": "; a name such as graphql-ws",
+    },
+)
+
+
+def message_of(task: Task) -> Message:
+    """What a `websocket` task sends. Raises `Refused` for data of another form."""
+    data = _READER.read(task)
+    bodies = [body for body in _BODIES if getattr(data, body) is not UNSET]
+    if not bodies:
+        raise Refused("missing_field", "settings.data", "a message is needed: json, text or base64")
+    if len(bodies) > 1:
+        words = f"one message is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out"
+        raise Refused("invalid_value", f"settings.data.{bodies[1]}", words)
+    headers = {} if data.headers is UNSET else data.headers
+    _check_headers(headers)
+    subprotocol = "" if data.subprotocol is UNSET else data.subprotocol
+    if data.subprotocol is not UNSET and not TOKEN.fullmatch(subprotocol):
+        words = f"the name of a subprotocol is letters, digits and '-', got {subprotocol[:60]!r}"
+        raise Refused("invalid_value", "settings.data.subprotocol", words)
+    if data.base64 is not UNSET:
+        content = decode_base64(data.base64, "settings.data.base64")
+        return Message(content, True, data.answer, headers, subprotocol)
+    content = json_text(data.json) if data.text is UNSET else data.text.encode()
+    return Message(content, False, data.answer, headers, subprotocol)
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    for name in headers:
+        if name.lower().replace("_", "-").startswith(_HANDSHAKE_HEADERS):
+            words = "the handshake sets this header; leave it out"
+            raise Refused("invalid_value", f"settings.data.headers.{name[:60]}", words)
+    check_headers(headers)
+
+
+def _check(task: Task) -> None:
+    link.check_length(task.address.link)
+    link.check_url(task.address.link, ("ws", "wss"))
+    if "#" in task.address.link:
+        raise Refused("invalid_value", link.FIELD, "a WebSocket's URL has no fragment; leave out the # and the rest")
+    message_of(task)
+
+
+def _websocket(
+    url: str,
+    *,
+    json: Any = UNSET,
+    data: str | bytes | None = None,
+    answer: bool = False,
+    headers: Mapping[str, str] | None = None,
+    subprotocol: str | None = None,
+    **options: Unpack[Options],
+) -> Parts:
+    """Submits a message for a WebSocket at `ws://…` or `wss://…`: `json` (any JSON) or `data`.
+
+    Args:
+        data: text for a text message, bytes for a binary one.
+        answer: whether a message is waited for, which is then the answer.
+        headers: of the handshake.
+        subprotocol: that the receiver has to choose.
+    """
+    given: dict[str, Any] = {"headers": headers, "subprotocol": subprotocol, "answer": answer or None}
+    sent = {key: value for key, value in given.items() if value is not None}
+    if json is not UNSET:
+        sent["json"] = json
+    if isinstance(data, bytes | bytearray):
+        sent["base64"] = base64.b64encode(data).decode()
+    elif data is not None:
+        sent["text"] = data
+    return Parts(url, sent)
+
+
+def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:
+    message: dict[str, Any] = {} if data is None else {"json": data}
+    if flags["answer"]:
+        message["answer"] = True
+    return message or UNSET
+
+
+DESTINATION = Destination(
+    name="websocket",
+    address=WebSocketAddress,
+    link_words="a ws:// URL",
+    check=_check,
+    place=link.place_of_url,
+    shorthand=_websocket,
+    flag=Flag("--websocket", "URL", "deliver to a WebSocket"),
+    flags=(Flag("--answer", "", "with --websocket: wait for an answer"),),
+    data_of_flags=_data_of_flags,
+    deliverer="qtask.destinations.websocket.deliverer:WebSocketDeliverer",
+)
