@@ -7,11 +7,13 @@ checks of its destination. Nothing here touches the network, Redis or the clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from qtask.destinations.registry import REGISTRY
+from qtask.model.destination import Destination
 from qtask.model.rejection import refusal_of_text
 from qtask.model.task import MAX_BYTES, Task
 from qtask.model.validation import (
@@ -44,12 +46,13 @@ class TaskDecoder(Generic[_Read]):
         self._task_type = REGISTRY.task_type
         self.decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(shape(self._task_type))
 
-    def decode_anew(self, raw: bytes) -> _Read:
-        """Decodes what `decoder` could not, with the destinations of installed packages. Raises as that did."""
+    def decode_anew(self, raw: bytes, error: msgspec.ValidationError) -> _Read:
+        """Decodes what `decoder` could not, with the destinations of installed packages; without any raises `error`."""
         REGISTRY.look_for_more()
-        if self._task_type is not REGISTRY.task_type:
-            self._task_type = REGISTRY.task_type
-            self.decoder = msgspec.json.Decoder(self._shape(self._task_type))
+        if self._task_type is REGISTRY.task_type:
+            raise error
+        self._task_type = REGISTRY.task_type
+        self.decoder = msgspec.json.Decoder(self._shape(self._task_type))
         return self.decoder.decode(raw)
 
 
@@ -60,8 +63,8 @@ def read_task(raw: bytes) -> Task:
     """A task from its JSON, unchecked. Raises `msgspec.DecodeError` for another form."""
     try:
         return _TASK.decoder.decode(raw)
-    except msgspec.ValidationError:
-        return _TASK.decode_anew(raw)
+    except msgspec.ValidationError as error:
+        return _TASK.decode_anew(raw, error)
 
 
 def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
@@ -80,11 +83,11 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
     try:
         try:
             task = _TASK.decoder.decode(raw)
-        except msgspec.ValidationError:
-            task = _TASK.decode_anew(raw)
+        except msgspec.ValidationError as unknown:
+            task = _TASK.decode_anew(raw, unknown)
         check_text(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refusal_of_text(error, raw, hints=_hints()) from None
+        raise refusal_of_text(error, raw, hints=_hints(REGISTRY.known())) from None
     check_title(task.title)
     destination = REGISTRY.find(task.kind)
     assert destination is not None, "it was read by the union of all that are known"
@@ -98,14 +101,15 @@ def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Ch
     return parse(encode(task), max_bytes)
 
 
-def _hints() -> dict[str, str]:
+@lru_cache(1)
+def _hints(known: tuple[Destination[...], ...]) -> dict[str, str]:
     """What is added to messages about an address: the types that there are, and what the link of each is."""
     names_by_words: dict[str, list[str]] = {}
-    for one in REGISTRY.known():
+    for one in known:
         if one.link_words:
             names_by_words.setdefault(one.link_words, []).append(one.name)
     links = ", ".join(f"{' and '.join(names)}: {words}" for words, names in names_by_words.items())
     return {
-        "address.type": f"; one of {', '.join(one.name for one in REGISTRY.known())}",
+        "address.type": f"; one of {', '.join(one.name for one in known)}",
         "address.link": f"; {links}",
     }

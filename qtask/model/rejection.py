@@ -190,10 +190,9 @@ def _lengthened(raw: bytes) -> str:
 def _invalid(
     words: str, base: str, more_hints: Mapping[str, str], keys: tuple[str, ...] = (), name: str = ""
 ) -> Refused:
-    hints = {**_HINTS, **more_hints}
     if match := says.MISSING.fullmatch(words):
         field = _path(base, match["path"], name, match["key"])
-        return Refused("missing_field", field, f"{match['key']} is needed{hints.get(field, '')}")
+        return Refused("missing_field", field, f"{match['key']} is needed{_hint(field, more_hints)}")
     if match := says.UNKNOWN.fullmatch(words):
         place = _path(base, match["path"], name)
         known = ", ".join(keys or _KEYS_OF.get(place, ()))
@@ -205,15 +204,24 @@ def _invalid(
     if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)
         got = f", got {_WORDS.get(match['got'], match['got'])}" if match["got"] else ""
-        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else hints.get(field, "")
+        hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _hint(field, more_hints)
         return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
     if match := says.OUT_OF_RANGE.fullmatch(words):
         limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
         return Refused("invalid_value", _path(base, match["path"], name), limits)
     if match := says.BAD_VALUE.fullmatch(words):
         field = _path(base, match["path"], name)
-        return Refused("invalid_value", field, f"{match['value'][:60]} is not possible here{hints.get(field, '')}")
+        return Refused(
+            "invalid_value",
+            field,
+            f"{match['value'][:60]} is not possible here{_hint(field, more_hints)}",
+        )
     return Refused("invalid_value", base, words)
+
+
+def _hint(field: str, more_hints: Mapping[str, str]) -> str:
+    """What is added to a message about a field; a look-up, since a flood of refusals must stay cheap."""
+    return more_hints.get(field) or _HINTS.get(field, "")
 
 
 def _wanted(types: str) -> str:

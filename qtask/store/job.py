@@ -38,8 +38,8 @@ def read_data(data: bytes) -> tuple[Task, bool]:
     try:
         try:
             function, instance, (task,), _ = _DECODER.decoder.decode(data)
-        except msgspec.ValidationError:
-            function, instance, (task,), _ = _DECODER.decode_anew(data)
+        except msgspec.ValidationError as unknown:
+            function, instance, (task,), _ = _DECODER.decode_anew(data, unknown)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_function(data)
         raise Refused("invalid_value", "data", f"this job is no task: {error}") from None
