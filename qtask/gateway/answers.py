@@ -55,6 +55,10 @@ class Answers:
         self._transport = None
         self.unblock()
 
+    def close(self) -> None:
+        """Lets go of the connection, so that both are freed without the garbage collector."""
+        self._on_written = _nothing
+
     @property
     def pending(self) -> bool:
         """Whether answers are owed."""
@@ -181,6 +185,10 @@ class ArrayLine(_Line):
         self.text = b"[" + b",".join(self._parts) + b"]\n"
         self._parts.clear()
         self._answers.on_complete()
+
+
+def _nothing() -> None:
+    """In place of the callback of a connection that is closed."""
 
 
 def unread(transport: asyncio.Transport) -> int:

@@ -277,6 +277,7 @@ class Connection(asyncio.Protocol):
             self._enter(CLOSED)
         if self._client is GONE:
             self._connections.discard(self)
+            self._answers.close()
         else:
             self._transport.close()
 
