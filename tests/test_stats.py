@@ -38,6 +38,8 @@ def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
         "socket": 0,
         "udp": 0,
         "pipe": 1,
+        "redis": 0,
+        "websocket": 0,
         "__graph__": 0,
         "unknown": 0,
     }
