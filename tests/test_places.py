@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Literal, cast
@@ -125,7 +125,7 @@ class Settled:
 
     queue: str
     token: str
-    ids: Sequence[str]
+    attempts: Mapping[str, int]
 
 
 class Places(RuleBasedStateMachine):
@@ -176,7 +176,7 @@ class Places(RuleBasedStateMachine):
         work = data.draw(st.sampled_from(("claim", "settle", "settle", "release", "settle again", "nack")))
         started = self.ids(lambda task: task.place == "started")
         if work == "settle again" and self.settles:
-            self.settle_again(data.draw(st.sampled_from(self.settles)))
+            self.settle_again(data.draw(st.sampled_from(self.settles)), data.draw(st.booleans()))
         elif work == "claim" or not started:
             if not any(self.queued.values()):
                 self.release(500)
@@ -352,14 +352,27 @@ class Places(RuleBasedStateMachine):
         mine = self.held(queue, token)
         entries = [(task_id, "finished") for task_id in [one for one in self.tasks if one not in mine][:2]]
         entries += zip(mine, fates, strict=False)
+        attempts = {task_id: self.tasks[task_id].attempt for task_id, _ in entries}
         self.run_settle(queue, token, entries, dead_retention_count)
-        self.settles.append(Settled(queue, token, [task_id for task_id, _ in entries]))
+        self.settles.append(Settled(queue, token, attempts))
 
-    def settle_again(self, settled: Settled) -> None:
-        """What this worker has claimed anew since then it may settle, and nothing else."""
-        self.run_settle(settled.queue, settled.token, [(task_id, "finished") for task_id in settled.ids], 0)
+    def settle_again(self, settled: Settled, reply_lost: bool) -> None:
+        """What this worker has claimed anew since then it may settle, and nothing else.
 
-    def run_settle(self, queue: str, token: str, entries: Sequence[tuple[str, str]], dead_retention_count: int) -> None:
+        When it is sent again because its reply was lost, a later claim is given back: its reply was lost, too.
+        """
+        entries = [(task_id, "finished") for task_id in settled.attempts]
+        self.run_settle(settled.queue, settled.token, entries, 0, settled.attempts if reply_lost else {})
+
+    def run_settle(
+        self,
+        queue: str,
+        token: str,
+        entries: Sequence[tuple[str, str]],
+        dead_retention_count: int,
+        attempts: Mapping[str, int] | None = None,
+    ) -> None:
+        later: list[str] = []
         outcomes: list[Settlement] = []
         expected = 0
         for task_id, fate in entries:
@@ -370,6 +383,8 @@ class Places(RuleBasedStateMachine):
                 options.delay = FAR_SECONDS if fate == "retry far" else 0.0
             if fate == "finished" and task_id in CHOSEN:
                 options.remember = 86_400
+            if attempts and task_id in attempts:
+                options.attempt = attempts[task_id]
             outcomes.append(
                 Settlement(
                     id=stored_id(task_id),
@@ -382,12 +397,20 @@ class Places(RuleBasedStateMachine):
                     options=b"" if options == SettleOptions() else msgspec.json.encode(options),
                 )
             )
-            if task is not None and (task.place, task.queue, task.holder) == ("started", queue, token):
+            if task is None or (task.place, task.queue, task.holder) != ("started", queue, token):
+                continue
+            if options.attempt not in (None, task.attempt):
+                later.append(task_id)
+            else:
                 expected += 1
                 self.end(task_id, task, fate, again)
         config = Config(queue=queue, retention_count=RETENTION_COUNT, dead_retention_count=dead_retention_count)
         settled, dropped = leases.read_settled(leases.settle(config, token, outcomes).run(self.redis))
         assert settled == expected
+        for task_id in later:
+            event("a later attempt whose claim was lost is given back")
+            self.tasks[task_id].attempt -= 1
+            self.return_to_queue(task_id)
         self.settled += settled
         self.forget_finished(queue)
         self.forget_dead(queue, [client_id(task_id.decode()) for task_id in dropped], dead_retention_count)

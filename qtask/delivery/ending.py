@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from qtask.delivery.claim import Claim
 from qtask.destinations.registry import destination_of
 from qtask.model.ids import client_id
-from qtask.model.outcome import Answer, Failure, Outcome, encode_outcome
+from qtask.model.outcome import Answer, Failure, Outcome, decode_outcomes, encode_outcome
 from qtask.model.retry import DEFAULT_RETRY, Retry, next_delay, parse_retry_after
 from qtask.model.task import expiry_of
 from qtask.observe import stats
@@ -178,6 +178,15 @@ def with_history(one: Settlement) -> Settlement:
     """A settlement whose outcome is added to those before it; see `SettleOptions`."""
     options = _options(one)
     options.again = True
+    return _with(one, options)
+
+
+def sent_again(one: Settlement) -> Settlement:
+    """A settlement whose reply was lost, so that its task may have been claimed again; see `SettleOptions`."""
+    if not one.outcome:
+        return one  # the task is dead, and is not claimed again by itself
+    options = _options(one)
+    options.attempt = decode_outcomes(one.outcome)[-1].attempt
     return _with(one, options)
 
 

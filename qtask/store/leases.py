@@ -170,6 +170,7 @@ class SettleOptions(Struct, omit_defaults=True):
         remember: seconds for which the id, which the client chose, is remembered.
         foreign: another program put the job into Redis.
         stock: it comes from a stock RQ worker.
+        attempt: it is sent again because its reply was lost, and is that of this attempt and no later one.
     """
 
     again: bool = False
@@ -178,6 +179,7 @@ class SettleOptions(Struct, omit_defaults=True):
     remember: float | None = None
     foreign: bool = False
     stock: bool = False
+    attempt: int | None = None
 
 
 class SettleKeys(NamedTuple):
@@ -186,6 +188,7 @@ class SettleKeys(NamedTuple):
     started: str
     finished: str
     failed: str
+    queue: str
     counters: str
     schedule: str
     ledger: str
@@ -209,7 +212,7 @@ class Settled(NamedTuple):
     """The reply of `settle`.
 
     Attributes:
-        settled: how many tasks were settled; the leases of the others had been reclaimed.
+        settled: how many tasks were settled; the leases of the others had been reclaimed, or were of a later attempt.
         dropped: stored ids of dead tasks that were removed because too many are dead.
     """
 
@@ -228,6 +231,7 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
             started=keys.started(queue),
             finished=keys.finished(queue),
             failed=keys.failed(queue),
+            queue=keys.queue(queue),
             counters=keys.COUNTERS,
             schedule=keys.SCHEDULE,
             ledger=keys.LEDGER,

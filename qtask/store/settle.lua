@@ -6,6 +6,7 @@
 --
 -- KEYS (SettleKeys in leases.py)
 --   STARTED, FINISHED, FAILED  registries of the queue
+--   QUEUE          list
 --   COUNTERS       outcomes by kind and status (hash)
 --   SCHEDULE       sorted set
 --   LEDGER         hash
@@ -34,11 +35,13 @@
 --   SETTLED  how many tasks were settled
 --   DROPPED  ids of dead letters that were removed because there are more than DEAD_RETENTION_COUNT
 -- A task whose lease has been reclaimed belongs to another worker and is left alone. So a batch may be sent again when
--- its reply was lost.
+-- its reply was lost. If the task was to be tried again, it may have been claimed once more, and that reply lost as well:
+-- then the lease is that of a later attempt, which never began. Such a task goes back to the queue, as by nack.lua.
 local call, ARGV = redis.call, ARGV -- locals are found faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local settled = 0
+local back = {}
 local finished, failed, retried, figures = {}, {}, {}, {}
 local foreign = 0 -- of the finished
 local earliest = math.huge
@@ -63,50 +66,60 @@ for i = FIRST, #ARGV, WIDTH do
     local id, fate, outcomes, counter = ARGV[i + ID], ARGV[i + FATE], ARGV[i + OUTCOME], ARGV[i + COUNTER]
     local key = JOB_PREFIX .. id
     local options = ARGV[i + OPTIONS] ~= '' and cjson.decode(ARGV[i + OPTIONS]) or nil
-    settled = settled + 1
-    if options and options.unbegun then
-      call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery
-    end
-    if options and options.again then
-      outcomes = all_outcomes(key, outcomes)
-      call('UNLINK', RESULTS_PREFIX .. id) -- of an attempt by a stock worker: the outcomes say it all
-    end
-    if options and options.foreign then
-      call('HSET', key, 'foreign', 1)
-      foreign = foreign + (fate == 'finished' and 1 or 0)
-    end
-    if fate == 'finished' then
-      call('HSET', key, 'status', 'finished', 'outcomes', outcomes)
-      finished[#finished + 1] = expiry
-      finished[#finished + 1] = id
-      if options and options.remember then
-        local due = call('HGET', key, 'due') or string.format('%.6f', now)
-        call('SET', ID_PREFIX .. id, due, 'EX', options.remember)
-      end
-    elseif fate == 'retry' then
-      local instant = now + options.delay
-      call('HSET', key, 'status', 'scheduled', 'outcomes', outcomes)
-      retried[#retried + 1] = string.format('%.6f', instant)
-      retried[#retried + 1] = id
-      earliest = math.min(earliest, instant)
-      if options.stock then
-        call('HSET', key, 'status', 'failed', 'exc_info', ARGV[i + ERROR])
-        call('ZADD', FAILED, forever, id)
-        call('SADD', STOCK_RETRIES, id)
-      end
+    local attempt = options and options.attempt and call('HGET', key, 'attempt')
+    if attempt and tonumber(attempt) ~= options.attempt then
+      call('HSET', key, 'status', 'queued')
+      call('HINCRBY', key, 'attempt', -1)
+      back[#back + 1] = id
     else
-      call('HSET', key, 'status', 'failed', 'outcomes', outcomes, 'exc_info', ARGV[i + ERROR])
-      failed[#failed + 1] = forever
-      failed[#failed + 1] = id
+      settled = settled + 1
+      if options and options.unbegun then
+        call('HINCRBY', key, 'attempt', -1) -- the claim counted a delivery
+      end
+      if options and options.again then
+        outcomes = all_outcomes(key, outcomes)
+        call('UNLINK', RESULTS_PREFIX .. id) -- of an attempt by a stock worker: the outcomes say it all
+      end
+      if options and options.foreign then
+        call('HSET', key, 'foreign', 1)
+        foreign = foreign + (fate == 'finished' and 1 or 0)
+      end
+      if fate == 'finished' then
+        call('HSET', key, 'status', 'finished', 'outcomes', outcomes)
+        finished[#finished + 1] = expiry
+        finished[#finished + 1] = id
+        if options and options.remember then
+          local due = call('HGET', key, 'due') or string.format('%.6f', now)
+          call('SET', ID_PREFIX .. id, due, 'EX', options.remember)
+        end
+      elseif fate == 'retry' then
+        local instant = now + options.delay
+        call('HSET', key, 'status', 'scheduled', 'outcomes', outcomes)
+        retried[#retried + 1] = string.format('%.6f', instant)
+        retried[#retried + 1] = id
+        earliest = math.min(earliest, instant)
+        if options.stock then
+          call('HSET', key, 'status', 'failed', 'exc_info', ARGV[i + ERROR])
+          call('ZADD', FAILED, forever, id)
+          call('SADD', STOCK_RETRIES, id)
+        end
+      else
+        call('HSET', key, 'status', 'failed', 'outcomes', outcomes, 'exc_info', ARGV[i + ERROR])
+        failed[#failed + 1] = forever
+        failed[#failed + 1] = id
+      end
+      local members = figures[counter]
+      if not members then
+        members = {}
+        figures[counter] = members
+      end
+      members[#members + 1] = ARGV[i + ENDED]
+      members[#members + 1] = ARGV[i + MEMBER]
     end
-    local members = figures[counter]
-    if not members then
-      members = {}
-      figures[counter] = members
-    end
-    members[#members + 1] = ARGV[i + ENDED]
-    members[#members + 1] = ARGV[i + MEMBER]
   end
+end
+if #back > 0 then
+  call('LPUSH', QUEUE, unpack(back))
 end
 
 -- More than a batch can add, so that a bound that was lowered is reached, and few enough that Redis is not held up.

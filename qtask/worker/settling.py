@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from qtask.config import Config
-from qtask.delivery.ending import with_history
+from qtask.delivery.ending import sent_again, with_history
 from qtask.delivery.loop import Loop
 from qtask.model.ids import client_id
 from qtask.store import leases
@@ -47,6 +47,7 @@ class Settling:
         self._outcomes: deque[Settlement] = deque()
         self.under_way: list[Settlement] = []
         self._due = 0.0  # when the outcomes that wait are settled though they are few, by monotonic
+        self._renewed: set[str] = set()  # of those under way: ids whose leases a later claim had renewed
         self._doubtful = 0  # so many outcomes, the first ones, are from before the connection was made
 
     @property
@@ -86,6 +87,7 @@ class Settling:
         """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
         outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_LIMIT))]
         claimed_again = self._held.claimed_again
+        self._renewed = {one.id for one in outcomes if one.id in claimed_again} if claimed_again else set()
         if claimed_again:
             outcomes = [with_history(one) if one.id in claimed_again else one for one in outcomes]
         self._held.let_go(one.id for one in outcomes)
@@ -109,9 +111,13 @@ class Settling:
     def on_lost(self) -> None:
         """The reply will not come, so what is under way waits again; but not what was claimed anew since.
 
-        Its former outcome would end the new claim.
+        Its former outcome would end the new claim. A lease that was renewed for a later attempt is the one to be ended.
         """
-        kept = [outcome for outcome in self.under_way if outcome.id not in self._held.sizes]
+        kept = [
+            outcome if outcome.id in self._renewed else sent_again(outcome)
+            for outcome in self.under_way
+            if outcome.id not in self._held.sizes
+        ]
         self._held.sizes.update((outcome.id, 0) for outcome in kept)
         self._outcomes.extendleft(reversed(kept))
         self.under_way = []
