@@ -154,7 +154,7 @@ class Inbox:
         refusals: list[Refusal] = []
         size = 0
         for name, fields in entries:
-            if not fields:  # by whoever bounds the stream: an entry has at least one field
+            if not fields:  # by a program that bounds the stream: an entry has at least one field
                 deleted.append(name)
                 continue
             refused = self._take(name.decode(), fields)
