@@ -82,6 +82,8 @@ def submit_late(redis: Redis, seconds: float) -> None:
 
 
 def test_a_qtask_up_is_in_good_health(installation: Installation) -> None:
+    # It is ready when its gateway listens; the scheduler may take a moment longer.
+    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 20, "a scheduler")
     result = qtask("doctor", environment=installation.environment)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()

@@ -212,15 +212,20 @@ def loading(live: Live) -> Iterator[str]:
             pipeline.set(f"filler:{number}", os.urandom(8_000))
         pipeline.execute()
     live.redis.bgrewriteaof()
-    until(lambda: live.redis.info("persistence")["aof_rewrite_in_progress"] == 0, what="a file to be written anew")
+
+    def is_rewritten() -> bool:
+        info = live.redis.info("persistence")
+        return not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]
+
+    until(is_rewritten, 30, "a file to be written anew")
     live.server.kill()
-    live.server.begin("--key-load-delay", "4000")
+    live.server.begin("--key-load-delay", "6000")
     once = connect(live.server.url)
     until(lambda: _answer(once) == "loading", what="Redis to be loading")
     try:
         yield "loading"
     finally:
-        until(lambda: _answer(once) == "well", what="Redis to have loaded")
+        until(lambda: _answer(once) == "well", 40, "Redis to have loaded")
     live.redis.delete(*[f"filler:{number}" for number in range(2_000)])
 
 

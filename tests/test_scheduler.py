@@ -243,7 +243,7 @@ def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:
 
 
 def test_scheduler_lives_through_a_restart_of_redis(tmp_path: Any) -> None:
-    server = RedisServer(tmp_path, "--appendonly", "yes")
+    server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     try:
         redis = server.client()
         scheduler = Scheduler("qtask", server.client())

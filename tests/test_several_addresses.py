@@ -51,6 +51,25 @@ def silent(host: str, port: int) -> Iterator[None]:
                 filler.close()
 
 
+@contextmanager
+def lone_receiver() -> Iterator[Receiver]:
+    """A receiver on 127.0.0.1 whose port refuses connections at the other addresses of these tests."""
+    for _ in range(20):
+        with Receiver() as receiver:
+            if not any(_accepts(host, receiver.port) for host in ("127.0.0.2", "::1")):
+                yield receiver
+                return
+    raise AssertionError("no port is free at all addresses")
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def send(transport: str, addresses: str, port: int, folder: Path, seconds: float) -> dict[str, object]:
     preload = Preload("addresses", "UNUSED", folder)
     done = subprocess.run(
@@ -71,7 +90,7 @@ def send(transport: str, addresses: str, port: int, folder: Path, seconds: float
     "addresses", ["127.0.0.2,127.0.0.1", "::1,127.0.0.2,127.0.0.1", "127.0.0.2,::1,127.0.0.1", "127.0.0.1,::1"]
 )
 def test_the_next_address_is_tried_after_a_refusal(transport: str, addresses: str, tmp_path: Path) -> None:
-    with Receiver() as receiver:
+    with lone_receiver() as receiver:
         assert send(transport, addresses, receiver.port, tmp_path, 20.0) == {"code": 200}
         assert len(receiver.requests) == 1
 
