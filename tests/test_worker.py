@@ -288,6 +288,31 @@ def test_what_expires_while_it_waits_for_a_connection_is_not_sent(live: Live, qu
     assert [records[one].state for one in (first, last)] == ["delivered"] * 2
 
 
+def test_a_dead_task_that_is_retried_and_waits_for_a_connection_has_its_lateness_measured_once(
+    live: Live, queue: str
+) -> None:
+    gate = Gate()
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.request.target == "/dies" and not gate.held:
+            exchange.answer(404)
+        else:
+            gate(exchange)
+
+    live.start("worker", queue=queue, host_connections=1)
+    with Receiver(answer) as receiver:
+        (dies,) = live.send(queue, http(receiver.url + "dies", retry={"attempts": 1}))
+        until(lambda: tasks.show(live.redis, dies).state == "dead", 20)
+        (first,) = live.send(queue, http(receiver.url + "first"))
+        receiver.wait_for(2)
+        assert tasks.retry(live.redis, [dies]) == [dies]
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 2)
+        gate.open()
+        record = live.ended([first, dies])[1]
+    assert [outcome.code for outcome in record.outcomes] == [404, 200]
+    assert [outcome.lateness is None for outcome in record.outcomes] == [False, True]
+
+
 def test_what_waits_long_for_a_connection_goes_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, host_connections=1)

@@ -90,7 +90,7 @@ class Deliveries:
                     return
             kind = task.kind
             if self._limits_hosts and kind == "http":
-                entry = (task_id, attempt, written_due, data)
+                entry = (task_id, -attempt if retried else attempt, written_due, data)
                 if not self.slots.take(http_place(task.address.link), entry, began):
                     del self.in_flight[task_id]
                     return
