@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo test test-system test-valkey coverage lint format lock compose-test chaos chaos-quick soak bench bench-quick clean
+.PHONY: help setup demo test test-quick test-system test-valkey coverage lint format lock compose-test chaos chaos-quick soak bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: $(READY) ## show the whole of it, on a Redis of its own
 test: lint ## check and test everything, in under five minutes
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
+test-quick: $(READY) ## run the tests that need no server, in seconds
+	$(BIN)/python -m pytest -n 2 tests/unit
+
 # The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
 ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler idempotency tasks dead \
 	rq_tools sentinel
@@ -37,8 +40,8 @@ test-system: $(READY) ## run the slow tests: signals, full disks, rights, health
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow
 
 test-valkey: $(READY) ## run the integration tests on the Valkey that is installed with QTask
-	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(ON_VALKEY:%=tests/test_%.py)
-	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest tests/system/test_full_disk.py
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(wildcard $(ON_VALKEY:%=tests/*/test_%.py))
+	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest tests/acceptance/test_full_disk.py
 
 # Measuring makes everything slower, so tests get more time, and the report is shown even if one of them fails.
 coverage: $(READY) ## run the tests of `make test` and show which lines ran, in all processes that they start

@@ -16,10 +16,10 @@ from hypothesis import settings
 from redis import Redis
 
 from qtask.run.server_binary import find_servers
-from tests.documents import ROOT
-from tests.gateway_process import Gateway
-from tests.live import Live
-from tests.redis_server import RedisServer
+from tests.support.documents import ROOT
+from tests.support.gateway_process import Gateway
+from tests.support.live import Live
+from tests.support.redis_server import RedisServer
 
 # How long an example takes depends on what else the machine does, and is nothing to fail a test for.
 settings.register_profile("qtask", deadline=None, max_examples=100)
@@ -44,6 +44,14 @@ def pytest_configure() -> None:
     os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
     first = find_servers()[0].version
     assert first.product.lower() == wanted, f"{first} is newer and comes first"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test with the name of its folder: unit, integration or acceptance."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("unit", "integration", "acceptance"):
+            item.add_marker(folder)
 
 
 @pytest.fixture(scope="session")

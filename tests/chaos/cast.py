@@ -20,9 +20,9 @@ from qtask.store.connect import connect
 from tests.chaos.disk import SmallDisk
 from tests.chaos.plan import GATEWAYS, REDIS, SCHEDULERS, WORKERS, Act, Event
 from tests.chaos.proxy import Proxy
-from tests.processes import Process
-from tests.redis_server import RedisServer, free_port
-from tests.waiting import until
+from tests.support.processes import Process
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import until
 
 QUEUE = "qtask"
 CONCURRENCY = 100

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qtask.client import Client
-from tests.redis_server import free_port
-from tests.waiting import until
+from tests.support.redis_server import free_port
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 RECEIVER_LINK = "http://receiver:8000/"

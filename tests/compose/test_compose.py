@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.compose.deployment import Deployment
-from tests.redis_server import free_port
-from tests.waiting import until
+from tests.support.redis_server import free_port
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import on_terminal
 from tests.compose.deployment import ROOT, Deployment
-from tests.documents import Block, blocks_under, with_ports
-from tests.receiver import Receiver
-from tests.waiting import until
+from tests.support.command import on_terminal
+from tests.support.documents import Block, blocks_under, with_ports
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 BLOCKS = blocks_under(ROOT / "README.md", "### With Docker")
 UP, *OTHERS = BLOCKS

@@ -22,11 +22,11 @@ from qtask.config import Config
 from qtask.observe.tables import print_audit
 from qtask.store import keys, tasks
 from qtask.store.audit import Audit, audit
-from tests.gateway_process import Gateway
-from tests.live import Live
 from tests.soak.load import SLOT_SECONDS, Load
 from tests.soak.memory import LIMIT_BYTES_A_TASK, Reading, Series, open_files, resident_bytes
-from tests.waiting import until
+from tests.support.gateway_process import Gateway
+from tests.support.live import Live
+from tests.support.waiting import until
 
 SAMPLE_SECONDS = 2.0
 WORKERS = 2

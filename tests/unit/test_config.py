@@ -1,0 +1,289 @@
+"""Settings: from flags, the environment and a file, in that order, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtask.cli.main import cli
+from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, is_duration, load
+from qtask.model.errors import ConfigError
+from qtask.model.timing import DURATION_FORMS
+from tests.support.command import qtask
+from tests.support.processes import Process
+from tests.support.redis_server import free_port
+from tests.support.waiting import until
+
+DEFAULTS = Config()
+SETTINGS = {setting.name: setting for setting in fields(Config)}
+NUMBERS = {name: setting for name, setting in SETTINGS.items() if not isinstance(setting.default, str)}
+TEXTS = [name for name in SETTINGS if name not in NUMBERS]
+
+
+def other(name: str, step: int = 1) -> Any:
+    """A sound value that is not the default."""
+    default: Any = SETTINGS[name].default
+    return f"{default}-{step}" if isinstance(default, str) else default + step
+
+
+def in_toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in SETTINGS:
+        monkeypatch.delenv(environment_name(name), raising=False)
+    monkeypatch.delenv("QTASK_CONFIG", raising=False)
+
+
+def complaint(flags: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(flags, environment or {})
+    return str(error.value)
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    assert load({}, {}) == DEFAULTS
+    assert (DEFAULTS.host, DEFAULTS.port, DEFAULTS.http_port, DEFAULTS.queue) == ("127.0.0.1", 5123, 5124, "qtask")
+
+
+def test_nothing_is_open_to_a_network_by_default() -> None:
+    assert DEFAULTS.host == "127.0.0.1"
+
+
+def test_empty_addresses_are_filled_in() -> None:
+    assert DEFAULTS.redis == DEFAULT_REDIS_URL
+    assert Config(redis_url="redis://r:1/2").redis == "redis://r:1/2"
+    assert DEFAULTS.pipes == Path("qtask-data/pipes")
+    assert Config(data_dir="/d").pipes == Path("/d/pipes")
+    assert Config(pipe_dir="/p").pipes == Path("/p")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_has_one_name_in_flags_environment_and_file(name: str, tmp_path: Path) -> None:
+    assert environment_name(name) == "QTASK_" + name.upper()
+    assert flag_name(name) == ("--redis" if name == "redis_url" else "--" + name.replace("_", "-"))
+    assert getattr(load({name: other(name)}, {}), name) == other(name)
+    assert getattr(load({}, {environment_name(name): str(other(name))}), name) == other(name)
+    (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name))}\n")
+    assert getattr(load({}, {}), name) == other(name)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_flags_come_before_the_environment_before_the_file_before_the_default(name: str, tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name, 1))}\n")
+    environment = {environment_name(name): str(other(name, 2))}
+    assert getattr(load({name: other(name, 3)}, environment), name) == other(name, 3)
+    assert getattr(load({name: None}, environment), name) == other(name, 2)
+    assert getattr(load({name: None}, {}), name) == other(name, 1)
+    (tmp_path / "qtask.toml").unlink()
+    assert getattr(load({name: None}, {}), name) == SETTINGS[name].default
+
+
+def test_each_setting_is_a_flag_of_some_command() -> None:
+    offered = {flag for command in cli.commands.values() for parameter in command.params for flag in parameter.opts}
+    assert {flag_name(name) for name in SETTINGS} <= offered
+
+
+def test_each_setting_says_what_it_is() -> None:
+    assert all(setting.metadata["about"] for setting in SETTINGS.values())
+
+
+def test_the_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTASK_PORT", "7001")
+    assert load().port == 7001
+
+
+def test_a_file_is_found_by_argument_by_environment_and_where_the_process_stands(tmp_path: Path) -> None:
+    for name, port in [("qtask.toml", 1001), ("environment.toml", 1002), ("argument.toml", 1003)]:
+        (tmp_path / name).write_text(f"port = {port}\n")
+    environment = {"QTASK_CONFIG": str(tmp_path / "environment.toml")}
+    assert load({}, environment, tmp_path / "argument.toml").port == 1003
+    assert load({}, environment).port == 1002
+    assert load({}, {"QTASK_CONFIG": ""}).port == 1001
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_each_number_has_bounds_that_belong_to_it(name: str) -> None:
+    low, high = NUMBERS[name].metadata["low"], NUMBERS[name].metadata["high"]
+    assert low <= NUMBERS[name].default <= high
+    assert getattr(load({name: low}, {}), name) == low
+    assert getattr(load({}, {environment_name(name): str(high)}), name) == high
+    for beyond in (low - 1, high + 1):
+        assert complaint({name: beyond}) == f"{flag_name(name)} must be from {low} to {high}, got {beyond!r}"
+        assert complaint({}, {environment_name(name): str(beyond)}).startswith(environment_name(name))
+
+
+@pytest.mark.parametrize("name", [name for name, setting in NUMBERS.items() if isinstance(setting.default, int)])
+@pytest.mark.parametrize("value", ["", "five", "5.5", 5.5, "0x5", True, float("nan"), float("inf"), [5], "9" * 5000])
+def test_a_whole_number_is_told_from_anything_else(name: str, value: Any) -> None:
+    needed = f"whole {DURATION_FORMS}" if is_duration(name) else "a whole number"
+    assert complaint({name: value}).startswith(f"{flag_name(name)} must be {needed}, got ")
+
+
+@pytest.mark.parametrize("value", ["", "soon", True, [1], "1,5"])
+def test_a_number_is_told_from_anything_else(value: Any) -> None:
+    assert complaint({"idle_seconds": value}) == f"--idle-seconds must be {DURATION_FORMS}, got {value!r}"
+    assert complaint({"idle_seconds": "nan"}) == "--idle-seconds must be from 0.1 to 86400, got 'nan'"
+
+
+def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
+    config = load({"port": 6000.0}, {"QTASK_IDLE_SECONDS": "1.5", "QTASK_WORKERS": " 3 "})
+    assert (config.port, config.idle_seconds, config.workers) == (6000, 1.5, 3)
+    assert isinstance(config.port, int)
+
+
+def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_bytes(b'\xef\xbb\xbfretention_seconds = "7d"\nidle_seconds = 5\n')
+    config = load({"accept_retry_seconds": "500ms"}, {"QTASK_IDEMPOTENCY_SECONDS": "1h30m"})
+    assert (config.retention_seconds, config.idle_seconds) == (604_800, 5.0)
+    assert (config.accept_retry_seconds, config.idempotency_seconds) == (0.5, 5_400)
+    assert isinstance(config.retention_seconds, int)
+    assert complaint({"idempotency_seconds": "0.5s"}).startswith(
+        "--idempotency-seconds must be whole seconds, or a duration such as"
+    )
+    assert (
+        complaint({"idempotency_seconds": "3000d"}) == "--idempotency-seconds must be from 1 to 31536000, got '3000d'"
+    )
+    assert complaint({"port": "10m"}) == "--port must be a whole number, got '10m'"
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if SETTINGS[name].default])
+def test_a_text_that_has_a_default_is_not_empty(name: str) -> None:
+    default = SETTINGS[name].default
+    words = f"{flag_name(name)} must not be empty; leave it out for {default!r}"
+    assert complaint({name: ""}) == words
+    assert complaint({name: "  "}) == words
+    assert complaint({}, {environment_name(name): "  "}).startswith(f"{environment_name(name)} must not be empty")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> None:
+    """As compose files pass on what is not set: `QTASK_PORT: ${PORT:-}`."""
+    assert load({}, {environment_name(name): ""}) == DEFAULTS
+    (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name))}\n")
+    assert getattr(load({}, {environment_name(name): ""}), name) == other(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("port = 70000", r"^port in .*qtask\.toml must be from 0 to 65535, got 70000$"),
+        ('port = "x"', r"^port in .*qtask\.toml must be a whole number, got 'x'$"),
+        ("port = inf", r"^port in .*qtask\.toml must be a whole number, got inf$"),
+        ("port = 2026-01-01", r"^port in .*qtask\.toml must be a whole number"),
+        ("queue = 5", r"^queue in .*qtask\.toml must be text, got 5$"),
+        ("queue = ['a']", r"^queue in .*qtask\.toml must be text, got \['a'\]$"),
+        ("host = ''", r"^host in .*qtask\.toml must not be empty; leave it out for '127\.0\.0\.1'$"),
+        (
+            "prot = 5",
+            r"^'prot' in .*qtask\.toml is no setting; the settings are: accept_retry_seconds, .*, workers$",
+        ),
+        ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is no setting"),
+        ("http-port = 5", r"^'http-port' in .*qtask\.toml is no setting"),
+        ("port = ", r"^the configuration file .*qtask\.toml is not TOML: "),
+        ("port = 1\nport = 2", r"^the configuration file .*qtask\.toml is not TOML: "),
+        ("host = '\udcff'", r"^the configuration file .*qtask\.toml is not TOML: .*utf-8"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_place(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert re.search(words, complaint())
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.toml")
+    assert complaint({}, {"QTASK_CONFIG": absent}) == (
+        f"the configuration file {absent} cannot be read: No such file or directory"
+    )
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load({}, {}, tmp_path)
+
+
+def test_a_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "qtask", "gateway"],
+        env={**os.environ, "QTASK_PORT": "many"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "QTASK_PORT must be a whole number, got 'many'" in ended.stderr
+
+
+# --- what is questionable ----------------------------------------------------------------------------------------
+
+# What Kubernetes sets in every container beside a service with this name and these ports.
+SERVICE_LINKS = {
+    "QTASK_SERVICE_HOST": "10.0.0.7",
+    "QTASK_SERVICE_PORT": "5123",
+    "QTASK_SERVICE_PORT_SOCKET": "5123",
+    "QTASK_PORT": "tcp://10.0.0.7:5123",
+    "QTASK_PORT_5123_TCP": "tcp://10.0.0.7:5123",
+    "QTASK_PORT_5123_TCP_PROTO": "tcp",
+    "QTASK_PORT_5123_TCP_PORT": "5123",
+    "QTASK_PORT_5123_TCP_ADDR": "10.0.0.7",
+}
+# The same for a service with the name `qtask-http`.
+HTTP_SERVICE_LINKS = {name.replace("QTASK_", "QTASK_HTTP_", 1): value for name, value in SERVICE_LINKS.items()}
+
+
+def test_the_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path) -> None:
+    environment = {**SERVICE_LINKS, **HTTP_SERVICE_LINKS}
+    assert load({}, environment) == DEFAULTS
+    (tmp_path / "qtask.toml").write_text("port = 7001\n")
+    assert load({}, environment).port == 7001
+    assert load({"http_port": 7002}, environment).http_port == 7002
+    socket, http = concerns(environment)
+    assert socket.startswith("QTASK_PORT=tcp://10.0.0.7:5123 is ignored: it is an address that Kubernetes sets")
+    assert http.startswith("QTASK_HTTP_PORT=tcp://10.0.0.7:5123 is ignored: ")
+    assert concerns({}) == concerns({"QTASK_PORT": "7000"}) == []
+
+
+def test_only_a_port_can_be_an_address_that_is_ignored() -> None:
+    assert complaint({}, {"QTASK_WORKERS": "tcp://10.0.0.7:5123"}).startswith("QTASK_WORKERS must be a whole number")
+    assert complaint({"port": "tcp://10.0.0.7:5123"}).startswith("--port must be a whole number")
+    assert load({}, {"QTASK_REDIS_URL": "redis://r:1/2"}).redis_url == "redis://r:1/2"
+
+
+@pytest.mark.parametrize(("mode", "url", "told"), [
+    (0o644, "redis://:secret@r/0", True),
+    (0o640, "redis://:secret@r/0", True),
+    (0o600, "redis://:secret@r/0", False),
+    (0o644, "redis://r/0", False),
+])  # fmt: skip
+def test_a_file_with_a_password_that_others_can_read_is_told(tmp_path: Path, mode: int, url: str, told: bool) -> None:
+    file = tmp_path / "qtask.toml"
+    file.write_text(f'redis_url = "{url}"\n')
+    file.chmod(mode)
+    words = [f"{file} holds a password and other users can read it: run `chmod 600 {file}`"] if told else []
+    assert concerns({}, file) == concerns({"QTASK_CONFIG": str(file)}) == words
+    assert [sentence.replace("qtask.toml", str(file)) for sentence in concerns({})] == words
+
+
+def test_each_process_logs_them_once_and_every_other_command_tells_them(tmp_path: Path) -> None:
+    environment = {**SERVICE_LINKS, "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    for name in ("worker", "scheduler"):
+        process = Process(name, environment, tmp_path / f"{name}.log")
+        until(lambda log=process.log: "redis_away" in log.read_text(), 20, "its attempt to connect")  # type: ignore[misc]
+        assert process.stop() == 0
+        (event,) = [json.loads(line) for line in process.log.read_text().splitlines() if "QTASK_PORT" in line]
+        assert (event["level"], event["event"]) == ("warning", "setting")
+    result = qtask("health", "worker", environment=environment)
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith(
+        "qtask: QTASK_PORT=tcp://10.0.0.7:5123 is ignored"
+    )

@@ -1,0 +1,100 @@
+"""docs/configuration.md against the truth: `qtask.config.Config` and the flags of the command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from qtask.cli.main import cli
+from qtask.config import Config, environment_name, flag_name, load
+from qtask.model.errors import ConfigError
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
+TEXT = DOCUMENT.read_text()
+
+
+def takers(name: str) -> str:
+    """The commands that have the flag of a setting, as the table words them."""
+    flag = flag_name(name)
+    taking = {command for command, found in cli.commands.items() if any(flag in option.opts for option in found.params)}
+    if len(taking) > len(cli.commands) / 2:
+        return f"all but {_in_order(set(cli.commands) - taking)}"
+    return _in_order(taking)
+
+
+def _in_order(commands: set[str]) -> str:
+    return ", ".join(f"`{command}`" for command in cli.commands if command in commands)
+
+
+def true_row(setting: str) -> str:
+    """The row of the table as it has to be."""
+    (found,) = (one for one in fields(Config) if one.name == setting)
+    low, high = found.metadata["low"], found.metadata["high"]
+    bounds = f"; {low:,} to {high:,}".replace(",", " ") if low is not None else ""
+    default = f"`{found.default}`" if found.default != "" else "empty"
+    cells = (
+        f"`{flag_name(setting)}`",
+        f"`{environment_name(setting)}`",
+        f"`{setting}`",
+        default,
+        found.metadata["about"] + bounds,
+        takers(setting),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def table_rows() -> list[str]:
+    section = TEXT[TEXT.index("## The settings") : TEXT.index("## Three more")]
+    return [line for line in section.splitlines() if line.startswith("| `--")]
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(Config)])
+def test_the_row_of_each_setting_is_true(name: str) -> None:
+    assert true_row(name) in table_rows()
+
+
+def test_the_table_has_no_row_too_many() -> None:
+    assert len(table_rows()) == len(fields(Config))
+
+
+def test_every_flag_of_a_setting_belongs_to_the_table() -> None:
+    told = {flag_name(setting.name) for setting in fields(Config)} | {"--config"}
+    for name, command in cli.commands.items():
+        for parameter in command.params:
+            for flag in parameter.opts:
+                if flag in told:
+                    assert f"`{flag}`" in TEXT, (name, flag)
+
+
+def examples(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_file_is_loaded_as_it_says(tmp_path: Path) -> None:
+    (example,) = examples("toml")
+    file = tmp_path / "qtask.toml"
+    file.write_text(example)
+    config = load(environment={}, file=file)
+    given = re.findall(r"^(\w+) =", example, re.MULTILINE)
+    assert len(given) >= 5
+    assert all(getattr(config, name) != getattr(Config(), name) for name in given), "an example that changes nothing"
+
+
+def test_flag_comes_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    file = tmp_path / "qtask.toml"
+    file.write_text("port = 1\nhttp_port = 2\nworkers = 3\n")
+    environment = {"QTASK_PORT": "4", "QTASK_HTTP_PORT": "5", "QTASK_CONFIG": str(file)}
+    config = load({"port": 6, "http_port": None}, environment)
+    assert (config.port, config.http_port, config.workers, config.queue) == (6, 5, 3, "qtask")
+
+
+def test_what_the_page_says_of_mistakes_is_true(tmp_path: Path) -> None:
+    file = tmp_path / "qtask.toml"
+    file.write_text("prot = 1\n")
+    with pytest.raises(ConfigError, match=r"'prot' in .* is no setting; the settings are: .*port"):
+        load(environment={}, file=file)
+    with pytest.raises(ConfigError, match="QTASK_PORT must be from 0 to 65535, got '70000'"):
+        load(environment={"QTASK_PORT": "70000"})
