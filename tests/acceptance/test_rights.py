@@ -1,4 +1,4 @@
-"""Each process works with exactly the rights that are documented for it, and says which one is missing."""
+"""Each process works with exactly its documented rights, and names a missing one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSWORD = "secret-word"
 
 
 def grant(redis: Redis, role: rights.Role, rules: str | None = None) -> None:
-    """Makes a user named as the role, with the documented rights or other ones."""
+    """Creates a user named after the role, with the documented rights or other ones."""
     redis.execute_command(
         "ACL", "SETUSER", role, "reset", "on", f">{PASSWORD}", *(rules or rights.RIGHTS[role].rules).split()
     )
@@ -48,7 +48,7 @@ def url_of(server: RedisServer, user: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis with a user for each role, and one for each process of RQ that is not QTask's to limit."""
+    """A Redis with a user for each role, and one for each process of RQ, whose rights QTask does not limit."""
     one = RedisServer(tmp_path_factory.mktemp("rights"), "--appendonly", "yes", "--maxmemory", "500mb")
     for role in rights.ROLES:
         grant(one.client(), role)
@@ -57,13 +57,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def denials(redis: Redis) -> list[tuple[str, str]]:
-    """What users were denied since the last look: user, and command, key or channel."""
+    """The denials since the last call: user, and command, key or channel."""
     found: Any = redis.execute_command("ACL LOG")
     redis.execute_command("ACL", "LOG", "RESET")
     ours = [(str(one["username"]), str(one["object"])) for one in found]
     return [
         one for one in ours if one[1] not in ("client|setinfo", "client|maint_notifications")
-    ]  # redis-py only tries
+    ]  # redis-py ignores the denial
 
 
 # --- a whole life with the documented rights -------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         around.start("scheduler", environment["scheduler"])
         first = around.start("worker", environment["worker"])
 
-        # every way in, with and without an id of the client's
+        # every entrance, with and without a chosen id
         with Connection(gateway.port) as connection:
             answers = [connection.ask(task("socket")), connection.ask(task("chosen", id="chosen"))]
             assert all(answer["ok"] for answer in answers), (answers, denials(admin))
@@ -107,7 +107,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         assert not json.loads(refused[1])["ok"]
         with pytest.raises(NoPermissionError):
             inbox.get("other")
-        admin.execute_command("ACL", "LOG", "RESET")  # that was meant to be denied
+        admin.execute_command("ACL", "LOG", "RESET")  # this denial was intended
 
         with Client(url_of(server, "client")) as client:
             ids += [client.send(task("client")).id, client.graph().id]
@@ -157,7 +157,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         around.ended([held], 30)
         assert [outcome.error for outcome in tasks.show(admin, held).outcomes] == ["lost", ""]
 
-        # commands that look, and those that change
+        # commands that read, and those that change
         for command in (
             *(["list"], ["list", "--state", "dead", "--json"], ["show", ids[0]], ["stats"]),
             ["graph", "-o", str(tmp_path / "graph.png")],
@@ -193,7 +193,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         assert "NOPERM" not in logs and "Traceback" not in logs and "no permissions" not in logs
 
 
-def test_the_documented_rules_are_those_of_the_table() -> None:
+def test_documented_rules_equal_those_of_the_table() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
     for role in rights.ROLES:
         (written,) = re.findall(rf"^user {role} (.*)$", text, re.MULTILINE)
@@ -214,7 +214,7 @@ WITHOUT = [
 
 @pytest.mark.parametrize(("rules", "words"), WITHOUT)
 @pytest.mark.parametrize("role", ["gateway", "scheduler", "worker"])
-def test_a_process_that_lacks_a_right_names_it_and_ends(
+def test_process_without_a_right_names_it_and_exits(
     server: RedisServer, tmp_path: Path, role: str, rules: str, words: str
 ) -> None:
     server.client().execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *rules.split())
@@ -230,7 +230,7 @@ def test_a_process_that_lacks_a_right_names_it_and_ends(
     assert f"user 'poor' of Redis {words}" in event["error"] and f"needed by: {role}" in event["error"]
 
 
-def test_up_says_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> None:
+def test_up_without_a_right_names_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> None:
     server.client().execute_command(
         "ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "~*", "resetchannels"]
     )
@@ -241,7 +241,7 @@ def test_up_says_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> N
     assert "ready" not in result.stderr and PASSWORD not in result.stderr
 
 
-def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
+def test_gateway_that_learns_of_it_late_exits(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.stop()
     with Gateway(server.url.replace("://", f"://poor:{PASSWORD}@"), tmp_path) as gateway:
@@ -255,7 +255,7 @@ def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
         assert "may not PUBLISH on qtask:wake" in gateway.log
 
 
-def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_given_back(
+def test_worker_names_a_revoked_right_and_continues_when_it_is_granted_again(
     server: RedisServer, tmp_path: Path
 ) -> None:
     admin = server.client()
@@ -277,7 +277,7 @@ def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_give
 
 
 @pytest.mark.parametrize("server_program", find_servers(), ids=lambda server: str(server.version))
-def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
+def test_check_of_rights_changes_nothing_and_finds_missing_ones_on_every_server(
     tmp_path: Path, server_program: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.support.redis_server.find_server", lambda: server_program.path)
@@ -322,7 +322,7 @@ def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
 _UNTESTABLE = ("HELLO", "AUTH", "PING", "CLIENT|SETNAME", "SELECT", "UNSUBSCRIBE", "ACL|WHOAMI", "EVALSHA")
 
 
-def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
+def test_read_only_right_is_not_enough(server: RedisServer) -> None:
     admin = server.client()
     admin.execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "%R~*", "&*"])
     with (
@@ -336,7 +336,7 @@ def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("role", ["gateway", "scheduler", "worker", "up"])
-def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
+def test_cluster_mode_is_refused_with_a_reason(tmp_path: Path, role: str) -> None:
     server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     environment = {
         "QTASK_REDIS_URL": server.url,
