@@ -1,4 +1,4 @@
-"""The ledger: what was promised against what came, and what Redis holds at the end."""
+"""The ledger: accepted tasks compared with arrivals, and the state of Redis at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.store import Store, disorder
 from tests.chaos.submitters import Note, Notes
 
 CLOCK_SECONDS = 0.000_002  # two microseconds, to which due instants are rounded
-NOTED_SECONDS = 1.0  # by which a busy receiver may note an arrival too late
+NOTED_SECONDS = 1.0  # delay with which a busy receiver may note an arrival
 
 
 @dataclass(slots=True)
@@ -26,8 +26,8 @@ class Ledger:
     """The balance of a run.
 
     Attributes:
-        lines: what it says.
-        faults: what must not be; empty when all is well.
+        lines: the report.
+        faults: violations; empty for a correct run.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -37,14 +37,14 @@ class Ledger:
         self.lines.append(f"  {subject:<12} {text}")
 
     def blame(self, fault: str, about: Iterable[object]) -> None:
-        """One fault with examples, when there are any."""
+        """Adds a fault with examples, if there are any."""
         found = [str(one) for one in about]
         if found:
             self.faults.append(f"{len(found)} {fault}: {'; '.join(found[:5])}")
 
 
 def balance(plan: Plan, notes: Notes, arrivals: Sequence[Arrival], store: Store, blows: Sequence[Blow]) -> Ledger:
-    """Checks everything that holds for each task, and for Redis as a whole."""
+    """Checks all properties of each task, and of Redis as a whole."""
     ledger = Ledger()
     by_number: defaultdict[int, list[Arrival]] = defaultdict(list)
     for arrival in sorted(arrivals, key=lambda one: one.instant):
@@ -183,7 +183,7 @@ def _check_store(ledger: Ledger, plan: Plan, store: Store) -> None:
 
 
 def say_audit(ledger: Ledger, audited: Audit) -> None:
-    """What QTask's own audit says, which has counted from inside."""
+    """Reports QTask's own audit, which counts inside Redis."""
     ledger.say("audit", f"{audited.accepted} accepted; {audited.duplicates} submissions answered as duplicates")
     for fault, ids in audited.faults.items():
         ledger.blame(f"ids in the audit: {fault}", ids)
@@ -192,7 +192,7 @@ def say_audit(ledger: Ledger, audited: Audit) -> None:
 
 
 def say_blows(ledger: Ledger, blows: Sequence[Blow], cuts: dict[str, int]) -> None:
-    """What was done to the processes."""
+    """Reports the disruptions of the processes."""
     for (kind, act), count in sorted(tally(blows).items()):
         ledger.say("", f"{kind} {_DONE[act]} {count} times")
     ledger.say("", f"connections cut in the middle of a reply: {_counts(Counter(cuts))}")

@@ -22,13 +22,13 @@ from tests.chaos.receivers import Receivers
 from tests.chaos.store import read_store
 from tests.chaos.submitters import REPLY_PREFIX, ClientSubmitter, ForkSubmitter, InboxSubmitter, Notes, Submitter
 
-DRAIN_SECONDS = 90.0  # after the last blow: leases, retries and entries of the inbox come to their end within it
-SUBMIT_SECONDS = 30.0  # after the last blow: what was not answered is sent again
-HISTORY_SHARE = 4  # so much less than all finished tasks are kept, so that history drops some in the run
+DRAIN_SECONDS = 90.0  # after the last disruption: enough for leases, retries and inbox entries to finish
+SUBMIT_SECONDS = 30.0  # after the last disruption: unanswered tasks are sent again
+HISTORY_SHARE = 4  # the history keeps one task in four, so that it drops some during the run
 
 
 def run(plan: Plan, folder: Path) -> Ledger:
-    """Plays a plan; everything that it leaves is in the folder."""
+    """Executes a plan; all its files are in the folder."""
     notes = Notes(len(plan.tasks))
     began = time.monotonic()
     with Receivers(folder) as receivers, Cast(folder, receivers.pipes, len(plan.tasks) // HISTORY_SHARE) as cast:
@@ -65,7 +65,7 @@ def run(plan: Plan, folder: Path) -> Ledger:
 
 
 def _drain(cast: Cast) -> None:
-    """Waits until no task is on its way any more; what is left after that is for the ledger to name."""
+    """Waits until every task has ended; the ledger names those that have not."""
     deadline = time.monotonic() + DRAIN_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -77,12 +77,12 @@ def _drain(cast: Cast) -> None:
                 if not any(pipeline.execute()):
                     return
         except (RedisError, OSError):
-            pass  # it is being started again; the deadline holds
+            pass  # Redis is being restarted; the deadline limits this
         time.sleep(0.1)
 
 
 def main() -> None:
-    """Reads the command line, plays the plan, prints the ledger."""
+    """Reads the command line, executes the plan, prints the ledger."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` the processes would ignore it, and the plan sends it
     parser = argparse.ArgumentParser(description="Kills processes at random while tasks go through, and counts them.")
     parser.add_argument("--seed", type=int, help="plays this plan again; random by default")

@@ -1,4 +1,4 @@
-"""What Redis holds at the end, and what of it must not be."""
+"""The contents of Redis at the end, and its inconsistencies."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _WHOLE_KEYS = {
     if name.isupper() and isinstance(value, str) and not name.endswith("_PREFIX")
 }
 
-# What RQ and rq-scheduler write of live and lately dead processes, for some minutes; no task is in it.
+# Keys of RQ and rq-scheduler about live and recently ended processes, for some minutes; they hold no tasks.
 _REGISTRATIONS = ("rq:execution", "rq:clean_", "rq:worker:", "rq:workers", "rq:scheduler_instance:")
 
 
 @dataclass(slots=True)
 class Store:
-    """What Redis holds.
+    """The contents of Redis.
 
     Attributes:
         places: id to every place that it is in: `schedule`, `queue`, `started`, `finished`, `dead`.
         jobs: ids that have a job hash.
-        dead: every dead task.
-        remembered: ids that clients chose and that are remembered.
-        graphs: ids that a picture is kept for.
+        dead: every dead letter.
+        remembered: chosen ids that are remembered.
+        graphs: ids for which a picture is kept.
         strangers: keys that belong to no task and to nothing else.
-        inbox: entries that nobody has taken.
-        consumers: how many the inbox knows.
+        inbox: entries that no gateway has read.
+        consumers: the number of consumers of the inbox.
         workers: tokens of the workers that are not known to have ended.
-        keys: how many there are in all.
+        keys: the number of all keys.
     """
 
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
 
 
 def disorder(store: Store) -> dict[str, list[str]]:
-    """What must not be when every task has come to its end and every process, too: a fault to its examples."""
+    """Inconsistencies after every task and every process has ended: a fault to its examples."""
     places = store.places
     return {
         "tasks still wait": [one for one, found in places.items() if set(found) & {"schedule", "queue", "started"}],

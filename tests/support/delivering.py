@@ -1,4 +1,4 @@
-"""Delivers single tasks on a loop of its own, as a worker would, and says what came of them."""
+"""Delivers single tasks on a separate loop, as a worker does, and returns the results."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Deliveries:
         self._count = 0
 
     def close(self) -> None:
-        """As a worker at its end; no timer may be left."""
+        """Closes as a worker does when it stops; no timer may be left."""
         assert self.loop.waiting == 0
         self._deliverer.close()
         self.loop.close()
 
     def begin(self, link: str, data: Any, timeout: float = 5.0) -> list[Result]:
-        """Begins a delivery; the list gets the result."""
+        """Starts a delivery; the list gets the result."""
         results: list[Result] = []
         self._count += 1
         claim = Claim(f"id-{self._count}", 1, self.task(link, data, timeout), 1.0)
@@ -46,7 +46,7 @@ class Deliveries:
         return results
 
     def run(self, *results: list[Result]) -> None:
-        """Lets the loop run until all these results are there."""
+        """Runs the loop until all these results are there."""
         while not all(results):
             self.loop.run_once()
 
@@ -60,7 +60,7 @@ class Deliveries:
         return result
 
     def failure(self, link: str, data: Any, timeout: float = 5.0) -> Failure:
-        """How the delivery of a task fails."""
+        """The failure of the delivery of a task."""
         results = self.begin(link, data, timeout)
         self.run(results)
         (result,) = results

@@ -1,4 +1,4 @@
-"""Python code in a network of its own, with its own /etc/hosts and name server: what it looks up, the test decides."""
+"""Python code in a separate network with its own /etc/hosts and name server: the test controls name resolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SILENT_SERVER = "127.0.0.53"  # the name server of the namespace; the code decides whether anybody answers there
+SILENT_SERVER = "127.0.0.53"  # name server of the namespace, which may or may not answer
 
 _ROOT = Path(__file__).parent.parent.parent
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
@@ -35,15 +35,15 @@ def _works() -> bool:
 
 
 def run(code: str, folder: Path, hosts: Sequence[str] = (), seconds: float = 50.0, patience: int = 10) -> str:
-    """Runs Python code in new namespaces and returns what it printed; fails when it fails or takes too long.
+    """Runs Python code in new namespaces and returns its output; fails on an error or after the time limit.
 
-    Skips the test where the system allows no namespaces.
+    Skips the test if the system allows no namespaces.
 
     Args:
         code: may import from `qtask` and `tests`.
         folder: for the files.
         hosts: lines of /etc/hosts.
-        seconds: for all of it.
+        seconds: time limit.
         patience: seconds until the system's resolver asks the name server again; it asks twice.
     """
     if not _works():
