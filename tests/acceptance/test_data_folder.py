@@ -20,20 +20,11 @@ from qtask.run import data_folder
 from qtask.run.data_folder import VERSION_FILE, make_private, require_readable, tidy, writers
 from qtask.run.embedded import EmbeddedRedis, embedded_url
 from qtask.run.server_binary import Product, Server, Version, find_servers
+from tests.support.embedded_redis import running
 from tests.support.installation import Installation
 
 SOMEBODY = 65_534
 REDIS_6 = Version("Redis", (6, 2, 14))
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[EmbeddedRedis]:
-    embedded = EmbeddedRedis(folder)
-    embedded.start()
-    try:
-        yield embedded
-    finally:
-        embedded.stop()
 
 
 def server(product: Product) -> Server:

@@ -15,9 +15,10 @@ from qtask.config import Config
 from qtask.model.errors import NotFound
 from qtask.run.doctor.examination import examine
 from qtask.run.doctor.finding import Finding
-from qtask.run.embedded import OPTIONS_FILE, EmbeddedRedis
+from qtask.run.embedded import OPTIONS_FILE
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
+from tests.support.embedded_redis import running
 from tests.support.gateway_process import Connection, Gateway, task
 from tests.support.preload import Preload
 from tests.support.processes import Process
@@ -124,12 +125,8 @@ def test_power_cut_loses_what_was_not_synced(tmp_path: Path) -> None:
 
 
 def test_embedded_redis_has_the_shipped_persistence_options(tmp_path: Path) -> None:
-    embedded = EmbeddedRedis(tmp_path)
-    embedded.start()
-    try:
+    with running(tmp_path) as embedded:
         found: Any = Redis.from_url(embedded.url).config_get("*")
-    finally:
-        embedded.stop()
     for line in OPTIONS_FILE.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, value = line.partition(" ")

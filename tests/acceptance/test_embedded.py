@@ -5,8 +5,6 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,10 @@ from redis.exceptions import OutOfMemoryError
 from qtask.config import Config
 from qtask.model.errors import QTaskError
 from qtask.run.embedded import ADDRESS_FILE, EmbeddedRedis, embedded_url, machine_memory_mib, reachable_url
+from tests.support.documents import ROOT
+from tests.support.embedded_redis import running
 from tests.support.installation import kill, processes
 from tests.support.waiting import until
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[EmbeddedRedis]:
-    embedded = EmbeddedRedis(folder)
-    embedded.start()
-    try:
-        yield embedded
-    finally:
-        embedded.stop()
 
 
 def server_pid(folder: Path) -> int:

@@ -23,7 +23,7 @@ from qtask.store import keys, tasks
 from tests.support.gateway_process import Connection, Gateway, line_of, task
 from tests.support.live import Live
 from tests.support.processes import Process
-from tests.support.receiver import Exchange, Receiver
+from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
@@ -34,17 +34,6 @@ def live(folder: Path) -> Iterator[Live]:
     with Live(folder, "--include", str(OPTIONS_FILE)) as one:
         one.start("scheduler")
         yield one
-
-
-class Held:
-    """A receiver's behaviour that answers nobody until told, and afterwards at once."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
-        exchange.answer(200, b"ok")
 
 
 def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
@@ -96,10 +85,10 @@ class Slow:
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(live: Live) -> Iterator[Slow]:
-    held = Held()
+    held = Gate()
     with Receiver(held) as receiver:
         yield Slow(live, receiver)
-        held.let_go.set()
+        held.open()
 
 
 # --- gateways ----------------------------------------------------------------------------------------------------
@@ -200,7 +189,7 @@ def _registration(live: Live) -> tuple[str, str]:
 
 def test_stopping_worker_gives_unstarted_tasks_to_another_at_once(live: Live) -> None:
     """Before a lease could expire or a heartbeat be missed, as the first worker is still alive."""
-    held = Held()
+    held = Gate()
     with Receiver(held) as receiver:
         worker = live.start("worker", queue="begun", concurrency=16)
         ids = live.send("begun", *[http(receiver.url) for _ in range(40)])
@@ -212,7 +201,7 @@ def test_stopping_worker_gives_unstarted_tasks_to_another_at_once(live: Live) ->
         receiver.wait_for(40, 3)  # giving back at the end of the grace period would be later
         assert worker.running, "it still waits for its deliveries in flight"
         assert sorted(receiver.ids) == sorted(ids)
-        held.let_go.set()
+        held.open()
         assert wait_for_exit(worker) == 0
         records = live.ended(ids)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
@@ -220,7 +209,7 @@ def test_stopping_worker_gives_unstarted_tasks_to_another_at_once(live: Live) ->
 
 
 def test_worker_processes_signalled_twice_give_back_tasks_in_flight_at_once(live: Live) -> None:
-    held = Held()
+    held = Gate()
     with Receiver(held) as receiver:
         workers = live.start("worker", queue="workers", processes=2)
         until(lambda: workers.log.read_text().count('"event": "working"') == 2, what="both workers to work")
@@ -232,7 +221,7 @@ def test_worker_processes_signalled_twice_give_back_tasks_in_flight_at_once(live
         assert wait_for_exit(workers, 5) == 0
         assert sorted(live.queued("workers")) == sorted(ids)
         assert tasks.count_tasks(live.redis, "workers")["started"] == 0
-        held.let_go.set()
+        held.open()
 
 
 # --- a rolling restart ---------------------------------------------------------------------------------------------

@@ -212,6 +212,18 @@ WITHOUT = [
 ]
 
 
+def failure_of(role: str, environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Starts a process that must exit with 1; returns the only event that it logs."""
+    process = Process(role, environment, folder / "log")
+    try:
+        until(lambda: not process.running, 20, "its end")
+        assert process.stop() == 1
+    finally:
+        process.kill()
+    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
+    return dict[str, str](event)
+
+
 @pytest.mark.parametrize(("rules", "words"), WITHOUT)
 @pytest.mark.parametrize("role", ["gateway", "scheduler", "worker"])
 def test_process_without_a_right_names_it_and_exits(
@@ -219,13 +231,7 @@ def test_process_without_a_right_names_it_and_exits(
 ) -> None:
     server.client().execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *rules.split())
     environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
-    process = Process(role, environment, tmp_path / "log")
-    try:
-        until(lambda: not process.running, 20, "its end")
-        assert process.stop() == 1
-    finally:
-        process.kill()
-    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
+    event = failure_of(role, environment, tmp_path)
     assert (event["event"], event["level"]) == ("failed", "error")
     assert f"user 'poor' of Redis {words}" in event["error"] and f"needed by: {role}" in event["error"]
 
@@ -344,12 +350,8 @@ def test_cluster_mode_is_refused_with_a_reason(tmp_path: Path, role: str) -> Non
         "QTASK_HTTP_PORT": "0",
         "QTASK_DATA_DIR": str(tmp_path / "data"),
     }
-    process = Process(role, environment, tmp_path / "log")
     try:
-        until(lambda: not process.running, 20, "its end")
-        assert process.stop() == 1
+        event = failure_of(role, environment, tmp_path)
     finally:
-        process.kill()
         server.kill()
-    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
     assert "cluster mode, which QTask does not support" in event["error"] and "Sentinel" in event["error"]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,24 +24,13 @@ from tests.support.gateway_process import Gateway
 from tests.support.installation import Installation, processes_of
 from tests.support.live import Live
 from tests.support.processes import Process
-from tests.support.receiver import Exchange, Receiver
+from tests.support.receiver import Gate, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
 STOPS = [*INSISTING, *ASKING]
-
-
-class Held:
-    """A receiver's behaviour that answers nobody until told."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
-        exchange.answer(200, b"ok")
 
 
 def ended(process: Process, seconds: float = 15.0) -> int:
@@ -143,11 +131,11 @@ def test_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def held() -> Iterator[tuple[Held, Receiver]]:
-    behaviour = Held()
+def held() -> Iterator[tuple[Gate, Receiver]]:
+    behaviour = Gate()
     with Receiver(behaviour) as receiver:
         yield behaviour, receiver
-        behaviour.let_go.set()
+        behaviour.open()
 
 
 def to_all(installation: Installation) -> None:
@@ -165,7 +153,7 @@ def to_the_supervisor_twice(installation: Installation) -> None:
 
 @pytest.mark.parametrize("ask", [to_all, to_the_supervisor_twice])
 def test_deliveries_in_flight_are_finished_and_counted_before_redis_ends(
-    tmp_path: Path, held: tuple[Held, Receiver], ask: Callable[[Installation], None]
+    tmp_path: Path, held: tuple[Gate, Receiver], ask: Callable[[Installation], None]
 ) -> None:
     behaviour, receiver = held
     with Installation(tmp_path) as first:
@@ -176,7 +164,7 @@ def test_deliveries_in_flight_are_finished_and_counted_before_redis_ends(
         until(lambda: "gateway" not in first.children().values(), what="the end of the gateway")
         time.sleep(0.3)
         assert {"redis", "worker"} <= set(first.children().values())
-        behaviour.let_go.set()
+        behaviour.open()
         assert ended(first.process, 20) == 0
         assert "process_killed" not in [event["event"] for event in first.events()]
     with Installation(tmp_path) as second:
@@ -185,7 +173,7 @@ def test_deliveries_in_flight_are_finished_and_counted_before_redis_ends(
         assert len(receiver.requests) == 1
 
 
-def test_closed_terminal_stops_it_in_order(tmp_path: Path, held: tuple[Held, Receiver]) -> None:
+def test_closed_terminal_stops_it_in_order(tmp_path: Path, held: tuple[Gate, Receiver]) -> None:
     behaviour, receiver = held
     ours, theirs = pty.openpty()
     ports = free_port(), free_port()
@@ -212,7 +200,7 @@ def test_closed_terminal_stops_it_in_order(tmp_path: Path, held: tuple[Held, Rec
     os.close(ours)  # the terminal is gone, and with it standard error
     time.sleep(0.5)
     assert up.poll() is None
-    behaviour.let_go.set()
+    behaviour.open()
     assert up.wait(20) == 0
     assert processes_of(tmp_path) == set()
     with Installation(tmp_path) as second:

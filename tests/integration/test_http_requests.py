@@ -5,9 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,11 @@ from qtask.api.hosts import Hosts
 from qtask.api.request_checks import is_json, other_codings, split_target
 from qtask.model.errors import ConfigError, Refused
 from tests.support.gateway_process import Gateway, scheduled, stored, task
+from tests.support.http_response import Response
 from tests.support.redis_server import RedisServer
 
 TASK = json.dumps(task("raw")).encode()
 CHUNKED = b"%x\r\n%b\r\n0\r\n" % (len(TASK), TASK)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer as it was received."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> dict[str, str]:
-        """The error of a refusal."""
-        found: dict[str, str] = json.loads(self.body)["error"]
-        return found
 
 
 def request(
@@ -62,7 +47,7 @@ def get(target: str, **named: Any) -> bytes:
     return request("GET", target, None, **named)
 
 
-def ask(gateway: Gateway, data: bytes, count: int = 1, method: str = "POST") -> list[Answer]:
+def ask(gateway: Gateway, data: bytes, count: int = 1, method: str = "POST") -> list[Response]:
     """Sends bytes and reads the given number of answers."""
     with closing(socket.create_connection(("127.0.0.1", gateway.http_port), 10)) as connection:
         connection.sendall(data)
@@ -70,15 +55,15 @@ def ask(gateway: Gateway, data: bytes, count: int = 1, method: str = "POST") -> 
         return [_answer(stream, method) for _ in range(count)]
 
 
-def _answer(stream: Any, method: str) -> Answer:
+def _answer(stream: Any, method: str) -> Response:
     status = int(stream.readline().split()[1])
     lines = [line.decode("latin-1") for line in iter(stream.readline, b"\r\n")]
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     bare = method == "HEAD" or status in (100, 204)
-    return Answer(status, headers, b"" if bare else stream.read(int(headers["content-length"])))
+    return Response(status, headers, b"" if bare else stream.read(int(headers["content-length"])))
 
 
-def one(gateway: Gateway, data: bytes, method: str = "POST") -> Answer:
+def one(gateway: Gateway, data: bytes, method: str = "POST") -> Response:
     """The answer to a request; checks that every one has `nosniff` and allows no other origin to read it."""
     (answer,) = ask(gateway, data, 1, method)
     assert answer.headers["x-content-type-options"] == "nosniff"

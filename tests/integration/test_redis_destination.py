@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import signal
 import socket
@@ -21,7 +20,7 @@ from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
 from qtask.store import tasks
 from tests.support.command import qtask
-from tests.support.delivering import Deliveries, deliveries
+from tests.support.delivering import BODIES, Deliveries, deliveries
 from tests.support.live import Live
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
@@ -55,16 +54,7 @@ def deliver() -> Iterator[Deliveries]:
 # --- what arrives ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "arrives"),
-    [
-        ({"json": Raw(b'{"amount": 10.10, "a": ["\\u00e9"]}')}, b'{"amount":10.10,"a":["\\u00e9"]}'),
-        ({"json": None}, b"null"),
-        ({"text": "späte Nachricht"}, "späte Nachricht".encode()),
-        ({"text": ""}, b""),
-        ({"base64": base64.b64encode(bytes(range(256))).decode()}, bytes(range(256))),
-    ],
-)
+@pytest.mark.parametrize(("body", "arrives"), BODIES.values(), ids=BODIES)
 def test_body_is_pushed_to_a_list(
     deliver: Deliveries, other: RedisServer, theirs: Redis, body: dict[str, Any], arrives: bytes
 ) -> None:

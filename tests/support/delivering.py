@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from msgspec import Raw
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim
@@ -15,6 +18,15 @@ from qtask.model.outcome import Answer, Failure
 from qtask.model.task import Task
 
 Result = Answer | Failure
+
+# Bodies for destinations that send a single message, by name: the data of the task, and the bytes that arrive.
+BODIES: dict[str, tuple[dict[str, Any], bytes]] = {
+    "json": ({"json": Raw(b'{"amount": 10.10, "a": ["\\u00e9"]}')}, b'{"amount":10.10,"a":["\\u00e9"]}'),
+    "null": ({"json": None}, b"null"),
+    "text": ({"text": "späte Nachricht"}, "späte Nachricht".encode()),
+    "nothing": ({"text": ""}, b""),
+    "binary": ({"base64": base64.b64encode(bytes(range(256))).decode()}, bytes(range(256))),
+}
 
 
 class Deliveries:

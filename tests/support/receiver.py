@@ -79,7 +79,7 @@ class Gate:
                 self.held += 1
                 if self.held >= self._until:
                     self.open()
-                self._changed.wait_for(lambda: self._open, 30)
+                self._changed.wait_for(lambda: self._open, 40)
         exchange.answer(200, b"ok")
 
     def open(self) -> None:
