@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from qtask.client import Client
+from tests.support.documents import ROOT
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[2]
 RECEIVER_LINK = "http://receiver:8000/"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.compose.deployment import ROOT, Deployment
+from tests.compose.deployment import Deployment
 from tests.support.command import on_terminal
-from tests.support.documents import Block, blocks_under, with_ports
+from tests.support.documents import ROOT, Block, blocks_under, with_ports
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import ROOT
+
 SILENT_SERVER = "127.0.0.53"  # name server of the namespace, which may or may not answer
 
-_ROOT = Path(__file__).parent.parent.parent
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 _SETUP = """
 set -e
@@ -52,6 +53,6 @@ def run(code: str, folder: Path, hosts: Sequence[str] = (), seconds: float = 50.
     (folder / "resolv.conf").write_text(f"nameserver {SILENT_SERVER}\noptions timeout:{patience} attempts:2\n")
     (folder / "nsswitch.conf").write_text("hosts: files dns\n")
     command = [*_UNSHARE, "sh", "-c", _SETUP, "sh", str(folder), sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=_ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

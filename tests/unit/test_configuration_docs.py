@@ -11,8 +11,9 @@ import pytest
 from qtask.cli.main import cli
 from qtask.config import Config, environment_name, flag_name, load
 from qtask.model.errors import ConfigError
+from tests.support.documents import ROOT
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
+DOCUMENT = ROOT / "docs" / "configuration.md"
 TEXT = DOCUMENT.read_text()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from msgspec import UNSET
 
@@ -12,8 +11,9 @@ from qtask.config import Config
 from qtask.destinations.parsing import parse
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.retry import CAUSES, DEFAULT_CAUSES, DEFAULT_RETRY, Retry
+from tests.support.documents import ROOT
 
-TEXT = (Path(__file__).parent.parent.parent / "docs" / "retries.md").read_text()
+TEXT = (ROOT / "docs" / "retries.md").read_text()
 
 
 def test_example_dict_is_accepted() -> None:
