@@ -69,7 +69,7 @@ def sent(installation: Installation, link: str, delay: float = 0, title: str = "
         return client.send(task).id
 
 
-# --- at a glance -------------------------------------------------------------------------------------------------
+# --- help and version --------------------------------------------------------------------------------------------
 
 
 def test_help_lists_every_command_and_version_is_shown() -> None:
@@ -613,7 +613,7 @@ def test_graph_errors_name_the_cause(installation: Installation, arguments: list
     assert refused(qtask("graph", *arguments, environment=installation.environment)) == f"qtask: {words}"
 
 
-# --- the processes, one by one ----------------------------------------------------------------------------------
+# --- each process -----------------------------------------------------------------------------------------------
 
 
 def test_each_process_can_be_configured_by_the_environment_alone(
@@ -646,7 +646,7 @@ def _well(process: str, environment: dict[str, str]) -> bool:
     return qtask("health", process, environment=environment).returncode == 0
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

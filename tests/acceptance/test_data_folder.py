@@ -51,7 +51,7 @@ def rewrite(client: Redis) -> None:
         pass
 
 
-# --- who may read it ---------------------------------------------------------------------------------------------
+# --- permissions -------------------------------------------------------------------------------------------------
 
 
 def as_somebody(act: Callable[[], object]) -> str:
@@ -160,7 +160,7 @@ def test_folder_that_others_can_change_and_we_cannot_fix_is_refused(reachable: P
         shutil.rmtree(reachable)
 
 
-# --- which server may open it ------------------------------------------------------------------------------------
+# --- compatibility of servers ------------------------------------------------------------------------------------
 
 
 def test_version_of_the_writing_server_is_recorded(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_folder_with_only_a_dump_is_refused(tmp_path: Path) -> None:
         EmbeddedRedis(tmp_path).start()
 
 
-# --- what a killed server leaves ---------------------------------------------------------------------------------
+# --- leftovers of a killed server --------------------------------------------------------------------------------
 
 
 def test_temporary_files_of_a_killed_server_are_removed_and_a_long_log_is_rotated(tmp_path: Path) -> None:

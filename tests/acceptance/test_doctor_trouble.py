@@ -61,7 +61,7 @@ def fine(findings: list[Finding]) -> list[str]:
     return [finding.what for finding in findings if finding.level == "fine"]
 
 
-# --- a Redis that does not work --------------------------------------------------------------------------------------
+# --- Redis -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_user_without_a_right(config: Config, redis: Redis, redis_server: RedisS
     assert found(config, "has all rights in Redis that QTask needs").level == "fine"
 
 
-# --- its data --------------------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def accept(gateway: Gateway, dicts: list[dict[str, Any]]) -> list[str]:
     return [answer["id"] for answer in answers]
 
 
-# --- as shipped --------------------------------------------------------------------------------------------------
+# --- with the shipped options ------------------------------------------------------------------------------------
 
 
 def test_accepted_tasks_survive_a_redis_crash_and_a_power_cut_right_after_the_answer(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_embedded_redis_has_the_shipped_persistence_options(tmp_path: Path) -> N
     assert (found["appendonly"], found["appendfsync"], found["maxmemory-policy"]) == ("yes", "always", "noeviction")
 
 
-# --- what the doctor says of others --------------------------------------------------------------------------------
+# --- findings of the doctor ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def _listens_in(pid: int, folder: Path) -> bool:
         return False
 
 
-# --- how it runs -------------------------------------------------------------------------------------------------
+# --- operation ---------------------------------------------------------------------------------------------------
 
 
 def test_data_survives_a_stop(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_other_commands_find_it_unless_another_redis_is_named(tmp_path: Path) ->
     assert reachable_url(here) == "redis://127.0.0.1:6379/0"
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def test_folder_cannot_be_used_twice(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def hanging(live: Live) -> Iterator[None]:
         live.server.signal(signal.SIGCONT)
 
 
-# --- a worker whose deliveries take longer than its grace ----------------------------------------------------------
+# --- a worker whose deliveries exceed its grace period -------------------------------------------------------------
 
 
 class Slow:
@@ -354,7 +354,7 @@ def _left(live: Live, queue: str) -> int:
     return int(due) + live.redis.llen(keys.queue(queue)) + live.redis.zcard(keys.started(queue))
 
 
-# --- the worker from the beginning -------------------------------------------------------------------------------
+# --- the first worker --------------------------------------------------------------------------------------------
 
 
 def test_worker_gives_back_tasks_in_flight_at_the_end_of_its_grace_period(live: Live, slow: Slow) -> None:

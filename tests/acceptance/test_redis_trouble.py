@@ -181,7 +181,7 @@ def _cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-# --- Redis takes nothing at all ----------------------------------------------------------------------------------
+# --- Redis accepts no commands -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def test_refusal_over_http_has_retry_after(system: System) -> None:
     system.check_all_ways()
 
 
-# --- holding -----------------------------------------------------------------------------------------------------
+# --- tasks held by a gateway -------------------------------------------------------------------------------------
 
 
 def submitted(intake: Intake) -> asyncio.Future[Answer]:
@@ -391,7 +391,7 @@ def test_gateway_that_has_held_a_task_for_long_still_retries_often(tmp_path: Pat
     assert answer is not None and not isinstance(answer, Refused)
 
 
-# --- Redis takes some things -------------------------------------------------------------------------------------
+# --- Redis accepts some commands ---------------------------------------------------------------------------------
 
 
 def test_without_memory_submissions_are_refused_and_everything_else_continues(system: System) -> None:
@@ -478,7 +478,7 @@ def test_rq_shutdown_command_is_received_after_redis_came_back_and_was_busy(syst
         assert worker.stop() == 0
 
 
-# --- what went on beside the others --------------------------------------------------------------------------------
+# --- results of the slow cases -------------------------------------------------------------------------------------
 
 
 def come_back_to_a_silent_worker(folder: Path) -> None:

@@ -66,7 +66,7 @@ def denials(redis: Redis) -> list[tuple[str, str]]:
     ]  # redis-py ignores the denial
 
 
-# --- a whole life with the documented rights -------------------------------------------------------------------------
+# --- the documented rights -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(300)
@@ -200,7 +200,7 @@ def test_documented_rules_equal_those_of_the_table() -> None:
         assert written == f"on >PASSWORD {rights.RIGHTS[role].rules}", role
 
 
-# --- a right that is missing -----------------------------------------------------------------------------------------
+# --- a missing right -------------------------------------------------------------------------------------------------
 
 WITHOUT = [
     ("+@all ~* resetchannels", "may not PUBLISH on qtask:wake: grant +publish &qtask:*"),
@@ -279,7 +279,7 @@ def test_worker_names_a_revoked_right_and_continues_when_it_is_granted_again(
     assert record.state == "delivered"
 
 
-# --- what is looked at -----------------------------------------------------------------------------------------------
+# --- the check of rights ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server_program", find_servers(), ids=lambda server: str(server.version))

@@ -228,7 +228,7 @@ def test_gateway_that_waits_for_the_replica_accepts_only_replicated_tasks(system
         tasks.cancel(system.around.redis, record.id)
 
 
-# --- another master ----------------------------------------------------------------------------------------------
+# --- failover ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_redis_that_rejects_the_password_ends_it(tmp_path: Path) -> None:
     assert '"ready"' not in result.stderr and "wrong@" not in result.stderr
 
 
-# --- what goes wrong, in words -----------------------------------------------------------------------------------
+# --- error messages ----------------------------------------------------------------------------------------------
 
 
 def failed(*arguments: str, environment: dict[str, str] | None = None) -> str:

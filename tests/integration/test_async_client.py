@@ -197,7 +197,7 @@ def test_ambiguous_instant_is_refused(url: str, redis: Redis) -> None:
     assert scheduled(redis) == []
 
 
-# --- addresses and looking ----------------------------------------------------------------------------------------
+# --- addresses and reading ----------------------------------------------------------------------------------------
 
 
 def test_address_is_read_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_unsupported_call_over_a_socket_names_what_is_needed(gateway: Gateway) -
     run(gateway.url, talk)
 
 
-# --- when nobody answers ------------------------------------------------------------------------------------------
+# --- no gateway or Redis ------------------------------------------------------------------------------------------
 
 
 def test_without_a_gateway_or_redis_it_is_unavailable() -> None:

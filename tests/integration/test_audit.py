@@ -236,7 +236,7 @@ def test_task_cancelled_by_rq_tools_counts_as_cancelled(redis: Redis) -> None:
     assert balanced(redis).cancelled == 1
 
 
-# --- what does not fit -------------------------------------------------------------------------------------------
+# --- inconsistencies ---------------------------------------------------------------------------------------------
 
 
 def lose_its_place(redis: Redis) -> None:

@@ -78,7 +78,7 @@ def test_gateway_continues_after_redis_closed_its_connections(gateway: Gateway, 
     assert len(scheduled(own)) == 5
 
 
-# --- forgotten by what stands between -----------------------------------------------------------------------------
+# --- forgotten by a firewall or proxy -----------------------------------------------------------------------------
 
 
 def test_long_idle_connection_is_replaced_before_use(

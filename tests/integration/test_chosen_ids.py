@@ -102,7 +102,7 @@ def test_generated_ids_are_never_in_the_escaped_form() -> None:
         assert not source.next().startswith("0__")
 
 
-# --- through every door ------------------------------------------------------------------------------------------
+# --- through every entrance --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task_id", OTHERS)

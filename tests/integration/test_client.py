@@ -236,7 +236,7 @@ def test_tasks_go_to_the_named_queue(redis_server: RedisServer, redis: Redis) ->
         assert client.show(accepted.id).queue == "other"
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServer, redis: Redis) -> None:
@@ -299,7 +299,7 @@ def live_job(redis: Redis) -> LiveJob:
     return make
 
 
-# --- when nobody answers ------------------------------------------------------------------------------------------
+# --- no gateway or Redis ------------------------------------------------------------------------------------------
 
 
 def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
@@ -440,7 +440,7 @@ def test_second_task_with_an_id_is_answered_with_the_first(client: Client) -> No
     assert client.http("http://127.0.0.1:9/hook", delay=60, id="order-8").duplicate is False
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- names of arguments -------------------------------------------------------------------------------------------
 
 WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "http": (lambda client: client.http(HTTP, dealy=3600), r"http\(\) got .* 'dealy'; did you mean 'delay'\?"),

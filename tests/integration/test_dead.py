@@ -71,7 +71,7 @@ def five_dead(live: Live, queue: str) -> Iterator[list[str]]:
         )
 
 
-# --- which -------------------------------------------------------------------------------------------------------
+# --- filters -----------------------------------------------------------------------------------------------------
 
 
 def test_dead_letters_are_found_by_filter(live: Live, queue: str) -> None:
@@ -118,7 +118,7 @@ def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> N
     asyncio.run(talk())
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------------
 
 
 def test_dead_letters_are_listed_newest_first_and_shown_with_all_attempts(live: Live, queue: str) -> None:
@@ -294,7 +294,7 @@ def test_over_http_a_started_task_is_not_cancelled(live: Live, queue: str, gatew
         assert tasks.show(live.redis, started).state == "started"
 
 
-# --- keeping -----------------------------------------------------------------------------------------------------
+# --- retention ---------------------------------------------------------------------------------------------------
 
 
 def test_dead_letters_never_expire(live: Live, queue: str) -> None:

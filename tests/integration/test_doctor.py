@@ -78,7 +78,7 @@ def submit_late(redis: Redis, seconds: float) -> None:
     redis.zadd(keys.SCHEDULE, {"a-task": redis.time()[0] - seconds})
 
 
-# --- all well ----------------------------------------------------------------------------------------------------
+# --- a healthy installation --------------------------------------------------------------------------------------
 
 
 def test_healthy_installation_has_no_findings(installation: Installation) -> None:
@@ -296,7 +296,7 @@ def test_gateway_that_listens_on_all_addresses_is_checked_on_loopback(
     assert found(everywhere, "a gateway answers over HTTP").level == "fine"
 
 
-# --- the rest ----------------------------------------------------------------------------------------------------
+# --- folders and the command -------------------------------------------------------------------------------------
 
 
 def test_missing_pipe_folder_is_found(config: Config, tmp_path: Path) -> None:

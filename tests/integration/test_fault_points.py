@@ -177,7 +177,7 @@ def dies(process: Process) -> None:
     assert process.stop() == -signal.SIGKILL, process.log.read_text()
 
 
-# --- workers: in their lane a scheduler is well --------------------------------------------------------------------
+# --- workers, in a lane with a live scheduler ----------------------------------------------------------------------
 
 
 def worker_dies(
@@ -216,7 +216,7 @@ def stock_worker_dies(
     assert lane.arrivals[task_id] == arrivals
 
 
-# --- schedulers: in their lane a worker is well ----------------------------------------------------------------------
+# --- schedulers, in a lane with a live worker ------------------------------------------------------------------------
 
 
 def scheduler_dies_releasing(lane: Lane, fault: str) -> None:
@@ -258,7 +258,7 @@ def scheduler_dies_forgetting(lane: Lane, fault: str) -> None:
     successor.kill()
 
 
-# --- gateways: in their lane a scheduler and a worker are well -------------------------------------------------------
+# --- gateways, in a lane with a live scheduler and worker ------------------------------------------------------------
 
 
 def gateway_dies_accepting(lane: Lane, fault: str) -> None:
@@ -325,7 +325,7 @@ def gateway_dies_leaving(lane: Lane, fault: str) -> None:
         assert lane.ended(task["settings"]["id"]).state == "delivered"
 
 
-# --- commands: in their lane a scheduler and a worker are well -------------------------------------------------------
+# --- commands, in a lane with a live scheduler and worker ------------------------------------------------------------
 
 
 def send_dies(lane: Lane, fault: str) -> None:
@@ -395,7 +395,7 @@ def run(lane: Lane, name: str, *arguments: str) -> None:
     assert command.stop() == 0, command.log.read_text()
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- all cases -------------------------------------------------------------------------------------------------------
 
 Case = Callable[[Lane, str], None]
 

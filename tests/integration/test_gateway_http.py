@@ -146,7 +146,7 @@ def test_many_clients_are_served_at_once(gateway: Gateway, redis: Redis) -> None
     assert set(title_of_id(redis, ids).values()) == titles
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def test_task_is_shown(browser: Browser, redis: Redis) -> None:

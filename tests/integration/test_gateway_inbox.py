@@ -127,7 +127,7 @@ def accepted(redis: Redis) -> list[str]:
     return sorted(title_of_id(redis, scheduled(redis)).values())
 
 
-# --- ways to put a dict there -------------------------------------------------------------------------------------
+# --- ways to add an entry -----------------------------------------------------------------------------------------
 
 
 def by_redis_py(server: RedisServer, text: str) -> None:
@@ -181,7 +181,7 @@ def test_every_entry_that_asks_for_an_answer_gets_one(gateway: Gateway, redis: R
     )
 
 
-# --- the refused --------------------------------------------------------------------------------------------------
+# --- refused entries ----------------------------------------------------------------------------------------------
 
 
 def test_byte_order_mark_is_ignored(gateway: Gateway, redis: Redis) -> None:
@@ -280,7 +280,7 @@ def test_deleted_stream_or_group_is_created_again(gateway: Gateway, redis: Redis
     assert stored(redis, reply(redis, "after")["id"])["title"] == "after"
 
 
-# --- gateways that die --------------------------------------------------------------------------------------------
+# --- killed gateways ----------------------------------------------------------------------------------------------
 
 
 def test_entries_read_by_a_killed_gateway_are_accepted_once_by_another(

@@ -70,7 +70,7 @@ def in_packets(connection: Connection, text: bytes, count: int) -> None:
         time.sleep(0.02)
 
 
-# --- the original's client ----------------------------------------------------------------------------------------
+# --- the original client ------------------------------------------------------------------------------------------
 
 LAYOUTS = {
     "indented": json.dumps(task("original"), indent=4).encode(),
@@ -374,7 +374,7 @@ def test_byte_order_mark_before_each_text_is_ignored(gateway: Gateway, redis: Re
     assert [code(answer) for answer in rest] in ([], ["invalid_json"])
 
 
-# --- clients that mean no good ------------------------------------------------------------------------------------
+# --- hostile clients ----------------------------------------------------------------------------------------------
 
 
 @contextmanager

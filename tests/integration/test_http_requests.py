@@ -175,7 +175,7 @@ def test_id_is_found_in_any_percent_encoding(gateway: Gateway, redis: Redis) -> 
     assert "'a/b'" in one(gateway, get("/tasks/a%2Fb")).error["message"]
 
 
-# --- faults --------------------------------------------------------------------------------------------------------
+# --- invalid requests ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_invalid_host_names_are_refused_at_start(entry: str) -> None:
         Hosts(["127.0.0.1"], "127.0.0.1", f"localhost, {entry}")
 
 
-# --- pieces --------------------------------------------------------------------------------------------------------
+# --- functions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_invalid_id_is_refused(system: System, way: str) -> None:
         assert (answer["ok"], answer["error"]["code"], answer["error"]["field"]) == (False, code, "settings.id"), bad
 
 
-# --- at whatever moment ------------------------------------------------------------------------------------------
+# --- at any time -------------------------------------------------------------------------------------------------
 
 
 @contextmanager

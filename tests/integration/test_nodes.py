@@ -102,7 +102,7 @@ def test_number_is_reused_until_its_time_is_over(redis: Redis) -> None:
     assert take(redis, nodes).key != node.key
 
 
-# --- two makers with one number ------------------------------------------------------------------------------------
+# --- two id sources with one number --------------------------------------------------------------------------------
 
 
 def test_two_sources_of_the_same_ids_lose_nothing(redis: Redis) -> None:

@@ -347,7 +347,7 @@ def test_msgspec_error_texts_are_unchanged(text: str, pattern: re.Pattern[str], 
         assert {name: match[name] for name in found} == found
 
 
-# --- nothing else --------------------------------------------------------------------------------------------------
+# --- no other private parts ----------------------------------------------------------------------------------------
 
 
 def _modules() -> Iterator[str]:

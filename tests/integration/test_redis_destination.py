@@ -51,7 +51,7 @@ def deliver() -> Iterator[Deliveries]:
         yield made
 
 
-# --- what arrives ----------------------------------------------------------------------------------------------
+# --- arrival ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "arrives"), BODIES.values(), ids=BODIES)
@@ -109,7 +109,7 @@ def test_unix_socket_is_supported(deliver: Deliveries, tmp_path: Path) -> None:
         server.kill()
 
 
-# --- what is refused -------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_logs_name_the_server_and_no_credentials(link: str, place: str) -> None:
     assert destination_of("redis", link) == place
 
 
-# --- how it fails ----------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------
 
 
 def test_each_failure_has_its_kind(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
@@ -267,7 +267,7 @@ def test_close_closes_the_connections(other: RedisServer, theirs: Redis) -> None
     until(lambda: connections(theirs) == 0, what="no connection")
 
 
-# --- through all of QTask --------------------------------------------------------------------------------------
+# --- the whole of QTask ----------------------------------------------------------------------------------------
 
 
 def test_both_kinds_of_worker_deliver_retry_and_balance(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def headers(requests: Sequence[Request]) -> list[tuple[str, str, str]]:
     return [(one.header("QTask-Id"), one.header("QTask-Attempt"), one.header("QTask-Due")) for one in requests]
 
 
-# --- when --------------------------------------------------------------------------------------------------------
+# --- delays ------------------------------------------------------------------------------------------------------
 
 
 def test_each_backoff_waits_at_least_its_delay(live: Live) -> None:
@@ -184,7 +184,7 @@ def test_waiting_retry_is_shown_with_its_instant(live: Live) -> None:
     assert record.retry_at >= record.outcomes[0].ended + 3_600 - CLOCK_SECONDS
 
 
-# --- which -------------------------------------------------------------------------------------------------------
+# --- filters -----------------------------------------------------------------------------------------------------
 
 
 def test_temporary_failures_are_retried_and_permanent_ones_are_dead_at_once(live: Live) -> None:
@@ -270,7 +270,7 @@ def test_task_that_expired_before_its_first_delivery_is_never_delivered(live: Li
     assert delivered.state == "delivered"
 
 
-# --- what is kept and sent ---------------------------------------------------------------------------------------
+# --- outcomes and headers ----------------------------------------------------------------------------------------
 
 
 def test_attempts_have_the_same_id_and_due_and_their_own_number(live: Live) -> None:

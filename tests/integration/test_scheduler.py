@@ -256,7 +256,7 @@ def test_scheduler_survives_a_restart_of_redis(tmp_path: Any) -> None:
         server.kill()
 
 
-# --- what is forgotten -------------------------------------------------------------------------------------------
+# --- forgetting --------------------------------------------------------------------------------------------------
 
 
 def test_delivered_tasks_are_forgotten_at_the_end_of_their_retention(redis: Redis) -> None:

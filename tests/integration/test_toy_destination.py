@@ -210,7 +210,7 @@ def test_destination_is_unknown_without_the_package() -> None:
     assert "No such option: --file" in told.stderr or "No such option '--file'" in told.stderr
 
 
-# --- packages that are broken, and what is paid when there are none ------------------------------------------------
+# --- broken packages, and the cost without packages ----------------------------------------------------------------
 
 
 def test_broken_package_is_skipped_and_logged(

@@ -92,7 +92,7 @@ def deliver() -> Iterator[Deliveries]:
         yield made
 
 
-# --- what arrives ----------------------------------------------------------------------------------------------
+# --- arrival ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_ca_file_sets_the_trusted_authorities(tmp_path: Path) -> None:
     assert (absent.kind, "absent.pem" in absent.message) == ("tls", True)
 
 
-# --- how it fails ----------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_missing_answer_causes_a_timeout(deliver: Deliveries) -> None:
     assert (failure.kind, "did not answer within 0.3 s" in failure.message) == ("timeout", True)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_logs_name_the_host_and_no_credentials() -> None:
     assert destination_of("websocket", "nonsense") == "unknown"
 
 
-# --- through all of QTask --------------------------------------------------------------------------------------
+# --- the whole of QTask ----------------------------------------------------------------------------------------
 
 
 def test_both_kinds_of_worker_deliver_and_retry(tmp_path: Path) -> None:

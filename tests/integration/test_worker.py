@@ -56,7 +56,7 @@ def worker_exit(process: Process, seconds: float) -> int:
     return process.stop()
 
 
-# --- what it delivers and keeps ----------------------------------------------------------------------------------
+# --- deliveries and retention ------------------------------------------------------------------------------------
 
 
 def test_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, queue: str) -> None:
@@ -370,7 +370,7 @@ def test_thousand_tasks_are_delivered_once_and_none_early(live: Live, queue: str
     print(f"lateness of the arrival: p50 {late[500] * 1e3:.1f} ms, p99 {late[990] * 1e3:.1f} ms")
 
 
-# --- what it survives --------------------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -621,7 +621,7 @@ def test_worker_with_an_internal_error_stops_and_loses_nothing(live: Live, queue
     assert Counter(fast.ids) == Counter([*ids[3:] * 2, *waiting])
 
 
-# --- what RQ's tools do to it ------------------------------------------------------------------------------------
+# --- RQ's tools --------------------------------------------------------------------------------------------------
 
 
 def test_rq_suspend_pauses_the_worker_and_rq_resume_continues_it(live: Live, queue: str) -> None:

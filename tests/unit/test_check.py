@@ -211,7 +211,7 @@ def test_title_may_have_500_characters_of_any_script() -> None:
     assert refusal({**http(), "title": "ü" * 501}).field == "title"
 
 
-# --- what the parser must stand ------------------------------------------------------------------------------
+# --- robustness of the parser --------------------------------------------------------------------------------
 
 
 def laid_around(data: str, time: str = "0") -> bytes:

@@ -225,7 +225,7 @@ def test_command_reports_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
     assert "QTASK_PORT must be a whole number, got 'many'" in ended.stderr
 
 
-# --- what is questionable ----------------------------------------------------------------------------------------
+# --- warnings ----------------------------------------------------------------------------------------------------
 
 # What Kubernetes sets in every container next to a service with this name and these ports.
 SERVICE_LINKS = {

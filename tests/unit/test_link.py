@@ -182,7 +182,7 @@ def test_pipe_name_outside_the_pipe_folder_is_refused(link: str) -> None:
     assert (refused.value.code, refused.value.field) == ("invalid_value", "address.link")
 
 
-# --- any text at all -----------------------------------------------------------------------------------------
+# --- any text ------------------------------------------------------------------------------------------------
 
 _pieces = st.sampled_from(
     [

@@ -21,7 +21,7 @@ HEADERS = (
 )
 
 
-# --- what is a credential ------------------------------------------------------------------------------------------
+# --- names of credentials ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*HEADERS, "apiKey", "APIKEY", "access_token", "accessToken", "auth[token]", "sig"])
