@@ -29,7 +29,7 @@ from tests.integration.test_doctor import answering, found
 from tests.support.command import qtask
 from tests.support.gateway_process import Gateway
 from tests.support.installation import Installation
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
 
@@ -47,8 +47,8 @@ def config(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def around(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Iterator[Around]:
-    with Around(redis_server.url, redis_server.client(), tmp_path) as one:
+def group(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Iterator[ProcessGroup]:
+    with ProcessGroup(redis_server.url, redis_server.client(), tmp_path) as one:
         yield one
 
 
@@ -263,8 +263,10 @@ def test_data_folder_of_a_running_and_of_a_stopped_up(tmp_path: Path) -> None:
     assert first.level == "note" and "has ended" in first.what
 
 
-def test_gateway_of_another_redis(config: Config, around: Around, redis_server: RedisServer, tmp_path: Path) -> None:
-    around.send("qtask", task(1, time=3_600))
+def test_gateway_of_another_redis(
+    config: Config, group: ProcessGroup, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    group.send("qtask", task(1, time=3_600))
     other = RedisServer(tmp_path)
     try:
         with Gateway(redis_server.url, tmp_path) as gateway, Gateway(other.url, tmp_path) as wrong:
@@ -300,13 +302,13 @@ for finding in data_folder(Config(data_dir={str(folder)!r})):
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def test_dead_letters_are_counted_by_error(config: Config, around: Around) -> None:
+def test_dead_letters_are_counted_by_error(config: Config, group: ProcessGroup) -> None:
     assert found(config, "no dead letters").level == "fine"
-    around.start("scheduler")
-    around.start("worker")
-    ids = around.send("qtask", *[task(1) for _ in range(3)])
-    ids += around.send("qtask", {**task(1), "address": {"type": "http", "link": "http://never.invalid/"}})
-    around.ended(ids)
+    group.start("scheduler")
+    group.start("worker")
+    ids = group.send("qtask", *[task(1) for _ in range(3)])
+    ids += group.send("qtask", {**task(1), "address": {"type": "http", "link": "http://never.invalid/"}})
+    group.ended(ids)
     finding = found(config, "dead letters in the queue qtask")
     assert finding.what == "4 dead letters in the queue qtask: 3 by connect, 1 by dns"
     assert finding.level == "note" and "qtask list --state dead" in finding.advice and "qtask retry" in finding.advice
@@ -323,40 +325,40 @@ def test_refused_inbox_entries(config: Config, redis: Redis, redis_server: Redis
     assert finding.level == "note" and "XREVRANGE qtask:refused" in finding.advice
 
 
-def test_queue_without_workers(config: Config, around: Around) -> None:
-    around.start("scheduler")
-    around.start("worker", queue="elsewhere")
-    around.send("qtask", task(1))
-    around.wait_queued("qtask", 1)
+def test_queue_without_workers(config: Config, group: ProcessGroup) -> None:
+    group.start("scheduler")
+    group.start("worker", queue="elsewhere")
+    group.send("qtask", task(1))
+    group.wait_queued("qtask", 1)
     finding = found(config, "the queue qtask holds 1 tasks, and no worker takes from it")
     assert (finding.level, finding.advice) == ("wrong", "start one with `qtask worker --queue qtask`")
 
 
 def test_queue_that_workers_cannot_keep_up_with(
-    config: Config, around: Around, monkeypatch: pytest.MonkeyPatch
+    config: Config, group: ProcessGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "WAITED_SECONDS", 0.5)
-    around.start("scheduler")
-    worker = around.start("worker")
+    group.start("scheduler")
+    worker = group.start("worker")
     assert found(config, "no queue waits for workers").level == "fine"
-    around.command("rq", "suspend", "-u", around.url)
-    around.heartbeats(worker, 3)
-    around.send("qtask", task(1), task(1))
-    around.wait_queued("qtask", 2)
+    group.command("rq", "suspend", "-u", group.url)
+    group.heartbeats(worker, 3)
+    group.send("qtask", task(1), task(1))
+    group.wait_queued("qtask", 2)
     time.sleep(1.6)
     finding = found(config, "the queue qtask holds 2 tasks, the first of which waits for")
     assert finding.level == "wrong" and "rq resume" in finding.advice
-    around.command("rq", "resume", "-u", around.url)
+    group.command("rq", "resume", "-u", group.url)
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_worker_and_killed_worker(config: Config, around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_worker_and_killed_worker(config: Config, group: ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 2.0)
-    frozen = around.start("worker")
-    killed = around.start("worker")
-    around.heartbeats(frozen, 2)
+    frozen = group.start("worker")
+    killed = group.start("worker")
+    group.heartbeats(frozen, 2)
     frozen.signal(signal.SIGSTOP)
     killed.kill()
     host = socket.gethostname()
@@ -369,10 +371,10 @@ def test_frozen_worker_and_killed_worker(config: Config, around: Around, monkeyp
     frozen.signal(signal.SIGCONT)
 
 
-def test_stock_rqscheduler_instead_of_ours(config: Config, around: Around) -> None:
-    port = around.url.rpartition(":")[2].partition("/")[0]
-    stock = around.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
-    until(lambda: around.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
+def test_stock_rqscheduler_instead_of_ours(config: Config, group: ProcessGroup) -> None:
+    port = group.url.rpartition(":")[2].partition("/")[0]
+    stock = group.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
+    until(lambda: group.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
     finding = found(config, "a stock rqscheduler is at work, and no scheduler of QTask's")
     assert finding.level == "note" and "start `qtask scheduler`" in finding.advice
     stock.kill()

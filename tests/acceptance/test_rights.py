@@ -24,7 +24,7 @@ from qtask.store.connect import connect
 from tests.support.command import qtask
 from tests.support.documents import ROOT
 from tests.support.gateway_process import Connection, Gateway
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import RedisServer, free_port
@@ -80,16 +80,16 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         dies = target.startswith("/dead") or (target.startswith("/retry") and attempt == "1")
         exchange.answer(503 if dies else 200)
 
-    around = Around(server.url, server.client(), tmp_path)
+    group = ProcessGroup(server.url, server.client(), tmp_path)
     environment = {role: {"QTASK_REDIS_URL": url_of(server, role)} for role in rights.ROLES}
-    with Receiver(behave) as receiver, around, Gateway(url_of(server, "gateway"), tmp_path) as gateway:
+    with Receiver(behave) as receiver, group, Gateway(url_of(server, "gateway"), tmp_path) as gateway:
 
         def task(path: str, **settings: Any) -> dict[str, Any]:
             link = {"type": "http", "link": receiver.url + path}
             return {"title": path, "address": link, "settings": {"time": 0, "retry": {"attempts": 1}, **settings}}
 
-        around.start("scheduler", environment["scheduler"])
-        first = around.start("worker", environment["worker"])
+        group.start("scheduler", environment["scheduler"])
+        first = group.start("worker", environment["worker"])
 
         # every entrance, with and without a chosen id
         with Connection(gateway.port) as connection:
@@ -121,7 +121,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
                     return (await asynchronous.send(task("asyncio"))).id
 
             ids.append(asyncio.run(send()))
-            around.ended([*ids, retried, *dead], 30)
+            group.ended([*ids, retried, *dead], 30)
             assert client.show(retried).attempts == 2
             assert client.cancel(waiting) == "scheduled"
             assert set(client.find_dead()) == set(dead)
@@ -129,7 +129,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             assert client.retry(dead[1:2]) == dead[1:2]
             for state in STATES:
                 client.list(state)
-            around.ended(dead[1:], 30)
+            group.ended(dead[1:], 30)
 
         # over HTTP
         def http(method: str, path: str) -> int:
@@ -146,15 +146,15 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             *(("POST", f"/tasks/{dead[1]}/retry"), ("DELETE", f"/tasks/{later}")),
         ):
             assert http(method, path) == 200, (method, path)
-        around.ended(dead[1:], 30)
+        group.ended(dead[1:], 30)
 
         # a worker that dies, and one that takes over
         with Client(url_of(server, "client")) as client:
             held = client.send(task("hold", retry={"attempts": 2, "base": 0.1})).id
         until(lambda: held in receiver.ids, what="the delivery")
         first.kill()
-        second = around.start("worker", environment["worker"])
-        around.ended([held], 30)
+        second = group.start("worker", environment["worker"])
+        group.ended([held], 30)
         assert [outcome.error for outcome in tasks.show(admin, held).outcomes] == ["lost", ""]
 
         # commands that read, and those that change
@@ -185,7 +185,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         admin.zadd(keys.finished("qtask"), {ids[0]: admin.time()[0] + keys.FOREVER_SECONDS - 1})
         until(lambda: not admin.exists(keys.job(ids[0])), what="what is forgotten")
         assert gateway.process.stop() == 0 and second.stop() == 0
-        for process in list(around._processes):
+        for process in list(group._processes):
             if isinstance(process, Process) and process.name == "scheduler":
                 assert process.stop() == 0
         assert denials(admin) == []
@@ -266,16 +266,16 @@ def test_worker_names_a_revoked_right_and_continues_when_it_is_granted_again(
 ) -> None:
     admin = server.client()
     admin.execute_command("ACL", "SETUSER", "changed", "reset", "on", f">{PASSWORD}", "+@all", "~*", "&*")
-    with Around(server.url, server.client(), tmp_path) as around, Receiver() as receiver:
-        around.start("scheduler", {"QTASK_QUEUE": "changed"})
-        worker = around.start("worker", {"QTASK_REDIS_URL": url_of(server, "changed")}, queue="changed")
+    with ProcessGroup(server.url, server.client(), tmp_path) as group, Receiver() as receiver:
+        group.start("scheduler", {"QTASK_QUEUE": "changed"})
+        worker = group.start("worker", {"QTASK_REDIS_URL": url_of(server, "changed")}, queue="changed")
         admin.execute_command("ACL", "SETUSER", "changed", "-blmove")
         link = {"type": "http", "link": receiver.url}
-        (task_id,) = around.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
+        (task_id,) = group.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
         until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 20, "the right to be named")
         assert worker.running
         admin.execute_command("ACL", "SETUSER", "changed", "+blmove")
-        (record,) = around.ended([task_id])
+        (record,) = group.ended([task_id])
     assert record.state == "delivered"
 
 

@@ -26,7 +26,7 @@ from qtask.store import keys, tasks
 from qtask.store.connect import connect, require
 from tests.support.command import qtask
 from tests.support.gateway_process import Connection, Gateway
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
 from tests.support.sentinels import Sentinels, role_of
@@ -58,14 +58,14 @@ class System:
         patient: one that does not wait for a replica, and retries for 25 s.
     """
 
-    def __init__(self, sentinels: Sentinels, around: Around, gateways: tuple[Gateway, Gateway]) -> None:
+    def __init__(self, sentinels: Sentinels, group: ProcessGroup, gateways: tuple[Gateway, Gateway]) -> None:
         self.sentinels = sentinels
-        self.around = around
+        self.group = group
         self.careful, self.patient = gateways
         self.held = Held()
         self.receiver = Receiver(self.held)
-        self.scheduler = around.start("scheduler")
-        self.worker = around.start("worker")
+        self.scheduler = group.start("scheduler")
+        self.worker = group.start("worker")
 
     @property
     def processes(self) -> list[Process]:
@@ -91,7 +91,7 @@ class System:
         return Counter(request.header("QTask-Id") for request in list(self.receiver.requests))
 
     def check_delivered_once(self, ids: list[str]) -> None:
-        records = self.around.ended(ids, 30)
+        records = self.group.ended(ids, 30)
         assert {record.state for record in records} == {"delivered"}
         received = self.received()
         assert {task_id: received[task_id] for task_id in ids} == dict.fromkeys(ids, 1)
@@ -99,10 +99,10 @@ class System:
     def check_all_ways(self) -> None:
         """Checks that a task through the gateway, the inbox and the client is delivered."""
         ids = self.accept(self.patient, self.task())
-        with self.around.client() as client:
+        with self.group.client() as client:
             ids.append(client.send(self.task()).id)
-        self.around.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
-        reply: Any = self.around.redis.blpop(["reply"], 15)
+        self.group.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
+        reply: Any = self.group.redis.blpop(["reply"], 15)
         ids.append(json.loads(reply[1])["id"])
         self.check_delivered_once(ids)
         assert all(process.running for process in self.processes)
@@ -113,11 +113,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("sentinel")
     with (
         Sentinels(folder, PASSWORD, SENTINEL_PASSWORD) as sentinels,
-        Around(sentinels.url, connect(sentinels.url, 20.0), folder) as around,
+        ProcessGroup(sentinels.url, connect(sentinels.url, 20.0), folder) as group,
         Gateway(sentinels.url, folder, WAIT_REPLICAS=1, ACCEPT_RETRY_SECONDS=0) as careful,
         Gateway(sentinels.url, folder, ACCEPT_RETRY_SECONDS=25) as patient,
     ):
-        system = System(sentinels, around, (careful, patient))
+        system = System(sentinels, group, (careful, patient))
         with system.receiver:
             yield system
 
@@ -139,12 +139,12 @@ def test_async_client_finds_the_master(system: System) -> None:
 
 def test_commands_find_the_master(system: System) -> None:
     (waiting,) = system.accept(system.patient, system.task(delay=3_600))
-    listed = qtask("list", "--json", environment=system.around.environment)
+    listed = qtask("list", "--json", environment=system.group.environment)
     assert json.loads(listed.stdout)["id"] == waiting
-    examined = qtask("doctor", "--json", environment=system.around.environment)
+    examined = qtask("doctor", "--json", environment=system.group.environment)
     found = {finding["what"]: finding["level"] for finding in map(json.loads, examined.stdout.splitlines())}
     assert (found["1 worker is alive"], found["a scheduler is alive"]) == ("fine", "fine")
-    cancelled = qtask("cancel", waiting, environment=system.around.environment)
+    cancelled = qtask("cancel", waiting, environment=system.group.environment)
     assert cancelled.returncode == 0
 
 
@@ -224,8 +224,8 @@ def test_gateway_that_waits_for_the_replica_accepts_only_replicated_tasks(system
     assert "duplicate" not in system.ask(system.careful, chosen)
     assert system.ask(system.careful, chosen)["duplicate"] is True
     assert replica.exists(keys.job("chosen"))
-    for record in tasks.list_tasks(system.around.redis, "qtask", "scheduled", 1_000):
-        tasks.cancel(system.around.redis, record.id)
+    for record in tasks.list_tasks(system.group.redis, "qtask", "scheduled", 1_000):
+        tasks.cancel(system.group.redis, record.id)
 
 
 # --- failover ----------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_failover_from_a_hanging_master_and_its_return_as_a_replica(system: Syst
             held = pool.submit(system.accept, system.patient, system.task())
             system.held.let_go.set()  # deliveries in flight end, and can be settled only on the next master
             new = system.sentinels.wait_for_another_master(old)
-            system.around.redis.connection_pool.disconnect()  # connections of this test, which nothing else reconnects
+            system.group.redis.connection_pool.disconnect()  # connections of this test, which nothing else reconnects
             refused = system.ask(system.careful, system.task(delay=3_600))
             assert (refused["ok"], refused["error"]["code"]) == (False, "unavailable"), "the replica is stopped"
             accepted = held.result(40)
@@ -258,7 +258,7 @@ def test_failover_from_a_hanging_master_and_its_return_as_a_replica(system: Syst
     assert system.sentinels.master is new
     system.check_all_ways()
     for task_id in left:
-        assert tasks.cancel(system.around.redis, task_id) == "scheduled"
+        assert tasks.cancel(system.group.redis, task_id) == "scheduled"
     until(lambda: _accepts(system), 10, "the replica to take part again")
 
 
@@ -279,13 +279,13 @@ def test_waiting_tasks_are_delivered_after_the_master_was_killed(system: System)
     old.kill()
     held = system.accept(system.patient, *[system.task() for _ in range(3)])  # answered when there is another master
     assert system.sentinels.wait_for_another_master(old) is not old
-    records = system.around.ended([*waiting, *held], 30)
+    records = system.group.ended([*waiting, *held], 30)
     assert {record.state for record in records} == {"delivered"}
     received = system.received()
     assert all(received[task_id] == 1 for task_id in held)
     # The replica may have missed what was delivered and settled at the last moment.
     assert all(1 <= received[task_id] <= 2 for task_id in waiting)
     assert sum(received[task_id] for task_id in waiting) <= len(waiting) + 3
-    counts = tasks.count_tasks(system.around.redis, "qtask")
+    counts = tasks.count_tasks(system.group.redis, "qtask")
     assert (counts["scheduled"], counts["queued"], counts["started"]) == (len(later), 0, 0)
     system.check_all_ways()

@@ -33,7 +33,7 @@ class Store:
         dead: every dead letter.
         remembered: chosen ids that are remembered.
         graphs: ids for which a picture is kept.
-        strangers: keys that belong to no task and to nothing else.
+        unknown_keys: keys that belong to no task and to nothing else.
         inbox: entries that no gateway has read.
         consumers: the number of consumers of the inbox.
         workers: tokens of the workers that are not known to have ended.
@@ -45,7 +45,7 @@ class Store:
     dead: list[TaskRecord] = field(default_factory=list)
     remembered: set[str] = field(default_factory=set)
     graphs: set[str] = field(default_factory=set)
-    strangers: list[str] = field(default_factory=list)
+    unknown_keys: list[str] = field(default_factory=list)
     inbox: int = 0
     consumers: int = 0
     workers: list[str] = field(default_factory=list)
@@ -82,9 +82,9 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
             store.graphs.add(key.removeprefix(keys.GRAPH_PREFIX))
         elif key.startswith((reply_prefix, keys.NODE_PREFIX)):
             if redis.ttl(key) == -1:
-                store.strangers.append(f"{key}, which never expires")
+                store.unknown_keys.append(f"{key}, which never expires")
         elif not (key in known or key.startswith((keys.STATS_PREFIX, *_REGISTRATIONS))):
-            store.strangers.append(key)
+            store.unknown_keys.append(key)
     if redis.exists(keys.INBOX):
         store.inbox = redis.xlen(keys.INBOX)
         store.consumers = len(cast("list[Any]", redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)))
@@ -92,15 +92,15 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
     return store
 
 
-def disorder(store: Store) -> dict[str, list[str]]:
+def inconsistencies(store: Store) -> dict[str, list[str]]:
     """Inconsistencies after every task and every process has ended: a fault to its examples."""
     places = store.places
     return {
         "tasks still wait": [one for one, found in places.items() if set(found) & {"schedule", "queue", "started"}],
         "tasks stand in several places": [f"{one}: {found}" for one, found in places.items() if len(found) > 1],
-        "job hashes stand in no place": sorted(store.jobs - places.keys()),
+        "job hashes are in no place": sorted(store.jobs - places.keys()),
         "ids have no job hash": sorted(places.keys() - store.jobs),
-        "keys belong to no task": store.strangers,
+        "keys belong to no task": store.unknown_keys,
         "entries are left in the inbox": [f"{store.inbox} entries"] * bool(store.inbox),
         "workers have ended and are still known": store.workers,
     }

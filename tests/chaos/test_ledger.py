@@ -12,12 +12,12 @@ from qtask.client.protocol import Accepted
 from qtask.model.errors import Refused
 from qtask.model.outcome import Outcome
 from qtask.model.record import TaskRecord
-from tests.chaos.cast import Blow
 from tests.chaos.ledger import Ledger, balance
 from tests.chaos.plan import ATTEMPTS, GONE, OK, Plan, PlannedTask, make_plan
 from tests.chaos.receivers import Arrival
 from tests.chaos.store import Store
 from tests.chaos.submitters import Notes
+from tests.chaos.system import Disruption
 
 DUE = 1_000.0
 TASKS = (
@@ -52,10 +52,10 @@ class Run:
         dead = TaskRecord(id="c", state="dead", attempts=1, title="chaos 2", outcomes=[outcome(1, 404)], **about)
         places = {"a": ["finished"], "chaos-1": ["finished"], "c": ["dead"], "chaos-3": ["finished"]}
         self.store = Store(places, set(IDS), [dead], {"chaos-1"}, {"chaos-3"})
-        self.blows = [Blow("worker-1", "kill", DUE + 0.5, DUE + 0.5, 1)]
+        self.disruptions = [Disruption("worker-1", "kill", DUE + 0.5, DUE + 0.5, 1)]
 
     def ledger(self) -> Ledger:
-        return balance(self.plan, self.notes, self.arrivals, self.store, self.blows)
+        return balance(self.plan, self.notes, self.arrivals, self.store, self.disruptions)
 
     def fault(self) -> str:
         (fault,) = self.ledger().faults
@@ -116,12 +116,12 @@ def test_duplicates_are_bounded_by_tasks_in_flight(run: Run) -> None:
 def test_duplicate_needs_a_disruption_between_its_deliveries(run: Run) -> None:
     run.arrivals.append(replace_arrival(run.arrivals[0], instant=DUE + 1))
     for at, over, explains in ((DUE + 2, DUE + 3, False), (DUE - 9, DUE - 8, False), (DUE - 9, DUE + 0.5, True)):
-        run.blows = [Blow("worker-1", "stop", at, over, 5)]
+        run.disruptions = [Disruption("worker-1", "stop", at, over, 5)]
         assert (run.ledger().faults == []) == explains
 
 
 def test_delivery_after_a_failure_is_not_a_duplicate(run: Run) -> None:
-    run.blows.clear()
+    run.disruptions.clear()
     run.arrivals.append(replace_arrival(run.arrivals[2], instant=DUE + 1, answer=OK, attempt=2))
     run.store.dead.clear()
     run.store.places["c"] = ["finished"]
@@ -130,10 +130,10 @@ def test_delivery_after_a_failure_is_not_a_duplicate(run: Run) -> None:
 
 def test_second_id_of_a_task_is_named(run: Run) -> None:
     run.arrivals.append(replace_arrival(run.arrivals[0], instant=DUE + 1, id="b"))
-    assert "bore several ids: chaos 0: a, b" in run.fault()
+    assert "had several ids: chaos 0: a, b" in run.fault()
     run.arrivals.pop()
     run.notes.answered(TASKS[1], Accepted("another", DUE))
-    assert "bore several ids: chaos 1: another, chaos-1" in run.fault()
+    assert "had several ids: chaos 1: another, chaos-1" in run.fault()
 
 
 def test_second_due_instant_of_a_task_is_named(run: Run) -> None:
@@ -164,9 +164,9 @@ def test_refusal_is_named(run: Run) -> None:
     ("spoil", "fault"),
     [
         (lambda store: store.places.update(a=["finished", "queue"]), "several places: a"),
-        (lambda store: store.jobs.add("x"), "job hashes stand in no place: x"),
+        (lambda store: store.jobs.add("x"), "job hashes are in no place: x"),
         (lambda store: store.jobs.remove("a"), "ids have no job hash: a"),
-        (lambda store: store.strangers.append("k"), "keys belong to no task: k"),
+        (lambda store: store.unknown_keys.append("k"), "keys belong to no task: k"),
         (lambda store: store.remembered.add("x"), "remembered ids were never chosen: x"),
         (lambda store: store.graphs.add("x"), "pictures belong to no task: x"),
         (lambda store: store.workers.append("w"), "workers have ended and are still known: w"),

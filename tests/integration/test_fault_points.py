@@ -30,7 +30,7 @@ from qtask.model.record import TaskRecord
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
-from tests.chaos.store import disorder, read_store
+from tests.chaos.store import inconsistencies, read_store
 from tests.support.gateway_process import Gateway
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
@@ -166,7 +166,8 @@ class Lane:
         until(lambda: not self.redis.exists(keys.WORKERS), 15, "the schedulers to forget the workers")
         for process in self._processes:
             process.kill()
-        wrong = {fault: about for fault, about in disorder(read_store(self.redis, *self.queues)).items() if about}
+        found_faults = inconsistencies(read_store(self.redis, *self.queues))
+        wrong = {fault: about for fault, about in found_faults.items() if about}
         found = audit(self.redis)
         return wrong if found.balances else {**wrong, "the audit does not balance": [str(found)]}
 

@@ -493,7 +493,7 @@ class Places(RuleBasedStateMachine):
         task.place, task.holder, task.expired = "queue", "", False
         self.queued[task.queue].insert(0, task_id)
 
-    # --- what people do ------------------------------------------------------------------------------------------
+    # --- decisions of users --------------------------------------------------------------------------------------
 
     def cancel(self, task_id: str) -> None:
         task = self.tasks[task_id]
@@ -540,7 +540,7 @@ class Places(RuleBasedStateMachine):
     def dead_of(self, wanted: list[str]) -> list[str]:
         return [task_id for task_id in wanted if task_id in self.tasks and self.tasks[task_id].place == "dead"]
 
-    # --- what always holds ---------------------------------------------------------------------------------------
+    # --- invariants ----------------------------------------------------------------------------------------------
 
     @invariant()
     def each_is_in_its_one_place(self) -> None:
@@ -604,7 +604,7 @@ class Places(RuleBasedStateMachine):
             waiting = self.ids(lambda task, queue=queue: (task.place, task.queue) == ("schedule", queue))  # type: ignore[misc]
             assert figures.scheduled_of(queue) == len(waiting)
 
-    # --- small things --------------------------------------------------------------------------------------------
+    # --- helpers of the rules ------------------------------------------------------------------------------------
 
     def now(self) -> float:
         seconds, microseconds = self.redis.time()

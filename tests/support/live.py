@@ -26,7 +26,7 @@ SECONDS = 30.0  # for a command that hangs
 _READY = {"worker": "working", "scheduler": "scheduling"}  # logged by each when it has started
 
 
-class Around:
+class ProcessGroup:
     """Starts processes on an existing Redis; a context manager that ends them all.
 
     Args:
@@ -148,8 +148,8 @@ class Around:
         return self.folder / f"{name}-{len(self._processes)}.log"
 
 
-class Live(Around):
-    """Like `Around`, with its own Redis.
+class Live(ProcessGroup):
+    """Like `ProcessGroup`, with its own Redis.
 
     Args:
         folder: gets its data, its pipes and its logs.

@@ -38,7 +38,7 @@ _READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"
 
 
 @dataclass(frozen=True, slots=True)
-class Blow:
+class Disruption:
     """A disruption of a process.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Actor:
         return Process(self._command, self._environment, self.log)
 
 
-class Cast:
+class System:
     """Redis behind a proxy, two gateways also behind it, schedulers and workers; a context manager.
 
     Args:
@@ -113,13 +113,13 @@ class Cast:
         redis: a client that bypasses the proxy.
         disk: holds the data of Redis.
         redis_url, gateway_urls: through the proxy.
-        blows: all disruptions.
+        disruptions: of all processes, by the time of their end.
         complaints: wrong behaviour of processes: exits by themselves, or no exit after a signal.
         cuts: the number of cut connections by server; known at the end.
     """
 
     def __init__(self, folder: Path, pipes: Path, retention_count: int) -> None:
-        self.blows: list[Blow] = []
+        self.disruptions: list[Disruption] = []
         self.complaints: list[str] = []
         self.cuts: dict[str, int] = {}
         self._folder = folder
@@ -151,7 +151,7 @@ class Cast:
         self._redis_away_at = float("-inf")  # by monotonic
         self._redis_back_at = float("-inf")
 
-    def __enter__(self) -> Cast:
+    def __enter__(self) -> System:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Cast:
             thread.start()
             self._threads.append(thread)
 
-    def calm(self) -> None:
+    def wait(self) -> None:
         """Waits until the plan is executed and every process runs again."""
         for thread in self._threads:
             thread.join()
@@ -196,7 +196,7 @@ class Cast:
         marks = f'"event": "{event}"'
         return Counter({name: actor.log.read_text().count(marks) for name, actor in self._actors.items()})
 
-    def outbursts(self) -> list[str]:
+    def unexpected_output(self) -> list[str]:
         """Output of processes other than log lines, such as a traceback, and logged internal errors."""
         return [
             f"{name}: {line[:2000]}"
@@ -205,7 +205,7 @@ class Cast:
             if not line.startswith("{") or '"level": "critical"' in line or '"exception":' in line
         ]
 
-    # --- what is done to them ----------------------------------------------------------------------------------
+    # --- disruptions -------------------------------------------------------------------------------------------
 
     def _live(self, story: Sequence[Event], began: float) -> None:
         for event in story:
@@ -214,13 +214,13 @@ class Cast:
                 if event.act == "cut":
                     self._proxy.cut(event.actor, event.skip, event.share)
                 elif event.actor == REDIS:
-                    self._befall_redis(event)
+                    self._disrupt_redis(event)
                 else:
-                    self._befall(self._actors[event.actor], event)
+                    self._disrupt(self._actors[event.actor], event)
             except Exception as error:  # the run continues, and its ledger reports it
                 self.complaints.append(f"{event}: {error}")
 
-    def _befall_redis(self, event: Event) -> None:
+    def _disrupt_redis(self, event: Event) -> None:
         at = time.time()
         self._redis_away_at = time.monotonic()
         if event.act == "stop":
@@ -241,11 +241,11 @@ class Cast:
             time.sleep(event.seconds)
             self._server.start()
         self._redis_back_at = time.monotonic()
-        self.blows.append(Blow(event.actor, event.act, at, time.time(), 0))
+        self.disruptions.append(Disruption(event.actor, event.act, at, time.time(), 0))
 
-    def _befall(self, actor: _Actor, event: Event) -> None:
+    def _disrupt(self, actor: _Actor, event: Event) -> None:
         if not actor.running:
-            self.complaints.append(f"{actor.name} had ended by itself before it was to be hit by: {event}")
+            self.complaints.append(f"{actor.name} had exited by itself before the disruption: {event}")
             actor.start()
             return
         actor.wait_until_ready()
@@ -268,7 +268,7 @@ class Cast:
                 over = time.time()
             time.sleep(event.seconds)
             actor.start()
-        self.blows.append(Blow(event.actor, event.act, at, over, in_flight))
+        self.disruptions.append(Disruption(event.actor, event.act, at, over, in_flight))
 
     def _stop(self, actor: _Actor, number: signal.Signals = signal.SIGTERM) -> bool:
         """Asks a process to stop; returns whether it could finish everything."""
@@ -300,6 +300,6 @@ class Cast:
         return 0
 
 
-def tally(blows: Sequence[Blow]) -> Counter[tuple[str, Act]]:
+def count_disruptions(disruptions: Sequence[Disruption]) -> Counter[tuple[str, Act]]:
     """The number of disruptions of each kind of process (`worker` for `worker-2`) and each act."""
-    return Counter((blow.actor.partition("-")[0], blow.act) for blow in blows)
+    return Counter((disruption.actor.partition("-")[0], disruption.act) for disruption in disruptions)
