@@ -23,7 +23,7 @@ from qtask.run.server_binary import Product, Server, Version, find_servers
 from tests.support.embedded_redis import running
 from tests.support.installation import Installation
 
-SOMEBODY = 65_534
+OTHER_USER = 65_534
 REDIS_6 = Version("Redis", (6, 2, 14))
 
 
@@ -54,7 +54,7 @@ def rewrite(client: Redis) -> None:
 # --- permissions -------------------------------------------------------------------------------------------------
 
 
-def as_somebody(act: Callable[[], object]) -> str:
+def as_other_user(act: Callable[[], object]) -> str:
     """Runs an action as another user; returns nothing, or the error."""
     if os.geteuid():
         pytest.skip("only root can become another user")
@@ -64,8 +64,8 @@ def as_somebody(act: Callable[[], object]) -> str:
         said = ""
         try:
             os.setgroups([])
-            os.setgid(SOMEBODY)
-            os.setuid(SOMEBODY)
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
             act()
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
@@ -109,11 +109,11 @@ def test_data_folder_cannot_be_read_by_other_users(reachable: Path) -> None:
             rewrite(client)
             assert_private(data)
             for path in (data / "redis.sock", *data.glob("appendonlydir/*"), data / "redis.log", data / "redis.url"):
-                assert as_somebody(partial(os.open, path, os.O_RDONLY)).startswith("PermissionError")
-            assert as_somebody(lambda: print(os.listdir(data))).startswith("PermissionError")
+                assert as_other_user(partial(os.open, path, os.O_RDONLY)).startswith("PermissionError")
+            assert as_other_user(lambda: print(os.listdir(data))).startswith("PermissionError")
             client.close()
-            assert "13" in as_somebody(lambda: Redis(unix_socket_path=str(data / "redis.sock")).get("secret"))
-            assert "belongs to another user" in as_somebody(lambda: print(embedded_url(data)))
+            assert "13" in as_other_user(lambda: Redis(unix_socket_path=str(data / "redis.sock")).get("secret"))
+            assert "belongs to another user" in as_other_user(lambda: print(embedded_url(data)))
     finally:
         os.umask(old_umask)
         shutil.rmtree(reachable)
@@ -149,13 +149,13 @@ def test_folder_that_others_can_change_and_we_cannot_fix_is_refused(reachable: P
     try:
         (reachable / "data").mkdir()
         (reachable / "data").chmod(0o777)
-        words = as_somebody(lambda: print(make_private(reachable / "data", reachable / "pipes")))
+        words = as_other_user(lambda: print(make_private(reachable / "data", reachable / "pipes")))
         assert words == (
             f"QTaskError: any user of this host can change {reachable}/data: "
             f"run `chmod go-rwx {reachable}/data` as its owner"
         )
         (reachable / "data").chmod(0o755)
-        assert as_somebody(lambda: print(make_private(reachable / "data", reachable / "pipes"))) == ""
+        assert as_other_user(lambda: print(make_private(reachable / "data", reachable / "pipes"))) == ""
     finally:
         shutil.rmtree(reachable)
 

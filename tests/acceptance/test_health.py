@@ -35,13 +35,13 @@ def look(url: str, process: str, queue: str, *flags: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def is_ill(url: str, process: str, queue: str, *flags: str) -> str:
+def unhealthy(url: str, process: str, queue: str, *flags: str) -> str:
     """The output about an unhealthy process; empty while all are healthy."""
     code, words = look(url, process, queue, *flags)
     return words if code else ""
 
 
-def well(live: Live, process: str, queue: str) -> str:
+def fine(live: Live, process: str, queue: str) -> str:
     """The output when all are healthy; empty while one is not."""
     code, words = look(live.url, process, queue)
     return "" if code else words
@@ -71,12 +71,12 @@ def test_hanging_process_is_unhealthy_and_others_are_not(live: Live, tmp_path: P
     one_of_several = children(several.pid)[1]
     with Gateway(live.url, tmp_path) as gateway:
         flags = ["--port", str(gateway.port)]
-        assert well(live, "worker", "two") == "ok    2 worker processes are alive\n"
-        assert well(live, "worker", "several") == "ok    4 worker processes are alive\n", "including their supervisor"
-        assert well(live, "scheduler", "of-schedulers") == "ok    1 scheduler is alive\n"
+        assert fine(live, "worker", "two") == "ok    2 worker processes are alive\n"
+        assert fine(live, "worker", "several") == "ok    4 worker processes are alive\n", "including their supervisor"
+        assert fine(live, "scheduler", "of-schedulers") == "ok    1 scheduler is alive\n"
         assert look(live.url, "gateway", "qtask", *flags)[0] == 0
         with frozen(workers[0].pid, scheduler.pid, one_of_several, lonely.pid, gateway.process.pid):
-            assert is_ill(live.url, "gateway", "qtask", *flags)
+            assert unhealthy(live.url, "gateway", "qtask", *flags)
             for process, queue, role, pid in [
                 ("worker", "two", "worker", workers[0].pid),
                 ("worker", "several", "worker", one_of_several),
@@ -84,19 +84,19 @@ def test_hanging_process_is_unhealthy_and_others_are_not(live: Live, tmp_path: P
                 ("scheduler", "of-schedulers", "scheduler", scheduler.pid),
             ]:
                 words = until(
-                    lambda process=process, queue=queue: is_ill(live.url, process, queue),  # type: ignore[misc]
+                    lambda process=process, queue=queue: unhealthy(live.url, process, queue),  # type: ignore[misc]
                     HANGS_SECONDS,
-                    f"the {process} to be ill",
+                    f"the {process} to be unhealthy",
                     every=0.5,
                 )
                 said = rf"BAD   the {role} with process id {pid} hangs: no sign of life for \d+ s\n .*"
                 assert re.match(said, words) and words.count("hangs") == 1, words
-            assert well(live, "worker", "other"), "a healthy worker on the same host"
-        until(lambda: well(live, "worker", "two") and well(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
+            assert fine(live, "worker", "other"), "a healthy worker on the same host"
+        until(lambda: fine(live, "worker", "two") and fine(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
     workers[0].kill()
-    assert well(live, "worker", "two") == "ok    1 worker is alive\n", "a killed process does not count as hanging"
+    assert fine(live, "worker", "two") == "ok    1 worker is alive\n", "a killed process does not count as hanging"
     workers[1].stop()
-    assert "no worker for queue two of" in is_ill(live.url, "worker", "two")
+    assert "no worker for queue two of" in unhealthy(live.url, "worker", "two")
 
 
 @pytest.mark.timeout(240)
@@ -119,7 +119,7 @@ def test_each_container_sees_its_own_processes(live: Live) -> None:
     try:
         for container in containers:
             until(lambda container=container: children(container.pid) and health(container), 20, every=0.2)  # type: ignore[misc]
-        assert not well(live, "worker", "contained"), "the host sees neither of them"
+        assert not fine(live, "worker", "contained"), "the host sees neither of them"
         with frozen(*children(containers[0].pid)):
             until(lambda: not health(containers[0]), HANGS_SECONDS, "the frozen one to be ill", every=0.5)
             assert health(containers[1])
@@ -139,7 +139,7 @@ def test_process_that_waits_for_redis_is_healthy(tmp_path: Path, name: str) -> N
         until(lambda: look(url, name, "qtask", "--port", port)[0] == 0, 20, "a process that is well", every=0.3)
     finally:
         process.kill()
-    assert is_ill(url, name, "qtask", "--port", port)
+    assert unhealthy(url, name, "qtask", "--port", port)
 
 
 def test_supervisor_reports_a_worker_that_does_not_run() -> None:

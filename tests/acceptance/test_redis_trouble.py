@@ -146,11 +146,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def aside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+def slow_cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
     """Runs slow cases in parallel with the other tests, each on its own Redis."""
     with ThreadPoolExecutor() as pool:
         yield {
-            scenario.__name__: pool.submit(scenario, tmp_path_factory.mktemp("aside"))
+            scenario.__name__: pool.submit(scenario, tmp_path_factory.mktemp("slow_cases"))
             for scenario in (hang_for_long, come_back_to_a_silent_worker)
         }
 
@@ -288,7 +288,7 @@ Trouble = Callable[[Live], AbstractContextManager[str]]
 
 
 @contextmanager
-def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]:
+def in_trouble(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]:
     """Redis gets into trouble while tasks wait, are in flight and are submitted; the body runs meanwhile.
 
     Checks that nothing is accepted meanwhile, that accepted tasks are delivered once, and that all processes recover.
@@ -320,18 +320,18 @@ def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]
 
 @pytest.mark.parametrize("trouble", [loading, busy, unable_to_save], ids=lambda one: one.__name__)
 def test_nothing_is_accepted_in_trouble_and_accepted_tasks_are_delivered_once(system: System, trouble: Trouble) -> None:
-    with endured(system, trouble):
+    with in_trouble(system, trouble):
         system.receipts.let_go["held"].set()
 
 
 def test_processes_wait_without_load_while_redis_is_dead(system: System) -> None:
-    with endured(system, killed):
+    with in_trouble(system, killed):
         system.receipts.let_go["held"].set()
         check_idle(system.processes)
 
 
 def test_processes_wait_without_load_while_redis_rejects_writes(system: System) -> None:
-    with endured(system, read_only):
+    with in_trouble(system, read_only):
         system.receipts.let_go["held"].set()
         check_idle(system.processes)
 
@@ -503,10 +503,10 @@ def come_back_to_a_silent_worker(folder: Path) -> None:
 
 
 def test_scheduler_gives_workers_time_for_a_heartbeat_before_it_takes_one_for_dead(
-    aside: dict[str, Future[None]],
+    slow_cases: dict[str, Future[None]],
 ) -> None:
     """A scheduler that was away, or has just started, cannot know whether heartbeats were possible meanwhile."""
-    aside["come_back_to_a_silent_worker"].result(30)
+    slow_cases["come_back_to_a_silent_worker"].result(30)
 
 
 def redis_now(redis: Redis) -> float:
@@ -518,7 +518,7 @@ def hang_for_long(folder: Path) -> None:
     with started(folder) as system:
         longer = system.hold("held-longer")
         began = time.monotonic()
-        with endured(system, hung, timeout=14):
+        with in_trouble(system, hung, timeout=14):
             with Connection(system.prompt.port) as connection:
                 connection.send(json.dumps([system.task(delay=3_600) for _ in range(3_000)]).encode() + b"\n")
                 answers = connection.answer()  # within the 10 s timeout of the connection
@@ -533,10 +533,10 @@ def hang_for_long(folder: Path) -> None:
         system.check_delivered_once(longer)
 
 
-def test_deliveries_continue_while_redis_hangs_and_none_is_repeated(aside: dict[str, Future[None]]) -> None:
+def test_deliveries_continue_while_redis_hangs_and_none_is_repeated(slow_cases: dict[str, Future[None]]) -> None:
     """Longer than a worker waits before it reconnects, which must not delay deliveries in flight.
 
     Six batches, of which two are sent to Redis at a time, are refused together, not one after the other. When Redis
     continues, heartbeats are as old as its pause, and no worker may be taken for dead because of that.
     """
-    aside["hang_for_long"].result(50)
+    slow_cases["hang_for_long"].result(50)

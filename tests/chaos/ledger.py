@@ -69,8 +69,8 @@ def _check_submission(ledger: Ledger, plan: Plan, notes: Notes) -> None:
     added = sum(1 for task in plan.tasks if notes[task.number].added and not notes[task.number].accepted)
     repeated = sum(1 for task in plan.tasks for answer in notes[task.number].accepted if answer.duplicate)
     unknown = len(plan.tasks) - accepted - added
-    ledger.say("accepted", f"{accepted} were told ok, {repeated} more times as duplicates; {added} stood in the inbox")
-    ledger.say("unknown", f"{unknown} never had an answer, for want of a process that could give one")
+    ledger.say("accepted", f"{accepted} were told ok, {repeated} more times as duplicates; {added} were in the inbox")
+    ledger.say("unknown", f"{unknown} never had an answer, as no process could give one")
     ledger.add_fault("tasks were refused", (one for task in plan.tasks for one in notes[task.number].refused))
 
 

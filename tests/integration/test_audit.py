@@ -239,24 +239,24 @@ def test_task_cancelled_by_rq_tools_counts_as_cancelled(redis: Redis) -> None:
 # --- inconsistencies ---------------------------------------------------------------------------------------------
 
 
-def lose_its_place(redis: Redis) -> None:
+def remove_from_the_schedule(redis: Redis) -> None:
     redis.zrem(keys.SCHEDULE, "0__b_3A1")
 
 
-def have_two_places(redis: Redis) -> None:
+def add_to_a_second_place(redis: Redis) -> None:
     redis.rpush(keys.queue("qtask"), "0__b_3A1")
 
 
-def lose_the_count(redis: Redis) -> None:
+def change_a_counter(redis: Redis) -> None:
     redis.hincrby(keys.LEDGER, "accepted:qtask", 1)
 
 
 @pytest.mark.parametrize(
     ("harm", "missing", "faults"),
     [
-        (lose_its_place, 1, {"job hashes in no place": ["b:1"]}),
-        (have_two_places, -1, {"tasks in several places (schedule, queue)": ["b:1"]}),
-        (lose_the_count, 1, {}),
+        (remove_from_the_schedule, 1, {"job hashes in no place": ["b:1"]}),
+        (add_to_a_second_place, -1, {"tasks in several places (schedule, queue)": ["b:1"]}),
+        (change_a_counter, 1, {}),
     ],
 )
 def test_inconsistency_is_named(

@@ -320,7 +320,7 @@ def gateway(redis_server: RedisServer, store: Redis, tmp_path_factory: pytest.Te
         assert levels == {"info"}, "nothing that a client sends is an error of the gateway"
 
 
-def said_alone(gateway: Gateway, raw: bytes) -> list[Any]:
+def answers_alone(gateway: Gateway, raw: bytes) -> list[Any]:
     """The answers when a client sends this, closes its side and reads to the end."""
     with Connection(gateway.port) as connection:
         connection.send(raw)
@@ -379,7 +379,7 @@ def test_table_is_large_and_its_rows_are_unique() -> None:
 
 @each
 def test_invalid_dict_is_refused_on_its_own_connection(gateway: Gateway, row: Row) -> None:
-    found = said_alone(gateway, row.raw)
+    found = answers_alone(gateway, row.raw)
     if not row.raw:
         assert found == [], "empty input gets no answer"
         return
@@ -438,7 +438,7 @@ def test_inbox_entry_without_a_task_is_refused(gateway: Gateway, store: Redis) -
 def test_invalid_dict_in_an_array_does_not_affect_the_others(gateway: Gateway, store: Redis) -> None:
     deep = WHOLE.replace(b"{}", b'{"json":' + b"[" * 70 + b"]" * 70 + b"}")
     for raw in (b"[%b,5,%b,{},%b]" % (WHOLE, deep, WHOLE), b"[\n%b,\n5,\n%b,{},\n%b\n]" % (WHOLE, deep, WHOLE)):
-        (found,) = said_alone(gateway, raw)
+        (found,) = answers_alone(gateway, raw)
         status, posted_found = posted(gateway, raw)
         assert status == 202
         for first, second, third, fourth, fifth in (found, posted_found):
@@ -459,7 +459,7 @@ def test_invalid_dict_in_an_array_does_not_affect_the_others(gateway: Gateway, s
     ],
 )
 def test_invalid_array_is_refused_as_a_whole(gateway: Gateway, raw: bytes, code: str, words: str) -> None:
-    (answer,) = said_alone(gateway, raw)
+    (answer,) = answers_alone(gateway, raw)
     assert_refused(answer, code, "", words)
     status, answer = posted(gateway, raw)
     assert status == (413 if code == "too_large" else 400)
@@ -476,7 +476,7 @@ def test_http_accepts_only_json(gateway: Gateway, content_type: str) -> None:
 
 
 def test_gateway_accepts_valid_tasks_after_all_invalid_ones(gateway: Gateway, store: Redis) -> None:
-    (answer,) = said_alone(gateway, WHOLE)
+    (answer,) = answers_alone(gateway, WHOLE)
     assert_accepted(store, answer)
     status, answer = posted(gateway, WHOLE)
     assert status == 202

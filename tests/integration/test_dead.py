@@ -46,7 +46,7 @@ def http(url: str, title: str = "t", **settings: Any) -> dict[str, Any]:
     return {"title": title, "address": {"type": "http", "link": url}, "settings": given}
 
 
-def die(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
+def make_dead(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
     """Submits tasks, and returns their ids when all are dead and the worker is gone."""
     ids = live.send(queue, *dicts)
     with working(live, queue):
@@ -60,7 +60,7 @@ def five_dead(live: Live, queue: str) -> Iterator[list[str]]:
     with Receiver(lambda exchange: exchange.answer(int(exchange.request.target.strip("/")))) as receiver:
         pipe = {"type": "pipe", "link": "nobody-reads"}
         settings = {"time": 0, "data": {"data": 1}, "retry": {"attempts": 1}}
-        yield die(
+        yield make_dead(
             live,
             queue,
             http(receiver.url + "404", "bill of Anna"),
@@ -95,7 +95,7 @@ def test_dead_letters_are_found_by_filter(live: Live, queue: str) -> None:
 
 def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
-    first, second = (die(live, queue, http(f"{nowhere}{path}"))[0] for path in ("charge/1", "charge/2"))
+    first, second = (make_dead(live, queue, http(f"{nowhere}{path}"))[0] for path in ("charge/1", "charge/2"))
     with five_dead(live, queue) as five, live.client(queue) as client, live.client("another") as elsewhere:
         assert client.find_dead(link="/charge/") == [first, second]
         assert client.find_dead(error="connect")[:2] == [first, second]
@@ -124,7 +124,7 @@ def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> N
 def test_dead_letters_are_listed_newest_first_and_shown_with_all_attempts(live: Live, queue: str) -> None:
     with Receiver(lambda exchange: exchange.answer(503, b"closed")) as receiver:
         twice = {"base": 0, "attempts": 2}
-        first, second = (die(live, queue, http(receiver.url, name, retry=twice))[0] for name in ("a", "b"))
+        first, second = (make_dead(live, queue, http(receiver.url, name, retry=twice))[0] for name in ("a", "b"))
     look = {**live.environment, "QTASK_QUEUE": queue}
     lines = qtask("list", "--state", "dead", "--json", environment=look).stdout.splitlines()
     assert [json.loads(line)["id"] for line in lines] == [second, first]
@@ -192,7 +192,7 @@ def test_dead_letters_that_match_are_removed(live: Live, queue: str) -> None:
 
 
 def test_ids_of_other_states_are_not_retried_or_removed(live: Live, queue: str) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     with live.client(queue) as client:
         waiting = client.send(http("http://127.0.0.1:1/", time=3_600)).id
     look = {**live.environment, "QTASK_QUEUE": queue}
@@ -208,7 +208,7 @@ def test_ids_of_other_states_are_not_retried_or_removed(live: Live, queue: str) 
 
 
 def test_retry_and_remove_need_ids_or_filters(live: Live, queue: str) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     look = {**live.environment, "QTASK_QUEUE": queue}
     for wrong in (("retry",), ("remove", "--all", "--error", "connect")):
         assert "say which" in refused(qtask(*wrong, environment=look))
@@ -237,7 +237,7 @@ def test_thousands_are_retried_and_removed(live: Live, queue: str) -> None:
 
 
 def test_dead_letter_is_retried_over_http(live: Live, queue: str, gateway: Gateway) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     url = f"http://127.0.0.1:{gateway.http_port}/tasks/{dead}/retry"
     assert requests.post(url, timeout=10).status_code == 415, "a web page of another origin could send it"
     assert tasks.show(live.redis, dead).state == "dead"
@@ -254,7 +254,7 @@ def test_dead_letter_is_retried_over_http(live: Live, queue: str, gateway: Gatew
 
 def test_over_http_each_state_has_its_own_verb_of_removal(live: Live, queue: str, gateway: Gateway) -> None:
     """DELETE cancels a waiting task, remove takes a dead letter, forget a delivered task; others report the state."""
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     with Receiver() as receiver, working(live, queue):
         (delivered,) = live.send(queue, http(receiver.url, id=f"{queue}-once"))
         live.ended([delivered])
@@ -298,7 +298,7 @@ def test_over_http_a_started_task_is_not_cancelled(live: Live, queue: str, gatew
 
 
 def test_dead_letters_never_expire(live: Live, queue: str) -> None:
-    dead = die(live, queue, *[http(f"http://127.0.0.1:{free_port()}/") for _ in range(3)])
+    dead = make_dead(live, queue, *[http(f"http://127.0.0.1:{free_port()}/") for _ in range(3)])
     now = live.redis.time()[0]
     for task_id in dead:
         assert live.redis.ttl(keys.job(task_id)) == -1
@@ -324,7 +324,7 @@ def test_bound_on_dead_letters_drops_the_oldest_and_logs_them(live: Live, queue:
 
 def test_lowered_bound_on_dead_letters_is_applied(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
-    die(live, queue, *[http(nowhere) for _ in range(30)])
+    make_dead(live, queue, *[http(nowhere) for _ in range(30)])
     with working(live, queue, dead_retention_count=2), live.client(queue) as client:
         last = client.send(http(nowhere)).id
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 2)

@@ -359,7 +359,7 @@ def forget_dies(lane: Lane, fault: str) -> None:
     assert lane.redis.exists(keys.ID_PREFIX + task_id)
 
 
-def looking_dies(lane: Lane, fault: str, command: str) -> None:
+def reader_dies(lane: Lane, fault: str, command: str) -> None:
     """A read-only command leaves everything unchanged."""
     task_id = lane.submit("ok", delay=HOUR)
     dies(lane.start(command, fault=fault))
@@ -472,10 +472,10 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("cancel:after", "", cancel_dies),
             ("forget_task:before", "", forget_dies),
             ("forget_task:after", "", forget_dies),
-            ("audit:before", "", partial(looking_dies, command="audit")),
-            ("audit:after", "", partial(looking_dies, command="audit")),
-            ("page:before", "", partial(looking_dies, command="list")),
-            ("page:after", "", partial(looking_dies, command="list")),
+            ("audit:before", "", partial(reader_dies, command="audit")),
+            ("audit:after", "", partial(reader_dies, command="audit")),
+            ("page:before", "", partial(reader_dies, command="list")),
+            ("page:after", "", partial(reader_dies, command="list")),
             ("retry:before", "", retry_dies),
             ("retry:after", "", retry_dies),
             ("remove_dead:before", "", remove_dies),
@@ -498,12 +498,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     with Receiver(behaviour) as receiver, ThreadPoolExecutor(len(LANES)) as pool:
         for database, name in enumerate(LANES):
             url = f"redis://127.0.0.1:{server.port}/{database}"
-            pool.submit(play, Lane(url, receiver.url, behaviour.arrivals, folder / name), name, found)
+            pool.submit(run_cases, Lane(url, receiver.url, behaviour.arrivals, folder / name), name, found)
         yield found
     server.kill()
 
 
-def play(lane: Lane, name: str, results: Results) -> None:
+def run_cases(lane: Lane, name: str, results: Results) -> None:
     """Runs all cases of a lane, one after the other."""
     well, cases = LANES[name]
     for process in well:

@@ -54,7 +54,7 @@ def other_redis(other_server: RedisServer) -> Iterator[Redis]:
 
 
 @contextmanager
-def powerless(server: RedisServer, redis: Redis, folder: Path) -> Iterator[Gateway]:
+def gateway_without_rights(server: RedisServer, redis: Redis, folder: Path) -> Iterator[Gateway]:
     """A gateway that has read the whole inbox but may not commit anything until it is given the right."""
     allow_scripts(redis, True)  # it would not start without it
     redis.rename(keys.INBOX, "put aside")
@@ -288,7 +288,7 @@ def test_entries_read_by_a_killed_gateway_are_accepted_once_by_another(
 ) -> None:
     names = [f"{n:03}" for n in range(400)]
     submit_many(other_redis, names)
-    with powerless(other_server, other_redis, tmp_path) as killed:
+    with gateway_without_rights(other_server, other_redis, tmp_path) as killed:
         killed.process.kill()
     assert scheduled(other_redis) == []
     submit(other_redis, task("new"))
@@ -304,7 +304,7 @@ def test_failed_commit_is_retried(other_server: RedisServer, other_redis: Redis,
     names = [f"{n:03}" for n in range(400)]
     submit_many(other_redis, names)
     submit(other_redis, {"title": ""}, reply="refused")
-    with powerless(other_server, other_redis, tmp_path):
+    with gateway_without_rights(other_server, other_redis, tmp_path):
         submit(other_redis, task("new"), reply="accepted")
         allow_scripts(other_redis, True)
         if cut:
@@ -320,7 +320,7 @@ def test_deleted_entries_of_a_dead_gateway_are_forgotten(
 ) -> None:
     submit(other_redis, task("kept"))
     deleted = submit(other_redis, task("deleted"))
-    with powerless(other_server, other_redis, tmp_path) as killed:
+    with gateway_without_rights(other_server, other_redis, tmp_path) as killed:
         killed.process.kill()
     other_redis.xdel(keys.INBOX, deleted)
     age_pending(other_redis)

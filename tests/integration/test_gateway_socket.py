@@ -389,7 +389,7 @@ def open_connections(port: int, count: int) -> Iterator[list[Connection]]:
             connection.close()
 
 
-class Bother:
+class HostileClient:
     """Repeats an action against a gateway in a thread until the end of the context."""
 
     def __init__(self, gateway: Gateway, does: Callable[[Connection, Callable[[], bool]], None]) -> None:
@@ -400,15 +400,15 @@ class Bother:
 
     def _run(self, does: Callable[[Connection, Callable[[], bool]], None]) -> None:
         with suppress(OSError):  # the gateway may close the connection
-            does(self._connection, self._goes_on)
+            does(self._connection, self._continues)
 
-    def _goes_on(self) -> bool:
+    def _continues(self) -> bool:
         self.rounds += 1
         return not self._over.is_set()
 
-    def __enter__(self) -> Bother:
+    def __enter__(self) -> HostileClient:
         self._thread.start()
-        until(lambda: self.rounds > 3 or not self._thread.is_alive(), what="the bother to begin")
+        until(lambda: self.rounds > 3 or not self._thread.is_alive(), what="the hostile client to start")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -421,50 +421,50 @@ class Bother:
         self._connection.close()
 
 
-def dribble(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def dribble(connection: Connection, continues: Callable[[], bool]) -> None:
     for byte in line_of(task("x" * 400)) * 100:
-        if not goes_on():
+        if not continues():
             return
         connection.send(bytes([byte]))
         time.sleep(0.001)
 
 
-def never_read(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def never_read(connection: Connection, continues: Callable[[], bool]) -> None:
     lines = line_of(task("unread")) * 100
     for _ in range(1_000):
-        if not goes_on():
+        if not continues():
             return
         connection.send(lines)
 
 
-def send_arrays(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_arrays(connection: Connection, continues: Callable[[], bool]) -> None:
     line = line_of([task("array", n=[[]] * 40)] * 1_000)
-    while goes_on():
+    while continues():
         connection.send(line)
 
 
-def send_a_line_without_end(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_a_line_without_end(connection: Connection, continues: Callable[[], bool]) -> None:
     connection.send(b'{"title":"')
     for _ in range(1_024):
-        if not goes_on():
+        if not continues():
             return
         connection.send(b"x" * 1_024)
 
 
-def send_garbage(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_garbage(connection: Connection, continues: Callable[[], bool]) -> None:
     connection.socket.settimeout(0.05)
-    while goes_on():
+    while continues():
         connection.send(os.urandom(20_000))
         with suppress(TimeoutError):
             connection.socket.recv(65_536)
 
 
-@pytest.mark.parametrize("bother", [dribble, never_read, send_arrays, send_a_line_without_end, send_garbage])
+@pytest.mark.parametrize("behave", [dribble, never_read, send_arrays, send_a_line_without_end, send_garbage])
 def test_slow_or_hostile_client_does_not_delay_answers_to_others(
-    gateway: Gateway, redis: Redis, bother: Callable[[Connection, Callable[[], bool]], None]
+    gateway: Gateway, redis: Redis, behave: Callable[[Connection, Callable[[], bool]], None]
 ) -> None:
     before = gateway.memory()
-    with Bother(gateway, bother), Connection(gateway.port) as connection:
+    with HostileClient(gateway, behave), Connection(gateway.port) as connection:
         for n in range(15):
             answer = connection.ask(task(str(n)))
             assert stored(redis, answer["id"])["title"] == str(n)

@@ -64,7 +64,7 @@ def accept(redis: Redis, number: int, queue: str = "qtask", at: float = 1.0) -> 
     return [place.id for place in places if place is not None]
 
 
-def bring(redis: Redis, state: State, number: int) -> list[str]:
+def make_tasks(redis: Redis, state: State, number: int) -> list[str]:
     """Makes tasks in one state; entries of sorted sets share few scores."""
     ids = accept(redis, number, at=LATER if state == "scheduled" else 1.0)
     if state == "scheduled":
@@ -106,7 +106,7 @@ def flat(found: list[list[str]]) -> list[str]:
 @pytest.mark.parametrize("state", STATES)
 def test_every_task_is_on_one_page_and_in_order(ask: Ask, redis: Redis, state: State) -> None:
     """Also with equal scores, and when a page ends with the last task."""
-    ids = bring(redis, state, 20)
+    ids = make_tasks(redis, state, 20)
     whole = [record.id for record in ask(tasks.list_tasks, "qtask", state, 100)]
     assert sorted(whole) == sorted(ids)
     for limit in (7, 10, 19, 20, 21):
@@ -120,7 +120,7 @@ def test_every_task_is_on_one_page_and_in_order(ask: Ask, redis: Redis, state: S
 @pytest.mark.parametrize("state", STATES)
 def test_unchanged_tasks_are_on_a_page_while_others_are_added_and_removed(ask: Ask, redis: Redis, state: State) -> None:
     """After each page its last task and a later one are removed; others are added before, after and in between."""
-    ids = bring(redis, state, 40)
+    ids = make_tasks(redis, state, 40)
     chance = random.Random(5)
     gone: set[str] = set()
 
@@ -157,7 +157,7 @@ def test_unchanged_tasks_are_on_a_page_while_others_are_added_and_removed(ask: A
 
 
 def test_queue_page_continues_at_the_head_when_the_read_part_was_claimed(ask: Ask, redis: Redis) -> None:
-    ids = bring(redis, "queued", 30)
+    ids = make_tasks(redis, "queued", 30)
     page = ask(tasks.list_page, "qtask", "queued", 10)
     assert [record.id for record in page.items] == ids[:10]
     claim(redis, limit=25)
@@ -167,7 +167,7 @@ def test_queue_page_continues_at_the_head_when_the_read_part_was_claimed(ask: As
 
 
 def test_task_that_returned_to_the_end_of_its_queue_hides_no_others(ask: Ask, redis: Redis) -> None:
-    ids = bring(redis, "queued", 30)
+    ids = make_tasks(redis, "queued", 30)
     page = ask(tasks.list_page, "qtask", "queued", 10)
     assert claim(redis, limit=20) == ids[:20]
     for task_id in ids[:10]:  # those that were read are retried and released
@@ -193,7 +193,7 @@ def test_page_of_one_queue_among_many_tasks_of_another(ask: Ask, redis: Redis) -
 
 def test_search_finds_the_dead_letters_of_its_start_and_no_later_ones(ask: Ask, redis: Redis) -> None:
     """Otherwise a client that retries all results would find the same tasks again and again."""
-    ids = bring(redis, "dead", 25)
+    ids = make_tasks(redis, "dead", 25)
     found: list[str] = []
     cursor = ""
     while True:
@@ -224,7 +224,7 @@ def test_invalid_cursor_is_refused(ask: Ask, redis: Redis, cursor: str) -> None:
 
 
 def test_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
-    bring(redis, "dead", 3)
+    make_tasks(redis, "dead", 3)
     cursor = ask(tasks.list_page, "qtask", "dead", 1).cursor
     for queue, state in (("qtask", "delivered"), ("another", "dead")):
         with pytest.raises(Refused, match=f"belongs to another list: dead tasks .* not {state} tasks of '{queue}'"):
@@ -234,7 +234,7 @@ def test_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
 
 
 def test_queries_of_one_task(ask: Ask, redis: Redis) -> None:
-    ids = {state: bring(redis, state, 1)[0] for state in ("dead", "delivered", "started", "queued", "scheduled")}
+    ids = {state: make_tasks(redis, state, 1)[0] for state in ("dead", "delivered", "started", "queued", "scheduled")}
     assert {state: ask(tasks.show, task_id).state for state, task_id in ids.items()} == {state: state for state in ids}
     assert ask(tasks.count_tasks, "qtask") == dict.fromkeys(STATES, 1)
     with pytest.raises(NotFound, match="nobody"):

@@ -319,7 +319,7 @@ def test_only_first_deliveries_count_for_lateness(live: Live) -> None:
     assert render(live.redis, "svg").startswith(b"<?xml")
 
 
-def later_lives_of(live: Live, queue: str, target: str, link: str, stock: bool) -> str:
+def delivered_in_the_fourth_life(live: Live, queue: str, target: str, link: str, stock: bool) -> str:
     """Runs a task through four lives: dead, retried, requeued in two ways by RQ's tools, delivered; returns its id.
 
     Each life is one attempt, by a stock worker or by a worker of QTask.
@@ -349,7 +349,7 @@ def later_lives_of(live: Live, queue: str, target: str, link: str, stock: bool) 
 def test_lateness_is_measured_once_even_when_a_dead_letter_is_retried(live: Live, queue: str, stock: bool) -> None:
     script = Script(hook=[404, 404, 404, 200])
     with Receiver(script) as receiver:
-        task_id = later_lives_of(live, queue, "hook", receiver.url, stock)
+        task_id = delivered_in_the_fourth_life(live, queue, "hook", receiver.url, stock)
     record = tasks.show(live.redis, task_id)
     assert (record.state, [outcome.code for outcome in record.outcomes]) == ("delivered", [404, 404, 404, 200])
     assert [outcome.attempt for outcome in record.outcomes] == [1, 1, 1, 1], "it starts again at attempt 1 each time"

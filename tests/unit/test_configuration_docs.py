@@ -17,7 +17,7 @@ DOCUMENT = ROOT / "docs" / "configuration.md"
 TEXT = DOCUMENT.read_text()
 
 
-def takers(name: str) -> str:
+def commands_of(name: str) -> str:
     """The commands that have the flag of a setting, in the words of the table."""
     flag = flag_name(name)
     taking = {command for command, found in cli.commands.items() if any(flag in option.opts for option in found.params)}
@@ -30,7 +30,7 @@ def _in_order(commands: set[str]) -> str:
     return ", ".join(f"`{command}`" for command in cli.commands if command in commands)
 
 
-def true_row(setting: str) -> str:
+def expected_row(setting: str) -> str:
     """The row that the table must have for a setting."""
     (found,) = (one for one in fields(Config) if one.name == setting)
     low, high = found.metadata["low"], found.metadata["high"]
@@ -42,7 +42,7 @@ def true_row(setting: str) -> str:
         f"`{setting}`",
         default,
         found.metadata["about"] + bounds,
-        takers(setting),
+        commands_of(setting),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -54,7 +54,7 @@ def table_rows() -> list[str]:
 
 @pytest.mark.parametrize("name", [setting.name for setting in fields(Config)])
 def test_row_of_each_setting_is_correct(name: str) -> None:
-    assert true_row(name) in table_rows()
+    assert expected_row(name) in table_rows()
 
 
 def test_table_has_no_extra_rows() -> None:

@@ -24,7 +24,7 @@ _texts = st.lists(_hard, max_size=6)
 _random = st.randoms(use_true_random=False)
 
 
-def drained(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
+def split_packets(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
     """All texts of a stream that ends after these packets."""
     found = []
     for packet in packets:
@@ -35,7 +35,7 @@ def drained(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
     return [*found, rest] if rest else found
 
 
-def cut(stream: bytes, random: Random) -> list[bytes]:
+def in_packets(stream: bytes, random: Random) -> list[bytes]:
     """The stream in packets of random sizes."""
     packets = []
     while stream:
@@ -46,7 +46,7 @@ def cut(stream: bytes, random: Random) -> list[bytes]:
 
 
 def texts_of(stream: bytes, *, max_bytes: int = 10_000_000) -> list[bytes]:
-    return drained(Framing(max_bytes), [stream])
+    return split_packets(Framing(max_bytes), [stream])
 
 
 @given(_texts, _random)
@@ -57,7 +57,7 @@ def test_framing_is_independent_of_layout_and_of_how_bytes_are_split(texts: list
     line_break = random.choice([b"\n", b"\r\n", b"\n\n", b" \n\t"])
     end = random.choice([b"", line_break])
     mark = random.choice([b"", b"\xef\xbb\xbf"])
-    found = drained(Framing(10_000_000), cut(mark + line_break.join(laid_out) + end, random))
+    found = split_packets(Framing(10_000_000), in_packets(mark + line_break.join(laid_out) + end, random))
     assert found == laid_out
     assert [json.loads(text) for text in found] == [json.loads(text) for text in laid_out]
 
@@ -65,7 +65,7 @@ def test_framing_is_independent_of_layout_and_of_how_bytes_are_split(texts: list
 @given(st.lists(_hard, min_size=1, max_size=6), _random)
 def test_multi_line_texts_may_follow_each_other_without_a_line_break(texts: list[Any], random: Random) -> None:
     laid_out = [json.dumps([value], indent=random.choice([0, 1, 2])).encode() for value in texts]
-    assert drained(Framing(10_000_000), cut(b"".join(laid_out), random)) == laid_out
+    assert split_packets(Framing(10_000_000), in_packets(b"".join(laid_out), random)) == laid_out
 
 
 @given(st.lists(_hard, max_size=6), _random, st.lists(st.binary(max_size=30), max_size=4))
@@ -78,7 +78,7 @@ def test_broken_line_does_not_affect_others_after_a_whole_line(
     lines += broken + [piece.replace(b"\n", b"").replace(b"\xef\xbb\xbf", b"") for piece in junk]
     random.shuffle(lines)
     lines.insert(0, b'{"title":"whole"}')
-    found = drained(Framing(10_000_000), cut(b"\n".join(lines) + b"\n", random))
+    found = split_packets(Framing(10_000_000), in_packets(b"\n".join(lines) + b"\n", random))
     assert found == [line.strip(b" \t\r\n") for line in lines if line.strip(b" \t\r\n")]
 
 
@@ -109,7 +109,7 @@ def test_broken_line_does_not_affect_others_after_a_whole_line(
 )
 def test_stream_is_split_at_the_end_of_each_text(stream: bytes, texts: list[bytes]) -> None:
     assert texts_of(stream) == texts
-    assert drained(Framing(10_000_000), [stream[i : i + 1] for i in range(len(stream))]) == texts
+    assert split_packets(Framing(10_000_000), [stream[i : i + 1] for i in range(len(stream))]) == texts
 
 
 def test_text_is_returned_as_soon_as_it_is_complete() -> None:
@@ -165,7 +165,7 @@ def test_texts_of_exactly_the_limit_are_accepted() -> None:
 )
 def test_each_byte_is_scanned_once_for_any_packet_size(text: bytes, size: int) -> None:
     packets = (text[start : start + size] for start in range(0, len(text), size))
-    assert drained(Framing(20_000_000), [*packets, b"\n"]) == [text]
+    assert split_packets(Framing(20_000_000), [*packets, b"\n"]) == [text]
 
 
 @pytest.mark.timeout(30)
