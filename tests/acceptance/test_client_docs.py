@@ -1,4 +1,4 @@
-"""docs/client.md is true: each of its blocks is run against a real `qtask up`, and what it sends arrives."""
+"""docs/client.md: each of its blocks runs against a real `qtask up`, and its tasks arrive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCKS = blocks(DOCUMENT)
 
 @dataclass
 class Reader:
-    """Somebody who tries what the page says, with something that listens wherever it sends to."""
+    """Runs the code of the page, with a receiver at every address that it sends to."""
 
     folder: Path
     ports: dict[str, int]
@@ -38,11 +38,11 @@ class Reader:
     texts: list[bytes] = field(default_factory=list)
 
     def run(self, block: Block) -> list[str]:
-        """The lines that a block prints."""
+        """Runs a block and returns the lines that it prints."""
         return run(block, self.ports, self.folder, self.environment).splitlines()
 
     def listen(self) -> None:
-        """Takes what comes to the socket."""
+        """Accepts connections and keeps what they send."""
         while True:
             try:
                 connection, _ = self.listener.accept()
@@ -53,7 +53,7 @@ class Reader:
 
 
 def _behave(exchange: Exchange) -> None:
-    """What is to die is not served."""
+    """Answers 503 to tasks that must die."""
     exchange.answer(503 if exchange.request.target in ("/charge", "/bill") else 200)
 
 
@@ -88,7 +88,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
 
 
 def block_with(words: str) -> Block:
-    """The one block that has these words."""
+    """The only block that contains these words."""
     (found,) = [block for block in BLOCKS if words in block.text]
     return found
 
@@ -113,7 +113,7 @@ def test_every_block_is_in_one_of_these_tests() -> None:
     assert {block.language for block in BLOCKS} == {"python"}
 
 
-def test_the_first_task(reader: Reader) -> None:
+def test_first_task(reader: Reader) -> None:
     (line,) = reader.run(block_with("/hook"))
     assert re.fullmatch(r"\S{12} \d{10}\.\d+", line)
     arrived(reader, "/hook")
@@ -121,7 +121,7 @@ def test_the_first_task(reader: Reader) -> None:
     assert (request.method, json.loads(request.body)) == ("POST", {"to": "ada"})
 
 
-def test_a_task_of_each_type(reader: Reader) -> None:
+def test_task_of_each_type(reader: Reader) -> None:
     assert reader.run(block_with("client.socket(")) == []
     arrived(reader, "/search?q=later")
     assert [json.loads(text) for text in until(lambda: reader.texts)] == [{"to": "a socket", "n": [1, 2, 3]}]
@@ -135,14 +135,14 @@ def _read(pipe: int) -> bytes:
         return b""
 
 
-def test_a_whole_dict(reader: Reader) -> None:
+def test_whole_dict(reader: Reader) -> None:
     assert reader.run(block_with("client.send(\n")) == []
     arrived(reader, "/remind")
     request = next(one for one in reader.receiver.requests if one.target == "/remind")
     assert (request.method, request.body) == ("POST", b"to=ada")
 
 
-def test_many_at_once(reader: Reader) -> None:
+def test_many_tasks_at_once(reader: Reader) -> None:
     first, second, third = reader.run(block_with("def reminder"))
     assert first.startswith("accepted: ") and third.startswith("accepted: ")
     assert second.startswith("refused: invalid_value settings.time a delay in seconds from 0")
@@ -157,18 +157,18 @@ def test_asyncio(reader: Reader) -> None:
     arrived(reader, "/async", 101)
 
 
-def test_looking_at_tasks(reader: Reader) -> None:
+def test_reading_tasks(reader: Reader) -> None:
     first, *listed, last = reader.run(block_with("task = client.show"))
     assert re.fullmatch(r"scheduled in an hour \d{10}\.\d+ \[\]", first)
     assert listed and all(re.fullmatch(r"\S{12} \d\S* \d+", line) for line in listed)
     assert last == "it was scheduled"
 
 
-def test_looking_over_http(reader: Reader) -> None:
+def test_reading_over_http(reader: Reader) -> None:
     assert reader.run(block_with("5124")) == ["{'json': {'to': 'ada'}, 'method': 'POST'}", "it was scheduled"]
 
 
-def test_the_dead(reader: Reader, redis_server: RedisServer) -> None:
+def test_dead_letters(reader: Reader, redis_server: RedisServer) -> None:
     with qtask.Client(redis_server.url) as client:
         url = f"http://127.0.0.1:{reader.receiver.port}"
         charge = client.http(f"{url}/charge", retry={"attempts": 1}).id
@@ -184,7 +184,7 @@ def test_errors(reader: Reader) -> None:
     assert second.startswith("no gateway answers on 127.0.0.1:1: ")
 
 
-def test_the_errors_and_the_default_that_it_names_are_real() -> None:
+def test_documented_errors_and_default_are_correct() -> None:
     text = DOCUMENT.read_text()
     for name in re.findall(r"^\| `qtask\.(\w+)` \|", text, re.MULTILINE):
         assert issubclass(getattr(qtask, name), qtask.QTaskError)

@@ -1,4 +1,4 @@
-"""The package without its extra `server`: small, a whole client, and clear about what it lacks."""
+"""The package without its extra `server`: small, a complete client, and clear errors about what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.documents import ROOT
 from tests.support.installation import Installation
 from tests.support.redis_server import free_port
 
-# A build and an installation take their time on a busy machine.
+# Building and installing take long on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MOST_BYTES = 15_000_000
@@ -27,17 +27,17 @@ MISSING = "is not installed (this is the client alone); install the service with
 
 @dataclass(frozen=True)
 class ClientAlone:
-    """A virtual environment of its own, with nothing but what `pip install qtask` brings."""
+    """A virtual environment with only what `pip install qtask` installs."""
 
     folder: Path
     bytes: int
 
     def python(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs code there."""
+        """Runs code in it."""
         return self._run("python", "-c", code, **environment)
 
     def qtask(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command there."""
+        """Runs a command in it."""
         return self._run("qtask", *arguments, **environment)
 
     def _run(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ class ClientAlone:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> ClientAlone:
-    source = folder / "source"  # a build leaves files beside its source
+    source = folder / "source"  # a build leaves files next to its source
     shutil.copytree(ROOT / "qtask", source / "qtask", ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE", *(path.name for path in ROOT.glob("requirements*.txt"))):
         shutil.copy(ROOT / file, source)
@@ -73,11 +73,11 @@ def installation(folder: Path) -> Iterator[Installation]:
         yield running
 
 
-def test_it_is_small(alone: ClientAlone) -> None:
+def test_client_installation_is_small(alone: ClientAlone) -> None:
     assert alone.bytes < MOST_BYTES
 
 
-def test_what_a_client_needs_stands_in_the_list_of_the_service_too() -> None:
+def test_client_requirements_are_also_server_requirements() -> None:
     def wanted(file: str) -> set[str]:
         return {line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")}
 
@@ -86,7 +86,9 @@ def test_what_a_client_needs_stands_in_the_list_of_the_service_too() -> None:
 
 @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
 @pytest.mark.parametrize("way", ["socket", "http", "redis"])
-def test_every_way_of_a_client_works(alone: ClientAlone, installation: Installation, kind: str, way: str) -> None:
+def test_every_transport_of_the_client_works(
+    alone: ClientAlone, installation: Installation, kind: str, way: str
+) -> None:
     http = f"http://127.0.0.1:{installation.environment['QTASK_HTTP_PORT']}"
     url = {"socket": installation.url, "http": http, "redis": f"unix://{installation.data_dir}/redis.sock"}[way]
     plain = "with qtask.Client() as client: print(client.http('http://127.0.0.1:9/', delay=3600).id)"
@@ -103,7 +105,7 @@ def test_every_way_of_a_client_works(alone: ClientAlone, installation: Installat
     assert json.loads(shown.stdout)["state"] == "scheduled"
 
 
-def test_each_command_works_or_says_what_is_missing(alone: ClientAlone, installation: Installation) -> None:
+def test_each_command_works_or_names_the_missing_extra(alone: ClientAlone, installation: Installation) -> None:
     def ran(*arguments: str) -> str:
         done = alone.qtask(*arguments, **installation.environment)
         assert (done.returncode, done.stderr) == (0, ""), arguments
@@ -139,14 +141,14 @@ def test_each_command_works_or_says_what_is_missing(alone: ClientAlone, installa
         assert done.stderr.startswith("qtask: the package ") and MISSING in done.stderr, command
 
 
-def test_the_function_of_the_jobs_says_what_is_missing(alone: ClientAlone) -> None:
+def test_job_function_names_the_missing_extra(alone: ClientAlone) -> None:
     done = alone.python("from qtask import do")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: qtask.do: the package ")
     assert MISSING in done.stderr
 
 
-def test_a_module_of_our_own_that_is_missing_is_no_missing_extra(alone: ClientAlone) -> None:
+def test_missing_module_of_qtask_is_not_reported_as_a_missing_extra(alone: ClientAlone) -> None:
     done = alone.python(
         "import qtask.model.errors, sys; sys.modules['qtask.model.validation'] = None; import qtask; qtask.Client"
     )

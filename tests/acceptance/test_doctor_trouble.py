@@ -1,4 +1,4 @@
-"""What the doctor says of real trouble: of a Redis that does not work, of its data, of tasks, and of processes."""
+"""Findings of the doctor on real problems: of Redis, its data, tasks, and processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.integration.test_doctor import answering, found
 from tests.support.command import qtask
 from tests.support.gateway_process import Gateway
 from tests.support.installation import Installation
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
 
@@ -47,8 +47,8 @@ def config(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def around(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Iterator[Around]:
-    with Around(redis_server.url, redis_server.client(), tmp_path) as one:
+def group(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Iterator[ProcessGroup]:
+    with ProcessGroup(redis_server.url, redis_server.client(), tmp_path) as one:
         yield one
 
 
@@ -61,7 +61,7 @@ def fine(findings: list[Finding]) -> list[str]:
     return [finding.what for finding in findings if finding.level == "fine"]
 
 
-# --- a Redis that does not work --------------------------------------------------------------------------------------
+# --- Redis -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def fine(findings: list[Finding]) -> list[str]:
         ("", "wants a password", "redis://USER:PASSWORD@HOST:PORT/0"),
     ],
 )
-def test_a_redis_with_another_password(tmp_path: Path, given: str, words: str, advice: str) -> None:
+def test_redis_with_another_password(tmp_path: Path, given: str, words: str, advice: str) -> None:
     server = RedisServer(tmp_path, password="S3cret-word")
     try:
         url = f"redis://{f':{given}@' if given else ''}127.0.0.1:{server.port}/0"
@@ -84,7 +84,7 @@ def test_a_redis_with_another_password(tmp_path: Path, given: str, words: str, a
     assert "S3cret" not in finding.what + listed.stderr
 
 
-def test_a_redis_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "REDIS_SECONDS", 1.0)
     server = RedisServer(tmp_path)
     with Gateway(server.url, tmp_path) as gateway:
@@ -104,7 +104,7 @@ def test_a_redis_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any("something else" in what for what in findings)
 
 
-def test_a_redis_that_begins_to_hang_while_it_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_starts_to_hang_during_the_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "REDIS_SECONDS", 1.0)
     server = RedisServer(tmp_path)
 
@@ -122,7 +122,7 @@ def test_a_redis_that_begins_to_hang_while_it_is_examined(tmp_path: Path, monkey
     assert not any("worker" in what or "clock" in what for what in fine(findings))
 
 
-def test_something_that_is_not_a_redis(config: Config) -> None:
+def test_server_that_is_not_redis(config: Config) -> None:
     with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         finding = found(
             replace(config, redis_url=f"redis://127.0.0.1:{port}/0"), f"at redis://127.0.0.1:{port}/0 is not a Redis"
@@ -130,7 +130,7 @@ def test_something_that_is_not_a_redis(config: Config) -> None:
     assert (finding.level, finding.advice) == ("wrong", "Name the right port with --redis")
 
 
-def test_a_redis_that_loads_its_data(tmp_path: Path) -> None:
+def test_redis_that_loads_its_data(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "no")
     with server.client().pipeline() as pipeline:
         for number in range(3_000):
@@ -155,7 +155,7 @@ def _says(server: RedisServer, words: str) -> bool:
     return False
 
 
-def test_a_replica(tmp_path: Path, redis_server: RedisServer, redis: Redis) -> None:
+def test_replica(tmp_path: Path, redis_server: RedisServer, redis: Redis) -> None:
     server = RedisServer(tmp_path, "--replicaof", f"127.0.0.1 {redis_server.port}")
     try:
         finding = found(config_of(server.url, tmp_path), "this Redis is a replica of")
@@ -164,7 +164,7 @@ def test_a_replica(tmp_path: Path, redis_server: RedisServer, redis: Redis) -> N
     assert finding.level == "wrong" and f"(127.0.0.1:{redis_server.port})" in finding.advice
 
 
-def test_a_cluster(tmp_path: Path) -> None:
+def test_cluster(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     try:
         assert (
@@ -175,7 +175,7 @@ def test_a_cluster(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_user_who_lacks_a_right(config: Config, redis: Redis, redis_server: RedisServer) -> None:
+def test_user_without_a_right(config: Config, redis: Redis, redis_server: RedisServer) -> None:
     redis.execute_command("ACL", "SETUSER", "poor", "reset", "on", ">word", "+@all", "~*", "resetchannels")
     try:
         poor = replace(config, redis_url=f"redis://poor:word@127.0.0.1:{redis_server.port}/0")
@@ -192,7 +192,7 @@ def test_a_user_who_lacks_a_right(config: Config, redis: Redis, redis_server: Re
     assert found(config, "has all rights in Redis that QTask needs").level == "fine"
 
 
-# --- its data --------------------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_and_a_redis_that_cannot_write(tmp_path: Path) -> None:
+def test_full_disk_and_redis_that_cannot_write(tmp_path: Path) -> None:
     with small_disk(tmp_path, 8) as disk:
         server = RedisServer(disk, "--appendonly", "yes", "--appendfsync", "everysec")
         config = config_of(server.url, tmp_path)
@@ -231,7 +231,7 @@ def test_a_full_disk_and_a_redis_that_cannot_write(tmp_path: Path) -> None:
     assert "make room" in full.advice and "make room" in refusing.advice
 
 
-def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+def test_nearly_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path, 100) as disk:
         assert data_folder.disk_space(disk).level == "fine"
         (disk / "fill").write_bytes(b"x" * 98 * 1_048_576)
@@ -243,7 +243,7 @@ def folder_findings(folder: Path, **settings: Any) -> list[Finding]:
     return list(data_folder.data_folder(Config(data_dir=str(folder), **settings)))
 
 
-def test_a_data_folder_that_is_not_there_or_not_qtasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_foreign_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (finding,) = data_folder.data_folder(Config())
     assert finding.what == f"there is no data folder qtask-data in {tmp_path}: no `qtask up` has run on it"
@@ -256,15 +256,17 @@ def test_a_data_folder_that_is_not_there_or_not_qtasks(tmp_path: Path, monkeypat
     assert finding.level == "wrong" and "is not a folder" in finding.what
 
 
-def test_the_data_folder_of_an_up_that_runs_and_then_has_ended(tmp_path: Path) -> None:
+def test_data_folder_of_a_running_and_of_a_stopped_up(tmp_path: Path) -> None:
     with Installation(tmp_path) as running:
         assert [finding.level for finding in folder_findings(running.data_dir)] == ["fine", "fine"]
     first, _ = folder_findings(running.data_dir)
     assert first.level == "note" and "has ended" in first.what
 
 
-def test_a_gateway_of_another_redis(config: Config, around: Around, redis_server: RedisServer, tmp_path: Path) -> None:
-    around.send("qtask", task(1, time=3_600))
+def test_gateway_of_another_redis(
+    config: Config, group: ProcessGroup, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    group.send("qtask", task(1, time=3_600))
     other = RedisServer(tmp_path)
     try:
         with Gateway(redis_server.url, tmp_path) as gateway, Gateway(other.url, tmp_path) as wrong:
@@ -277,7 +279,7 @@ def test_a_gateway_of_another_redis(config: Config, around: Around, redis_server
     assert finding.level == "wrong" and "--data-dir" in finding.advice
 
 
-def test_a_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
+def test_data_folder_of_another_user(request: pytest.FixtureRequest) -> None:
     if os.getuid():
         pytest.skip("becoming another user needs root")
     parent = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
@@ -300,21 +302,19 @@ for finding in data_folder(Config(data_dir={str(folder)!r})):
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def test_dead_letters_and_what_they_died_of(config: Config, around: Around) -> None:
+def test_dead_letters_are_counted_by_error(config: Config, group: ProcessGroup) -> None:
     assert found(config, "no dead letters").level == "fine"
-    around.start("scheduler")
-    around.start("worker")
-    ids = around.send("qtask", *[task(1) for _ in range(3)])
-    ids += around.send("qtask", {**task(1), "address": {"type": "http", "link": "http://never.invalid/"}})
-    around.ended(ids)
+    group.start("scheduler")
+    group.start("worker")
+    ids = group.send("qtask", *[task(1) for _ in range(3)])
+    ids += group.send("qtask", {**task(1), "address": {"type": "http", "link": "http://never.invalid/"}})
+    group.ended(ids)
     finding = found(config, "dead letters in the queue qtask")
     assert finding.what == "4 dead letters in the queue qtask: 3 by connect, 1 by dns"
     assert finding.level == "note" and "qtask list --state dead" in finding.advice and "qtask retry" in finding.advice
 
 
-def test_entries_of_the_inbox_that_were_refused(
-    config: Config, redis: Redis, redis_server: RedisServer, tmp_path: Path
-) -> None:
+def test_refused_inbox_entries(config: Config, redis: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
     assert found(config, "no entries of the inbox were refused").level == "fine"
     with Gateway(redis_server.url, tmp_path):
         for _ in range(2):
@@ -325,42 +325,40 @@ def test_entries_of_the_inbox_that_were_refused(
     assert finding.level == "note" and "XREVRANGE qtask:refused" in finding.advice
 
 
-def test_a_queue_without_workers(config: Config, around: Around) -> None:
-    around.start("scheduler")
-    around.start("worker", queue="elsewhere")
-    around.send("qtask", task(1))
-    around.wait_queued("qtask", 1)
+def test_queue_without_workers(config: Config, group: ProcessGroup) -> None:
+    group.start("scheduler")
+    group.start("worker", queue="elsewhere")
+    group.send("qtask", task(1))
+    group.wait_queued("qtask", 1)
     finding = found(config, "the queue qtask holds 1 tasks, and no worker takes from it")
     assert (finding.level, finding.advice) == ("wrong", "start one with `qtask worker --queue qtask`")
 
 
-def test_a_queue_that_the_workers_do_not_keep_up_with(
-    config: Config, around: Around, monkeypatch: pytest.MonkeyPatch
+def test_queue_that_workers_cannot_keep_up_with(
+    config: Config, group: ProcessGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "WAITED_SECONDS", 0.5)
-    around.start("scheduler")
-    worker = around.start("worker")
+    group.start("scheduler")
+    worker = group.start("worker")
     assert found(config, "no queue waits for workers").level == "fine"
-    around.command("rq", "suspend", "-u", around.url)
-    around.heartbeats(worker, 3)
-    around.send("qtask", task(1), task(1))
-    around.wait_queued("qtask", 2)
+    group.command("rq", "suspend", "-u", group.url)
+    group.heartbeats(worker, 3)
+    group.send("qtask", task(1), task(1))
+    group.wait_queued("qtask", 2)
     time.sleep(1.6)
     finding = found(config, "the queue qtask holds 2 tasks, the first of which waits for")
     assert finding.level == "wrong" and "rq resume" in finding.advice
-    around.command("rq", "resume", "-u", around.url)
+    group.command("rq", "resume", "-u", group.url)
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_frozen_worker_and_one_that_was_killed(
-    config: Config, around: Around, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frozen_worker_and_killed_worker(config: Config, group: ProcessGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 2.0)
-    frozen = around.start("worker")
-    killed = around.start("worker")
-    around.heartbeats(frozen, 2)
+    frozen = group.start("worker")
+    killed = group.start("worker")
+    group.heartbeats(frozen, 2)
     frozen.signal(signal.SIGSTOP)
     killed.kill()
     host = socket.gethostname()
@@ -373,17 +371,17 @@ def test_a_frozen_worker_and_one_that_was_killed(
     frozen.signal(signal.SIGCONT)
 
 
-def test_a_stock_rqscheduler_instead_of_ours(config: Config, around: Around) -> None:
-    port = around.url.rpartition(":")[2].partition("/")[0]
-    stock = around.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
-    until(lambda: around.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
+def test_stock_rqscheduler_instead_of_ours(config: Config, group: ProcessGroup) -> None:
+    port = group.url.rpartition(":")[2].partition("/")[0]
+    stock = group.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
+    until(lambda: group.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
     finding = found(config, "a stock rqscheduler is at work, and no scheduler of QTask's")
     assert finding.level == "note" and "start `qtask scheduler`" in finding.advice
     stock.kill()
     stock.wait()
 
 
-def test_a_gateway_that_hangs(
+def test_hanging_gateway(
     config: Config, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "HTTP_SECONDS", 1.0)
@@ -396,7 +394,7 @@ def test_a_gateway_that_hangs(
     assert finding.level == "wrong" and "its process hangs: restart it" in finding.advice
 
 
-def test_nothing_that_was_not_looked_at_is_called_well(config: Config, redis: Redis, redis_server: RedisServer) -> None:
+def test_unchecked_items_are_not_reported_as_fine(config: Config, redis: Redis, redis_server: RedisServer) -> None:
     redis.execute_command("ACL", "SETUSER", "guest", "reset", "on", ">word", "~*", "+ping", "+hello", "+auth")
     try:
         findings = examine(replace(config, redis_url=f"redis://guest:word@127.0.0.1:{redis_server.port}/0"))

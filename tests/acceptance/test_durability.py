@@ -1,4 +1,4 @@
-"""What was accepted survives the death of Redis and of the machine; what the doctor says of one that may forget."""
+"""Accepted tasks survive crashes of Redis and power cuts; the doctor reports a Redis that may lose writes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from qtask.config import Config
 from qtask.model.errors import NotFound
 from qtask.run.doctor.examination import examine
 from qtask.run.doctor.finding import Finding
-from qtask.run.embedded import OPTIONS_FILE, EmbeddedRedis
+from qtask.run.embedded import OPTIONS_FILE
 from qtask.store import keys, tasks
 from qtask.store.connect import connect
+from tests.support.embedded_redis import running
 from tests.support.gateway_process import Connection, Gateway, task
 from tests.support.preload import Preload
 from tests.support.processes import Process
@@ -29,10 +30,10 @@ SHIPPED = ("--include", str(OPTIONS_FILE))
 
 
 class Machine:
-    """A Redis on a machine of its own, as it were, whose power can be cut; a context manager.
+    """A Redis on a simulated machine whose power can be cut; a context manager.
 
-    A power cut takes what was written and not forced onto the disk. The kernel of this machine goes on, so the test
-    takes it from the file, by the notes of what was forced.
+    A power cut loses what was written without fsync. The kernel of this machine keeps running, so the test truncates
+    the file, by the records of each fsync.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -47,7 +48,7 @@ class Machine:
         self.server.kill()
 
     def cut_power(self) -> None:
-        """Kills Redis, loses what only the kernel knew, and starts it again."""
+        """Kills Redis, drops what was not synced to disk, and starts it again."""
         self.server.kill()
         (file,) = self._folder.glob("**/*.aof")
         with file.open("r+b") as written:
@@ -63,17 +64,17 @@ def is_there(redis: Redis, task_id: str) -> bool:
 
 
 def accept(gateway: Gateway, dicts: list[dict[str, Any]]) -> list[str]:
-    """Submits an array, and returns the ids as soon as the answer is there."""
+    """Submits an array, and returns the ids as soon as the answer arrives."""
     with Connection(gateway.port) as connection:
         answers = connection.ask(dicts)
     assert all(answer["ok"] for answer in answers), answers[0]
     return [answer["id"] for answer in answers]
 
 
-# --- as shipped --------------------------------------------------------------------------------------------------
+# --- with the shipped options ------------------------------------------------------------------------------------
 
 
-def test_an_accepted_task_survives_the_death_of_redis_and_a_power_cut_right_after_the_answer(tmp_path: Path) -> None:
+def test_accepted_tasks_survive_a_redis_crash_and_a_power_cut_right_after_the_answer(tmp_path: Path) -> None:
     with (
         Machine(tmp_path, *SHIPPED) as machine,
         Gateway(machine.server.url, tmp_path, ACCEPT_RETRY_SECONDS=10) as gateway,
@@ -91,7 +92,7 @@ def test_an_accepted_task_survives_the_death_of_redis_and_a_power_cut_right_afte
         assert redis.zcard(keys.SCHEDULE) == len(ids) == 1_408
 
 
-def test_what_the_inbox_was_answered_and_what_was_delivered_survives_a_power_cut(tmp_path: Path) -> None:
+def test_answered_inbox_entries_and_outcomes_survive_a_power_cut(tmp_path: Path) -> None:
     with Machine(tmp_path, *SHIPPED) as machine, Receiver() as receiver:
         environment = {"QTASK_REDIS_URL": machine.server.url}
         redis = connect(machine.server.url, 20.0)
@@ -114,8 +115,8 @@ def test_what_the_inbox_was_answered_and_what_was_delivered_survives_a_power_cut
         assert [request.header("QTask-Id") for request in receiver.requests] == [delivered, later]
 
 
-def test_a_power_cut_takes_what_was_not_forced_onto_the_disk(tmp_path: Path) -> None:
-    """The other tests show something only because of this one."""
+def test_power_cut_loses_what_was_not_synced(tmp_path: Path) -> None:
+    """The other tests depend on this."""
     with Machine(tmp_path, *SHIPPED, "--appendfsync", "no") as machine:
         with Gateway(machine.server.url, tmp_path) as gateway:
             ids = accept(gateway, [task() for _ in range(3)])
@@ -123,13 +124,9 @@ def test_a_power_cut_takes_what_was_not_forced_onto_the_disk(tmp_path: Path) -> 
         assert [is_there(machine.server.client(), task_id) for task_id in ids] == [False] * 3
 
 
-def test_the_embedded_redis_is_kept_as_shipped(tmp_path: Path) -> None:
-    embedded = EmbeddedRedis(tmp_path)
-    embedded.start()
-    try:
+def test_embedded_redis_has_the_shipped_persistence_options(tmp_path: Path) -> None:
+    with running(tmp_path) as embedded:
         found: Any = Redis.from_url(embedded.url).config_get("*")
-    finally:
-        embedded.stop()
     for line in OPTIONS_FILE.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, value = line.partition(" ")
@@ -139,12 +136,12 @@ def test_the_embedded_redis_is_kept_as_shipped(tmp_path: Path) -> None:
     assert (found["appendonly"], found["appendfsync"], found["maxmemory-policy"]) == ("yes", "always", "noeviction")
 
 
-# --- what the doctor says of others --------------------------------------------------------------------------------
+# --- findings of the doctor ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kept(redis: Redis) -> Iterator[Redis]:
-    """A Redis with an append-only file, which is as it was afterwards."""
+    """A Redis with an append-only file; its settings are restored afterwards."""
     redis.config_set("appendonly", "yes")
     until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
     try:
@@ -162,7 +159,7 @@ def about_the_file(config: Config) -> Finding:
 
 @contextmanager
 def guest(redis: Redis, url: str, *rights: str) -> Iterator[str]:
-    """The address for somebody who has only some rights."""
+    """The address for a user with restricted rights."""
     redis.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "~*", *rights)
     try:
         yield url.replace("://", "://guest:secret@")
@@ -178,7 +175,7 @@ def guest(redis: Redis, url: str, *rights: str) -> Iterator[str]:
         ("no", "note", "a power cut may take the last half minute"),
     ],
 )
-def test_how_much_a_power_cut_may_take_is_told(
+def test_possible_loss_by_a_power_cut_is_reported(
     kept: Redis, redis_server: RedisServer, appendfsync: str, level: str, words: str
 ) -> None:
     kept.config_set("appendfsync", appendfsync)
@@ -187,7 +184,7 @@ def test_how_much_a_power_cut_may_take_is_told(
     assert ("CONFIG SET appendfsync always" in finding.advice) is (level == "note")
 
 
-def test_a_file_that_is_not_forced_while_it_is_rewritten_is_told(kept: Redis, redis_server: RedisServer) -> None:
+def test_missing_fsync_during_a_rewrite_is_reported(kept: Redis, redis_server: RedisServer) -> None:
     kept.config_set("appendfsync", "always")
     kept.config_set("no-appendfsync-on-rewrite", "yes")
     finding = about_the_file(Config(redis_url=redis_server.url))
@@ -195,16 +192,14 @@ def test_a_file_that_is_not_forced_while_it_is_rewritten_is_told(kept: Redis, re
     assert "CONFIG SET no-appendfsync-on-rewrite no" in finding.advice
 
 
-def test_where_redis_does_not_tell_its_settings_the_doctor_says_what_it_sees(
-    kept: Redis, redis_server: RedisServer
-) -> None:
+def test_doctor_without_config_rights_reports_what_it_can_see(kept: Redis, redis_server: RedisServer) -> None:
     with guest(kept, redis_server.url, "+@all", "-config") as url:
         finding = about_the_file(Config(redis_url=url))
     assert finding.level == "note"
     assert finding.what.endswith("when it is forced onto the disk was not looked at")
 
 
-def test_a_redis_that_forgets_or_evicts_is_wrong(redis: Redis, redis_server: RedisServer) -> None:
+def test_redis_without_persistence_or_with_eviction_is_wrong(redis: Redis, redis_server: RedisServer) -> None:
     redis.config_set("maxmemory-policy", "volatile-lru")
     try:
         findings = examine(Config(redis_url=redis_server.url))

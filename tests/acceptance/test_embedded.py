@@ -1,12 +1,10 @@
-"""The embedded Redis: which server is taken, how it is started, and that two never share a folder."""
+"""The embedded Redis: how it is started, its data and address, and exclusive use of its folder."""
 
 from __future__ import annotations
 
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,10 @@ from redis.exceptions import OutOfMemoryError
 from qtask.config import Config
 from qtask.model.errors import QTaskError
 from qtask.run.embedded import ADDRESS_FILE, EmbeddedRedis, embedded_url, machine_memory_mib, reachable_url
+from tests.support.documents import ROOT
+from tests.support.embedded_redis import running
 from tests.support.installation import kill, processes
 from tests.support.waiting import until
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[EmbeddedRedis]:
-    embedded = EmbeddedRedis(folder)
-    embedded.start()
-    try:
-        yield embedded
-    finally:
-        embedded.stop()
 
 
 def server_pid(folder: Path) -> int:
@@ -45,10 +33,10 @@ def _listens_in(pid: int, folder: Path) -> bool:
         return False
 
 
-# --- how it runs -------------------------------------------------------------------------------------------------
+# --- operation ---------------------------------------------------------------------------------------------------
 
 
-def test_it_keeps_its_data_over_a_stop(tmp_path: Path) -> None:
+def test_data_survives_a_stop(tmp_path: Path) -> None:
     with running(tmp_path / "new" / "data") as embedded:
         Redis.from_url(embedded.url).set("kept", "yes")
         first = embedded.url
@@ -57,7 +45,7 @@ def test_it_keeps_its_data_over_a_stop(tmp_path: Path) -> None:
         assert Redis.from_url(embedded.url).get("kept") == b"yes"
 
 
-def test_it_keeps_its_data_and_its_address_over_a_crash(tmp_path: Path) -> None:
+def test_data_and_address_survive_a_crash(tmp_path: Path) -> None:
     with running(tmp_path) as embedded:
         url = embedded.url
         Redis.from_url(url).set("kept", "yes")
@@ -75,7 +63,7 @@ def fill(client: Redis, mib: int) -> None:
         client.set(f"number {number}", b"x" * 1_048_576)
 
 
-def test_its_memory_is_bounded(tmp_path: Path) -> None:
+def test_memory_is_bounded(tmp_path: Path) -> None:
     with running(tmp_path) as embedded:
         bound: Any = Redis.from_url(embedded.url).config_get("maxmemory")
         assert 0 < int(bound["maxmemory"]) <= machine_memory_mib() * 1_048_576 // 2
@@ -88,7 +76,7 @@ def test_its_memory_is_bounded(tmp_path: Path) -> None:
         embedded.stop()
 
 
-def test_it_forgets_nothing_throws_nothing_away_and_opens_no_port(tmp_path: Path) -> None:
+def test_embedded_redis_persists_evicts_nothing_and_opens_no_port(tmp_path: Path) -> None:
     with running(tmp_path) as embedded:
         client = Redis.from_url(embedded.url)
         set_to: Any = client.config_get("*")
@@ -100,7 +88,7 @@ def test_it_forgets_nothing_throws_nothing_away_and_opens_no_port(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["with a space", "100%25", "what?#", "größer", "long" * 50])
-def test_any_name_of_a_folder_will_do(tmp_path: Path, name: str) -> None:
+def test_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     with running(folder) as embedded:
         assert Redis.from_url(embedded_url(folder)).set("a", "b")
@@ -120,10 +108,10 @@ def test_other_commands_find_it_unless_another_redis_is_named(tmp_path: Path) ->
     assert reachable_url(here) == "redis://127.0.0.1:6379/0"
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
-def test_two_never_share_a_folder(tmp_path: Path) -> None:
+def test_folder_cannot_be_used_twice(tmp_path: Path) -> None:
     with running(tmp_path) as first:
         words = r"another qtask already uses the folder .*; choose another with --data-dir"
         with pytest.raises(QTaskError, match=words):
@@ -131,7 +119,7 @@ def test_two_never_share_a_folder(tmp_path: Path) -> None:
         assert Redis.from_url(first.url).ping()
 
 
-def test_the_folder_is_taken_until_redis_itself_has_ended(tmp_path: Path) -> None:
+def test_folder_stays_locked_until_redis_itself_has_ended(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\nfrom qtask.run.embedded import EmbeddedRedis\n"
         "embedded = EmbeddedRedis(pathlib.Path(sys.argv[1])); embedded.start(); print(embedded.url, flush=True)\n"
@@ -151,13 +139,13 @@ def test_the_folder_is_taken_until_redis_itself_has_ended(tmp_path: Path) -> Non
             assert Redis.from_url(embedded.url).get("kept") == b"yes"
 
 
-def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(QTaskError, match=r"the folder .*file cannot be used: File exists"):
         EmbeddedRedis(tmp_path / "file").start()
 
 
-def test_a_redis_that_does_not_start_is_quoted(tmp_path: Path) -> None:
+def test_error_quotes_the_log_of_a_redis_that_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "appendonlydir").mkdir()
     (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("this is no manifest")
     embedded = EmbeddedRedis(tmp_path)

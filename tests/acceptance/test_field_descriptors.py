@@ -1,4 +1,4 @@
-"""Processes with few descriptors: they take on less at once, and nothing fails for want of one."""
+"""Processes with few descriptors: they do less at once, and nothing fails because of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import until
 TASKS = 200
 
 
-def test_a_worker_claims_no_more_than_it_has_descriptors_for(live: Live, queue: str, tmp_path: Path) -> None:
+def test_worker_with_few_descriptors_reduces_its_concurrency(live: Live, queue: str, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     with Receiver() as receiver, log.open("wb") as output:
         task = {
@@ -44,7 +44,7 @@ def test_a_worker_claims_no_more_than_it_has_descriptors_for(live: Live, queue: 
     assert (warning["setting"], warning["reduced_to"], warning["wanted"]) == ("concurrency", 16, 1000)
 
 
-def test_a_gateway_takes_no_more_connections_than_it_has_descriptors_for(live: Live, tmp_path: Path) -> None:
+def test_gateway_with_few_descriptors_accepts_fewer_connections(live: Live, tmp_path: Path) -> None:
     log = tmp_path / "gateway.log"
     told = {"QTASK_PORT": "0", "QTASK_HTTP_PORT": "0", "QTASK_LOG_FORMAT": "json"}
     with log.open("wb") as output, ExitStack() as stack:
@@ -59,12 +59,12 @@ def test_a_gateway_takes_no_more_connections_than_it_has_descriptors_for(live: L
         (listening,) = until(lambda: [one for one in events(log) if one["event"] == "listening"], 20, "the gateway")
         port = int(str(listening["port"]))
         opened = [stack.enter_context(Connection(port)) for _ in range(100)]
-        # Those beyond are told so or closed, and the ones that came first are served while the others go on trying.
+        # Excess connections get an error or are closed, and the first ones are served while the others keep trying.
         assert all(connection.ask(task())["ok"] for connection in opened[:16])
         assert gateway.poll() is None
 
 
-def test_with_enough_of_them_nothing_is_reduced(live: Live, queue: str) -> None:
+def test_enough_descriptors_reduce_nothing(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue, concurrency=100)
     (working,) = until(lambda: [event for event in events(worker.log) if event["event"] == "working"], what="it")
     assert working["concurrency"] == 100
@@ -72,6 +72,6 @@ def test_with_enough_of_them_nothing_is_reduced(live: Live, queue: str) -> None:
 
 
 def events(log: Path) -> list[dict[str, object]]:
-    """What a process has logged."""
+    """The events in a log."""
     whole = log.read_text().rpartition("\n")[0]
     return [json.loads(line) for line in whole.splitlines()]

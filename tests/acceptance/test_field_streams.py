@@ -19,7 +19,7 @@ from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
 TITLE = "é☃😀"
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as Python was before it preferred UTF-8
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as Python was before it defaulted to UTF-8
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 
 def shell(installation: Installation, arguments: str, redirections: str = "", **environment: str) -> Any:
-    """Runs `qtask ARGUMENTS` by a shell, which knows how to close and redirect streams."""
+    """Runs `qtask ARGUMENTS` with a shell, which can close and redirect streams."""
     command = f"exec {shlex.quote(sys.executable)} -m qtask {arguments} {redirections}"
     told = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
@@ -48,18 +48,18 @@ def sent(installation: Installation, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("redirections", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_command_with_closed_streams_does_its_work(installation: Installation, redirections: str) -> None:
+def test_command_with_closed_streams_works(installation: Installation, redirections: str) -> None:
     done = shell(installation, "list --limit 1", redirections)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_an_input_that_is_closed_is_an_empty_one(installation: Installation) -> None:
+def test_closed_input_counts_as_empty(installation: Installation) -> None:
     done = shell(installation, "send -", "<&-")
     assert (done.returncode, done.stderr.decode()) == (1, "qtask: there is nothing to send: the file is empty\n")
 
 
 @pytest.mark.parametrize("arguments", ["list", "list --json", "stats", "doctor", "--help"])
-def test_an_output_that_is_full_is_told_in_one_line(installation: Installation, arguments: str) -> None:
+def test_full_output_is_reported_in_one_line(installation: Installation, arguments: str) -> None:
     sent(installation)
     done = shell(installation, arguments, "> /dev/full")
     assert done.returncode == 1
@@ -69,7 +69,7 @@ def test_an_output_that_is_full_is_told_in_one_line(installation: Installation, 
 @pytest.mark.parametrize(
     "environment", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C"}]
 )
-def test_what_the_encoding_of_the_output_lacks_is_escaped(
+def test_characters_missing_in_the_output_encoding_are_escaped(
     installation: Installation, environment: dict[str, str]
 ) -> None:
     task_id = sent(installation, **environment)
@@ -82,7 +82,7 @@ def test_what_the_encoding_of_the_output_lacks_is_escaped(
 
 
 @pytest.mark.parametrize("command", ["show", "cancel"])
-def test_an_argument_that_is_not_utf_8_is_told_in_one_line(installation: Installation, command: str) -> None:
+def test_argument_that_is_not_utf_8_is_reported_in_one_line(installation: Installation, command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qtask", command, b"a\xff"],
         env={**os.environ, **installation.environment},
@@ -95,9 +95,9 @@ def test_an_argument_that_is_not_utf_8_is_told_in_one_line(installation: Install
 
 
 @pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", "2>&1 | head -n 1", "> /dev/full 2>&1"])
-def test_up_runs_though_nobody_takes_what_it_writes(tmp_path: Path, redirections: str) -> None:
+def test_up_runs_when_nobody_reads_its_output(tmp_path: Path, redirections: str) -> None:
     flags = f"--data-dir {shlex.quote(str(tmp_path / 'data'))} --port 0 --http-port 0"
-    # With a pipe the shell stays in front of it, so it writes down the number of the process to be ended.
+    # With a pipe, the shell is the parent, so it writes the process id to a file.
     program = f"sh -c 'echo $$ > {tmp_path}/pid; exec {sys.executable} -m qtask up {flags}' {redirections}"
     process = subprocess.Popen(["sh", "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""A full disk: no tasks are accepted while it lasts, no process ends for good, and accepted tasks are kept."""
+"""A full disk: no tasks are accepted, every process recovers, and accepted tasks are kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Disk:
         self._mount("remount,size=64m", str(self.folder))
 
     def unmount(self) -> None:
-        """Takes it away, as soon as nobody uses it."""
+        """Unmounts it as soon as nobody uses it."""
         subprocess.run(["umount", "-l", str(self.folder)], check=True)
 
     def _mount(self, options: str, *arguments: str) -> None:
@@ -64,7 +64,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def fill(url: str, failures: int) -> list[str]:
-    """Sends large tasks until so many have failed; returns the ids of those that were accepted."""
+    """Sends large tasks until enough have failed; returns the ids of the accepted ones."""
     accepted: list[str] = []
     failed = 0
     with Client(url, timeout=5.0) as client:
@@ -87,9 +87,7 @@ def is_accepted(url: str) -> str:
 
 
 @pytest.mark.timeout(150)
-def test_a_qtask_up_outlasts_a_full_disk_and_keeps_what_it_accepted(
-    disk: Disk, tmp_path: Path, receiver: Receiver
-) -> None:
+def test_qtask_up_survives_a_full_disk_and_keeps_accepted_tasks(disk: Disk, tmp_path: Path, receiver: Receiver) -> None:
     with Installation(tmp_path, environment={"QTASK_ACCEPT_RETRY_SECONDS": "0"}) as installation:
 
         def deaths() -> list[dict[str, object]]:
@@ -98,7 +96,7 @@ def test_a_qtask_up_outlasts_a_full_disk_and_keeps_what_it_accepted(
         accepted = fill(installation.url, failures=8)
         assert len(accepted) > 3
         while len(deaths()) < 4:
-            fill(installation.url, failures=1)  # it is not given up, however often it dies
+            fill(installation.url, failures=1)  # it is restarted, however often it dies
         assert installation.process.running
         died = deaths()[-1]
         assert died["ended"] == "exit code 1" and isinstance(died["log"], list)
@@ -115,13 +113,13 @@ def test_a_qtask_up_outlasts_a_full_disk_and_keeps_what_it_accepted(
         assert {*accepted, later} <= set(scheduled(again.redis))
 
 
-def test_a_stop_ends_although_the_disk_is_full(disk: Disk, tmp_path: Path) -> None:
+def test_stop_works_with_a_full_disk(disk: Disk, tmp_path: Path) -> None:
     with Installation(tmp_path, environment={"QTASK_ACCEPT_RETRY_SECONDS": "0"}) as installation:
         fill(installation.url, failures=2)
         assert installation.process.stop(40) == 0
 
 
-def test_a_disk_that_is_full_from_the_beginning_is_named(disk: Disk) -> None:
+def test_disk_that_is_full_at_the_start_is_named(disk: Disk) -> None:
     with suppress(OSError), (disk.folder / "ballast").open("wb") as ballast:
         while True:
             ballast.write(b"x" * 4_096)
@@ -130,11 +128,11 @@ def test_a_disk_that_is_full_from_the_beginning_is_named(disk: Disk) -> None:
         EmbeddedRedis(disk.folder).start()
     (disk.folder / "ballast").unlink()
     embedded = EmbeddedRedis(disk.folder)
-    embedded.start()  # and what was half made does not stand in its way
+    embedded.start()  # leftovers of the failed start do no harm
     embedded.stop()
 
 
-def test_a_rewrite_for_which_there_is_no_room_does_no_harm_and_leaves_nothing(disk: Disk) -> None:
+def test_rewrite_without_room_does_no_harm_and_leaves_nothing(disk: Disk) -> None:
     embedded = EmbeddedRedis(disk.folder)
     embedded.start()
     try:
@@ -164,10 +162,10 @@ def test_a_rewrite_for_which_there_is_no_room_does_no_harm_and_leaves_nothing(di
         embedded.stop()
 
 
-def test_a_redis_that_does_not_write_while_the_disk_is_full_is_waited_for(
+def test_processes_wait_for_a_redis_that_rejects_writes_while_the_disk_is_full(
     disk: Disk, tmp_path: Path, receiver: Receiver
 ) -> None:
-    """With `appendfsync everysec` Redis goes on and answers MISCONF."""
+    """With `appendfsync everysec` Redis keeps running and answers MISCONF."""
     with Live(disk.folder, "--appendonly", "yes", "--appendfsync", "everysec") as live:
         others = [live.start("scheduler"), live.start("worker")]
         with Gateway(live.url, tmp_path, ACCEPT_RETRY_SECONDS=0) as gateway:

@@ -1,4 +1,4 @@
-"""SIGTERM: what is owed is answered and finished, the rest is given back at once; a rolling restart is not noticed."""
+"""SIGTERM: work in progress is finished and answered, the rest is given back; a rolling restart loses nothing."""
 
 from __future__ import annotations
 
@@ -23,28 +23,17 @@ from qtask.store import keys, tasks
 from tests.support.gateway_process import Connection, Gateway, line_of, task
 from tests.support.live import Live
 from tests.support.processes import Process
-from tests.support.receiver import Exchange, Receiver
+from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
-    """A Redis as shipped, and a scheduler; each test has a queue of its own."""
+    """A Redis with the shipped options, and a scheduler; each test has its own queue."""
     with Live(folder, "--include", str(OPTIONS_FILE)) as one:
         one.start("scheduler")
         yield one
-
-
-class Held:
-    """A receiver's behaviour that answers nobody until told, and afterwards at once."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
-        exchange.answer(200, b"ok")
 
 
 def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
@@ -52,7 +41,7 @@ def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
 
 
 def wait_for_exit(process: Process, seconds: float = 15.0) -> int:
-    """Waits until a process that was asked to end has ended; returns its exit code."""
+    """Waits until a process that was signalled has exited; returns its exit code."""
     until(lambda: not process.running, seconds, f"the {process.name} to end")
     return process.stop()
 
@@ -74,13 +63,13 @@ def hanging(live: Live) -> Iterator[None]:
         live.server.signal(signal.SIGCONT)
 
 
-# --- a worker whose deliveries take longer than its grace ----------------------------------------------------------
+# --- a worker whose deliveries exceed its grace period -------------------------------------------------------------
 
 
 class Slow:
-    """A worker that was asked to end while deliveries are in flight that will not end; it waits for its grace.
+    """A worker that is stopped while deliveries are in flight that do not end; it waits for its grace period.
 
-    It is made first, so that the other tests run while it waits.
+    It is created first, so that the other tests run while it waits.
     """
 
     queue = "slow"
@@ -96,18 +85,16 @@ class Slow:
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(live: Live) -> Iterator[Slow]:
-    held = Held()
+    held = Gate()
     with Receiver(held) as receiver:
         yield Slow(live, receiver)
-        held.let_go.set()
+        held.open()
 
 
 # --- gateways ----------------------------------------------------------------------------------------------------
 
 
-def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_it_has(
-    live: Live, tmp_path: Path
-) -> None:
+def test_stopping_gateway_refuses_new_connections_and_answers_what_it_has(live: Live, tmp_path: Path) -> None:
     with Gateway(live.url, tmp_path) as gateway, Connection(gateway.port) as connection:
         over_http = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
         with Connection(gateway.port) as idle, hanging(live):
@@ -117,7 +104,7 @@ def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_i
             gateway.process.signal(signal.SIGTERM)
             until(lambda: not is_open(gateway.port) and not is_open(gateway.http_port), what="closed ports")
             assert idle.rest() == []
-            assert gateway.process.running, "it owes answers"
+            assert gateway.process.running, "it has unanswered requests"
         one, both = connection.rest()
         response = over_http.getresponse()
         posted = json.loads(response.read())
@@ -129,13 +116,13 @@ def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_i
 
 
 def _unread(*ports: int) -> int:
-    """Bytes that the kernel holds for whoever listens on some ports of this machine."""
+    """Bytes in the kernel that the listeners on some local ports have not read."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     wanted = tuple(f":{port:04X}" for port in ports)
     return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(wanted))
 
 
-def test_a_gateway_that_holds_tasks_for_a_redis_that_is_away_says_so_before_it_ends(tmp_path: Path) -> None:
+def test_stopping_gateway_answers_unavailable_for_tasks_held_for_an_absent_redis(tmp_path: Path) -> None:
     with Live(tmp_path) as live, Gateway(live.url, tmp_path, ACCEPT_RETRY_SECONDS=3_600) as gateway:
         live.server.kill()
         with Connection(gateway.port) as connection:
@@ -147,7 +134,7 @@ def test_a_gateway_that_holds_tasks_for_a_redis_that_is_away_says_so_before_it_e
         assert wait_for_exit(gateway.process) == 0
 
 
-def test_the_inbox_of_a_gateway_that_ends_is_finished_or_left_to_another(live: Live, tmp_path: Path) -> None:
+def test_inbox_entries_of_a_stopping_gateway_are_finished_or_left_to_another(live: Live, tmp_path: Path) -> None:
     with Gateway(live.url, tmp_path, QUEUE="inbox") as first, Gateway(live.url, tmp_path, QUEUE="inbox") as second:
         until(lambda: len(live.redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)) == 2, what="both to read")
         for number in range(0, 4_000, 200):
@@ -166,7 +153,7 @@ def test_the_inbox_of_a_gateway_that_ends_is_finished_or_left_to_another(live: L
             if record.title.startswith("entry ")
         )
         assert titles == Counter(f"entry {number}" for number in range(4_000))
-        assert len(live.redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)) == 1, "the first has left the group"
+        assert len(live.redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)) == 1, "the first has removed its consumer"
         assert wait_for_exit_of(second) == 0
 
 
@@ -178,12 +165,12 @@ def wait_for_exit_of(gateway: Gateway) -> int:
 # --- schedulers and workers --------------------------------------------------------------------------------------
 
 
-def test_a_scheduler_ends_when_asked_and_at_once_when_asked_twice(tmp_path: Path) -> None:
+def test_scheduler_stops_on_one_signal_and_immediately_on_two(tmp_path: Path) -> None:
     with Live(tmp_path) as live:
         scheduler = live.start("scheduler")
         scheduler.signal(signal.SIGTERM)
         assert wait_for_exit(scheduler, 5) == 0
-        assert live.redis.hexists(*_registration(live)), "it has said goodbye to RQ's tools"
+        assert live.redis.hexists(*_registration(live)), "it has deregistered for RQ's tools"
         scheduler = live.start("scheduler")
         with hanging(live):
             time.sleep(1.2)  # it ticks once a second, and now waits for the reply
@@ -200,9 +187,9 @@ def _registration(live: Live) -> tuple[str, str]:
     return key.decode(), "death"
 
 
-def test_a_worker_gives_what_it_has_not_begun_to_another_at_once(live: Live) -> None:
-    """The other has it before a lease could end or a heartbeat be missed, for the first one is still there."""
-    held = Held()
+def test_stopping_worker_gives_unstarted_tasks_to_another_at_once(live: Live) -> None:
+    """Before a lease could expire or a heartbeat be missed, as the first worker is still alive."""
+    held = Gate()
     with Receiver(held) as receiver:
         worker = live.start("worker", queue="begun", concurrency=16)
         ids = live.send("begun", *[http(receiver.url) for _ in range(40)])
@@ -211,18 +198,18 @@ def test_a_worker_gives_what_it_has_not_begun_to_another_at_once(live: Live) -> 
         worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in worker.log.read_text(), what="the worker to be stopping")
         live.start("worker", queue="begun")
-        receiver.wait_for(40, 3)  # what would come at the end of the grace would come later
-        assert worker.running, "it still waits for what it has in flight"
+        receiver.wait_for(40, 3)  # giving back at the end of the grace period would be later
+        assert worker.running, "it still waits for its deliveries in flight"
         assert sorted(receiver.ids) == sorted(ids)
-        held.let_go.set()
+        held.open()
         assert wait_for_exit(worker) == 0
         records = live.ended(ids)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
     assert set(begun) <= set(ids) and sorted(receiver.ids) == sorted(ids)
 
 
-def test_worker_processes_of_one_command_asked_twice_give_back_what_is_in_flight_at_once(live: Live) -> None:
-    held = Held()
+def test_worker_processes_signalled_twice_give_back_tasks_in_flight_at_once(live: Live) -> None:
+    held = Gate()
     with Receiver(held) as receiver:
         workers = live.start("worker", queue="workers", processes=2)
         until(lambda: workers.log.read_text().count('"event": "working"') == 2, what="both workers to work")
@@ -234,20 +221,20 @@ def test_worker_processes_of_one_command_asked_twice_give_back_what_is_in_flight
         assert wait_for_exit(workers, 5) == 0
         assert sorted(live.queued("workers")) == sorted(ids)
         assert tasks.count_tasks(live.redis, "workers")["started"] == 0
-        held.let_go.set()
+        held.open()
 
 
 # --- a rolling restart ---------------------------------------------------------------------------------------------
 
 
 class Load:
-    """Submits tasks without a pause, over the sockets of two gateways and into the inbox, until told to stop.
+    """Submits tasks without a pause, over the sockets of two gateways and into the inbox, until it is stopped.
 
-    A line that was not answered when its connection ended was not accepted, since the gateway ended in peace: it is
-    sent again, to the other one. So each path is delivered once, though no task has an id of the client's.
+    A line without an answer at the end of its connection was not accepted, as the gateway stopped gracefully: it is
+    sent again to the other one. So each path is delivered once, although no task has a chosen id.
 
     Attributes:
-        paths: of what was accepted.
+        paths: of the accepted tasks.
     """
 
     WINDOW = 20
@@ -317,8 +304,8 @@ class EndOfAnswers(Exception):
 
 
 @pytest.mark.slow
-def test_a_rolling_restart_under_load_loses_nothing_and_duplicates_nothing(live: Live, tmp_path: Path) -> None:
-    """Two gateways, schedulers and workers, each restarted, one after the other."""
+def test_rolling_restart_under_load_loses_and_duplicates_nothing(live: Live, tmp_path: Path) -> None:
+    """Two gateways, schedulers and workers are restarted one after the other."""
     queue = "rolling"
     ports = (free_port(), free_port())
 
@@ -351,7 +338,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_duplicates_nothing(live:
             process.signal(signal.SIGTERM)
         assert [wait_for_exit(process) for process in running.values()] == [0] * 6
     came = Counter(request.target for request in receiver.requests)
-    assert came == Counter(load.paths), "each is delivered once"
+    assert came == Counter(load.paths), "each task is delivered once"
     assert len(load.paths) > 700
     assert {request.header("QTask-Attempt") for request in receiver.requests} == {"1"}
     assert live.redis.zcard(keys.failed(queue)) == 0
@@ -367,13 +354,13 @@ def _left(live: Live, queue: str) -> int:
     return int(due) + live.redis.llen(keys.queue(queue)) + live.redis.zcard(keys.started(queue))
 
 
-# --- the worker from the beginning -------------------------------------------------------------------------------
+# --- the first worker --------------------------------------------------------------------------------------------
 
 
-def test_when_its_grace_is_over_a_worker_gives_back_what_is_in_flight(live: Live, slow: Slow) -> None:
+def test_worker_gives_back_tasks_in_flight_at_the_end_of_its_grace_period(live: Live, slow: Slow) -> None:
     assert wait_for_exit(slow.worker, 20) == 0
     begun = slow.receiver.ids
-    assert len(begun) == 16, "it has claimed and begun nothing since it was asked to end"
-    assert sorted(live.queued(Slow.queue)) == sorted(slow.ids), "and nothing waits for a lease to end"
+    assert len(begun) == 16, "nothing was claimed or started after the signal"
+    assert sorted(live.queued(Slow.queue)) == sorted(slow.ids), "no task waits for the end of a lease"
     assert tasks.count_tasks(live.redis, Slow.queue)["started"] == 0
     assert {tasks.show(live.redis, task_id).attempts for task_id in slow.ids} == {0}

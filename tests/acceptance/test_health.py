@@ -1,4 +1,4 @@
-"""`qtask health`: of the processes of this host or container, whether Redis answers or not."""
+"""`qtask health` for the processes of this host or container, with and without Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
-HANGS_SECONDS = 30.0  # within which a process that hangs has to be noticed
+HANGS_SECONDS = 30.0  # limit within which a hanging process must be detected
 
 
 def look(url: str, process: str, queue: str, *flags: str) -> tuple[int, str]:
@@ -35,14 +35,14 @@ def look(url: str, process: str, queue: str, *flags: str) -> tuple[int, str]:
     return result.returncode, result.stdout
 
 
-def is_ill(url: str, process: str, queue: str, *flags: str) -> str:
-    """What it says of a process that is ill; nothing while all are well."""
+def unhealthy(url: str, process: str, queue: str, *flags: str) -> str:
+    """The output about an unhealthy process; empty while all are healthy."""
     code, words = look(url, process, queue, *flags)
     return words if code else ""
 
 
-def well(live: Live, process: str, queue: str) -> str:
-    """What it says when all are well; nothing while one is ill."""
+def fine(live: Live, process: str, queue: str) -> str:
+    """The output when all are healthy; empty while one is not."""
     code, words = look(live.url, process, queue)
     return "" if code else words
 
@@ -59,8 +59,8 @@ def frozen(*pids: int) -> Iterator[None]:
 
 
 @pytest.mark.timeout(240)
-def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp_path: Path) -> None:
-    """All at once, since a process has to be silent for a while."""
+def test_hanging_process_is_unhealthy_and_others_are_not(live: Live, tmp_path: Path) -> None:
+    """In one test, because a process must be silent for a while."""
     workers = [live.start("worker", queue="two") for _ in range(2)]
     live.start("worker", queue="other")
     scheduler = live.start("scheduler", queue="of-schedulers")
@@ -71,12 +71,12 @@ def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp
     one_of_several = children(several.pid)[1]
     with Gateway(live.url, tmp_path) as gateway:
         flags = ["--port", str(gateway.port)]
-        assert well(live, "worker", "two") == "ok    2 worker processes are alive\n"
-        assert well(live, "worker", "several") == "ok    4 worker processes are alive\n", "with their supervisor"
-        assert well(live, "scheduler", "of-schedulers") == "ok    1 scheduler is alive\n"
+        assert fine(live, "worker", "two") == "ok    2 worker processes are alive\n"
+        assert fine(live, "worker", "several") == "ok    4 worker processes are alive\n", "including their supervisor"
+        assert fine(live, "scheduler", "of-schedulers") == "ok    1 scheduler is alive\n"
         assert look(live.url, "gateway", "qtask", *flags)[0] == 0
         with frozen(workers[0].pid, scheduler.pid, one_of_several, lonely.pid, gateway.process.pid):
-            assert is_ill(live.url, "gateway", "qtask", *flags)
+            assert unhealthy(live.url, "gateway", "qtask", *flags)
             for process, queue, role, pid in [
                 ("worker", "two", "worker", workers[0].pid),
                 ("worker", "several", "worker", one_of_several),
@@ -84,24 +84,24 @@ def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp
                 ("scheduler", "of-schedulers", "scheduler", scheduler.pid),
             ]:
                 words = until(
-                    lambda process=process, queue=queue: is_ill(live.url, process, queue),  # type: ignore[misc]
+                    lambda process=process, queue=queue: unhealthy(live.url, process, queue),  # type: ignore[misc]
                     HANGS_SECONDS,
-                    f"the {process} to be ill",
+                    f"the {process} to be unhealthy",
                     every=0.5,
                 )
                 said = rf"BAD   the {role} with process id {pid} hangs: no sign of life for \d+ s\n .*"
                 assert re.match(said, words) and words.count("hangs") == 1, words
-            assert well(live, "worker", "other"), "a healthy one beside it"
-        until(lambda: well(live, "worker", "two") and well(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
+            assert fine(live, "worker", "other"), "a healthy worker on the same host"
+        until(lambda: fine(live, "worker", "two") and fine(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
     workers[0].kill()
-    assert well(live, "worker", "two") == "ok    1 worker is alive\n", "what was killed does not hang"
+    assert fine(live, "worker", "two") == "ok    1 worker is alive\n", "a killed process does not count as hanging"
     workers[1].stop()
-    assert "no worker for queue two of" in is_ill(live.url, "worker", "two")
+    assert "no worker for queue two of" in unhealthy(live.url, "worker", "two")
 
 
 @pytest.mark.timeout(240)
 def test_each_container_sees_its_own_processes(live: Live) -> None:
-    """Two workers, each in a process namespace of its own as in a container, but with the same temporary folder."""
+    """Two workers, each in its own process namespace as in a container, but with the same temporary folder."""
     enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
         pytest.skip("process namespaces cannot be made here")
@@ -119,7 +119,7 @@ def test_each_container_sees_its_own_processes(live: Live) -> None:
     try:
         for container in containers:
             until(lambda container=container: children(container.pid) and health(container), 20, every=0.2)  # type: ignore[misc]
-        assert not well(live, "worker", "contained"), "the host is none of them"
+        assert not fine(live, "worker", "contained"), "the host sees neither of them"
         with frozen(*children(containers[0].pid)):
             until(lambda: not health(containers[0]), HANGS_SECONDS, "the frozen one to be ill", every=0.5)
             assert health(containers[1])
@@ -130,7 +130,7 @@ def test_each_container_sees_its_own_processes(live: Live) -> None:
 
 
 @pytest.mark.parametrize("name", ["gateway", "scheduler", "worker"])
-def test_one_that_waits_for_redis_is_well(tmp_path: Path, name: str) -> None:
+def test_process_that_waits_for_redis_is_healthy(tmp_path: Path, name: str) -> None:
     """An orchestrator that restarted it would lose the outcomes that a worker keeps until Redis is back."""
     url, port = f"redis://127.0.0.1:{free_port()}/0", str(free_port())
     environment = {"QTASK_REDIS_URL": url, "QTASK_PORT": port, "QTASK_HTTP_PORT": "0"}
@@ -139,10 +139,10 @@ def test_one_that_waits_for_redis_is_well(tmp_path: Path, name: str) -> None:
         until(lambda: look(url, name, "qtask", "--port", port)[0] == 0, 20, "a process that is well", every=0.3)
     finally:
         process.kill()
-    assert is_ill(url, name, "qtask", "--port", port)
+    assert unhealthy(url, name, "qtask", "--port", port)
 
 
-def test_a_supervisor_tells_of_a_worker_that_does_not_run() -> None:
+def test_supervisor_reports_a_worker_that_does_not_run() -> None:
     config = Config(redis_url="redis://nobody/1")
     heart = Heartbeat("worker", config, "supervisor of 2 workers")
     try:
@@ -156,7 +156,7 @@ def test_a_supervisor_tells_of_a_worker_that_does_not_run() -> None:
     assert troubles("worker", config.redis, config.queue) == (0, [])
 
 
-def test_a_file_that_was_cleaned_away_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_heartbeat_file_is_created_again(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(redis_url="redis://nobody/2")
     heart = Heartbeat("worker", config)
     try:

@@ -1,6 +1,6 @@
 """Deliveries to host names: several addresses, name servers that do not answer, threads that cannot be started.
 
-Each test runs in a network of its own, where it decides what a name stands for.
+Each test runs in its own network namespace, where it controls name resolution.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def accept(server):
 TWO = ("127.0.0.2 two", "127.0.0.3 two")
 
 
-def test_a_socket_task_goes_to_the_next_address_when_the_first_is_silent(tmp_path: Path) -> None:
+def test_socket_task_uses_the_next_address_when_the_first_is_silent(tmp_path: Path) -> None:
     code = """
 good = listener("127.0.0.3")
 port = good.getsockname()[1]
@@ -86,7 +86,7 @@ for by in (deliver, by_function):
     assert namespace.run(PRELUDE + code, tmp_path, TWO) == "delivered thanks for 1\n" * 2
 
 
-def test_a_socket_task_that_no_address_takes_names_them_all(tmp_path: Path) -> None:
+def test_failed_socket_task_names_all_addresses(tmp_path: Path) -> None:
     code = """
 kept = black_hole("127.0.0.2", 7000)
 said("socket", "two:7000", timeout=0.8)
@@ -107,7 +107,7 @@ said("udp", "[::1]:7001", by=by_function)
     ]
 
 
-def test_only_the_connection_that_is_first_gets_the_data(tmp_path: Path) -> None:
+def test_only_the_first_connection_gets_the_data(tmp_path: Path) -> None:
     code = """
 first, second = listener("127.0.0.2"), None
 port = first.getsockname()[1]
@@ -126,7 +126,7 @@ except TimeoutError:
     assert namespace.run(PRELUDE + code, tmp_path, TWO) == "delivered thanks for 1\nno other connection\n"
 
 
-def test_a_datagram_goes_to_the_next_address_when_the_first_refuses_it(tmp_path: Path) -> None:
+def test_datagram_goes_to_the_next_address_when_the_first_refuses_it(tmp_path: Path) -> None:
     code = """
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
     receiver.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ server.bind(("127.0.0.53", 53))
 
 
 @pytest.mark.parametrize("kind", ["socket", "udp"])
-def test_a_look_up_that_hangs_ends_at_the_timeout_of_the_task_and_delays_no_exit(kind: str, tmp_path: Path) -> None:
+def test_hanging_look_up_ends_at_the_timeout_and_does_not_delay_the_exit(kind: str, tmp_path: Path) -> None:
     code = f"""
 for by in (deliver, by_function):
     began = time.monotonic()
@@ -157,8 +157,8 @@ for by in (deliver, by_function):
     assert namespace.run(PRELUDE + SILENT + code, tmp_path, seconds=15) == words * 2
 
 
-def test_look_ups_that_hang_do_not_keep_other_names_from_being_looked_up(tmp_path: Path) -> None:
-    """A name that hangs takes one thread, however many tasks it has; names beyond the threads wait for their turn."""
+def test_hanging_look_ups_do_not_block_other_names(tmp_path: Path) -> None:
+    """A hanging name uses one thread for any number of tasks; names beyond the number of threads wait."""
     code = """
 loop = Loop()
 resolver = Resolver(loop, socket.SOCK_STREAM, most_threads=2)
@@ -192,8 +192,8 @@ loop.close()
     assert shown[2].endswith("'list', 'list']")
 
 
-def test_a_host_name_fails_when_no_thread_can_be_started() -> None:
-    """With so little memory left there is none for the stack of a thread; the delivery fails, and the loop goes on."""
+def test_host_name_fails_when_no_thread_can_be_started() -> None:
+    """Memory is too short for the stack of a thread; the delivery fails, and the loop continues."""
     code = """
 import resource
 from pathlib import Path

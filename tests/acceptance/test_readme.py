@@ -1,4 +1,4 @@
-"""README.md is true: each block is run as it stands, each dict is accepted, each answer is the real one."""
+"""README.md: each block is run unchanged, each dict is accepted, each answer is the real one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.support.waiting import until
 README = ROOT / "README.md"
 BLOCKS = blocks(README)
 UP = next(block for block in BLOCKS if block.text.strip().endswith("qtask up"))
-IN_DOCKER = blocks_under(README, "### With Docker")  # which tests/compose runs
+IN_DOCKER = blocks_under(README, "### With Docker")  # run by tests/compose
 RUN = [block for block in BLOCKS if block.language in ("sh", "python") and block not in (UP, *IN_DOCKER)]
 
-# For machines that lack them, or whose nc is of another kind: what the README needs of the two.
+# Replacements for machines without these commands, or with another nc, limited to what the README uses.
 NC = """#!{python}
 import socket, sys
 flag, host, port = sys.argv[1:]
@@ -50,7 +50,7 @@ print(urllib.request.urlopen(urllib.request.Request(url, data.encode(), headers)
 
 @dataclass
 class Reader:
-    """Somebody who does what the README says: a folder with QTask running, and a receiver on its port 8000."""
+    """Follows the README: a folder with QTask running, and a receiver on its port 8000."""
 
     folder: Path
     ports: dict[str, int]
@@ -59,7 +59,7 @@ class Reader:
     sent: int = 0
 
     def run(self, block: Block) -> str:
-        """Does what a block says."""
+        """Runs a block."""
         return run(block, self.ports, self.folder, self.environment)
 
 
@@ -96,7 +96,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 def _knows(name: str) -> bool:
-    """Whether this machine has a command as the README needs it: of nc there are kinds that do not know -N."""
+    """Whether this machine has a command as the README needs it; some versions of nc do not have -N."""
     if shutil.which(name) is None:
         return False
     told = subprocess.run([name, "-h"], capture_output=True, text=True, timeout=10, check=False)
@@ -104,7 +104,7 @@ def _knows(name: str) -> bool:
 
 
 @pytest.mark.parametrize("block", RUN, ids=[f"line {block.line}" for block in RUN])
-def test_each_block_does_what_it_is_there_for(reader: Reader, block: Block) -> None:
+def test_each_block_works_as_described(reader: Reader, block: Block) -> None:
     out = reader.run(block)
     reader.sent += "hello" in block.text
     if "graph -o punctual.png" in block.text:
@@ -115,10 +115,10 @@ def test_each_block_does_what_it_is_there_for(reader: Reader, block: Block) -> N
         if shown["ok"]:
             assert answer["ok"] is True and set(answer) == set(shown)
         else:
-            assert out == answer_after(block).text, "a refusal is shown word for word"
+            assert out == answer_after(block).text, "a refusal is shown verbatim"
 
 
-def test_each_task_that_was_sent_arrives(reader: Reader) -> None:
+def test_each_sent_task_arrives(reader: Reader) -> None:
     requests = reader.receiver.wait_for(reader.sent)
     assert [(request.method, request.target) for request in requests] == [("GET", "/")] * reader.sent
 
@@ -128,7 +128,7 @@ def answer_after(block: Block) -> Block:
     return next(one for one in BLOCKS if one.language == "json" and one.line > block.line)
 
 
-def test_the_id_and_the_due_instant_that_it_shows_are_of_their_kind(reader: Reader) -> None:
+def test_shown_id_and_due_have_the_real_format(reader: Reader) -> None:
     shown = next(json.loads(block.text) for block in BLOCKS if block.text.startswith('{"ok":true'))
     with Client(reader.environment["QTASK_URL"]) as client:
         accepted = client.http("https://example.org/", delay=90)
@@ -136,7 +136,7 @@ def test_the_id_and_the_due_instant_that_it_shows_are_of_their_kind(reader: Read
     assert isinstance(shown["due"], type(accepted.due))
 
 
-def test_each_dict_that_it_shows_is_accepted(reader: Reader) -> None:
+def test_each_shown_dict_is_accepted(reader: Reader) -> None:
     dicts = [json.loads(block.text) for block in BLOCKS if block.language == "json" and '"ok"' not in block.text]
     assert len(dicts) == 1
     with Client(reader.environment["QTASK_URL"]) as client:
@@ -144,8 +144,8 @@ def test_each_dict_that_it_shows_is_accepted(reader: Reader) -> None:
             assert client.send(task).due
 
 
-def test_every_block_is_checked_in_some_way() -> None:
-    """By running it, as a dict or an answer, or, of those without a language, by the tests that follow."""
+def test_every_block_is_tested() -> None:
+    """By running it, as a dict or an answer, or, without a language, by the tests that follow."""
     others = [block for block in BLOCKS if block not in (UP, *RUN, *IN_DOCKER) and block.language != "json"]
     starts = [block.text.split("\n")[0] for block in others]
     assert [block.language for block in others] == [""] * 2
@@ -153,29 +153,29 @@ def test_every_block_is_checked_in_some_way() -> None:
     assert len(IN_DOCKER) == 4 and {block.language for block in IN_DOCKER} == {"sh"}
 
 
-def test_every_make_target_that_it_names_is_there() -> None:
+def test_every_named_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)\b", README.read_text()))
     assert {"demo", "test"} <= named <= targets
 
 
-def test_every_service_that_it_scales_is_there() -> None:
+def test_every_scaled_service_exists() -> None:
     services = re.findall(r"^  ([a-z]+):$", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
     scaled = re.findall(r"--scale (\w+)=\d", README.read_text())
     assert scaled and set(scaled) <= set(services)
 
 
-def test_its_table_of_types_is_whole() -> None:
+def test_table_of_types_is_complete() -> None:
     section = README.read_text().partition("## A task")[2].partition("| `settings` |")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(built_in())
 
 
 @pytest.mark.parametrize("document", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_are_valid(document: Path) -> None:
     assert broken_links(document) == []
 
 
-def test_its_first_screen_has_a_sentence_a_transcript_the_two_commands_and_the_first_task() -> None:
+def test_first_screen_has_a_sentence_a_transcript_two_commands_and_the_first_task() -> None:
     text = README.read_text()
     order = [
         "QTask delivers a request **later**",

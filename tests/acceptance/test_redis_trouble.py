@@ -1,4 +1,4 @@
-"""Redis in trouble: what it does not hold is not promised, and what was accepted is delivered once when it is well."""
+"""Redis in trouble: nothing is accepted without being stored, and accepted tasks are delivered once it recovers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
 
-CPU_SECONDS = 2.0  # for which the processes are watched
+CPU_SECONDS = 2.0  # for which CPU usage is measured
 
 _numbers = count()
 
 
 class Receipts:
-    """A receiver's behaviour: some are answered when they are let go, `/fails-first…` fails at its first attempt."""
+    """Behaviour of a receiver: some targets wait for their release, `/fails-first…` fails at its first attempt."""
 
     def __init__(self) -> None:
         self.let_go = {"held": threading.Event(), "held-longer": threading.Event()}
@@ -57,11 +57,11 @@ class Receipts:
 
 
 class System:
-    """All of QTask on one Redis, kept as it is shipped: two gateways, a scheduler, two workers, and a receiver.
+    """All of QTask on one Redis with the shipped options: two gateways, a scheduler, two workers, and a receiver.
 
     Attributes:
-        prompt: a gateway that answers at once when Redis does not take a task.
-        patient: one that tries again for 20 s.
+        prompt: a gateway that answers at once when Redis does not accept a task.
+        patient: one that retries for 20 s.
     """
 
     def __init__(self, live: Live, prompt: Gateway, patient: Gateway, receiver: Receiver, receipts: Receipts) -> None:
@@ -78,42 +78,42 @@ class System:
         return [self.prompt.process, self.patient.process, self.scheduler, *self.workers]
 
     def task(self, kind: str = "plain", delay: float = 0.0, **settings: Any) -> dict[str, Any]:
-        """A task whose target tells it from all others."""
+        """A task with a unique target."""
         link = f"{self.receiver.url}{kind}/{next(_numbers)}"
         return {"title": link, "address": {"type": "http", "link": link}, "settings": {"time": delay, **settings}}
 
     def accept(self, *dicts: dict[str, Any]) -> list[str]:
-        """Submits through the prompt gateway, which must take them all; returns their ids."""
+        """Submits through the prompt gateway, which must accept all; returns the ids."""
         with Connection(self.prompt.port) as connection:
             answers = connection.ask(list(dicts))
         assert all(answer["ok"] for answer in answers), answers
         return [answer["id"] for answer in answers]
 
     def hold(self, kind: str = "held", **settings: Any) -> list[str]:
-        """Has four deliveries in flight, which end when they are let go; returns their ids."""
+        """Has four deliveries in flight until they are released; returns their ids."""
         self.receipts.let_go[kind].clear()
         ids = self.accept(*[self.task(kind, **settings) for _ in range(4)])
         until(lambda: set(ids) <= set(self.received()), what="the deliveries to be in flight")
         return ids
 
     def received(self) -> Counter[str]:
-        """How often each id came."""
+        """The number of requests for each id."""
         return Counter(request.header("QTask-Id") for request in list(self.receiver.requests))
 
     def heartbeats(self) -> dict[str, float]:
-        """The last sign of life of each worker."""
+        """The last heartbeat of each worker."""
         found: Any = self.live.redis.zrange(keys.WORKERS, 0, -1, withscores=True)
         return {token.decode(): beat for token, beat in found}
 
     def check_delivered_once(self, ids: list[str]) -> None:
-        """Each of these is delivered, and came once."""
+        """Checks that each task is delivered and arrived once."""
         records = self.live.ended(ids, 30)
         assert {record.state for record in records} == {"delivered"}
         received = self.received()
         assert {task_id: received[task_id] for task_id in ids} == dict.fromkeys(ids, 1)
 
     def check_all_ways(self) -> None:
-        """A task comes through each gateway, the inbox and the client, and is delivered."""
+        """Checks that a task through each gateway, the inbox and the client is delivered."""
         ids = self.accept(self.task())
         with Connection(self.patient.port) as connection:
             ids.append(connection.ask(self.task())["id"])
@@ -127,7 +127,7 @@ class System:
 
 @contextmanager
 def started(folder: Path) -> Iterator[System]:
-    """All of it, on a folder of its own."""
+    """The whole system, in its own folder."""
     receipts = Receipts()
     options = ("--appendonly", "yes", "--appendfsync", "always", "--lua-time-limit", "100")
     with (
@@ -146,17 +146,17 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def aside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """What takes long because it waits goes on beside the other tests, each on a Redis of its own."""
+def slow_cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """Runs slow cases in parallel with the other tests, each on its own Redis."""
     with ThreadPoolExecutor() as pool:
         yield {
-            scenario.__name__: pool.submit(scenario, tmp_path_factory.mktemp("aside"))
+            scenario.__name__: pool.submit(scenario, tmp_path_factory.mktemp("slow_cases"))
             for scenario in (hang_for_long, come_back_to_a_silent_worker)
         }
 
 
 def refusal(gateway: Gateway, task: dict[str, Any]) -> str:
-    """What a gateway says when Redis does not take a task."""
+    """The error of a gateway when Redis does not accept a task."""
     with Connection(gateway.port) as connection:
         answer = connection.ask(task)
     assert answer["ok"] is False and answer["error"]["code"] == "unavailable", answer
@@ -166,7 +166,7 @@ def refusal(gateway: Gateway, task: dict[str, Any]) -> str:
 
 
 def check_idle(processes: list[Process]) -> None:
-    """None of these processes is busy while it has nothing to do."""
+    """Checks that none of these processes uses the processor while it has nothing to do."""
     before = [_cpu_seconds(process.pid) for process in processes]
     time.sleep(CPU_SECONDS)
     shares = {
@@ -181,12 +181,12 @@ def _cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-# --- Redis takes nothing at all ----------------------------------------------------------------------------------
+# --- Redis accepts no commands -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def killed(live: Live) -> Iterator[str]:
-    """No process at all; its file stays."""
+    """The process is killed; its file stays."""
     live.server.kill()
     try:
         yield ""
@@ -196,7 +196,7 @@ def killed(live: Live) -> Iterator[str]:
 
 @contextmanager
 def hung(live: Live) -> Iterator[str]:
-    """It takes connections and commands, and answers nothing."""
+    """It accepts connections and commands, and answers nothing."""
     live.server.signal(signal.SIGSTOP)
     try:
         yield ""
@@ -206,7 +206,7 @@ def hung(live: Live) -> Iterator[str]:
 
 @contextmanager
 def loading(live: Live) -> Iterator[str]:
-    """It was killed, and reads a large file slowly."""
+    """It was killed, and loads a large file slowly."""
     with live.redis.pipeline(transaction=False) as pipeline:
         for number in range(2_000):
             pipeline.set(f"filler:{number}", os.urandom(8_000))
@@ -231,7 +231,7 @@ def loading(live: Live) -> Iterator[str]:
 
 @contextmanager
 def read_only(live: Live) -> Iterator[str]:
-    """It was made the replica of a master that is not there."""
+    """It was made the replica of a master that does not exist."""
     live.redis.replicaof("127.0.0.1", str(free_port()))
     try:
         yield "read only"
@@ -241,7 +241,7 @@ def read_only(live: Live) -> Iterator[str]:
 
 @contextmanager
 def busy(live: Live) -> Iterator[str]:
-    """Somebody's script does not end."""
+    """A script of another client does not end."""
 
     def run_for_ever() -> None:
         with pytest.raises(ResponseError, match="killed"):
@@ -259,7 +259,7 @@ def busy(live: Live) -> Iterator[str]:
 
 @contextmanager
 def unable_to_save(live: Live) -> Iterator[str]:
-    """It is to save snapshots and cannot."""
+    """It must save snapshots and cannot."""
     in_the_way = live.folder / "dump.rdb"
     in_the_way.mkdir()
     live.redis.config_set("save", "3600 1000000")
@@ -288,55 +288,55 @@ Trouble = Callable[[Live], AbstractContextManager[str]]
 
 
 @contextmanager
-def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]:
-    """Redis gets into trouble while tasks wait, are in flight and are submitted; the body is what else happens then.
+def in_trouble(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]:
+    """Redis gets into trouble while tasks wait, are in flight and are submitted; the body runs meanwhile.
 
-    Nothing is promised meanwhile, all that was accepted is delivered once, and everything goes on by itself.
+    Checks that nothing is accepted meanwhile, that accepted tasks are delivered once, and that all processes recover.
     """
     waiting = system.accept(*[system.task(delay=0.3 + 0.05 * number) for number in range(20)])
     ended_meanwhile = system.hold("held", **settings)
     with ThreadPoolExecutor() as pool, Connection(system.patient.port) as connection:
         with trouble(system.live) as words:
-            connection.socket.settimeout(30)  # longer than the gateway holds
+            connection.socket.settimeout(30)  # longer than the gateway holds tasks
             refused, held = system.task(), system.task()
             later = pool.submit(connection.ask, held)
             said = [refusal(system.prompt, refused)]
-            if words not in said[0]:  # a connection that Redis closed as it changed says that first
+            if words not in said[0]:  # a connection that Redis closed at the change reports that first
                 said.append(refusal(system.prompt, refused))
             assert words in said[-1], said
             yield
-            assert not later.done(), "the patient gateway has no answer before Redis has the task"
-            system.receipts.let_go["held"].set()  # at the latest now it ends, and cannot be settled
+            assert not later.done(), "the patient gateway must not answer before Redis has the task"
+            system.receipts.let_go["held"].set()  # released now at the latest; it cannot be settled yet
         answer = later.result(30)
     assert answer["ok"] is True
     assert tasks.show(system.live.redis, answer["id"]).title == held["title"]
     system.check_delivered_once([*waiting, *ended_meanwhile, answer["id"]])
     assert {len(record.outcomes) for record in system.live.ended(ended_meanwhile)} == {1}
     unknown = [request for request in system.receiver.requests if refused["title"].endswith(request.target)]
-    assert len(unknown) <= 1, "what was refused may have come through, but not twice"
+    assert len(unknown) <= 1, "a refused task may have been stored, but not twice"
     system.check_all_ways()
     assert all(process.running for process in system.processes)
 
 
 @pytest.mark.parametrize("trouble", [loading, busy, unable_to_save], ids=lambda one: one.__name__)
-def test_nothing_is_promised_and_all_that_was_accepted_is_delivered_once(system: System, trouble: Trouble) -> None:
-    with endured(system, trouble):
+def test_nothing_is_accepted_in_trouble_and_accepted_tasks_are_delivered_once(system: System, trouble: Trouble) -> None:
+    with in_trouble(system, trouble):
         system.receipts.let_go["held"].set()
 
 
-def test_while_redis_is_dead_every_process_waits_and_none_is_busy(system: System) -> None:
-    with endured(system, killed):
-        system.receipts.let_go["held"].set()
-        check_idle(system.processes)
-
-
-def test_while_redis_takes_no_writes_every_process_waits_and_none_is_busy(system: System) -> None:
-    with endured(system, read_only):
+def test_processes_wait_without_load_while_redis_is_dead(system: System) -> None:
+    with in_trouble(system, killed):
         system.receipts.let_go["held"].set()
         check_idle(system.processes)
 
 
-def test_over_http_the_refusal_says_when_to_come_back(system: System) -> None:
+def test_processes_wait_without_load_while_redis_rejects_writes(system: System) -> None:
+    with in_trouble(system, read_only):
+        system.receipts.let_go["held"].set()
+        check_idle(system.processes)
+
+
+def test_refusal_over_http_has_retry_after(system: System) -> None:
     with killed(system.live):
         answer = requests.post(f"http://127.0.0.1:{system.prompt.http_port}/tasks", json=system.task(), timeout=10)
         health = requests.get(f"http://127.0.0.1:{system.prompt.http_port}/health", timeout=10)
@@ -346,7 +346,7 @@ def test_over_http_the_refusal_says_when_to_come_back(system: System) -> None:
     system.check_all_ways()
 
 
-# --- holding -----------------------------------------------------------------------------------------------------
+# --- tasks held by a gateway -------------------------------------------------------------------------------------
 
 
 def submitted(intake: Intake) -> asyncio.Future[Answer]:
@@ -356,7 +356,7 @@ def submitted(intake: Intake) -> asyncio.Future[Answer]:
     return answer
 
 
-def test_a_gateway_holds_a_task_as_long_as_it_is_told_and_then_says_so() -> None:
+def test_gateway_holds_a_task_for_accept_retry_seconds_and_then_refuses_it() -> None:
     async def submit() -> tuple[Answer, float]:
         redis = connect_async(f"redis://127.0.0.1:{free_port()}/0")
         began = time.monotonic()
@@ -369,15 +369,15 @@ def test_a_gateway_holds_a_task_as_long_as_it_is_told_and_then_says_so() -> None
     assert seconds >= 0.4
 
 
-def test_a_gateway_that_has_held_a_task_for_long_looks_again_soon(tmp_path: Path) -> None:
-    """The pauses between its tries grow, but not without end: a Redis that is back is noticed."""
+def test_gateway_that_has_held_a_task_for_long_still_retries_often(tmp_path: Path) -> None:
+    """The pauses between retries are capped, so a Redis that is back is noticed soon."""
     server = RedisServer(tmp_path)
     server.kill()
 
     async def submit() -> Answer:
         redis = connect_async(server.url)
         answer = submitted(Intake(redis, Config(accept_retry_seconds=30)))
-        await asyncio.sleep(2.6)  # a pause that doubled each time would last until 5.1 s
+        await asyncio.sleep(2.6)  # doubling pauses without a cap would last until 5.1 s
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(1.5):
             result = await answer
@@ -391,10 +391,10 @@ def test_a_gateway_that_has_held_a_task_for_long_looks_again_soon(tmp_path: Path
     assert answer is not None and not isinstance(answer, Refused)
 
 
-# --- Redis takes some things -------------------------------------------------------------------------------------
+# --- Redis accepts some commands ---------------------------------------------------------------------------------
 
 
-def test_without_memory_submissions_are_refused_and_all_else_goes_on(system: System) -> None:
+def test_without_memory_submissions_are_refused_and_everything_else_continues(system: System) -> None:
     live = system.live
     marks = [process.log.stat().st_size for process in (system.scheduler, *system.workers)]
     again = {"attempts": 2, "backoff": [0.3]}
@@ -417,10 +417,10 @@ def test_without_memory_submissions_are_refused_and_all_else_goes_on(system: Sys
         live.redis.config_set("maxmemory", "0")
     system.check_all_ways()
     for process, mark in zip((system.scheduler, *system.workers), marks, strict=True):
-        assert b"redis_away" not in process.log.read_bytes()[mark:], "and none of them took Redis for lost"
+        assert b"redis_away" not in process.log.read_bytes()[mark:], "and none of them lost its connection"
 
 
-def test_processes_that_start_without_memory_deliver_all_the_same(tmp_path: Path) -> None:
+def test_processes_that_start_without_memory_deliver(tmp_path: Path) -> None:
     with Live(tmp_path) as live, Receiver() as receiver:
         link = {"type": "http", "link": receiver.url}
         with live.client() as client:
@@ -431,7 +431,7 @@ def test_processes_that_start_without_memory_deliver_all_the_same(tmp_path: Path
         assert worker.running and scheduler.running
 
 
-def test_scripts_that_redis_forgets_are_sent_again_without_anybody_noticing(system: System) -> None:
+def test_scripts_that_redis_forgets_are_sent_again(system: System) -> None:
     marks = [process.log.stat().st_size for process in system.processes]
     ids: list[str] = []
     for _ in range(10):
@@ -448,8 +448,8 @@ def test_scripts_that_redis_forgets_are_sent_again_without_anybody_noticing(syst
 # --- connections -------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_may_connect_anew_any_number_of_times(redis: Redis, redis_server: RedisServer) -> None:
-    """redis-py's pools make a hundred connections in their life, where nobody says otherwise."""
+def test_worker_may_reconnect_any_number_of_times(redis: Redis, redis_server: RedisServer) -> None:
+    """By default, redis-py's pools make a hundred connections in their lifetime."""
     channel = Channel(connect(redis_server.url))
     for _ in range(250):
         channel.connect()
@@ -460,15 +460,15 @@ def test_a_worker_may_connect_anew_any_number_of_times(redis: Redis, redis_serve
     assert replies == [b"still there"]
 
 
-def test_rqs_command_to_shut_down_is_heard_though_redis_came_back_and_was_busy(system: System) -> None:
-    """RQ gives up to listen when what it meets is no broken connection; that it meets where it connects anew."""
+def test_rq_shutdown_command_is_received_after_redis_came_back_and_was_busy(system: System) -> None:
+    """RQ stops listening on errors other than a lost connection; it gets one when it reconnects."""
     from rq import Worker
     from rq.command import send_shutdown_command
 
     with killed(system.live):
         pass
     with busy(system.live):
-        time.sleep(2.5)  # RQ connects after two seconds
+        time.sleep(2.5)  # RQ reconnects after two seconds
     until(lambda: len(system.live.redis.pubsub_channels("rq:pubsub:*")) == 2, 10, "both workers to listen again")
     names = {one.pid: one.name for one in Worker.all(connection=system.live.redis)}
     for worker in system.workers:
@@ -478,7 +478,7 @@ def test_rqs_command_to_shut_down_is_heard_though_redis_came_back_and_was_busy(s
         assert worker.stop() == 0
 
 
-# --- what went on beside the others --------------------------------------------------------------------------------
+# --- results of the slow cases -------------------------------------------------------------------------------------
 
 
 def come_back_to_a_silent_worker(folder: Path) -> None:
@@ -488,7 +488,7 @@ def come_back_to_a_silent_worker(folder: Path) -> None:
     now = redis_now(redis)
     (job,) = scheduler.enqueue_many([(now, {"title": "t", "address": {"type": "__graph__"}, "settings": {"time": 0}})])
     scheduler.release()
-    redis.delete(keys.queue("qtask"))  # as if it was claimed, by a worker that has said nothing for a minute
+    redis.delete(keys.queue("qtask"))  # as if claimed by a worker that has been silent for a minute
     redis.zadd(keys.started("qtask"), {f"{job.id}:silent": keys.FOREVER_SECONDS + now + 600})
     redis.zadd(keys.WORKERS, {"silent": now - 60})
     thread = threading.Thread(target=scheduler.run)
@@ -502,11 +502,11 @@ def come_back_to_a_silent_worker(folder: Path) -> None:
         server.kill()
 
 
-def test_a_scheduler_gives_workers_the_time_to_be_heard_before_it_takes_one_for_dead(
-    aside: dict[str, Future[None]],
+def test_scheduler_gives_workers_time_for_a_heartbeat_before_it_takes_one_for_dead(
+    slow_cases: dict[str, Future[None]],
 ) -> None:
-    """One that was away, or has just begun, cannot know whether a worker could have been heard meanwhile."""
-    aside["come_back_to_a_silent_worker"].result(30)
+    """A scheduler that was away, or has just started, cannot know whether heartbeats were possible meanwhile."""
+    slow_cases["come_back_to_a_silent_worker"].result(30)
 
 
 def redis_now(redis: Redis) -> float:
@@ -518,10 +518,10 @@ def hang_for_long(folder: Path) -> None:
     with started(folder) as system:
         longer = system.hold("held-longer")
         began = time.monotonic()
-        with endured(system, hung, timeout=14):
+        with in_trouble(system, hung, timeout=14):
             with Connection(system.prompt.port) as connection:
                 connection.send(json.dumps([system.task(delay=3_600) for _ in range(3_000)]).encode() + b"\n")
-                answers = connection.answer()  # within the 10 s that a connection waits
+                answers = connection.answer()  # within the 10 s timeout of the connection
             assert [answer["error"]["code"] for answer in answers] == ["unavailable"] * 3_000
             time.sleep(max(0.0, began + 11.5 - time.monotonic()))
             system.receipts.let_go["held"].set()
@@ -533,10 +533,10 @@ def hang_for_long(folder: Path) -> None:
         system.check_delivered_once(longer)
 
 
-def test_while_redis_hangs_deliveries_go_on_and_none_is_made_again_later(aside: dict[str, Future[None]]) -> None:
-    """Longer than a worker waits before it connects anew, which must hold up nothing that is in flight.
+def test_deliveries_continue_while_redis_hangs_and_none_is_repeated(slow_cases: dict[str, Future[None]]) -> None:
+    """Longer than a worker waits before it reconnects, which must not delay deliveries in flight.
 
-    A crowd of six batches, of which two are on their way to Redis at a time, is refused, and not one batch after the
-    other. When Redis goes on, heartbeats have stood still as long as it did, and none of the workers is dead for that.
+    Six batches, of which two are sent to Redis at a time, are refused together, not one after the other. When Redis
+    continues, heartbeats are as old as its pause, and no worker may be taken for dead because of that.
     """
-    aside["hang_for_long"].result(50)
+    slow_cases["hang_for_long"].result(50)

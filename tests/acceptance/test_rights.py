@@ -1,4 +1,4 @@
-"""Each process works with exactly the rights that are documented for it, and says which one is missing."""
+"""Each process works with exactly its documented rights, and names a missing one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qtask.store.connect import connect
 from tests.support.command import qtask
 from tests.support.documents import ROOT
 from tests.support.gateway_process import Connection, Gateway
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import RedisServer, free_port
@@ -36,7 +36,7 @@ PASSWORD = "secret-word"
 
 
 def grant(redis: Redis, role: rights.Role, rules: str | None = None) -> None:
-    """Makes a user named as the role, with the documented rights or other ones."""
+    """Creates a user named after the role, with the documented rights or other ones."""
     redis.execute_command(
         "ACL", "SETUSER", role, "reset", "on", f">{PASSWORD}", *(rules or rights.RIGHTS[role].rules).split()
     )
@@ -48,7 +48,7 @@ def url_of(server: RedisServer, user: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis with a user for each role, and one for each process of RQ that is not QTask's to limit."""
+    """A Redis with a user for each role, and one for each process of RQ, whose rights QTask does not limit."""
     one = RedisServer(tmp_path_factory.mktemp("rights"), "--appendonly", "yes", "--maxmemory", "500mb")
     for role in rights.ROLES:
         grant(one.client(), role)
@@ -57,16 +57,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def denials(redis: Redis) -> list[tuple[str, str]]:
-    """What users were denied since the last look: user, and command, key or channel."""
+    """The denials since the last call: user, and command, key or channel."""
     found: Any = redis.execute_command("ACL LOG")
     redis.execute_command("ACL", "LOG", "RESET")
     ours = [(str(one["username"]), str(one["object"])) for one in found]
     return [
         one for one in ours if one[1] not in ("client|setinfo", "client|maint_notifications")
-    ]  # redis-py only tries
+    ]  # redis-py ignores the denial
 
 
-# --- a whole life with the documented rights -------------------------------------------------------------------------
+# --- the documented rights -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(300)
@@ -80,18 +80,18 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         dies = target.startswith("/dead") or (target.startswith("/retry") and attempt == "1")
         exchange.answer(503 if dies else 200)
 
-    around = Around(server.url, server.client(), tmp_path)
+    group = ProcessGroup(server.url, server.client(), tmp_path)
     environment = {role: {"QTASK_REDIS_URL": url_of(server, role)} for role in rights.ROLES}
-    with Receiver(behave) as receiver, around, Gateway(url_of(server, "gateway"), tmp_path) as gateway:
+    with Receiver(behave) as receiver, group, Gateway(url_of(server, "gateway"), tmp_path) as gateway:
 
         def task(path: str, **settings: Any) -> dict[str, Any]:
             link = {"type": "http", "link": receiver.url + path}
             return {"title": path, "address": link, "settings": {"time": 0, "retry": {"attempts": 1}, **settings}}
 
-        around.start("scheduler", environment["scheduler"])
-        first = around.start("worker", environment["worker"])
+        group.start("scheduler", environment["scheduler"])
+        first = group.start("worker", environment["worker"])
 
-        # every way in, with and without an id of the client's
+        # every entrance, with and without a chosen id
         with Connection(gateway.port) as connection:
             answers = [connection.ask(task("socket")), connection.ask(task("chosen", id="chosen"))]
             assert all(answer["ok"] for answer in answers), (answers, denials(admin))
@@ -107,7 +107,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         assert not json.loads(refused[1])["ok"]
         with pytest.raises(NoPermissionError):
             inbox.get("other")
-        admin.execute_command("ACL", "LOG", "RESET")  # that was meant to be denied
+        admin.execute_command("ACL", "LOG", "RESET")  # this denial was intended
 
         with Client(url_of(server, "client")) as client:
             ids += [client.send(task("client")).id, client.graph().id]
@@ -121,7 +121,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
                     return (await asynchronous.send(task("asyncio"))).id
 
             ids.append(asyncio.run(send()))
-            around.ended([*ids, retried, *dead], 30)
+            group.ended([*ids, retried, *dead], 30)
             assert client.show(retried).attempts == 2
             assert client.cancel(waiting) == "scheduled"
             assert set(client.find_dead()) == set(dead)
@@ -129,7 +129,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             assert client.retry(dead[1:2]) == dead[1:2]
             for state in STATES:
                 client.list(state)
-            around.ended(dead[1:], 30)
+            group.ended(dead[1:], 30)
 
         # over HTTP
         def http(method: str, path: str) -> int:
@@ -146,18 +146,18 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             *(("POST", f"/tasks/{dead[1]}/retry"), ("DELETE", f"/tasks/{later}")),
         ):
             assert http(method, path) == 200, (method, path)
-        around.ended(dead[1:], 30)
+        group.ended(dead[1:], 30)
 
         # a worker that dies, and one that takes over
         with Client(url_of(server, "client")) as client:
             held = client.send(task("hold", retry={"attempts": 2, "base": 0.1})).id
         until(lambda: held in receiver.ids, what="the delivery")
         first.kill()
-        second = around.start("worker", environment["worker"])
-        around.ended([held], 30)
+        second = group.start("worker", environment["worker"])
+        group.ended([held], 30)
         assert [outcome.error for outcome in tasks.show(admin, held).outcomes] == ["lost", ""]
 
-        # commands that look, and those that change
+        # commands that read, and those that change
         for command in (
             *(["list"], ["list", "--state", "dead", "--json"], ["show", ids[0]], ["stats"]),
             ["graph", "-o", str(tmp_path / "graph.png")],
@@ -185,7 +185,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         admin.zadd(keys.finished("qtask"), {ids[0]: admin.time()[0] + keys.FOREVER_SECONDS - 1})
         until(lambda: not admin.exists(keys.job(ids[0])), what="what is forgotten")
         assert gateway.process.stop() == 0 and second.stop() == 0
-        for process in list(around._processes):
+        for process in list(group._processes):
             if isinstance(process, Process) and process.name == "scheduler":
                 assert process.stop() == 0
         assert denials(admin) == []
@@ -193,14 +193,14 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         assert "NOPERM" not in logs and "Traceback" not in logs and "no permissions" not in logs
 
 
-def test_the_documented_rules_are_those_of_the_table() -> None:
+def test_documented_rules_equal_those_of_the_table() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
     for role in rights.ROLES:
         (written,) = re.findall(rf"^user {role} (.*)$", text, re.MULTILINE)
         assert written == f"on >PASSWORD {rights.RIGHTS[role].rules}", role
 
 
-# --- a right that is missing -----------------------------------------------------------------------------------------
+# --- a missing right -------------------------------------------------------------------------------------------------
 
 WITHOUT = [
     ("+@all ~* resetchannels", "may not PUBLISH on qtask:wake: grant +publish &qtask:*"),
@@ -212,25 +212,31 @@ WITHOUT = [
 ]
 
 
-@pytest.mark.parametrize(("rules", "words"), WITHOUT)
-@pytest.mark.parametrize("role", ["gateway", "scheduler", "worker"])
-def test_a_process_that_lacks_a_right_names_it_and_ends(
-    server: RedisServer, tmp_path: Path, role: str, rules: str, words: str
-) -> None:
-    server.client().execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *rules.split())
-    environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
-    process = Process(role, environment, tmp_path / "log")
+def failure_of(role: str, environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Starts a process that must exit with 1; returns the only event that it logs."""
+    process = Process(role, environment, folder / "log")
     try:
         until(lambda: not process.running, 20, "its end")
         assert process.stop() == 1
     finally:
         process.kill()
     (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
+    return dict[str, str](event)
+
+
+@pytest.mark.parametrize(("rules", "words"), WITHOUT)
+@pytest.mark.parametrize("role", ["gateway", "scheduler", "worker"])
+def test_process_without_a_right_names_it_and_exits(
+    server: RedisServer, tmp_path: Path, role: str, rules: str, words: str
+) -> None:
+    server.client().execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *rules.split())
+    environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
+    event = failure_of(role, environment, tmp_path)
     assert (event["event"], event["level"]) == ("failed", "error")
     assert f"user 'poor' of Redis {words}" in event["error"] and f"needed by: {role}" in event["error"]
 
 
-def test_up_says_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> None:
+def test_up_without_a_right_names_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> None:
     server.client().execute_command(
         "ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "~*", "resetchannels"]
     )
@@ -241,7 +247,7 @@ def test_up_says_it_and_is_never_ready(server: RedisServer, tmp_path: Path) -> N
     assert "ready" not in result.stderr and PASSWORD not in result.stderr
 
 
-def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
+def test_gateway_that_learns_of_it_late_exits(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.stop()
     with Gateway(server.url.replace("://", f"://poor:{PASSWORD}@"), tmp_path) as gateway:
@@ -255,29 +261,29 @@ def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
         assert "may not PUBLISH on qtask:wake" in gateway.log
 
 
-def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_given_back(
+def test_worker_names_a_revoked_right_and_continues_when_it_is_granted_again(
     server: RedisServer, tmp_path: Path
 ) -> None:
     admin = server.client()
     admin.execute_command("ACL", "SETUSER", "changed", "reset", "on", f">{PASSWORD}", "+@all", "~*", "&*")
-    with Around(server.url, server.client(), tmp_path) as around, Receiver() as receiver:
-        around.start("scheduler", {"QTASK_QUEUE": "changed"})
-        worker = around.start("worker", {"QTASK_REDIS_URL": url_of(server, "changed")}, queue="changed")
+    with ProcessGroup(server.url, server.client(), tmp_path) as group, Receiver() as receiver:
+        group.start("scheduler", {"QTASK_QUEUE": "changed"})
+        worker = group.start("worker", {"QTASK_REDIS_URL": url_of(server, "changed")}, queue="changed")
         admin.execute_command("ACL", "SETUSER", "changed", "-blmove")
         link = {"type": "http", "link": receiver.url}
-        (task_id,) = around.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
+        (task_id,) = group.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
         until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 20, "the right to be named")
         assert worker.running
         admin.execute_command("ACL", "SETUSER", "changed", "+blmove")
-        (record,) = around.ended([task_id])
+        (record,) = group.ended([task_id])
     assert record.state == "delivered"
 
 
-# --- what is looked at -----------------------------------------------------------------------------------------------
+# --- the check of rights ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server_program", find_servers(), ids=lambda server: str(server.version))
-def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
+def test_check_of_rights_changes_nothing_and_finds_missing_ones_on_every_server(
     tmp_path: Path, server_program: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.support.redis_server.find_server", lambda: server_program.path)
@@ -322,7 +328,7 @@ def test_looking_changes_nothing_and_finds_what_is_missing_on_every_redis(
 _UNTESTABLE = ("HELLO", "AUTH", "PING", "CLIENT|SETNAME", "SELECT", "UNSUBSCRIBE", "ACL|WHOAMI", "EVALSHA")
 
 
-def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
+def test_read_only_right_is_not_enough(server: RedisServer) -> None:
     admin = server.client()
     admin.execute_command("ACL", "SETUSER", "poor", "reset", "on", f">{PASSWORD}", *["+@all", "%R~*", "&*"])
     with (
@@ -336,7 +342,7 @@ def test_a_right_to_read_only_is_not_enough(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("role", ["gateway", "scheduler", "worker", "up"])
-def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
+def test_cluster_mode_is_refused_with_a_reason(tmp_path: Path, role: str) -> None:
     server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     environment = {
         "QTASK_REDIS_URL": server.url,
@@ -344,12 +350,8 @@ def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
         "QTASK_HTTP_PORT": "0",
         "QTASK_DATA_DIR": str(tmp_path / "data"),
     }
-    process = Process(role, environment, tmp_path / "log")
     try:
-        until(lambda: not process.running, 20, "its end")
-        assert process.stop() == 1
+        event = failure_of(role, environment, tmp_path)
     finally:
-        process.kill()
         server.kill()
-    (event,) = [json.loads(line) for line in process.log.read_text().splitlines()]
     assert "cluster mode, which QTask does not support" in event["error"] and "Sentinel" in event["error"]

@@ -1,6 +1,6 @@
-"""RQ's own tools on a live QTask, each as a real process: what works beside QTask's processes, and instead of them.
+"""RQ's own tools on a live QTask, each as a real process: together with QTask's processes, and instead of them.
 
-The flags that matter: `-S rq.serializers.JSONSerializer` for whatever reads or runs jobs with `rq`,
+The flags needed: `-S rq.serializers.JSONSerializer` for everything that reads or runs jobs with `rq`,
 `-j qtask.store.rq_job.TaskJob` for `rqscheduler`, `-j` (JSON) for `rq-dashboard`.
 """
 
@@ -58,7 +58,7 @@ def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, a
 # --- rq worker ---------------------------------------------------------------------------------------------------
 
 
-def test_a_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
+def test_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
     """`rq worker -u URL -S rq.serializers.JSONSerializer QUEUE --burst`: it forks for each task.
 
     Outcomes of every type in a stock worker are compared with those of QTask's own in test_rq_function.py.
@@ -109,8 +109,8 @@ def test_a_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
     assert picture.startswith(b"\x89PNG")
 
 
-def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live: Live, queue: str) -> None:
-    """It cleans RQ's registries when it begins, while QTask's worker has tasks in flight, and then shares the work."""
+def test_stock_rq_worker_next_to_ours_neither_fails_nor_duplicates_tasks(live: Live, queue: str) -> None:
+    """It cleans RQ's registries at start, while QTask's worker has tasks in flight, and then shares the work."""
     gate = Gate()
     with Receiver(gate) as held, Receiver() as receiver:
         live.start("worker", queue=queue)
@@ -132,13 +132,13 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
         records = live.ended(in_flight + shared)
         stock.send_signal(signal.SIGTERM)
         stock.wait(10)
-        assert 0 < len(by_stock) < 60, "both have delivered"
+        assert 0 < len(by_stock) < 60, "both workers have delivered"
         assert Counter(held.ids + receiver.ids) == Counter(in_flight + shared)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
-def test_a_task_of_a_stock_worker_that_was_killed_is_reclaimed(live: Live, queue: str) -> None:
-    """RQ's lease is a minute and a half; the test sets its end back instead of waiting."""
+def test_task_of_a_killed_stock_worker_is_reclaimed(live: Live, queue: str) -> None:
+    """RQ's lease is 90 s; the test moves its end into the past instead of waiting."""
     gate = Gate(held_attempts=("1",))
     with Receiver(gate) as receiver:
         (task_id,) = send(live, queue, receiver.url)
@@ -159,8 +159,8 @@ def test_a_task_of_a_stock_worker_that_was_killed_is_reclaimed(live: Live, queue
 # --- rqscheduler -------------------------------------------------------------------------------------------------
 
 
-def test_a_stock_rqscheduler_releases_waiting_tasks_instead_of_qtasks(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`rqscheduler -j qtask.store.rq_job.TaskJob -H HOST -p PORT -i 1`: to the second, where QTask's is exact."""
+def test_stock_rqscheduler_releases_tasks_instead_of_ours(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`rqscheduler -j qtask.store.rq_job.TaskJob -H HOST -p PORT -i 1`: to the second, QTask's is exact."""
     with Live(tmp_path_factory.mktemp("rqscheduler")) as live, Receiver() as receiver:
         live.start("worker")
         ids = send(live, "qtask", receiver.url, 5, delay=1.0)
@@ -173,7 +173,7 @@ def test_a_stock_rqscheduler_releases_waiting_tasks_instead_of_qtasks(tmp_path_f
         assert abs(record.outcomes[0].started - record.due - (record.outcomes[0].lateness or 0)) < 1.0
 
 
-def test_a_stock_rqscheduler_beside_qtasks_stays_passive(live: Live, queue: str) -> None:
+def test_stock_rqscheduler_next_to_ours_stays_passive(live: Live, queue: str) -> None:
     where = ("-H", "127.0.0.1", "-p", str(live.server.port))
     stock = live.program("rqscheduler", "-j", "qtask.store.rq_job.TaskJob", *where, "-i", "1")
     until(lambda: "Lock already taken" in _log_of("rqscheduler", live))
@@ -221,7 +221,7 @@ def test_rq_info_shows_the_queue_and_the_worker(live: Live, queue: str) -> None:
     assert f" {worker.pid})" in worker_line, shown
 
 
-def test_rqs_registries_list_tasks(live: Live, queue: str) -> None:
+def test_rq_registries_list_tasks(live: Live, queue: str) -> None:
     gate = Gate()
     named = rq_queue(live, queue)
     with Receiver(gate) as receiver:
@@ -243,7 +243,7 @@ def test_rqs_registries_list_tasks(live: Live, queue: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["rq requeue", "Job.requeue"])
-def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str, way: str) -> None:
+def test_dead_letter_requeued_by_rq_is_delivered_again(live: Live, queue: str, way: str) -> None:
     """`rq requeue -u URL -S rq.serializers.JSONSerializer --queue QUEUE ID`, or `TaskJob.fetch(id).requeue()`."""
 
     def heal(exchange: Exchange) -> None:
@@ -260,7 +260,7 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
         until(lambda: tasks.show(live.redis, task_id).state == "delivered")
         assert receiver.ids == [task_id] * 2
         attempts = [request.header("QTask-Attempt") for request in receiver.requests]
-        assert attempts == ["1", "1"], "with all its attempts anew"
+        assert attempts == ["1", "1"], "it starts again at attempt 1"
         assert [outcome.code for outcome in tasks.show(live.redis, task_id).outcomes] == [500, 200]
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
 
@@ -269,9 +269,9 @@ def test_a_dead_task_that_rq_requeues_is_delivered_again(live: Live, queue: str,
 
 
 def test_rq_dashboard_lists_queues_and_jobs_and_shows_one(live: Live, queue: str) -> None:
-    """`rq-dashboard -j --show-full-args -u URL`, with `six` installed beside it, which it forgets to ask for.
+    """`rq-dashboard -j --show-full-args -u URL`, with `six`, which is missing in its requirements.
 
-    Without `--show-full-args` it shows RQ's description of a job, which tasks do not bear.
+    Without `--show-full-args` it shows RQ's description of a job, which tasks do not have.
     """
     port = free_port()
     live.program("rq-dashboard", "-j", "--show-full-args", "-u", live.server.url, "-b", "127.0.0.1", "-p", str(port))
@@ -297,6 +297,6 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_rq_accepts_an_id_that_qtask_made(redis: Redis) -> None:
+def test_rq_accepts_ids_made_by_qtask(redis: Redis) -> None:
     made = IdSource(1).next()
     assert Job.create("os.getpid", id=made, connection=redis).id == made

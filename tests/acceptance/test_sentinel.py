@@ -1,6 +1,6 @@
-"""A replicated Redis under three real sentinels: QTask finds the master, and finds the next one by itself.
+"""A replicated Redis with three real sentinels: QTask finds the master, and the next one after a failover.
 
-The tests stand in an order: the second failover goes back to the server that was master first.
+The order of the tests matters: the second failover returns to the first master.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qtask.store import keys, tasks
 from qtask.store.connect import connect, require
 from tests.support.command import qtask
 from tests.support.gateway_process import Connection, Gateway
-from tests.support.live import Around
+from tests.support.live import ProcessGroup
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
 from tests.support.sentinels import Sentinels, role_of
@@ -39,7 +39,7 @@ _numbers = count()
 
 
 class Held:
-    """A receiver's behaviour: `/held…` is answered when it is let go."""
+    """Behaviour of a receiver: `/held…` is answered when it is released."""
 
     def __init__(self) -> None:
         self.let_go = threading.Event()
@@ -54,18 +54,18 @@ class System:
     """All of QTask on the replicated Redis, and a receiver.
 
     Attributes:
-        careful: a gateway that waits for the replica, and answers at once when it does not come.
-        patient: one that waits for no replica, and tries again for 25 s.
+        careful: a gateway that waits for the replica, and answers at once when the replica does not confirm.
+        patient: one that does not wait for a replica, and retries for 25 s.
     """
 
-    def __init__(self, sentinels: Sentinels, around: Around, gateways: tuple[Gateway, Gateway]) -> None:
+    def __init__(self, sentinels: Sentinels, group: ProcessGroup, gateways: tuple[Gateway, Gateway]) -> None:
         self.sentinels = sentinels
-        self.around = around
+        self.group = group
         self.careful, self.patient = gateways
         self.held = Held()
         self.receiver = Receiver(self.held)
-        self.scheduler = around.start("scheduler")
-        self.worker = around.start("worker")
+        self.scheduler = group.start("scheduler")
+        self.worker = group.start("worker")
 
     @property
     def processes(self) -> list[Process]:
@@ -76,7 +76,7 @@ class System:
         return {"title": link, "address": {"type": "http", "link": link}, "settings": {"time": delay}}
 
     def ask(self, gateway: Gateway, what: Any) -> Any:
-        """Submits, and waits for the answer as long as the gateway holds."""
+        """Submits, and waits for the answer as long as the gateway may hold the task."""
         with Connection(gateway.port) as connection:
             connection.socket.settimeout(40)
             return connection.ask(what)
@@ -87,22 +87,22 @@ class System:
         return [answer["id"] for answer in answers]
 
     def received(self) -> Counter[str]:
-        """How often each id came."""
+        """The number of requests for each id."""
         return Counter(request.header("QTask-Id") for request in list(self.receiver.requests))
 
     def check_delivered_once(self, ids: list[str]) -> None:
-        records = self.around.ended(ids, 30)
+        records = self.group.ended(ids, 30)
         assert {record.state for record in records} == {"delivered"}
         received = self.received()
         assert {task_id: received[task_id] for task_id in ids} == dict.fromkeys(ids, 1)
 
     def check_all_ways(self) -> None:
-        """A task comes through the gateway, the inbox and the client, and is delivered."""
+        """Checks that a task through the gateway, the inbox and the client is delivered."""
         ids = self.accept(self.patient, self.task())
-        with self.around.client() as client:
+        with self.group.client() as client:
             ids.append(client.send(self.task()).id)
-        self.around.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
-        reply: Any = self.around.redis.blpop(["reply"], 15)
+        self.group.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
+        reply: Any = self.group.redis.blpop(["reply"], 15)
         ids.append(json.loads(reply[1])["id"])
         self.check_delivered_once(ids)
         assert all(process.running for process in self.processes)
@@ -113,11 +113,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("sentinel")
     with (
         Sentinels(folder, PASSWORD, SENTINEL_PASSWORD) as sentinels,
-        Around(sentinels.url, connect(sentinels.url, 20.0), folder) as around,
+        ProcessGroup(sentinels.url, connect(sentinels.url, 20.0), folder) as group,
         Gateway(sentinels.url, folder, WAIT_REPLICAS=1, ACCEPT_RETRY_SECONDS=0) as careful,
         Gateway(sentinels.url, folder, ACCEPT_RETRY_SECONDS=25) as patient,
     ):
-        system = System(sentinels, around, (careful, patient))
+        system = System(sentinels, group, (careful, patient))
         with system.receiver:
             yield system
 
@@ -129,7 +129,7 @@ def test_every_process_and_client_finds_the_master(system: System) -> None:
     system.check_all_ways()
 
 
-def test_the_client_for_asyncio_finds_it(system: System) -> None:
+def test_async_client_finds_the_master(system: System) -> None:
     async def submit() -> str:
         async with AsyncClient(system.sentinels.url) as client:
             return (await client.send(system.task())).id
@@ -137,19 +137,19 @@ def test_the_client_for_asyncio_finds_it(system: System) -> None:
     system.check_delivered_once([asyncio.run(submit())])
 
 
-def test_the_commands_find_it(system: System) -> None:
+def test_commands_find_the_master(system: System) -> None:
     (waiting,) = system.accept(system.patient, system.task(delay=3_600))
-    listed = qtask("list", "--json", environment=system.around.environment)
+    listed = qtask("list", "--json", environment=system.group.environment)
     assert json.loads(listed.stdout)["id"] == waiting
-    examined = qtask("doctor", "--json", environment=system.around.environment)
+    examined = qtask("doctor", "--json", environment=system.group.environment)
     found = {finding["what"]: finding["level"] for finding in map(json.loads, examined.stdout.splitlines())}
     assert (found["1 worker is alive"], found["a scheduler is alive"]) == ("fine", "fine")
-    cancelled = qtask("cancel", waiting, environment=system.around.environment)
+    cancelled = qtask("cancel", waiting, environment=system.group.environment)
     assert cancelled.returncode == 0
 
 
 @pytest.mark.parametrize("user", ["", "default"])
-def test_passwords_stand_in_the_address_percent_encoded(system: System, user: str) -> None:
+def test_passwords_in_the_address_are_percent_encoded(system: System, user: str) -> None:
     with Client(system.sentinels.url_as(f"{user}:{quote(PASSWORD, safe='')}", SENTINEL_PASSWORD)) as client:
         assert client.list("dead") == []
 
@@ -157,7 +157,7 @@ def test_passwords_stand_in_the_address_percent_encoded(system: System, user: st
 @pytest.mark.parametrize(
     ("password", "sentinel_password"), [("wrong", SENTINEL_PASSWORD), (quote(PASSWORD, safe=""), "wrong")]
 )
-def test_a_wrong_password_is_told_without_showing_any(system: System, password: str, sentinel_password: str) -> None:
+def test_error_about_a_wrong_password_shows_none(system: System, password: str, sentinel_password: str) -> None:
     url = system.sentinels.url_as(f":{password}", sentinel_password)
     with pytest.raises(Unavailable) as unavailable:
         require(connect(url, 5.0), url)
@@ -177,7 +177,7 @@ def test_a_wrong_password_is_told_without_showing_any(system: System, password: 
         ("redis+sentinel://127.0.0.1/mymaster/first", "the database must be a number"),
     ],
 )
-def test_an_address_that_is_none_is_told(url: str, words: str) -> None:
+def test_invalid_address_is_refused(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         connect(url)
 
@@ -196,12 +196,12 @@ def test_an_address_that_is_none_is_told(url: str, words: str) -> None:
         ("redis", "…"),
     ],
 )
-def test_an_address_is_shown_without_its_passwords(url: str, shown: str) -> None:
+def test_address_is_shown_without_its_passwords(url: str, shown: str) -> None:
     assert without_password(url) == shown
 
 
-def test_sentinels_that_do_not_answer_are_passed_over(system: System) -> None:
-    """A port on which nobody listens, and one on which somebody is silent."""
+def test_sentinels_that_do_not_answer_are_skipped(system: System) -> None:
+    """One port without a listener, and one whose listener is silent."""
     with Receiver(lambda exchange: None) as silent:
         hosts = f"127.0.0.1:1,127.0.0.1:{silent.port},127.0.0.1:{system.sentinels.ports[2]}"
         _, _, rest = system.sentinels.url.partition("/mymaster")
@@ -213,7 +213,7 @@ def test_sentinels_that_do_not_answer_are_passed_over(system: System) -> None:
 # --- the replica -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_gateway_that_waits_for_the_replica_accepts_is_on_it(system: System) -> None:
+def test_gateway_that_waits_for_the_replica_accepts_only_replicated_tasks(system: System) -> None:
     replica = system.sentinels.replica.client()
     for size in (1, 300, 1):
         ids = system.accept(system.careful, *[system.task(delay=3_600) for _ in range(size)])
@@ -224,15 +224,15 @@ def test_what_a_gateway_that_waits_for_the_replica_accepts_is_on_it(system: Syst
     assert "duplicate" not in system.ask(system.careful, chosen)
     assert system.ask(system.careful, chosen)["duplicate"] is True
     assert replica.exists(keys.job("chosen"))
-    for record in tasks.list_tasks(system.around.redis, "qtask", "scheduled", 1_000):
-        tasks.cancel(system.around.redis, record.id)
+    for record in tasks.list_tasks(system.group.redis, "qtask", "scheduled", 1_000):
+        tasks.cancel(system.group.redis, record.id)
 
 
-# --- another master ----------------------------------------------------------------------------------------------
+# --- failover ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_when_the_master_hangs_all_go_to_another_and_stay_there_when_it_comes_back_as_replica(system: System) -> None:
+def test_failover_from_a_hanging_master_and_its_return_as_a_replica(system: System) -> None:
     old = system.sentinels.master
     waiting = system.accept(system.careful, *[system.task(delay=1.0 + 0.1 * number) for number in range(20)])
     system.held.let_go.clear()
@@ -243,11 +243,11 @@ def test_when_the_master_hangs_all_go_to_another_and_stay_there_when_it_comes_ba
     try:
         with ThreadPoolExecutor() as pool:
             held = pool.submit(system.accept, system.patient, system.task())
-            system.held.let_go.set()  # what was in flight ends, and can be settled only with the next master
+            system.held.let_go.set()  # deliveries in flight end, and can be settled only on the next master
             new = system.sentinels.wait_for_another_master(old)
-            system.around.redis.connection_pool.disconnect()  # of this test, which has nobody to connect it anew
+            system.group.redis.connection_pool.disconnect()  # connections of this test, which nothing else reconnects
             refused = system.ask(system.careful, system.task(delay=3_600))
-            assert (refused["ok"], refused["error"]["code"]) == (False, "unavailable"), "its replica is stopped"
+            assert (refused["ok"], refused["error"]["code"]) == (False, "unavailable"), "the replica is stopped"
             accepted = held.result(40)
         system.check_delivered_once([*waiting, *in_flight, *accepted])
         system.check_all_ways()
@@ -258,7 +258,7 @@ def test_when_the_master_hangs_all_go_to_another_and_stay_there_when_it_comes_ba
     assert system.sentinels.master is new
     system.check_all_ways()
     for task_id in left:
-        assert tasks.cancel(system.around.redis, task_id) == "scheduled"
+        assert tasks.cancel(system.group.redis, task_id) == "scheduled"
     until(lambda: _accepts(system), 10, "the replica to take part again")
 
 
@@ -271,21 +271,21 @@ def _accepts(system: System) -> bool:
     return bool(system.ask(system.careful, system.task())["ok"])
 
 
-def test_when_the_master_is_killed_what_waits_is_delivered_from_its_replica(system: System) -> None:
+def test_waiting_tasks_are_delivered_after_the_master_was_killed(system: System) -> None:
     old = system.sentinels.master
     waiting = system.accept(system.careful, *[system.task(delay=0.5 + 0.2 * number) for number in range(20)])
     later = system.accept(system.careful, *[system.task(delay=3_600) for _ in range(200)])
-    time.sleep(0.6)  # some are due before it happens, most while there is no master
+    time.sleep(0.6)  # some are due before the kill, most while there is no master
     old.kill()
-    held = system.accept(system.patient, *[system.task() for _ in range(3)])  # comes back when there is another
+    held = system.accept(system.patient, *[system.task() for _ in range(3)])  # answered when there is another master
     assert system.sentinels.wait_for_another_master(old) is not old
-    records = system.around.ended([*waiting, *held], 30)
+    records = system.group.ended([*waiting, *held], 30)
     assert {record.state for record in records} == {"delivered"}
     received = system.received()
     assert all(received[task_id] == 1 for task_id in held)
-    # What was delivered and settled in the last moment, the replica may not have heard of.
+    # The replica may have missed what was delivered and settled at the last moment.
     assert all(1 <= received[task_id] <= 2 for task_id in waiting)
     assert sum(received[task_id] for task_id in waiting) <= len(waiting) + 3
-    counts = tasks.count_tasks(system.around.redis, "qtask")
+    counts = tasks.count_tasks(system.group.redis, "qtask")
     assert (counts["scheduled"], counts["queued"], counts["started"]) == (len(later), 0, 0)
     system.check_all_ways()

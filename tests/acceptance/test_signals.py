@@ -1,4 +1,4 @@
-"""Signals: each that asks a process to stop is taken in the same way, and Redis ends last, whoever gets the signal."""
+"""Signals: each signal that asks a process to stop has the same effect, and Redis ends last in every case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,24 +24,13 @@ from tests.support.gateway_process import Gateway
 from tests.support.installation import Installation, processes_of
 from tests.support.live import Live
 from tests.support.processes import Process
-from tests.support.receiver import Exchange, Receiver
+from tests.support.receiver import Gate, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
 STOPS = [*INSISTING, *ASKING]
-
-
-class Held:
-    """A receiver's behaviour that answers nobody until told."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
-        exchange.answer(200, b"ok")
 
 
 def ended(process: Process, seconds: float = 15.0) -> int:
@@ -54,7 +42,7 @@ def ended(process: Process, seconds: float = 15.0) -> int:
 
 
 @pytest.mark.timeout(180)
-def test_every_process_ends_in_order_on_every_signal(live: Live, tmp_path: Path) -> None:
+def test_every_process_stops_in_order_on_every_signal(live: Live, tmp_path: Path) -> None:
     started: list[tuple[signal.Signals, Process]] = []
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         started += [(number, Gateway(live.url, tmp_path).process), (number, live.start("worker"))]
@@ -71,7 +59,7 @@ def test_every_process_ends_in_order_on_every_signal(live: Live, tmp_path: Path)
 
 
 @pytest.mark.timeout(180)
-def test_a_qtask_up_ends_in_order_on_every_signal(tmp_path: Path) -> None:
+def test_qtask_up_stops_in_order_on_every_signal(tmp_path: Path) -> None:
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         folder = tmp_path / number.name
         folder.mkdir()
@@ -84,7 +72,7 @@ def test_a_qtask_up_ends_in_order_on_every_signal(tmp_path: Path) -> None:
         assert processes_of(folder) == set()
 
 
-def test_only_signals_of_somebody_who_insists_count_twice() -> None:
+def test_only_repeated_signals_of_a_user_count_twice() -> None:
     def after(*numbers: signal.Signals) -> tuple[bool, bool]:
         signals = StopSignals()
         for number in numbers:
@@ -101,8 +89,8 @@ def test_only_signals_of_somebody_who_insists_count_twice() -> None:
     assert {after(*numbers) for numbers in insists} == {(True, True)}
 
 
-def test_under_nohup_it_outlives_its_terminal(live: Live) -> None:
-    """`nohup` has it start with SIGHUP ignored."""
+def test_process_under_nohup_survives_its_terminal(live: Live) -> None:
+    """`nohup` starts it with SIGHUP ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         started = [live.start("worker", queue="nohup"), live.start("scheduler", queue="nohup")]
@@ -118,8 +106,8 @@ def test_under_nohup_it_outlives_its_terminal(live: Live) -> None:
 
 
 @pytest.mark.parametrize("name", ["gateway", "scheduler", "worker"])
-def test_one_that_waits_for_redis_ends_when_asked(tmp_path: Path, name: str) -> None:
-    """As the first process of a container it has to take the signal itself: there the kernel's default is to ignore."""
+def test_process_that_waits_for_redis_stops_on_a_signal(tmp_path: Path, name: str) -> None:
+    """As the first process of a container it must handle the signal: there the kernel ignores it by default."""
     environment = {"QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
     process = Process(name, environment, tmp_path / "log")
     said = "listening" if name == "gateway" else "redis_away"
@@ -129,7 +117,7 @@ def test_one_that_waits_for_redis_ends_when_asked(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.timeout(180)
-def test_a_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
     flags = ["--data-dir", str(tmp_path / "data"), "--port", "0", "--http-port", "0"]
     for seconds in (0.05, 0.3, 0.5, 0.7, 0.9, 1.2):
         up = Process("up", {}, tmp_path / "up.log", *flags)
@@ -143,15 +131,15 @@ def test_a_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def held() -> Iterator[tuple[Held, Receiver]]:
-    behaviour = Held()
+def held() -> Iterator[tuple[Gate, Receiver]]:
+    behaviour = Gate()
     with Receiver(behaviour) as receiver:
         yield behaviour, receiver
-        behaviour.let_go.set()
+        behaviour.open()
 
 
 def to_all(installation: Installation) -> None:
-    """As systemd ends a service: the same signal to each of its processes, and one more."""
+    """As systemd stops a service: the same signal to each of its processes, and a second one."""
     for pid in (installation.process.pid, *installation.children()):
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGHUP)
@@ -164,8 +152,8 @@ def to_the_supervisor_twice(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("ask", [to_all, to_the_supervisor_twice])
-def test_what_is_in_flight_is_finished_and_counted_before_redis_ends(
-    tmp_path: Path, held: tuple[Held, Receiver], ask: Callable[[Installation], None]
+def test_deliveries_in_flight_are_finished_and_counted_before_redis_ends(
+    tmp_path: Path, held: tuple[Gate, Receiver], ask: Callable[[Installation], None]
 ) -> None:
     behaviour, receiver = held
     with Installation(tmp_path) as first:
@@ -176,7 +164,7 @@ def test_what_is_in_flight_is_finished_and_counted_before_redis_ends(
         until(lambda: "gateway" not in first.children().values(), what="the end of the gateway")
         time.sleep(0.3)
         assert {"redis", "worker"} <= set(first.children().values())
-        behaviour.let_go.set()
+        behaviour.open()
         assert ended(first.process, 20) == 0
         assert "process_killed" not in [event["event"] for event in first.events()]
     with Installation(tmp_path) as second:
@@ -185,7 +173,7 @@ def test_what_is_in_flight_is_finished_and_counted_before_redis_ends(
         assert len(receiver.requests) == 1
 
 
-def test_a_terminal_that_closes_ends_it_in_order(tmp_path: Path, held: tuple[Held, Receiver]) -> None:
+def test_closed_terminal_stops_it_in_order(tmp_path: Path, held: tuple[Gate, Receiver]) -> None:
     behaviour, receiver = held
     ours, theirs = pty.openpty()
     ports = free_port(), free_port()
@@ -212,7 +200,7 @@ def test_a_terminal_that_closes_ends_it_in_order(tmp_path: Path, held: tuple[Hel
     os.close(ours)  # the terminal is gone, and with it standard error
     time.sleep(0.5)
     assert up.poll() is None
-    behaviour.let_go.set()
+    behaviour.open()
     assert up.wait(20) == 0
     assert processes_of(tmp_path) == set()
     with Installation(tmp_path) as second:
@@ -220,7 +208,7 @@ def test_a_terminal_that_closes_ends_it_in_order(tmp_path: Path, held: tuple[Hel
         assert len(receiver.requests) == 1
 
 
-def test_a_supervisor_that_is_frozen_does_not_hold_up_deliveries(tmp_path: Path) -> None:
+def test_frozen_supervisor_does_not_delay_deliveries(tmp_path: Path) -> None:
     """Ctrl-Z on the terminal, and `fg`."""
     with Receiver() as receiver, Installation(tmp_path) as installation, Client(installation.url) as client:
         installation.process.signal(signal.SIGSTOP)

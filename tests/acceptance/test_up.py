@@ -1,4 +1,4 @@
-"""`qtask up` for real: it runs, mends itself, ends cleanly, forgets nothing and leaves nothing behind."""
+"""`qtask up`: it runs, restarts its processes, stops cleanly, keeps its data and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.waiting import until
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """One with two workers, which tests may hurt: it mends itself."""
+    """An installation with two workers, whose processes tests may kill: it restarts them."""
     with Installation(tmp_path_factory.mktemp("up"), "--workers", "2") as running:
         yield running
 
@@ -53,7 +53,7 @@ def deliver(installation: Installation, receiver: Receiver, what: str) -> None:
     until(lambda: f"/{what}" in [request.target for request in receiver.requests], 20, "the delivery")
 
 
-def test_it_runs_each_process_and_says_so(installation: Installation, receiver: Receiver) -> None:
+def test_up_runs_each_process_and_logs_it(installation: Installation, receiver: Receiver) -> None:
     assert sorted(installation.children().values()) == ["gateway", "redis", "scheduler", "worker", "worker"]
     ready = installation.wait_for("ready")
     assert ready["workers"] == 2
@@ -63,7 +63,7 @@ def test_it_runs_each_process_and_says_so(installation: Installation, receiver: 
 
 
 @pytest.mark.parametrize("name", ["gateway", "scheduler", "worker", "redis"])
-def test_a_process_that_dies_is_started_again(installation: Installation, receiver: Receiver, name: str) -> None:
+def test_dead_process_is_restarted(installation: Installation, receiver: Receiver, name: str) -> None:
     before = installation.children()
     old = installation.child(name)
     kill(old)
@@ -85,7 +85,7 @@ def test_no_process_imports_what_it_does_not_run(installation: Installation) -> 
         assert ("pycurl" in mapped) <= (name == "worker"), name
 
 
-def test_a_stop_leaves_no_process_and_a_start_goes_on_with_what_waits(tmp_path: Path, receiver: Receiver) -> None:
+def test_stop_leaves_no_process_and_the_next_start_continues(tmp_path: Path, receiver: Receiver) -> None:
     with Installation(tmp_path) as first:
         with Client(first.url) as client:
             waiting = client.http(receiver.url + "waited", delay=2).id
@@ -100,7 +100,7 @@ def test_a_stop_leaves_no_process_and_a_start_goes_on_with_what_waits(tmp_path: 
         assert second.process.stop() == 0
 
 
-def test_when_it_is_killed_all_else_ends_and_the_next_one_goes_on(tmp_path: Path, receiver: Receiver) -> None:
+def test_killed_up_ends_all_processes_and_the_next_start_continues(tmp_path: Path, receiver: Receiver) -> None:
     with Installation(tmp_path) as first:
         with Client(first.url) as client:
             client.http(receiver.url + "waited", delay=1.5)
@@ -112,7 +112,7 @@ def test_when_it_is_killed_all_else_ends_and_the_next_one_goes_on(tmp_path: Path
         until(lambda: processes_of(tmp_path) == current, 20, "no orphan")
 
 
-def test_a_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
+def test_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
     def never(exchange: Exchange) -> None:
         hanging.closing.wait(60)
 
@@ -123,7 +123,7 @@ def test_a_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
         worker = running.child("worker")
         running.process.signal(signal.SIGTERM)
         until(lambda: "gateway" not in running.children().values(), what="the end of the gateway")
-        assert worker in running.children(), "one signal waits for the delivery in flight"
+        assert worker in running.children(), "after one signal it waits for the delivery in flight"
         running.process.signal(signal.SIGTERM)
         assert running.process.stop() == 0
         events = running.events()
@@ -132,12 +132,12 @@ def test_a_second_signal_does_not_wait_for_deliveries(tmp_path: Path) -> None:
         assert "process_killed" not in [event["event"] for event in events]
 
 
-def test_with_a_redis_of_its_own_it_starts_none(
+def test_up_with_a_given_redis_starts_none(
     redis: Redis, redis_server: RedisServer, tmp_path: Path, receiver: Receiver
 ) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(f'redis_url = "{redis_server.url}"\nqueue = "of-the-file"\n')
-    other = {"QTASK_CONFIG": str(tmp_path / "absent.toml")}  # which the flag overrules, for the children as well
+    other = {"QTASK_CONFIG": str(tmp_path / "absent.toml")}  # overridden by the flag, for the children as well
     with Installation(tmp_path, "--config", str(file), environment=other) as running:
         assert sorted(running.children().values()) == ["gateway", "scheduler", "worker"]
         deliver(running, receiver, "there")
@@ -146,9 +146,7 @@ def test_with_a_redis_of_its_own_it_starts_none(
 
 
 @pytest.mark.timeout(120)
-def test_a_redis_that_is_away_is_waited_for_and_it_is_ready_when_redis_answers(
-    tmp_path: Path, receiver: Receiver
-) -> None:
+def test_up_waits_for_a_redis_that_is_away_and_is_ready_when_it_answers(tmp_path: Path, receiver: Receiver) -> None:
     server = RedisServer(tmp_path)
     server.kill()
     ports = {"--port": str(free_port()), "--http-port": str(free_port())}
@@ -162,7 +160,7 @@ def test_a_redis_that_is_away_is_waited_for_and_it_is_ready_when_redis_answers(
     try:
         (waiting,) = until(lambda: own("waiting_for_redis"), 30, "the event")
         assert waiting["redis"] == server.url and "refused" in waiting["error"]
-        time.sleep(2.5)  # for two more looks, which find nothing new
+        time.sleep(2.5)  # for two more checks, which find nothing new
         assert len(own("waiting_for_redis")) == 1 and not own("ready") and up.running
         server.start()
         until(lambda: own("ready"), 20, "it to be ready")
@@ -176,14 +174,14 @@ def test_a_redis_that_is_away_is_waited_for_and_it_is_ready_when_redis_answers(
         server.kill()
 
 
-def test_while_it_waits_for_redis_it_ends_when_asked(tmp_path: Path) -> None:
+def test_up_that_waits_for_redis_stops_on_a_signal(tmp_path: Path) -> None:
     flags = ["--redis", f"redis://127.0.0.1:{free_port()}/0", "--port", "0", "--http-port", "0"]
     up = Process("up", {"QTASK_PIPE_DIR": str(tmp_path / "pipes")}, tmp_path / "up.log", *flags)
     until(lambda: "waiting_for_redis" in up.log.read_text(), 30, "it to wait")
     assert up.stop(20) == 0
 
 
-def test_a_redis_that_rejects_the_password_ends_it(tmp_path: Path) -> None:
+def test_redis_that_rejects_the_password_ends_it(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, password="right")
     try:
         url = f"redis://:wrong@127.0.0.1:{server.port}/0"
@@ -198,17 +196,17 @@ def test_a_redis_that_rejects_the_password_ends_it(tmp_path: Path) -> None:
     assert '"ready"' not in result.stderr and "wrong@" not in result.stderr
 
 
-# --- what goes wrong, in words -----------------------------------------------------------------------------------
+# --- error messages ----------------------------------------------------------------------------------------------
 
 
 def failed(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """The words of the one event of a `qtask up` that cannot start."""
+    """The error in the only event of a `qtask up` that cannot start."""
     event: dict[str, Any] = json.loads(refused(qtask("up", *arguments, environment=environment)))
     assert (event["level"], event["event"]) == ("error", "failed")
     return str(event["error"])
 
 
-def test_an_ipv6_host_stands_in_brackets_in_the_addresses_that_it_logs(tmp_path: Path) -> None:
+def test_ipv6_host_is_in_brackets_in_logged_addresses(tmp_path: Path) -> None:
     with Installation(tmp_path, "--host", "::1") as running:
         ready = running.wait_for("ready")
         with urlopen(f"{ready['http']}/health", timeout=10) as answer:
@@ -217,13 +215,13 @@ def test_an_ipv6_host_stands_in_brackets_in_the_addresses_that_it_logs(tmp_path:
             assert client.udp("127.0.0.1:9", 1, delay=3600).id
 
 
-def test_a_folder_in_use_is_told(installation: Installation) -> None:
+def test_folder_in_use_is_reported(installation: Installation) -> None:
     words = failed("--data-dir", str(installation.data_dir), "--port", "0", "--http-port", "0")
     assert words == f"another qtask already uses the folder {installation.data_dir}; choose another with --data-dir"
 
 
 @pytest.mark.parametrize("flag", ["--port", "--http-port"])
-def test_a_port_in_use_is_told(tmp_path: Path, flag: str) -> None:
+def test_port_in_use_is_reported(tmp_path: Path, flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         ports = {"--port": str(free_port()), "--http-port": str(free_port()), flag: port}
@@ -235,19 +233,19 @@ def test_a_port_in_use_is_told(tmp_path: Path, flag: str) -> None:
     assert not (tmp_path / "redis.log").exists(), "nothing was started"
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path / "file"))
     assert words == f"the pipe folder {tmp_path}/file/pipes cannot be made: Not a directory"
 
 
-def test_an_address_that_is_none_is_told_once(tmp_path: Path) -> None:
+def test_invalid_address_is_reported_once(tmp_path: Path) -> None:
     words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address")
     assert words.startswith("'…' is no address of a Redis: it must begin with redis://")
 
 
-def test_a_process_that_does_not_start_ends_it(tmp_path: Path) -> None:
-    """In an installation that is broken: the gateway cannot be imported."""
+def test_process_that_does_not_start_ends_up(tmp_path: Path) -> None:
+    """With a broken installation: the gateway cannot be imported."""
     (tmp_path / "uvloop.py").write_text("raise ImportError('this uvloop is broken')\n")
     flags = ["--port", "0", "--http-port", "0", "--data-dir", str(tmp_path / "data")]
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

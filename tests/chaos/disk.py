@@ -1,4 +1,4 @@
-"""A small disk for Redis, which can be filled up. It is a tmpfs, so only root can have one."""
+"""A small disk for Redis that can be filled. It is a tmpfs, so it needs root."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import subprocess
 from pathlib import Path
 
-SIZE_MIB = 512  # several times what a run writes
+SIZE_MIB = 512  # several times the amount that a run writes
 _STEP_BYTES = 16_777_216
 _PAGE_BYTES = 4_096
 
 
 class SmallDisk:
-    """A folder on a small file system of its own, or a plain folder for users who may not mount one.
+    """A folder on its own small file system, or a plain folder for users who may not mount one.
 
     Args:
-        folder: where it is made.
+        folder: the mount point.
 
     Attributes:
         folder: the same.
@@ -33,7 +33,7 @@ class SmallDisk:
         )
 
     def fill(self) -> None:
-        """Takes all the room that is left. A plain folder is left as it is."""
+        """Uses all free space. A plain folder is left unchanged."""
         if not self.is_small:
             return
         taken, step = 0, _STEP_BYTES
@@ -48,11 +48,11 @@ class SmallDisk:
                     step //= 16
 
     def make_room(self) -> None:
-        """Gives the room back."""
+        """Frees the space again."""
         self._filler.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Unmounts it; what it holds is gone."""
+        """Unmounts it; its contents are lost."""
         if self.is_small:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
             self.is_small = False

@@ -1,4 +1,4 @@
-"""The ledger: what was promised against what came, and what Redis holds at the end."""
+"""The ledger: accepted tasks compared with arrivals, and the state of Redis at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from qtask.model.record import TaskRecord
 from qtask.model.timing import parse_instant
 from qtask.store.audit import Audit
-from tests.chaos.cast import Blow, tally
 from tests.chaos.plan import ATTEMPTS, Plan
 from tests.chaos.receivers import Arrival
-from tests.chaos.store import Store, disorder
+from tests.chaos.store import Store, inconsistencies
 from tests.chaos.submitters import Note, Notes
+from tests.chaos.system import Disruption, count_disruptions
 
 CLOCK_SECONDS = 0.000_002  # two microseconds, to which due instants are rounded
-NOTED_SECONDS = 1.0  # by which a busy receiver may note an arrival too late
+NOTED_SECONDS = 1.0  # delay with which a busy receiver may note an arrival
 
 
 @dataclass(slots=True)
@@ -26,8 +26,8 @@ class Ledger:
     """The balance of a run.
 
     Attributes:
-        lines: what it says.
-        faults: what must not be; empty when all is well.
+        lines: the report.
+        faults: violations; empty for a correct run.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -36,15 +36,17 @@ class Ledger:
     def say(self, subject: str, text: str) -> None:
         self.lines.append(f"  {subject:<12} {text}")
 
-    def blame(self, fault: str, about: Iterable[object]) -> None:
-        """One fault with examples, when there are any."""
+    def add_fault(self, fault: str, about: Iterable[object]) -> None:
+        """Adds a fault with examples, if there are any."""
         found = [str(one) for one in about]
         if found:
             self.faults.append(f"{len(found)} {fault}: {'; '.join(found[:5])}")
 
 
-def balance(plan: Plan, notes: Notes, arrivals: Sequence[Arrival], store: Store, blows: Sequence[Blow]) -> Ledger:
-    """Checks everything that holds for each task, and for Redis as a whole."""
+def balance(
+    plan: Plan, notes: Notes, arrivals: Sequence[Arrival], store: Store, disruptions: Sequence[Disruption]
+) -> Ledger:
+    """Checks all properties of each task, and of Redis as a whole."""
     ledger = Ledger()
     by_number: defaultdict[int, list[Arrival]] = defaultdict(list)
     for arrival in sorted(arrivals, key=lambda one: one.instant):
@@ -53,7 +55,7 @@ def balance(plan: Plan, notes: Notes, arrivals: Sequence[Arrival], store: Store,
     _check_submission(ledger, plan, notes)
     _check_delivery(ledger, plan, notes, by_number, dead, store)
     _check_punctuality(ledger, plan, notes, by_number)
-    _check_duplicates(ledger, plan, by_number, blows)
+    _check_duplicates(ledger, plan, by_number, disruptions)
     _check_ids(ledger, plan, notes, by_number, dead)
     _check_store(ledger, plan, store)
     return ledger
@@ -67,9 +69,9 @@ def _check_submission(ledger: Ledger, plan: Plan, notes: Notes) -> None:
     added = sum(1 for task in plan.tasks if notes[task.number].added and not notes[task.number].accepted)
     repeated = sum(1 for task in plan.tasks for answer in notes[task.number].accepted if answer.duplicate)
     unknown = len(plan.tasks) - accepted - added
-    ledger.say("accepted", f"{accepted} were told ok, {repeated} more times as duplicates; {added} stood in the inbox")
-    ledger.say("unknown", f"{unknown} never had an answer, for want of a process that could give one")
-    ledger.blame("tasks were refused", (one for task in plan.tasks for one in notes[task.number].refused))
+    ledger.say("accepted", f"{accepted} were told ok, {repeated} more times as duplicates; {added} were in the inbox")
+    ledger.say("unknown", f"{unknown} never had an answer, as no process could give one")
+    ledger.add_fault("tasks were refused", (one for task in plan.tasks for one in notes[task.number].refused))
 
 
 def _check_delivery(
@@ -101,8 +103,8 @@ def _check_delivery(
     errors = Counter(record.outcomes[-1].error for record in dead.values() if record.outcomes)
     ledger.say("dead", f"{len(dead)} with their attempts, the last of which ended by: {_counts(errors)}")
     ledger.say("", f"of the unknown: {_counts(unknown)}")
-    ledger.blame("accepted tasks are LOST", lost)
-    ledger.blame("tasks are dead before their attempts are used up", unburied)
+    ledger.add_fault("accepted tasks are LOST", lost)
+    ledger.add_fault("tasks are dead before their attempts are used up", unburied)
 
 
 def _is_rightly_dead(record: TaskRecord) -> bool:
@@ -127,11 +129,15 @@ def _check_punctuality(ledger: Ledger, plan: Plan, notes: Notes, by_number: dict
         ledger.say(
             "lateness", f"p50 {middle * 1e3:.1f} ms, p99 {high:.1f} s (processes were away); early: {len(early)}"
         )
-    ledger.blame("tasks were delivered before they were due", early)
+    ledger.add_fault("tasks were delivered before they were due", early)
 
 
-def _check_duplicates(ledger: Ledger, plan: Plan, by_number: dict[int, list[Arrival]], blows: Sequence[Blow]) -> None:
-    blamed = [blow for blow in blows if blow.actor.startswith("worker") and blow.in_flight]
+def _check_duplicates(
+    ledger: Ledger, plan: Plan, by_number: dict[int, list[Arrival]], disruptions: Sequence[Disruption]
+) -> None:
+    suspects = [
+        disruption for disruption in disruptions if disruption.actor.startswith("worker") and disruption.in_flight
+    ]
     repeated, unexplained = [], []
     for number, arrived in by_number.items():
         for before, after in pairwise(arrived):
@@ -140,15 +146,15 @@ def _check_duplicates(ledger: Ledger, plan: Plan, by_number: dict[int, list[Arri
             story = ", ".join(f"{one.answer} attempt {one.attempt} at {one.instant:.3f}" for one in (before, after))
             repeated.append(f"{plan.tasks[number].title} ({story})")
             since, till = before.instant - NOTED_SECONDS, after.instant
-            if not any(blow.at <= till and blow.over >= since for blow in blamed):
+            if not any(disruption.at <= till and disruption.over >= since for disruption in suspects):
                 unexplained.append(repeated[-1])
-    bound = sum(blow.in_flight for blow in blamed)
+    bound = sum(disruption.in_flight for disruption in suspects)
     ledger.say(
         "duplicates", f"{len(repeated)} of at most {bound}, which were in flight when workers were killed or stopped"
     )
     if len(repeated) > bound:
-        ledger.blame(f"duplicates, where at most {bound} tasks were in flight at a kill", repeated)
-    ledger.blame("duplicates between whose deliveries no worker was killed or stopped", unexplained)
+        ledger.add_fault(f"duplicates, where at most {bound} tasks were in flight at a kill", repeated)
+    ledger.add_fault("duplicates between whose deliveries no worker was killed or stopped", unexplained)
 
 
 def _check_ids(
@@ -164,9 +170,9 @@ def _check_ids(
             seen.add(task.chosen_id)
         if len(seen) > 1:
             several.append(f"{task.title}: {', '.join(sorted(seen))}")
-    ledger.blame("tasks bore several ids", several)
+    ledger.add_fault("tasks had several ids", several)
     told = {task.title: {answer.due for answer in notes[task.number].accepted} for task in plan.tasks}
-    ledger.blame(
+    ledger.add_fault(
         "tasks were told several due instants", (f"{title}: {dues}" for title, dues in told.items() if len(dues) > 1)
     )
 
@@ -176,24 +182,24 @@ def _check_store(ledger: Ledger, plan: Plan, store: Store) -> None:
     graphs = {task.chosen_id for task in plan.tasks if task.kind == "__graph__"}
     counts = Counter(place for places in store.places.values() for place in places)
     ledger.say("in Redis", f"{store.keys} keys; tasks: {_counts(counts)}; {store.consumers} consumers of the inbox")
-    for fault, about in disorder(store).items():
-        ledger.blame(fault, about)
-    ledger.blame("remembered ids were never chosen", store.remembered - chosen)
-    ledger.blame("pictures belong to no task", store.graphs - graphs)
+    for fault, about in inconsistencies(store).items():
+        ledger.add_fault(fault, about)
+    ledger.add_fault("remembered ids were never chosen", store.remembered - chosen)
+    ledger.add_fault("pictures belong to no task", store.graphs - graphs)
 
 
 def say_audit(ledger: Ledger, audited: Audit) -> None:
-    """What QTask's own audit says, which has counted from inside."""
+    """Reports QTask's own audit, which counts inside Redis."""
     ledger.say("audit", f"{audited.accepted} accepted; {audited.duplicates} submissions answered as duplicates")
     for fault, ids in audited.faults.items():
-        ledger.blame(f"ids in the audit: {fault}", ids)
+        ledger.add_fault(f"ids in the audit: {fault}", ids)
     if audited.missing:
-        ledger.blame("missing in the audit", [audited])
+        ledger.add_fault("missing in the audit", [audited])
 
 
-def say_blows(ledger: Ledger, blows: Sequence[Blow], cuts: dict[str, int]) -> None:
-    """What was done to the processes."""
-    for (kind, act), count in sorted(tally(blows).items()):
+def say_disruptions(ledger: Ledger, disruptions: Sequence[Disruption], cuts: dict[str, int]) -> None:
+    """Reports the disruptions of the processes."""
+    for (kind, act), count in sorted(count_disruptions(disruptions).items()):
         ledger.say("", f"{kind} {_DONE[act]} {count} times")
     ledger.say("", f"connections cut in the middle of a reply: {_counts(Counter(cuts))}")
 

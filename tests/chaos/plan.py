@@ -1,4 +1,4 @@
-"""From a seed to a plan: which tasks are submitted when and how, and what befalls whom. Pure and replayable."""
+"""From a seed to a plan: which tasks are submitted when and how, and all disruptions. Pure and reproducible."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ GATEWAYS = ("gateway-1", "gateway-2")
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 WORKERS = ("worker-1", "worker-2", "worker-3")
 REDIS = "redis"
-PROXIED = (REDIS, *GATEWAYS)  # what the proxy stands before
+PROXIED = (REDIS, *GATEWAYS)  # the servers behind the proxy
 
 ATTEMPTS = 6
-RETRY = {"attempts": ATTEMPTS, "base": 0.2, "cap": 2.0}  # short, so that a run comes to its end
-TIMEOUT_SECONDS = 4.0  # of a delivery; a receiver that hangs costs this much
+RETRY = {"attempts": ATTEMPTS, "base": 0.2, "cap": 2.0}  # short, so that a run ends
+TIMEOUT_SECONDS = 4.0  # of a delivery, and so of a receiver that hangs
 LONGEST_DELAY_SECONDS = 8.0
 TWIN_SHARE = 0.04
 NO_SUCH_PIPE = "absent"
 
-# What a receiver does with one arrival; a task names one for each of its arrivals in turn, and the last one repeats.
+# Answers of a receiver to one arrival; a task names one for each of its arrivals in turn, and the last one repeats.
 OK, FAIL, TOO_MANY, HANG, CLOSE, TORN, GONE = "2", "5", "9", "h", "c", "t", "4"
-FAILURES = frozenset((FAIL, TOO_MANY, HANG, CLOSE, GONE))  # not TORN: the status has come, and it decides
+FAILURES = frozenset((FAIL, TOO_MANY, HANG, CLOSE, GONE))  # not TORN: the status has arrived, and it decides
 
 _HTTP_ANSWERS = {
     OK: 80,
@@ -41,7 +41,7 @@ _HTTP_ANSWERS = {
 _SOCKET_ANSWERS = {OK: 80, HANG: 5, CLOSE: 15}
 _KINDS: dict[Kind, int] = {"http": 80, "socket": 9, "udp": 5, "pipe": 6}
 _WAYS: dict[Way, int] = {"socket": 40, "inbox": 20, "client": 20, "fork": 20}
-_GRAPH_EACH = 1_500  # a picture costs a second of a core
+_GRAPH_EACH = 1_500  # a picture takes a second of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class PlannedTask:
     """One task.
 
     Attributes:
-        number: from 0; what the receiver is sent bears it, whatever the kind.
-        at: seconds after the begin at which it is submitted.
-        ways: how; a second one submits the same task, with the same chosen id, at the same time.
+        number: from 0; contained in what the receiver gets, for every type.
+        at: time of its submission, in seconds after the start.
+        ways: the submitters; a second one submits the same task, with the same chosen id, at the same time.
         kind: `address.type`.
         delay: `settings.time`.
-        answers: what the receiver does, a letter an arrival.
+        answers: behaviour of the receiver, one letter for each arrival.
         chosen_id: `settings.id`, or nothing.
     """
 
@@ -68,23 +68,23 @@ class PlannedTask:
 
     @property
     def title(self) -> str:
-        """Bears the number, for what has only the dict."""
+        """Contains the number, for code that has only the dict."""
         return f"chaos {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that befalls a process, or a connection to it.
+    """A disruption of a process, or of a connection to it.
 
     Attributes:
-        at: seconds after the begin.
-        actor: of whom.
+        at: seconds after the start.
+        actor: the process.
         act: `kill`, `restart` (by SIGTERM) and `hangup` (by SIGHUP) start it again after `seconds`, `stop` continues
-            it after them; `fill` fills the disk of Redis for so long; `cut` cuts one connection in the middle of a
+            it after them; `fill` fills the disk of Redis for that time; `cut` cuts one connection in the middle of a
             reply of the actor.
-        seconds: see there.
-        skip: for `cut`: how many replies to let through before.
-        share: for `cut`: how much of the reply comes through.
+        seconds: see `act`.
+        skip: for `cut`: how many replies to pass before.
+        share: for `cut`: the share of the reply that is passed.
     """
 
     at: float
@@ -97,13 +97,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All of a run.
+    """The plan of a run.
 
     Attributes:
-        seed: of which it was made.
-        seconds: for which tasks are submitted and events happen.
+        seed: from which it was made.
+        seconds: duration of submissions and events.
         tasks: by number.
-        events: by instant.
+        events: by time.
     """
 
     seed: int
@@ -151,14 +151,14 @@ def _events(seed: int, seconds: float) -> tuple[Event, ...]:
 
 
 def _life(generator: random.Random, actor: str, seconds: float) -> list[Event]:
-    """What befalls one process, one after the other."""
+    """The disruptions of one process, one after the other."""
     events = []
     now = generator.uniform(1.0, 8.0)
     acts: dict[Act, int] = {"kill": 45, "stop": 30, "restart": 15, "fill" if actor == REDIS else "hangup": 10}
     while now < seconds:
         act = _choose(generator, acts)
         if act == "stop":
-            # Mostly a hiccup; sometimes so long that others take it for dead.
+            # Mostly short; sometimes so long that others take it for dead.
             away = generator.uniform(0.1, 2.0) if generator.random() < 0.6 else generator.uniform(5.0, 9.0)
         else:
             away = generator.uniform(0.0, 1.5) if generator.random() < 0.85 else generator.uniform(5.0, 8.0)
@@ -185,7 +185,7 @@ def dict_of(task: PlannedTask, places: dict[str, str]) -> dict[str, Any]:
 
     Args:
         task: of the plan.
-        places: where the receivers are: `HOST:PORT` of `http`, `socket` and `udp`, the name of the `pipe`.
+        places: addresses of the receivers: `HOST:PORT` of `http`, `socket` and `udp`, the name of the `pipe`.
     """
     settings: dict[str, Any] = {"time": task.delay, "timeout": TIMEOUT_SECONDS, "retry": RETRY}
     address: dict[str, Any] = {"type": task.kind}

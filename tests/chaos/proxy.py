@@ -1,8 +1,8 @@
 """A TCP proxy that cuts connections in the middle of a reply.
 
-As a program: `python -m tests.chaos.proxy NAME=PORT …` prints the port that stands before each; it takes lines
-`NAME SKIP SHARE` on standard input (after SKIP more replies of NAME, let only this SHARE of one through and cut), and
-ends with it.
+As a program: `python -m tests.chaos.proxy NAME=PORT …` prints the proxy's port for each server; it reads lines
+`NAME SKIP SHARE` from standard input (after SKIP more replies of NAME, pass only this SHARE of one and cut), and
+exits at its end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import uvloop
 
 
 class _Cuts:
-    """The cuts that are ordered for one server, each a number of replies to let through and a share.
+    """The ordered cuts of one server, each a number of replies to pass and a share.
 
     Attributes:
-        made: how many were made.
+        made: the number of cuts made.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Cuts:
         self._ordered.append((skip, share))
 
     def next(self) -> float | None:
-        """Called for each reply: the share of it to let through, or None for all of it."""
+        """Called for each reply: the share of it to pass, or None for all of it."""
         if not self._ordered:
             return None
         skip, share = self._ordered[0]
@@ -147,13 +147,13 @@ async def _serve(ports: Mapping[str, int]) -> None:
 
 
 class Proxy:
-    """The program, as seen by who starts it.
+    """The program, as used by tests.
 
     Args:
-        ports: of the servers that it stands before.
+        ports: of the servers.
 
     Attributes:
-        ports: of its own, one for each server.
+        ports: of the proxy, one for each server.
     """
 
     def __init__(self, ports: Mapping[str, int]) -> None:
@@ -169,7 +169,7 @@ class Proxy:
         self._said.readline()
 
     def close(self) -> dict[str, int]:
-        """Ends it; returns how many connections it has cut, for each server."""
+        """Ends the program; returns how many connections it has cut, for each server."""
         output, _ = self._process.communicate()
         return cast("dict[str, int]", json.loads(output))
 

@@ -1,6 +1,6 @@
-"""Receivers of all kinds in one process: they behave as each task tells them, and note every arrival.
+"""Receivers of all types in one process: they behave as each task says, and note every arrival.
 
-As a program: `python -m tests.chaos.receivers FOLDER` prints where they are and ends with its standard input.
+As a program: `python -m tests.chaos.receivers FOLDER` prints their addresses and exits at the end of standard input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.chaos.plan import CLOSE, FAIL, FAILURES, GONE, HANG, OK, TOO_MANY, TO
 ARRIVALS_FILE = "arrivals.ndjson"
 PIPE = "orders"
 _BUFFER_BYTES = 4_194_304
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: what is under way is dropped, and the sender gets a reset
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: pending data is dropped, and the sender gets a reset
 _REQUEST = re.compile(rb"POST /(\d+)/(\w+) ")
 _HEADER = re.compile(rb"^(qtask-id|qtask-attempt|qtask-due|content-length): ?(.*?)\r$", re.IGNORECASE | re.MULTILINE)
 
@@ -42,14 +42,14 @@ _HTTP_ANSWERS = {
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """One task at its receiver.
+    """The arrival of one task at its receiver.
 
     Attributes:
         number: of the task in the plan.
         kind: of the receiver.
         instant: Unix seconds.
-        answer: what the receiver did, a letter of `plan`.
-        id, attempt, due: as HTTP headers said; empty for other kinds.
+        answer: behaviour of the receiver, a letter of `plan`.
+        id, attempt, due: from the HTTP headers; empty for other types.
     """
 
     number: int
@@ -62,22 +62,22 @@ class Arrival(msgspec.Struct, frozen=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the delivery has to count as failed, so that another one is to be expected.
+        """Whether the delivery must count as failed, so that another one must follow.
 
-        A socket receiver has read everything before it says nothing or resets the connection: that is delivered.
+        A socket receiver has read everything before it is silent or resets the connection: that counts as delivered.
         """
         return self.answer in FAILURES and not (self.kind == "socket" and self.answer in (HANG, CLOSE))
 
 
 class _Book:
-    """Notes arrivals, and tells what to do with each."""
+    """Notes arrivals, and selects the answer to each."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._seen: Counter[int] = Counter()
 
     def note(self, kind: str, number: int, answers: str, id: str = "", attempt: int = 0, due: str = "") -> str:
-        """Returns the letter of what to do."""
+        """Returns the letter of the answer."""
         answer = answers[min(self._seen[number], len(answers) - 1)]
         self._seen[number] += 1
         arrival = Arrival(number, kind, time.time(), answer, id, attempt, due)
@@ -89,7 +89,7 @@ class _Book:
 
 
 class _Stream(asyncio.Protocol):
-    """One connection of a sender: where its tasks are noted, what has come and is not yet read, and the way back."""
+    """One connection of a sender: its notebook, its unread data, and its transport."""
 
     def __init__(self, book: _Book) -> None:
         self._book = book
@@ -132,7 +132,7 @@ class _Http(_Stream):
 
 
 class _Socket(_Stream):
-    """Reads to the end; then closes, resets the connection, or says nothing."""
+    """Reads to the end; then closes, resets the connection, or stays silent."""
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -141,7 +141,7 @@ class _Socket(_Stream):
         try:
             said = json.loads(self._buffer)
         except ValueError:
-            return False  # its worker was killed before it had sent it all
+            return False  # its worker was killed before it had sent everything
         answer = self._book.note("socket", said["number"], said["answers"])
         if answer == CLOSE:
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
@@ -176,7 +176,7 @@ async def _serve(folder: Path) -> None:
         pipe = folder / "pipes" / PIPE
         pipe.parent.mkdir(exist_ok=True)
         os.mkfifo(pipe)
-        # Opened for both, so that it does not end with the writer that happens to be the last.
+        # Opened for reading and writing, so that it does not end when the last writer closes it.
         await loop.connect_read_pipe(partial(_Pipe, book), open(pipe, "r+b", buffering=0))  # noqa: ASYNC230, SIM115
         places = {
             "http": f"127.0.0.1:{http.sockets[0].getsockname()[1]}",
@@ -192,10 +192,10 @@ async def _serve(folder: Path) -> None:
 
 
 class Receivers:
-    """The program, as seen by who starts it; a context manager.
+    """The program, as used by tests; a context manager.
 
     Attributes:
-        places: where each kind is.
+        places: the address of each receiver.
         pipes: the folder of the pipe.
     """
 
@@ -214,7 +214,7 @@ class Receivers:
         self.close()
 
     def close(self) -> list[Arrival]:
-        """Ends it; returns every arrival, in order."""
+        """Ends the program; returns every arrival, in order."""
         self._process.communicate()
         with self._file.open("rb") as lines:
             return [_DECODER.decode(line) for line in lines]

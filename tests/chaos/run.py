@@ -15,61 +15,63 @@ from redis.exceptions import RedisError
 
 from qtask.store import keys
 from qtask.store.audit import audit
-from tests.chaos.cast import QUEUE, Cast
-from tests.chaos.ledger import Ledger, balance, say_audit, say_blows
+from tests.chaos.ledger import Ledger, balance, say_audit, say_disruptions
 from tests.chaos.plan import Plan, make_plan
 from tests.chaos.receivers import Receivers
 from tests.chaos.store import read_store
 from tests.chaos.submitters import REPLY_PREFIX, ClientSubmitter, ForkSubmitter, InboxSubmitter, Notes, Submitter
+from tests.chaos.system import QUEUE, System
 
-DRAIN_SECONDS = 90.0  # after the last blow: leases, retries and entries of the inbox come to their end within it
-SUBMIT_SECONDS = 30.0  # after the last blow: what was not answered is sent again
-HISTORY_SHARE = 4  # so much less than all finished tasks are kept, so that history drops some in the run
+DRAIN_SECONDS = 90.0  # after the last disruption: enough for leases, retries and inbox entries to finish
+SUBMIT_SECONDS = 30.0  # after the last disruption: unanswered tasks are sent again
+HISTORY_SHARE = 4  # the history keeps one task in four, so that it drops some during the run
 
 
 def run(plan: Plan, folder: Path) -> Ledger:
-    """Plays a plan; everything that it leaves is in the folder."""
+    """Executes a plan; all its files are in the folder."""
     notes = Notes(len(plan.tasks))
     began = time.monotonic()
-    with Receivers(folder) as receivers, Cast(folder, receivers.pipes, len(plan.tasks) // HISTORY_SHARE) as cast:
+    with Receivers(folder) as receivers, System(folder, receivers.pipes, len(plan.tasks) // HISTORY_SHARE) as system:
         rest = (plan.tasks, receivers.places, notes)
         submitters: list[Submitter] = [
-            ClientSubmitter("socket", cast.gateway_urls, *rest),
-            ClientSubmitter("client", [cast.redis_url], *rest),
-            InboxSubmitter(cast.redis_url, *rest),
-            ForkSubmitter("fork", [cast.redis_url, cast.gateway_urls[0]], *rest),
+            ClientSubmitter("socket", system.gateway_urls, *rest),
+            ClientSubmitter("client", [system.redis_url], *rest),
+            InboxSubmitter(system.redis_url, *rest),
+            ForkSubmitter("fork", [system.redis_url, system.gateway_urls[0]], *rest),
         ]
         for submitter in submitters:
             submitter.start()
-        cast.begin(plan.events)
-        cast.calm()
+        system.begin(plan.events)
+        system.wait()
         for submitter in submitters:
             submitter.end(SUBMIT_SECONDS + plan.seconds)
-        calm = time.monotonic()
-        _drain(cast)
+        executed = time.monotonic()
+        _drain(system)
         drained = time.monotonic()
-        cast.end()
-        audited = audit(cast.redis)
-        store = read_store(cast.redis, QUEUE, reply_prefix=REPLY_PREFIX)
+        system.end()
+        audited = audit(system.redis)
+        store = read_store(system.redis, QUEUE, reply_prefix=REPLY_PREFIX)
         arrivals = receivers.close()
-        ledger = balance(plan, notes, arrivals, store, cast.blows)
+        ledger = balance(plan, notes, arrivals, store, system.disruptions)
         say_audit(ledger, audited)
-        say_blows(ledger, cast.blows, cast.cuts)
-        if not cast.disk.is_small:
+        say_disruptions(ledger, system.disruptions, system.cuts)
+        if not system.disk.is_small:
             ledger.say("", "the disk was never full: only root can mount one that is small enough to be filled")
-        reclaims = cast.logged("reclaimed").total()
-        ledger.say("took", f"{calm - began:.0f} s of chaos, {drained - calm:.0f} s to the end; {reclaims} reclaims")
-        ledger.blame("complaints about processes", cast.complaints)
-        ledger.blame("outbursts of processes", cast.outbursts())
+        reclaims = system.logged("reclaimed").total()
+        ledger.say(
+            "took", f"{executed - began:.0f} s of chaos, {drained - executed:.0f} s to the end; {reclaims} reclaims"
+        )
+        ledger.add_fault("complaints about processes", system.complaints)
+        ledger.add_fault("unexpected output of processes", system.unexpected_output())
     return ledger
 
 
-def _drain(cast: Cast) -> None:
-    """Waits until no task is on its way any more; what is left after that is for the ledger to name."""
+def _drain(system: System) -> None:
+    """Waits until every task has ended; the ledger names those that have not."""
     deadline = time.monotonic() + DRAIN_SECONDS
     while time.monotonic() < deadline:
         try:
-            with cast.redis.pipeline(transaction=False) as pipeline:
+            with system.redis.pipeline(transaction=False) as pipeline:
                 pipeline.zcard(keys.SCHEDULE)
                 pipeline.llen(keys.queue(QUEUE))
                 pipeline.zcard(keys.started(QUEUE))
@@ -77,12 +79,12 @@ def _drain(cast: Cast) -> None:
                 if not any(pipeline.execute()):
                     return
         except (RedisError, OSError):
-            pass  # it is being started again; the deadline holds
+            pass  # Redis is being restarted; the deadline limits this
         time.sleep(0.1)
 
 
 def main() -> None:
-    """Reads the command line, plays the plan, prints the ledger."""
+    """Reads the command line, executes the plan, prints the ledger."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` the processes would ignore it, and the plan sends it
     parser = argparse.ArgumentParser(description="Kills processes at random while tasks go through, and counts them.")
     parser.add_argument("--seed", type=int, help="plays this plan again; random by default")

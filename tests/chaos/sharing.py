@@ -1,4 +1,4 @@
-"""Submits tasks in the ways in which two senders may get into each other's way: after a fork, and with one node number.
+"""Submits tasks in ways in which two senders could conflict: after a fork, and with one node number.
 
 As a program: `python -m tests.chaos.sharing REDIS_URL GATEWAY_URL` reads one batch per line and answers each with one
 line. A batch is `{"url": URL, "parts": [[TASK, …], [TASK, …], [TASK, …]]}` with one of the two URLs. All parts are sent
@@ -6,9 +6,9 @@ at the same instant:
 
 1. by a forked child, with the client that it inherited,
 2. by the parent, with that same client,
-3. by a second client, in a thread. When the URL is Redis's, both clients make ids with the same node number.
+3. by a second client, in a thread. When the URL is that of Redis, both clients make ids with the same node number.
 
-The answer holds, for each part, the answers that came, in order; after a lost connection there are fewer than tasks.
+The answer contains, for each part, the received answers in order; after a lost connection there are fewer than tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qtask.store import keys
 from qtask.store.connect import connect
 
 TIMEOUT_SECONDS = 3.0
-PAIR_BATCHES = 20  # sent by a pair of clients before a new pair takes its place
+PAIR_BATCHES = 20  # sent by a pair of clients before a new pair replaces it
 HEAD_START_SECONDS = 0.005  # for all senders to be ready
 YEARS_SECONDS = 300_000_000
 CANCEL_SECONDS = 20.0  # for Redis to come back
@@ -40,14 +40,14 @@ Part = list[dict[str, Any]]
 
 
 class Batch(msgspec.Struct):
-    """What one line of the input holds; see above."""
+    """One line of the input; see above."""
 
     url: str
     parts: list[Part]
 
 
 class _Pair:
-    """Two clients of one URL; those of Redis make ids with the same node number."""
+    """Two clients of one URL; on Redis they make ids with the same node number."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -93,7 +93,7 @@ class _Pair:
 
 
 def _share_node_number(url: str, clients: tuple[Client, Client]) -> None:
-    """Makes both clients take the same number from Redis's counter; a process in between may share it, too."""
+    """Makes both clients take the same number from Redis's counter; another process may take it in between, too."""
     with suppress(RedisError, OSError), connect(url, TIMEOUT_SECONDS) as redis:
         before: Any = redis.get(keys.NODES)
         for client in clients:
@@ -135,7 +135,7 @@ def _be_child(client: Client, part: Part, start: float, writing: int) -> None:
     status = 1
     try:
         said = msgspec.json.encode(_send(client, part, start))
-        client.close()  # which must leave the parent's connection alone
+        client.close()  # which must not affect the parent's connection
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(said)
         status = 0

@@ -1,4 +1,4 @@
-"""What Redis holds at the end, and what of it must not be."""
+"""The contents of Redis at the end, and its inconsistencies."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _WHOLE_KEYS = {
     if name.isupper() and isinstance(value, str) and not name.endswith("_PREFIX")
 }
 
-# What RQ and rq-scheduler write of live and lately dead processes, for some minutes; no task is in it.
+# Keys of RQ and rq-scheduler about live and recently ended processes, for some minutes; they hold no tasks.
 _REGISTRATIONS = ("rq:execution", "rq:clean_", "rq:worker:", "rq:workers", "rq:scheduler_instance:")
 
 
 @dataclass(slots=True)
 class Store:
-    """What Redis holds.
+    """The contents of Redis.
 
     Attributes:
         places: id to every place that it is in: `schedule`, `queue`, `started`, `finished`, `dead`.
         jobs: ids that have a job hash.
-        dead: every dead task.
-        remembered: ids that clients chose and that are remembered.
-        graphs: ids that a picture is kept for.
-        strangers: keys that belong to no task and to nothing else.
-        inbox: entries that nobody has taken.
-        consumers: how many the inbox knows.
+        dead: every dead letter.
+        remembered: chosen ids that are remembered.
+        graphs: ids for which a picture is kept.
+        unknown_keys: keys that belong to no task and to nothing else.
+        inbox: entries that no gateway has read.
+        consumers: the number of consumers of the inbox.
         workers: tokens of the workers that are not known to have ended.
-        keys: how many there are in all.
+        keys: the number of all keys.
     """
 
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Store:
     dead: list[TaskRecord] = field(default_factory=list)
     remembered: set[str] = field(default_factory=set)
     graphs: set[str] = field(default_factory=set)
-    strangers: list[str] = field(default_factory=list)
+    unknown_keys: list[str] = field(default_factory=list)
     inbox: int = 0
     consumers: int = 0
     workers: list[str] = field(default_factory=list)
@@ -82,9 +82,9 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
             store.graphs.add(key.removeprefix(keys.GRAPH_PREFIX))
         elif key.startswith((reply_prefix, keys.NODE_PREFIX)):
             if redis.ttl(key) == -1:
-                store.strangers.append(f"{key}, which never expires")
+                store.unknown_keys.append(f"{key}, which never expires")
         elif not (key in known or key.startswith((keys.STATS_PREFIX, *_REGISTRATIONS))):
-            store.strangers.append(key)
+            store.unknown_keys.append(key)
     if redis.exists(keys.INBOX):
         store.inbox = redis.xlen(keys.INBOX)
         store.consumers = len(cast("list[Any]", redis.xinfo_consumers(keys.INBOX, keys.INBOX_GROUP)))
@@ -92,15 +92,15 @@ def read_store(redis: Redis, *queues: str, reply_prefix: str = "reply:") -> Stor
     return store
 
 
-def disorder(store: Store) -> dict[str, list[str]]:
-    """What must not be when every task has come to its end and every process, too: a fault to its examples."""
+def inconsistencies(store: Store) -> dict[str, list[str]]:
+    """Inconsistencies after every task and every process has ended: a fault to its examples."""
     places = store.places
     return {
         "tasks still wait": [one for one, found in places.items() if set(found) & {"schedule", "queue", "started"}],
         "tasks stand in several places": [f"{one}: {found}" for one, found in places.items() if len(found) > 1],
-        "job hashes stand in no place": sorted(store.jobs - places.keys()),
+        "job hashes are in no place": sorted(store.jobs - places.keys()),
         "ids have no job hash": sorted(places.keys() - store.jobs),
-        "keys belong to no task": store.strangers,
+        "keys belong to no task": store.unknown_keys,
         "entries are left in the inbox": [f"{store.inbox} entries"] * bool(store.inbox),
         "workers have ended and are still known": store.workers,
     }

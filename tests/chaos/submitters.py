@@ -1,7 +1,7 @@
-"""Who submits the tasks: over the socket, through the inbox, with the client straight into Redis, and after a fork.
+"""The submitters: over the socket, through the inbox, with the client directly to Redis, and after a fork.
 
-Each notes what it was told. Without an answer it sends a task again only where the task bears a chosen id; otherwise
-nobody can know whether it was accepted, and the ledger takes it either way.
+Each notes its answers. It sends an unanswered task again only if the task has a chosen id; otherwise it is unknown
+whether the task was accepted, and the ledger allows both.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from tests.chaos.plan import PlannedTask, Way, dict_of
 from tests.chaos.sharing import Batch
 
 TIMEOUT_SECONDS = 3.0
-BATCH = 25  # tasks sent together; so many may have no answer when a process is killed
-PAUSE_SECONDS = 0.05  # between two looks at what is to be submitted
-AGAIN_SECONDS = 0.3  # before what had no answer is sent again
-COLLECT_SECONDS = 0.3  # between two looks for answers of the inbox
+BATCH = 25  # tasks sent together; all of them may stay unanswered when a process is killed
+PAUSE_SECONDS = 0.05  # between two checks for tasks to submit
+AGAIN_SECONDS = 0.3  # before unanswered tasks are sent again
+COLLECT_SECONDS = 0.3  # between two checks for answers of the inbox
 REPLY_PREFIX = "chaos:reply:"
 SHARING_PARTS = 3
 
 
 @dataclass(slots=True)
 class Note:
-    """What the submitters know of one task.
+    """The submissions of one task.
 
     Attributes:
         sent_at: Unix seconds of the first try.
-        accepted: every `ok` that came.
-        refused: every refusal that came, other than for want of Redis; there is to be none.
-        added: Redis said that the inbox holds it.
+        accepted: every `ok` received.
+        refused: every refusal received, except those because Redis was away; must stay empty.
+        added: Redis confirmed that the inbox contains it.
     """
 
     sent_at: float = float("inf")
@@ -54,7 +54,7 @@ class Note:
 
     @property
     def promised(self) -> bool:
-        """Whether somebody was told that it will be delivered."""
+        """Whether a submitter was told that it will be delivered."""
         return bool(self.accepted) or self.added
 
 
@@ -63,7 +63,7 @@ class Notes:
 
     def __init__(self, count: int) -> None:
         self._notes = [Note() for _ in range(count)]
-        self._lock = threading.Lock()  # twins are submitted by two
+        self._lock = threading.Lock()  # two submitters may submit the same task
 
     def __getitem__(self, number: int) -> Note:
         return self._notes[number]
@@ -77,7 +77,7 @@ class Notes:
         self._notes[task.number].added = True
 
     def answered(self, task: PlannedTask, answer: Answer) -> bool:
-        """Returns whether this settles it; "unavailable" does not say whether the task was accepted."""
+        """Returns whether this is final; "unavailable" does not say whether the task was accepted."""
         with self._lock:
             note = self._notes[task.number]
             if isinstance(answer, Accepted):
@@ -90,13 +90,13 @@ class Notes:
 
 
 class Submitter(ABC):
-    """One way in, in a thread of its own.
+    """One submitter, in its own thread.
 
     Args:
-        way: which.
-        tasks: of the whole plan, in the order of their instants; it takes those of its way.
+        way: its name.
+        tasks: of the whole plan, ordered by time; it takes those of its way.
         places: of the receivers.
-        notes: where it notes what it was told.
+        notes: gets its answers.
     """
 
     def __init__(self, way: Way, tasks: Sequence[PlannedTask], places: dict[str, str], notes: Notes) -> None:
@@ -108,12 +108,12 @@ class Submitter(ABC):
         self._thread = threading.Thread(target=self._run, name=f"submitter {way}", daemon=True)
 
     def start(self) -> None:
-        """Begins; the plan's instants count from now."""
+        """Starts; the times of the plan count from now."""
         self._began = time.monotonic()
         self._thread.start()
 
     def end(self, seconds: float) -> None:
-        """Tells it that no process is killed any more, and waits until everything that can be known is known."""
+        """Tells it that no process is killed any more, and waits until it has all answers that it can get."""
         self._ended.set()
         self._thread.join(seconds)
         assert not self._thread.is_alive(), f"the {self._thread.name} did not end within {seconds:g} s"
@@ -122,7 +122,7 @@ class Submitter(ABC):
 
     @abstractmethod
     def submit(self, tasks: Sequence[PlannedTask]) -> list[PlannedTask]:
-        """Submits them together; returns those for which no answer came."""
+        """Submits tasks together; returns those without an answer."""
 
     def finish(self) -> None:  # noqa: B027  # most have nothing left to do
         """Called when everything is submitted."""
@@ -150,7 +150,7 @@ class Submitter(ABC):
                 batch.append(coming.popleft())
             unanswered = self.submit(batch) if batch else []
             again += [task for task in unanswered if task.chosen_id]
-            # Where nobody answers, one after the other is tried: of a whole batch nobody would know what became.
+            # Unanswered tasks are sent again one by one: of a whole batch the state would be unknown.
             most = 1 if unanswered else BATCH
             if unanswered or len(batch) < most:
                 time.sleep(AGAIN_SECONDS if unanswered else PAUSE_SECONDS)
@@ -158,7 +158,7 @@ class Submitter(ABC):
 
 
 class ClientSubmitter(Submitter):
-    """`qtask.Client`: over the socket of one gateway and then the other, pipelined; or straight into Redis."""
+    """`qtask.Client`: over the socket of one gateway and then the other, pipelined; or directly to Redis."""
 
     def __init__(self, way: Way, urls: Sequence[str], *rest: Any) -> None:
         super().__init__(way, *rest)
@@ -176,7 +176,7 @@ class ClientSubmitter(Submitter):
                     unanswered.remove(tasks[known])
                 known += 1
         except Unavailable:
-            pass  # what has no answer is returned
+            pass  # unanswered tasks are returned
         return unanswered
 
     def finish(self) -> None:
@@ -205,7 +205,7 @@ class ForkSubmitter(Submitter):
         answers = msgspec.json.decode(self._process.stdout.readline(), type=list[list[msgspec.Raw]])
         unanswered = list(tasks)
         for part, said in zip(parts, answers, strict=True):
-            for task, answer in zip(part, said, strict=False):  # answers that were lost are missing at the end
+            for task, answer in zip(part, said, strict=False):  # lost answers are missing at the end
                 if self.notes.answered(task, read_answer(bytes(answer))):
                     unanswered.remove(task)
         return unanswered
@@ -215,12 +215,12 @@ class ForkSubmitter(Submitter):
 
 
 class InboxSubmitter(Submitter):
-    """`XADD qtask:inbox`, each entry with a key of its own for the answer."""
+    """`XADD qtask:inbox`, each entry with its own key for the answer."""
 
     def __init__(self, redis_url: str, *rest: Any) -> None:
         super().__init__("inbox", *rest)
         self._redis = connect(redis_url, TIMEOUT_SECONDS)
-        self._owed: dict[str, tuple[PlannedTask, float]] = {}  # key of the answer to task and when it was sent
+        self._owed: dict[str, tuple[PlannedTask, float]] = {}  # key of the answer to the task and its time of sending
         self._keys = 0
         self._collect_at = 0.0
 
@@ -230,7 +230,7 @@ class InboxSubmitter(Submitter):
         for task in tasks:
             reply_key = f"{REPLY_PREFIX}{self._keys}"
             self._keys += 1
-            self._owed[reply_key] = (task, time.monotonic())  # also when the connection breaks before Redis says so
+            self._owed[reply_key] = (task, time.monotonic())  # also if the connection breaks before Redis confirms
             pipeline.xadd(keys.INBOX, {"task": msgspec.json.encode(self.dict_of(task)), "reply": reply_key})
         try:
             pipeline.execute()
@@ -261,7 +261,7 @@ class InboxSubmitter(Submitter):
         self._collect_at = now + COLLECT_SECONDS
         for reply_key, (_, since) in list(self._owed.items()):
             if now - since > keys.INBOX_REPLY_SECONDS:
-                del self._owed[reply_key]  # never added, or its answer was lost with a connection
+                del self._owed[reply_key]  # it was never added, or its answer was lost with a connection
         reply_keys = list(self._owed)
         pipeline = self._redis.pipeline(transaction=False)
         for reply_key in reply_keys:

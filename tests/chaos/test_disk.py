@@ -1,4 +1,4 @@
-"""The small disk of the chaos suite: nothing more can be written once it is full, and again when there is room."""
+"""The small disk of the chaos suite: nothing can be written while it is full, and again when there is room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.chaos.disk import SmallDisk
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_nothing_can_be_written_while_it_is_full(tmp_path: Path) -> None:
+def test_nothing_can_be_written_while_the_disk_is_full(tmp_path: Path) -> None:
     disk = SmallDisk(tmp_path / "disk")
     try:
         assert disk.is_small

@@ -1,4 +1,4 @@
-"""The proxy of the chaos suite: it passes everything on, and cuts where it is told to."""
+"""The proxy of the chaos suite: it passes everything, and cuts where it is told."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     one.kill()
 
 
-def test_it_passes_on_and_cuts_in_the_middle_of_the_reply_that_it_is_told(server: RedisServer) -> None:
+def test_proxy_passes_data_and_cuts_in_the_middle_of_the_given_reply(server: RedisServer) -> None:
     proxy = Proxy({"redis": server.port})
     value = b"x" * 1_000
     try:

@@ -1,4 +1,4 @@
-"""A real deployment of docker-compose.yml: a project of its own on free ports, with a receiver in its network."""
+"""A real deployment of docker-compose.yml: a separate project on free ports, with a receiver in its network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from qtask.client import Client
+from tests.support.documents import ROOT
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[2]
 RECEIVER_LINK = "http://receiver:8000/"
 
 
@@ -22,12 +21,12 @@ class Deployment:
 
     Args:
         name: of the project.
-        files: compose files beside docker-compose.yml.
+        files: compose files in addition to docker-compose.yml.
         settings: for the environment.
 
     Attributes:
-        port, http_port: on which its gateway is published.
-        environment: what its commands have beside ours.
+        port, http_port: published ports of its gateway.
+        environment: added to ours for its commands.
     """
 
     def __init__(self, name: str, files: tuple[str, ...] = (), settings: dict[str, str] | None = None) -> None:
@@ -44,11 +43,11 @@ class Deployment:
         }
 
     def compose(self, *arguments: str) -> str:
-        """Runs docker-compose; returns what it printed."""
+        """Runs docker-compose; returns its output."""
         return self._run("docker-compose", *self._files, *arguments)
 
     def docker(self, *arguments: str) -> str:
-        """Runs docker; returns what it printed."""
+        """Runs docker; returns its output."""
         return self._run("docker", *arguments)
 
     def up(self, workers: int) -> None:
@@ -61,7 +60,7 @@ class Deployment:
         until(lambda: self.states() == {"healthy"}, 90, "every process is healthy", every=0.5)
 
     def states(self) -> set[str]:
-        """What the health checks of all containers say."""
+        """The health of all containers."""
         return {container["State"]["Health"]["Status"] for container in self.containers()}
 
     def containers(self, service: str = "") -> list[dict[str, Any]]:
@@ -93,7 +92,7 @@ class Deployment:
         return {answer.id for answer in answers if not isinstance(answer, Exception)}
 
     def received(self) -> Counter[str]:
-        """How often each task reached the receiver."""
+        """The number of requests of each task at the receiver."""
         return Counter(json.loads(line)["id"] for line in self.docker("logs", self._receiver).splitlines())
 
     def wait_for(self, ids: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""An HTTP receiver in a container: prints a line of JSON a request."""
+"""An HTTP receiver in a container: prints a line of JSON for each request."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Notes the task's id and the body."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        # One write, line break and all: many threads write.
+        # One write including the line break, as many threads write.
         os.write(1, json.dumps({"id": self.headers["QTask-Id"], "body": body.decode()}).encode() + b"\n")
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """What is worth a line is printed above."""
+        """Prints nothing: `do_POST` prints the line."""
 
 
 class Server(ThreadingHTTPServer):
-    """With room for all the connections that workers open at once; http.server's own is 5."""
+    """Has room for all the connections that workers open at once; the backlog of http.server is 5."""
 
     request_queue_size = 1024
 

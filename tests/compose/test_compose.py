@@ -1,4 +1,4 @@
-"""docker-compose.yml, run for real: tasks from outside, scaling, restarts, and what a network can see of it."""
+"""docker-compose.yml, run for real: tasks from outside, scaling, restarts, and its open ports."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def deployment() -> Iterator[Deployment]:
         started.down("-v")
 
 
-def test_a_task_from_outside_is_delivered(deployment: Deployment) -> None:
+def test_task_from_outside_is_delivered(deployment: Deployment) -> None:
     ids = deployment.send(1, delay=0.5)
     deployment.wait_for(ids)
 
 
-def test_nothing_is_open_to_a_network(deployment: Deployment) -> None:
+def test_only_the_gateway_is_published_and_on_loopback(deployment: Deployment) -> None:
     published = {
         (service, binding["HostIp"])
         for service in ("redis", "gateway", "scheduler", "worker")
@@ -40,19 +40,19 @@ def test_nothing_is_open_to_a_network(deployment: Deployment) -> None:
     assert published == {("gateway", "127.0.0.1")}
 
 
-def test_no_process_of_qtask_is_root(deployment: Deployment) -> None:
+def test_no_process_of_qtask_runs_as_root(deployment: Deployment) -> None:
     for service in ("gateway", "scheduler", "worker"):
         assert deployment.compose("exec", "-T", service, "id", "-u").strip() == "10001"
 
 
-def test_redis_keeps_what_was_accepted(deployment: Deployment) -> None:
+def test_redis_persists_and_does_not_evict(deployment: Deployment) -> None:
     findings = deployment.compose("exec", "-T", "worker", "qtask", "doctor", "--host", "gateway")
     assert "BAD" not in findings
     assert "Redis keeps an append-only file" in findings
     assert "maxmemory-policy noeviction" in findings
 
 
-def test_scaled_to_four_workers_each_task_is_delivered_once(deployment: Deployment) -> None:
+def test_four_workers_deliver_each_task_once(deployment: Deployment) -> None:
     deployment.up(workers=4)
     assert len(deployment.containers("worker")) == 4
     assert "4 workers are alive" in deployment.compose("exec", "-T", "gateway", "qtask", "doctor")
@@ -62,14 +62,14 @@ def test_scaled_to_four_workers_each_task_is_delivered_once(deployment: Deployme
     assert {deployment.received()[task_id] for task_id in ids} == {1}
 
 
-def test_a_restart_under_way_loses_and_repeats_nothing(deployment: Deployment) -> None:
+def test_restart_of_all_services_loses_and_repeats_nothing(deployment: Deployment) -> None:
     ids = deployment.send(1000, delay=0.5, spread=12.0)
     deployment.compose("restart", "gateway", "scheduler", "worker")
     deployment.wait_for(ids)
     assert {deployment.received()[task_id] for task_id in ids} == {1}
 
 
-def test_tasks_that_wait_are_delivered_after_down_and_up(deployment: Deployment) -> None:
+def test_waiting_tasks_are_delivered_after_down_and_up(deployment: Deployment) -> None:
     ids = deployment.send(100, delay=20.0)
     deployment.down()
     deployment.up(workers=2)
@@ -77,7 +77,7 @@ def test_tasks_that_wait_are_delivered_after_down_and_up(deployment: Deployment)
     assert {deployment.received()[task_id] for task_id in ids} == {1}
 
 
-def test_a_worker_elsewhere_needs_the_address_of_redis_and_nothing_else() -> None:
+def test_remote_worker_needs_only_the_address_of_redis() -> None:
     port = str(free_port())
     settings = {"QTASK_REDIS_BIND": "127.0.0.1", "QTASK_REDIS_PORT": port, "QTASK_REDIS_PASSWORD": "secret7"}
     host = Deployment(f"qtask-cluster-{os.getpid()}", ("docker-compose.multi-host.yml",), settings)
@@ -87,7 +87,7 @@ def test_a_worker_elsewhere_needs_the_address_of_redis_and_nothing_else() -> Non
         ids = host.send(20, delay=0.5, attempts=1)
         address = f"redis://:secret7@127.0.0.1:{port}/0"
         # It shares the host's network and none with the project, as another host would; the receiver's name is
-        # unknown there, so the tasks fail, by that worker's hand.
+        # unknown there, so the tasks fail in that worker.
         host.docker(
             "run", "-d", "--name", elsewhere, "--network", "host", "-e", f"QTASK_REDIS_URL={address}", "qtask", "worker"
         )

@@ -1,4 +1,4 @@
-"""What README.md says under "With Docker", typed as it stands on a terminal; only the ports are others."""
+"""The section "With Docker" of README.md, run unchanged on a terminal except for the ports."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.compose.deployment import ROOT, Deployment
+from tests.compose.deployment import Deployment
 from tests.support.command import on_terminal
-from tests.support.documents import Block, blocks_under, with_ports
+from tests.support.documents import ROOT, Block, blocks_under, with_ports
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
@@ -22,7 +22,7 @@ UP, *OTHERS = BLOCKS
 
 
 class Reader:
-    """Somebody who types what the README says, with a receiver on this host."""
+    """Runs the commands of the README, with a receiver on this host."""
 
     def __init__(self, deployment: Deployment, receiver: Receiver, folder: Path) -> None:
         self.receiver = receiver
@@ -30,9 +30,9 @@ class Reader:
         self._folder = folder
 
     def types(self, block: Block) -> str:
-        """Runs a block and returns what the terminal showed."""
+        """Runs a block and returns the output on the terminal."""
         ports = {"5123": self._deployment.port, "5124": self._deployment.http_port, "8000": self.receiver.port}
-        # The README's reader is in the folder of the compose file. Here, that must not be written into.
+        # The README runs in the folder of the compose file. The test must not write into that folder.
         environment = self._deployment.environment | {"COMPOSE_FILE": str(ROOT / "docker-compose.yml")}
         text = with_ports(block.text, ports)
         code, shown = on_terminal(
@@ -53,7 +53,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         with Receiver(host=bridge) as receiver:
             typing = Reader(deployment, receiver, tmp_path_factory.mktemp("reader"))
             typing.types(UP)
-            # Not until the health checks say so: each of them starts a Python, which is slow on a busy machine.
+            # This does not wait for the health checks: each of them starts a Python, which is slow on a busy machine.
             until(lambda: is_served(deployment.http_port), 120, "the gateway", every=0.5)
             workers = ("exec", "-T", "redis", "redis-cli", "zcard", "qtask:workers")
             until(lambda: deployment.compose(*workers).strip() == "4", 120, "four workers", every=0.5)
@@ -81,7 +81,7 @@ def test_tasks_sent_from_this_host_reach_a_receiver_on_it(reader: Reader) -> Non
     assert [(request.method, request.target) for request in requests] == [("GET", "/")] * 2
 
 
-def test_every_command_of_qtask_runs_there(reader: Reader) -> None:
+def test_every_documented_command_works(reader: Reader) -> None:
     (looking,) = [block for block in OTHERS if "hello" not in block.text]
     shown = reader.types(looking)
     assert shown.count("delivered 200") == 2

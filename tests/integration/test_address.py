@@ -1,4 +1,4 @@
-"""Addresses of Redis and of gateways: whatever is wrong with one, what is said about it never holds a password."""
+"""Addresses of Redis and of gateways: an error about an address never contains a password."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("url", "words"), BROKEN)
-def test_an_address_that_cannot_be_used(url: str, words: str) -> None:
+def test_unusable_redis_address_is_refused_without_its_password(url: str, words: str) -> None:
     for make in (connect, connect_async):
         with pytest.raises(ConfigError) as error:
             make(url)
         assert words in str(error.value) and "is no address of a Redis" in str(error.value)
         assert "S3" not in str(error.value) and "cret" not in str(error.value)
-        assert error.value.__context__ is None or error.value.__suppress_context__, "a trace would show the cause"
+        assert error.value.__context__ is None or error.value.__suppress_context__, "a traceback would show the cause"
 
 
 @pytest.mark.parametrize("url", [url for url, _ in BROKEN])
-def test_every_command_and_client_that_takes_it_keeps_it_secret(url: str) -> None:
+def test_commands_and_clients_keep_the_redis_address_secret(url: str) -> None:
     results = [
         qtask("list", "--redis", url),
         qtask("send", "--http", "http://127.0.0.1/", "--redis", url),
@@ -84,7 +84,7 @@ def test_every_command_and_client_that_takes_it_keeps_it_secret(url: str) -> Non
 @pytest.mark.parametrize(
     "url", ["socket://u:S3cret/x@h:1", "socket://u:S3cret@h:port", "socket://u:[S3cret]@h", "ws://u:S3cret@h"]
 )
-def test_the_address_of_a_gateway(url: str) -> None:
+def test_unusable_gateway_address_is_refused_without_its_password(url: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ConfigError) as error:
             kind(url)
@@ -104,7 +104,7 @@ def test_the_address_of_a_gateway(url: str) -> None:
         ("redis+sentinel://u:pw@a,b:2/m/1?sentinel_password=x", "redis+sentinel://a,b:2/m/1", "pw"),
     ],
 )
-def test_addresses_that_can_be_used(url: str, plain: str, password: str) -> None:
+def test_usable_addresses_are_parsed(url: str, plain: str, password: str) -> None:
     address = parse(url)
     assert (address.plain, address.password, without_password(url)) == (plain, password, plain)
     assert parse(address.url) == address
@@ -113,7 +113,7 @@ def test_addresses_that_can_be_used(url: str, plain: str, password: str) -> None
 
 
 @pytest.mark.parametrize("password", ["p@ss:w/rd#?&%", "[pässword]", "a b℀", "100%"])
-def test_any_password_works_percent_encoded(tmp_path: Path, password: str) -> None:
+def test_any_percent_encoded_password_works(tmp_path: Path, password: str) -> None:
     server = RedisServer(tmp_path, password=password)
     try:
         with connect(server.url) as redis:
@@ -123,7 +123,7 @@ def test_any_password_works_percent_encoded(tmp_path: Path, password: str) -> No
         server.kill()
 
 
-def test_what_redis_py_says_is_cleaned() -> None:
+def test_messages_of_redis_py_are_masked() -> None:
     words = (
         "No master found for 'm' : <redis.client.Redis(<redis.connection.ConnectionPool(<redis.connection.Connection"
         "(password=S3cret,retry=<redis.retry.Retry object at 0x7f>,host=a,port=1)>)>)> - TimeoutError('Timeout')"
@@ -132,7 +132,7 @@ def test_what_redis_py_says_is_cleaned() -> None:
     assert reason_of(Exception("bad S3cret/pw"), "redis://:S3cret%2Fpw@a") == "bad ***"
 
 
-def test_a_setting_of_another_type_is_not_repeated(tmp_path: Path) -> None:
+def test_setting_of_a_wrong_type_is_not_repeated_in_the_error(tmp_path: Path) -> None:
     file = tmp_path / "qtask.toml"
     file.write_text('redis_url = ["redis://:S3cret@127.0.0.1"]\n')
     with pytest.raises(ConfigError) as error:
@@ -146,7 +146,7 @@ def test_a_setting_of_another_type_is_not_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gateway", "scheduler", "worker"])
 @pytest.mark.parametrize("wrong", ["password", "port"])
-def test_the_log_of_a_process_that_cannot_reach_its_redis(tmp_path: Path, name: str, wrong: str) -> None:
+def test_log_of_a_process_without_redis_holds_no_password(tmp_path: Path, name: str, wrong: str) -> None:
     server = RedisServer(tmp_path, password="another")
     port = server.port if wrong == "password" else free_port()
     environment = {
@@ -164,7 +164,7 @@ def test_the_log_of_a_process_that_cannot_reach_its_redis(tmp_path: Path, name: 
     assert "S3cret" not in process.log.read_text()
 
 
-def test_the_clients_of_a_redis_with_another_password(tmp_path: Path) -> None:
+def test_errors_of_clients_with_a_wrong_password_hold_no_password(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, password="another")
     url = f"redis://:S3cret-word@127.0.0.1:{server.port}/0"
     task = {"title": "t", "address": {"type": "http", "link": "http://a/"}, "settings": {"time": 0}}
@@ -185,7 +185,7 @@ def test_the_clients_of_a_redis_with_another_password(tmp_path: Path) -> None:
         assert "password" in text and "S3cret" not in text
 
 
-def test_no_process_of_up_has_the_address_among_its_arguments(tmp_path: Path) -> None:
+def test_processes_of_up_do_not_have_the_address_among_their_arguments(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", password="S3cret-word")
     environment = {
         "QTASK_REDIS_URL": server.url,
@@ -216,7 +216,7 @@ raise RuntimeError("S3cret%2Fword S3cret/word \\x1b[2J")
 
 
 @pytest.mark.parametrize("format", ["json", "human"])
-def test_neither_an_event_nor_the_trace_of_a_crash_holds_a_secret(format: str) -> None:
+def test_events_and_crash_traces_hold_no_secret(format: str) -> None:
     code = CRASH.format(format=format)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "crashed" in result.stderr and "RuntimeError: *** ***" in result.stderr

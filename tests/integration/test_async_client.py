@@ -1,4 +1,4 @@
-"""The Python client for asyncio: as the plain one, and used by many coroutines at once."""
+"""The Python client for asyncio: the same as the synchronous one, and used by many coroutines at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Talk = Callable[[AsyncClient], Awaitable[None]]
 
 
 def run(url: str, talk: Talk, timeout: float = 10.0) -> None:
-    """Runs a coroutine with a client, and fails rather than wait for more than 20 seconds."""
+    """Runs a coroutine with a client; fails after 20 seconds."""
 
     async def main() -> None:
         async with asyncio.timeout(20), AsyncClient(url, timeout=timeout) as client:
@@ -39,12 +39,12 @@ def ok(answer: Any) -> Accepted:
 
 
 def titles(redis: Redis, answers: list[Any]) -> list[str]:
-    """The titles that Redis holds for the ids of answers, in their order."""
+    """The titles that Redis holds for the ids of answers, in order."""
     title_of = title_of_id(redis, [ok(answer).id for answer in answers])
     return [title_of[answer.id] for answer in answers]
 
 
-def test_it_has_the_methods_of_the_plain_client_with_the_same_arguments() -> None:
+def test_async_client_has_the_same_methods_and_arguments_as_the_client() -> None:
     def public(kind: type) -> dict[str, list[tuple[str, Any, Any]]]:
         return {
             name: [(one.name, one.kind, one.default) for one in inspect.signature(method).parameters.values()]
@@ -59,7 +59,7 @@ def test_it_has_the_methods_of_the_plain_client_with_the_same_arguments() -> Non
 # --- sending ------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_is_accepted_when_redis_holds_it(url: str, redis: Redis) -> None:
+def test_task_is_in_redis_when_it_is_accepted(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         accepted = await client.send(task("one", delay=90.25))
         assert stored(redis, accepted.id) == task("one", delay=90.25)
@@ -71,7 +71,7 @@ def test_a_task_is_accepted_when_redis_holds_it(url: str, redis: Redis) -> None:
     run(url, talk)
 
 
-def test_many_are_answered_in_order_with_the_refused_among_them(url: str, redis: Redis) -> None:
+def test_batch_is_answered_in_order_including_refusals(url: str, redis: Redis) -> None:
     wrong = {3: {"title": object()}, 5: task(delay=-1), 6: [task()], 8: None}
 
     async def talk(client: AsyncClient) -> None:
@@ -83,7 +83,7 @@ def test_many_are_answered_in_order_with_the_refused_among_them(url: str, redis:
     run(url, talk)
 
 
-def test_five_thousand_are_pipelined_in_order(url: str, redis: Redis) -> None:
+def test_five_thousand_tasks_are_pipelined_in_order(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         answers = await client.send_many(task(str(n)) for n in range(5_000))
         assert titles(redis, answers) == [str(n) for n in range(5_000)]
@@ -91,7 +91,7 @@ def test_five_thousand_are_pipelined_in_order(url: str, redis: Redis) -> None:
     run(url, talk)
 
 
-def test_large_tasks_pass(url: str, redis: Redis) -> None:
+def test_large_tasks_are_accepted(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         answers = await client.send_many(task(str(n), text="x" * 1_000_000) for n in range(8))
         assert titles(redis, answers) == [str(n) for n in range(8)]
@@ -99,7 +99,7 @@ def test_large_tasks_pass(url: str, redis: Redis) -> None:
     run(url, talk)
 
 
-def test_answers_come_while_tasks_are_still_made(url: str, redis: Redis) -> None:
+def test_answers_arrive_while_tasks_are_still_produced(url: str, redis: Redis) -> None:
     async def endless() -> AsyncIterator[dict[str, Any]]:
         n = 0
         while True:
@@ -116,7 +116,7 @@ def test_answers_come_while_tasks_are_still_made(url: str, redis: Redis) -> None
     run(url, talk)
 
 
-def test_many_coroutines_use_one_client_at_once(url: str, redis: Redis) -> None:
+def test_many_coroutines_share_one_client(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         async def one(name: str) -> None:
             for n in range(10):
@@ -143,7 +143,7 @@ def test_many_coroutines_use_one_client_at_once(url: str, redis: Redis) -> None:
     run(url, talk)
 
 
-def test_calls_that_were_cancelled_or_abandoned_do_not_disturb_others(url: str, redis: Redis) -> None:
+def test_cancelled_or_abandoned_calls_do_not_affect_others(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         for n in range(20):
             doomed = asyncio.gather(client.send_many(task("doomed") for _ in range(50)))
@@ -158,7 +158,7 @@ def test_calls_that_were_cancelled_or_abandoned_do_not_disturb_others(url: str, 
     run(url, talk)
 
 
-def test_a_client_serves_one_event_loop_after_another(url: str, redis: Redis) -> None:
+def test_client_can_be_used_in_successive_event_loops(url: str, redis: Redis) -> None:
     client = AsyncClient(url)
 
     async def talk(title: str, close: bool) -> None:
@@ -176,7 +176,7 @@ def test_a_client_serves_one_event_loop_after_another(url: str, redis: Redis) ->
 
 
 @pytest.mark.parametrize("name", SHORTHANDS)
-def test_a_shorthand_makes_its_dict(url: str, redis: Redis, name: str) -> None:
+def test_shorthand_makes_its_dict(url: str, redis: Redis, name: str) -> None:
     submit, expected = SHORTHANDS[name]
 
     async def talk(client: AsyncClient) -> None:
@@ -186,7 +186,7 @@ def test_a_shorthand_makes_its_dict(url: str, redis: Redis, name: str) -> None:
     run(url, talk)
 
 
-def test_what_is_not_clear_about_the_instant_is_refused(url: str, redis: Redis) -> None:
+def test_ambiguous_instant_is_refused(url: str, redis: Redis) -> None:
     async def talk(client: AsyncClient) -> None:
         with pytest.raises(Refused, match="zone"):
             await client.http(HTTP, at=datetime(2099, 1, 1))
@@ -197,10 +197,10 @@ def test_what_is_not_clear_about_the_instant_is_refused(url: str, redis: Redis) 
     assert scheduled(redis) == []
 
 
-# --- addresses and looking ----------------------------------------------------------------------------------------
+# --- addresses and reading ----------------------------------------------------------------------------------------
 
 
-def test_the_address_may_come_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_is_read_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_URL", url)
 
     async def main() -> None:
@@ -244,7 +244,7 @@ def test_over_http_tasks_are_shown_cancelled_and_retried(gateway: Gateway, redis
     run(gateway.http_url, talk)
 
 
-def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None:
+def test_unsupported_call_over_a_socket_names_what_is_needed(gateway: Gateway) -> None:
     async def talk(client: AsyncClient) -> None:
         for call in (client.show("x"), client.find_dead()):
             with pytest.raises(QTaskError, match="redis:// address"):
@@ -253,7 +253,7 @@ def test_over_a_socket_it_says_what_is_needed_for_that(gateway: Gateway) -> None
     run(gateway.url, talk)
 
 
-# --- when nobody answers ------------------------------------------------------------------------------------------
+# --- no gateway or Redis ------------------------------------------------------------------------------------------
 
 
 def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
@@ -266,14 +266,14 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
         for call in (client.send(task()), *asked):
             with pytest.raises(Unavailable, match="Redis does not answer"):
                 await call
-        assert isinstance((await client.send_many([{"title": 1}]))[0], Refused), "what is not sound needs no Redis"
+        assert isinstance((await client.send_many([{"title": 1}]))[0], Refused), "invalid tasks need no Redis"
 
     port = free_port()
     run(f"socket://127.0.0.1:{port}", to_gateway)
     run(f"redis://127.0.0.1:{port}/0", to_redis)
 
 
-def test_a_connection_that_is_lost_in_the_middle_says_what_is_not_known() -> None:
+def test_lost_connection_reports_tasks_with_unknown_state() -> None:
     async def talk(client: AsyncClient) -> None:
         with pytest.raises(Unavailable, match="the 3 tasks without an answer were accepted is not known") as lost:
             await client.send_many([task(), task(), task(), {"title": object()}, task(), task()])
@@ -283,15 +283,13 @@ def test_a_connection_that_is_lost_in_the_middle_says_what_is_not_known() -> Non
         for result in results[2:]:
             assert isinstance(result, Unavailable)
             assert "whether the task without an answer was accepted is not known" in str(result)
-        assert (await client.send(task())).id == "id-0", "the next call opens a connection of its own"
+        assert (await client.send(task())).id == "id-0", "the next call opens a new connection"
 
     with answering(answer_line(0), answer_line(1), None) as url:
         run(url, talk)
 
 
-def test_a_gateway_that_is_killed_in_the_middle_is_heard_of(
-    redis_server: RedisServer, redis: Redis, tmp_path: Path
-) -> None:
+def test_killed_gateway_is_reported(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
     with Gateway(redis_server.url, tmp_path) as doomed:
 
         async def talk(client: AsyncClient) -> None:
@@ -313,7 +311,7 @@ def test_a_gateway_that_is_killed_in_the_middle_is_heard_of(
 
 
 @pytest.mark.parametrize("replies", [(), (answer_line(0),)])
-def test_a_gateway_that_says_nothing_more_is_given_up(replies: tuple[bytes, ...]) -> None:
+def test_gateway_that_stops_answering_causes_a_timeout(replies: tuple[bytes, ...]) -> None:
     async def talk(client: AsyncClient) -> None:
         for _ in replies:
             await client.send(task())
@@ -324,7 +322,7 @@ def test_a_gateway_that_says_nothing_more_is_given_up(replies: tuple[bytes, ...]
         run(url, talk, timeout=0.2)
 
 
-def test_a_gateway_that_takes_nothing_is_given_up() -> None:
+def test_gateway_that_does_not_read_causes_a_timeout() -> None:
     async def talk(client: AsyncClient) -> None:
         with pytest.raises(Unavailable, match="not known"):
             await client.send_many(task(text="x" * 1_000_000) for _ in range(100))
@@ -333,7 +331,7 @@ def test_a_gateway_that_takes_nothing_is_given_up() -> None:
         run(url, talk, timeout=0.3)
 
 
-def test_another_service_is_recognised() -> None:
+def test_other_service_is_recognised() -> None:
     async def talk(client: AsyncClient) -> None:
         with pytest.raises(Unavailable, match="another service"):
             await client.send(task())
@@ -342,7 +340,7 @@ def test_another_service_is_recognised() -> None:
         run(url, talk)
 
 
-def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> None:
+def test_restarted_redis_is_used_again(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
 
     async def talk(client: AsyncClient) -> None:
@@ -360,20 +358,22 @@ def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> 
         server.kill()
 
 
-def test_a_gateway_that_closed_an_idle_connection_is_connected_to_again(
+def test_client_reconnects_after_the_gateway_closed_an_idle_connection(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
     async def talk(client: AsyncClient) -> None:
         for n in range(2):
             accepted = await client.send(task(str(n)))
             assert stored(redis, accepted.id)["title"] == str(n)
-            await asyncio.sleep(0.3)  # the gateway says `idle` and hangs up
+            await asyncio.sleep(0.3)  # the gateway sends `idle` and closes
 
     with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.1) as gateway:
         run(gateway.url, talk)
 
 
-def test_a_gateway_without_room_is_unavailable(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
+def test_gateway_at_its_connection_limit_is_unavailable(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
     with Gateway(redis_server.url, tmp_path, MAX_CONNECTIONS=1) as gateway, Client(gateway.url) as first:
         assert ok(first.send(task()))
 

@@ -1,4 +1,4 @@
-"""The audit: the ledger that the scripts keep, against what Redis holds; by the scripts, without processes."""
+"""The audit: the ledger that the scripts keep, compared with what Redis holds; with scripts only, no processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def release(redis: Redis) -> None:
 
 
 def claim(redis: Redis, most: int = 100, queue: str = "qtask", margin: float = 15.0) -> list[Claim]:
-    """As a worker claims and reads."""
+    """Claims and reads tasks as a worker does."""
     reply = leases.claim(queue, "worker", most, margin=margin).run(redis)
     claims = []
     for raw_id, attempt, due, data in leases.read_claimed(reply)[1]:
@@ -77,7 +77,7 @@ def work(redis: Redis, error: Any = "", queue: str = "qtask", dead_retention_cou
 
 
 def balanced(redis: Redis) -> Audit:
-    """The audit, which must balance; also in one look, as nothing else runs here."""
+    """The audit, which must balance, also in a single step, as nothing else runs here."""
     figures = read_figures(redis)
     found = audit(redis)
     assert found.balances, found
@@ -90,7 +90,7 @@ def balanced(redis: Redis) -> Audit:
 def test_every_task_is_accounted_for(redis: Redis) -> None:
     accept(redis, "a", "b", "c")
     work(redis)
-    accept(redis, "a", "d:1", "d:2", "d:3", "d:4")  # the first is remembered, and a duplicate
+    accept(redis, "a", "d:1", "d:2", "d:3", "d:4")  # the first is remembered, so it is a duplicate
     work(redis, "connect", dead_retention_count=3)
     assert tasks.remove_dead(redis, ["d:2"]) == ["d:2"]
     assert tasks.retry(redis, ["d:3"]) == ["d:3"]
@@ -108,7 +108,7 @@ def test_every_task_is_accounted_for(redis: Redis) -> None:
     assert (found.dropped, found.duplicates, found.expired, found.foreign) == (1, 2, 0, 0)
 
 
-def test_what_expired_is_dead_and_counted(redis: Redis) -> None:
+def test_expired_task_is_dead_and_counted(redis: Redis) -> None:
     accept(redis, "late")
     release(redis)
     (late,) = claim(redis)
@@ -118,7 +118,7 @@ def test_what_expired_is_dead_and_counted(redis: Redis) -> None:
     assert (found.dead, found.expired) == (1, 1)
 
 
-def test_a_batch_that_is_sent_again_is_counted_once(redis: Redis) -> None:
+def test_resent_batch_is_counted_once(redis: Redis) -> None:
     checked = check_task({**one("x"), "settings": {"time": 0}})
     node, batch = run(redis, Nodes().take()), Batch("qtask", [Submission(checked)])
     for _ in range(2):
@@ -135,7 +135,7 @@ def test_a_batch_that_is_sent_again_is_counted_once(redis: Redis) -> None:
 
 
 def by_rq_scheduler(redis: Redis) -> str:
-    """A task that another program hands to rq-scheduler by its own API, so that QTask never accepted it."""
+    """A task that another program schedules with the API of rq-scheduler, so that QTask never accepted it."""
     stock = rq_scheduler.Scheduler("qtask", connection=redis, job_class=TaskJob)
     return str(stock.enqueue_at(datetime(2020, 1, 1, tzinfo=UTC), "qtask.do", one("theirs")).id)
 
@@ -145,7 +145,7 @@ def by_rq(redis: Redis) -> str:
     return named.enqueue("os.getpid").id
 
 
-def test_jobs_of_other_programs_do_not_disturb_it_wherever_they_are(redis: Redis) -> None:
+def test_foreign_jobs_do_not_affect_the_balance_in_any_state(redis: Redis) -> None:
     accept(redis, "ours")
     theirs = by_rq_scheduler(redis)
     found = balanced(redis)
@@ -163,7 +163,7 @@ def test_jobs_of_other_programs_do_not_disturb_it_wherever_they_are(redis: Redis
 
 
 @pytest.mark.parametrize("end", ["removed", "dropped", "cancelled"])
-def test_a_dead_job_of_another_program_is_not_counted_however_it_goes(redis: Redis, end: str) -> None:
+def test_dead_foreign_job_is_never_counted(redis: Redis, end: str) -> None:
     accept(redis, "ours")
     by_rq_scheduler(redis)
     refused = by_rq(redis)
@@ -188,7 +188,7 @@ def test_a_dead_job_of_another_program_is_not_counted_however_it_goes(redis: Red
     assert (found.removed, found.cancelled) == ((0, 1) if end == "cancelled" else (1, 0))
 
 
-def test_a_task_that_rq_has_saved_is_still_ours(redis: Redis) -> None:
+def test_task_that_rq_has_saved_is_not_foreign(redis: Redis) -> None:
     accept(redis, "ours", "theirs")
     work(redis, "connect")
     for task_id in ("ours", "theirs"):
@@ -204,7 +204,7 @@ def test_a_task_that_rq_has_saved_is_still_ours(redis: Redis) -> None:
 # --- deletions by RQ's tools ---------------------------------------------------------------------------------------
 
 
-def test_what_rqs_tools_delete_without_a_trace_is_missing_until_it_is_written_off(redis: Redis) -> None:
+def test_tasks_deleted_by_rq_tools_are_missing_until_written_off(redis: Redis) -> None:
     accept(redis, "a", "b", "c")
     release(redis)
     Queue("qtask", connection=redis, serializer=JSONSerializer).empty()
@@ -215,9 +215,7 @@ def test_what_rqs_tools_delete_without_a_trace_is_missing_until_it_is_written_of
 
 
 @pytest.mark.parametrize("place", ["schedule", "queue", "started"])
-def test_an_id_without_a_job_is_named_and_then_counted_by_the_script_that_comes_upon_it(
-    redis: Redis, place: str
-) -> None:
+def test_id_without_a_job_is_named_and_counted_by_the_script_that_finds_it(redis: Redis, place: str) -> None:
     accept(redis, "gone:1")
     if place != "schedule":
         release(redis)
@@ -231,37 +229,37 @@ def test_an_id_without_a_job_is_named_and_then_counted_by_the_script_that_comes_
     assert balanced(redis).deleted == 1
 
 
-def test_a_task_that_rqs_tools_cancel_is_cancelled(redis: Redis) -> None:
+def test_task_cancelled_by_rq_tools_counts_as_cancelled(redis: Redis) -> None:
     accept(redis, "a")
     release(redis)
     Job.fetch("a", connection=redis, serializer=JSONSerializer).cancel()
     assert balanced(redis).cancelled == 1
 
 
-# --- what does not fit -------------------------------------------------------------------------------------------
+# --- inconsistencies ---------------------------------------------------------------------------------------------
 
 
-def lose_its_place(redis: Redis) -> None:
+def remove_from_the_schedule(redis: Redis) -> None:
     redis.zrem(keys.SCHEDULE, "0__b_3A1")
 
 
-def have_two_places(redis: Redis) -> None:
+def add_to_a_second_place(redis: Redis) -> None:
     redis.rpush(keys.queue("qtask"), "0__b_3A1")
 
 
-def lose_the_count(redis: Redis) -> None:
+def change_a_counter(redis: Redis) -> None:
     redis.hincrby(keys.LEDGER, "accepted:qtask", 1)
 
 
 @pytest.mark.parametrize(
     ("harm", "missing", "faults"),
     [
-        (lose_its_place, 1, {"job hashes in no place": ["b:1"]}),
-        (have_two_places, -1, {"tasks in several places (schedule, queue)": ["b:1"]}),
-        (lose_the_count, 1, {}),
+        (remove_from_the_schedule, 1, {"job hashes in no place": ["b:1"]}),
+        (add_to_a_second_place, -1, {"tasks in several places (schedule, queue)": ["b:1"]}),
+        (change_a_counter, 1, {}),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_inconsistency_is_named(
     redis: Redis, harm: Callable[[Redis], None], missing: int, faults: dict[str, list[str]]
 ) -> None:
     accept(redis, "a", "b:1", "c", at=LATER)
@@ -274,8 +272,8 @@ def test_what_does_not_fit_is_named(
 # --- while everything runs -----------------------------------------------------------------------------------------
 
 
-def test_it_balances_at_any_moment(redis_server: RedisServer, redis: Redis) -> None:
-    """Four threads take tasks through every way, on two queues, while the audit is made again and again."""
+def test_audit_balances_at_any_moment(redis_server: RedisServer, redis: Redis) -> None:
+    """Four threads take tasks through all transitions, on two queues, while the audit runs repeatedly."""
     stop = threading.Event()
     failed: list[BaseException] = []
 
@@ -324,7 +322,7 @@ def test_it_balances_at_any_moment(redis_server: RedisServer, redis: Redis) -> N
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_whether_it_balances(redis_server: RedisServer, redis: Redis) -> None:
+def test_command_reports_whether_the_audit_balances(redis_server: RedisServer, redis: Redis) -> None:
     accept(redis, "a", "b:1", at=LATER)
     done = qtask("audit", "--redis", redis_server.url)
     assert done.returncode == 0, done.stderr

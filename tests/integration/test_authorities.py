@@ -1,4 +1,4 @@
-"""The setting `ca_file`: which authorities are trusted, and what is said of a file that has none."""
+"""The setting `ca_file`: which authorities are trusted, and the error about a file that has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.certificates import self_signed
 from tests.support.command import qtask
 
 
-def test_the_setting_goes_before_the_environment_and_that_before_the_default() -> None:
+def test_setting_overrides_environment_overrides_default() -> None:
     environment = {"CURL_CA_BUNDLE": "/c", "REQUESTS_CA_BUNDLE": "/r", "SSL_CERT_FILE": "/s"}
     assert ca_bundle("/mine", environment) == Path("/mine")
     for name, path in (("REQUESTS_CA_BUNDLE", "/r"), ("CURL_CA_BUNDLE", "/c"), ("SSL_CERT_FILE", "/s")):
@@ -22,13 +22,13 @@ def test_the_setting_goes_before_the_environment_and_that_before_the_default() -
     assert ca_bundle("", environment) == Path(certifi.where())
 
 
-def test_a_file_or_folder_with_certificates_is_accepted(tmp_path: Path) -> None:
+def test_file_or_folder_with_certificates_is_accepted(tmp_path: Path) -> None:
     self_signed(tmp_path)
     for sound in ("", certifi.where(), str(tmp_path / "certificate.pem"), str(tmp_path)):
         check_ca_file(sound)
 
 
-def test_anything_else_is_refused_with_a_reason(tmp_path: Path) -> None:
+def test_unusable_ca_file_is_refused_with_a_reason(tmp_path: Path) -> None:
     text = tmp_path / "text.pem"
     text.write_text("no certificate")
     empty = tmp_path / "empty"
@@ -41,7 +41,7 @@ def test_anything_else_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["worker", "up"])
-def test_a_process_that_cannot_use_it_ends_and_says_so(command: str, tmp_path: Path) -> None:
+def test_process_exits_with_an_error_about_an_unusable_ca_file(command: str, tmp_path: Path) -> None:
     ended = qtask(command, "--ca-file", "absent.pem", environment={"QTASK_LOG_FORMAT": "human"}, cwd=tmp_path)
     assert ended.returncode == 1
     assert "ca_file must be a PEM file" in ended.stderr

@@ -1,7 +1,7 @@
-"""Whatever a process or Redis keeps has a bound, and at the bound there is back-pressure or a clear refusal.
+"""Everything that a process or Redis keeps is bounded, and at the bound there is back-pressure or a clear refusal.
 
-docs/bounds.md lists them all, and is held to the truth here. Those of silent clients, of the number of connections and
-deliveries in flight, of the history and of the dead are tested where these are.
+docs/bounds.md lists all bounds and is checked here. The bounds of silent clients, of connections and deliveries in
+flight, of the history and of the dead letters are tested with those subjects.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ from qtask.store.connect import connect_async
 from qtask.store.leases import CLAIM_BYTES
 from qtask.worker.claims import HELD_BYTES
 from tests.support.claiming import claim
+from tests.support.documents import ROOT
 from tests.support.gateway_process import Connection, Gateway, line_of, task
 from tests.support.live import Live
 from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "bounds.md"
+DOCUMENT = ROOT / "docs" / "bounds.md"
 HELD = 1_048_576  # bytes
 
 
 @pytest.fixture(scope="module")
 def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One that may hold a MiB for all its clients, and whose largest array has half of it."""
+    """A gateway that may hold 1 MiB for all clients, and accepts arrays of up to half of that."""
     with Gateway(redis_server.url, folder, MAX_BYTES=32_768, MAX_HELD_BYTES=HELD) as running:
         yield running
         assert "Traceback" not in running.log
@@ -71,7 +72,7 @@ def http(url: str, **settings: Any) -> dict[str, Any]:
 
 
 def test_unfinished_texts_of_all_clients_together_are_bounded(gateway: Gateway, redis: Redis) -> None:
-    """Each is small enough for itself; whoever holds the most is told so and closed, and the others go on."""
+    """Each is below the limit of one text; the client that holds the most gets an error and is closed, others go on."""
     beginning = b"[" + b",".join([line_of(task("large")).strip()] * 1_700)
     at_once = HELD // len(beginning)
     assert 2 <= at_once <= 5
@@ -96,12 +97,12 @@ def test_unfinished_texts_of_all_clients_together_are_bounded(gateway: Gateway, 
 
 
 def _is_readable(connection: Connection) -> bool:
-    """Whether an answer, or the end, has come and was not taken."""
+    """Whether an answer, or the end, has arrived and was not read."""
     return bool(select.select([connection.socket], [], [], 0)[0])
 
 
-def test_answers_that_no_client_takes_are_bounded(gateway: Gateway, redis: Redis) -> None:
-    """Twenty kilobytes in, a megabyte of refusals out: of clients that read none of them one is cut off."""
+def test_unread_answers_are_bounded(gateway: Gateway, redis: Redis) -> None:
+    """20 kB in, 1 MB of refusals out: of the clients that read none of them, one is disconnected."""
     array = b"[" + b",".join([b"1"] * 9_999) + b"]\n"
     with ExitStack() as stack:
         greedy = [stack.enter_context(Connection(gateway.port, receive_buffer=4_096)) for _ in range(3)]
@@ -115,7 +116,7 @@ def test_answers_that_no_client_takes_are_bounded(gateway: Gateway, redis: Redis
 
 
 def _send_in_turn(seconds: float, connections: Sequence[Connection], data: bytes) -> None:
-    """Sends the same again and again; a send that is held up is given up."""
+    """Sends the same data repeatedly; a send that blocks is given up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for connection in connections:
@@ -123,7 +124,7 @@ def _send_in_turn(seconds: float, connections: Sequence[Connection], data: bytes
                 connection.send(data)
 
 
-def test_bodies_that_are_on_their_way_over_http_are_bounded(gateway: Gateway, redis: Redis) -> None:
+def test_http_bodies_in_transfer_are_bounded(gateway: Gateway, redis: Redis) -> None:
     body = json.dumps([task("one of many")] * 1_700).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     at_once = HELD // len(body)
@@ -139,7 +140,7 @@ def test_bodies_that_are_on_their_way_over_http_are_bounded(gateway: Gateway, re
 
 @contextmanager
 def _request(gateway: Gateway, beginning: bytes, headers: dict[str, str]) -> Iterator[HTTPConnection]:
-    """A request of which the beginning has been sent."""
+    """A request whose beginning has been sent."""
     with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)) as connection:
         connection.putrequest("POST", "/tasks")
         for name, value in headers.items():
@@ -150,14 +151,14 @@ def _request(gateway: Gateway, beginning: bytes, headers: dict[str, str]) -> Ite
 
 
 def _posted(gateway: Gateway, body: bytes) -> int:
-    """The status that a whole request is answered with."""
+    """The status of the answer to a whole request."""
     with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)) as connection:
         connection.request("POST", "/tasks", body, {"Content-Type": "application/json"})
         return connection.getresponse().status
 
 
 def test_tasks_that_wait_for_redis_are_bounded_in_bytes() -> None:
-    """Nothing more is read then."""
+    """At the bound, reading stops."""
     big = check_task(task(data="x" * 1_000_000))
 
     async def fill() -> tuple[int, bool]:
@@ -175,7 +176,7 @@ def test_tasks_that_wait_for_redis_are_bounded_in_bytes() -> None:
     assert (taken - 1) * len(big.body) < MAX_WAITING_BYTES <= taken * len(big.body)
 
 
-def test_large_entries_of_the_inbox_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+def test_large_inbox_entries_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     entry = json.dumps(task("large", data="x" * 100_000))
     with Live(tmp_path) as live:
         for _ in range(200):
@@ -190,18 +191,18 @@ def test_large_entries_of_the_inbox_are_read_a_few_at_a_time(tmp_path: Path) -> 
 # --- a worker ----------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_takes_no_more_than_so_many_bytes(redis: Redis) -> None:
+def test_claim_is_bounded_in_bytes(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     jobs = scheduler.enqueue_many([(1.0, http("http://127.0.0.1:1/", data={"data": "x" * 10_000}))] * 6)
     ids = [job.id for job in jobs]
     scheduler.release()
 
-    assert claim(redis, bytes_limit=25_000) == ids[:3], "what passes the bound is the last"
-    assert claim(redis, bytes_limit=1) == ids[3:4], "one at least"
-    assert claim(redis) == ids[4:], "the rest is in order"
+    assert claim(redis, bytes_limit=25_000) == ids[:3], "the task that exceeds the bound is the last"
+    assert claim(redis, bytes_limit=1) == ids[3:4], "at least one"
+    assert claim(redis) == ids[4:], "the rest stays in order"
 
 
-def test_a_worker_holds_no_more_than_so_many_bytes(live: Live, queue: str) -> None:
+def test_worker_memory_for_tasks_is_bounded_in_bytes(live: Live, queue: str) -> None:
     gate = Gate()
     large = http("http://127.0.0.1:1/", data={"method": "POST", "data": "x" * 1_000_000})
     most = HELD_BYTES // 1_000_000 + CLAIM_BYTES // 1_000_000 + 2
@@ -219,8 +220,8 @@ def test_a_worker_holds_no_more_than_so_many_bytes(live: Live, queue: str) -> No
     assert {record.state for record in records} == {"delivered"}
 
 
-def test_cancelled_timers_do_not_pile_up() -> None:
-    """A delivery's timeout may be minutes away when it has long ended."""
+def test_cancelled_timers_do_not_accumulate() -> None:
+    """The timeout of a delivery may be minutes away when the delivery has long ended."""
     loop = Loop()
     waiting = [loop.call_later(600.0, lambda: None) for _ in range(10)]
     for _ in range(20_000):
@@ -255,7 +256,7 @@ def test_http_deliveries_leave_no_timers_behind() -> None:
     loop.close()
 
 
-def test_handles_that_wait_for_the_next_delivery_hold_on_to_nothing_large() -> None:
+def test_idle_http_handles_keep_no_large_buffers() -> None:
     def answer_much(exchange: Exchange) -> None:
         receiver.requests.clear()
         exchange.answer(200, b"y" * 60_000)
@@ -275,10 +276,10 @@ def test_handles_that_wait_for_the_next_delivery_hold_on_to_nothing_large() -> N
         tracemalloc.stop()
     deliverer.close()
     loop.close()
-    assert left < 1_500_000, "of what the receiver has read last, and of little else"
+    assert left < 1_500_000, "only what the receiver read last, and little else"
 
 
-def test_look_ups_are_bounded_and_shared_by_all_that_wait_for_the_same() -> None:
+def test_name_look_ups_are_bounded_and_shared() -> None:
     loop = Loop()
     resolver = Resolver(loop, socket.SOCK_STREAM, most_threads=2)
     results: list[list[Address] | Failure] = []
@@ -302,17 +303,17 @@ def raise_(error: Exception) -> None:
 # --- in Redis ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_of_a_task_that_is_retried_for_ever_is_bounded(live: Live, queue: str) -> None:
+def test_outcomes_of_a_repeatedly_retried_task_are_bounded(live: Live, queue: str) -> None:
     (task_id,) = live.send(queue, http(f"http://127.0.0.1:{free_port()}/"))
     live.start("worker", queue=queue)
     for _ in range(OUTCOMES_KEEP + 3):
         live.ended([task_id])
         assert tasks.retry(live.redis, [task_id]) == [task_id]
     (record,) = live.ended([task_id])
-    assert len(record.outcomes) == OUTCOMES_KEEP + 1, "those of before, and of now"
+    assert len(record.outcomes) == OUTCOMES_KEEP + 1, "those from before the retry, and the new one"
 
 
-def test_what_is_kept_of_a_task_that_is_lost_for_ever_is_bounded(redis: Redis) -> None:
+def test_outcomes_of_a_repeatedly_lost_task_are_bounded(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     (job,) = scheduler.enqueue_many([(1.0, http("http://127.0.0.1:1/"))])
     scheduler.release()
@@ -335,7 +336,7 @@ def test_pictures_are_bounded(redis: Redis) -> None:
     assert redis.exists(keys.graph("graph-0"))
 
 
-def test_statistics_are_bounded_and_receivers_cannot_make_counters(live: Live, queue: str) -> None:
+def test_statistics_are_bounded_and_receivers_cannot_create_counters(live: Live, queue: str) -> None:
     answers = count(400)
     with Receiver(lambda exchange: exchange.answer(next(answers))) as receiver:
         live.start("worker", queue=queue, stats_retention_count=100)
@@ -349,13 +350,13 @@ def test_statistics_are_bounded_and_receivers_cannot_make_counters(live: Live, q
     }
 
 
-def test_a_killed_worker_leaves_no_registration_for_ever(live: Live, queue: str) -> None:
-    """RQ's hash of it expires by itself; its entry in RQ's sets goes when the next worker comes."""
+def test_registration_of_a_killed_worker_is_removed(live: Live, queue: str) -> None:
+    """RQ's hash of it expires; its entry in RQ's sets is removed when the next worker starts."""
     first = live.start("worker", queue=queue)
     (registered,) = live.redis.smembers(f"rq:workers:{queue}")
     first.kill()
     assert 0 < live.redis.ttl(registered) <= 1_000
-    live.redis.delete(registered)  # its time is over
+    live.redis.delete(registered)  # as if it had expired
     live.start("worker", queue=queue)
     until(lambda: registered not in live.redis.smembers(f"rq:workers:{queue}"))
     assert live.redis.scard(f"rq:workers:{queue}") == 1
@@ -366,10 +367,10 @@ def test_a_killed_worker_leaves_no_registration_for_ever(live: Live, queue: str)
 # --- the document ------------------------------------------------------------------------------------------------
 
 _ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]*) ?\|$", re.MULTILINE)
-_NAME = re.compile(r"`([a-z_.]+(?::\w+)?)`")  # of a setting, or of a constant
+_NAME = re.compile(r"`([a-z_.]+(?::\w+)?)`")  # of a setting or a constant
 
 
-def test_each_bound_of_the_document_is_the_one_in_force() -> None:
+def test_each_documented_bound_is_the_one_in_force() -> None:
     rows = _ROW.findall(DOCUMENT.read_text())
     settings = {setting.name: setting.default for setting in fields(Config)}
     checked = set()
@@ -379,11 +380,11 @@ def test_each_bound_of_the_document_is_the_one_in_force() -> None:
             if colon:
                 value = getattr(importlib.import_module(f"qtask.{module}"), constant)
             else:
-                assert name in settings, f"{name} is no setting"
+                assert name in settings, f"{name} is not a setting"
                 value = settings[name]
             shown = f"{value:,.0f}".replace(",", " ")
             assert re.search(rf"\b{shown}\b", bound), f"{name} is {shown}, the document says {bound!r}"
             checked.add(name)
     assert len(checked) > 40
     limits = {name for name in settings if name.startswith(("max_", "retention_", "stats_", "dead_", "idempotency_"))}
-    assert limits <= checked, "every setting that is a bound is told"
+    assert limits <= checked, "every setting that is a bound is documented"

@@ -1,4 +1,4 @@
-"""Connections to Redis that ended while they were idle, or in the middle of a reply: nobody who asks notices."""
+"""Connections to Redis that were closed while idle, or in the middle of a reply, cause no visible error."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PAUSES = (0.0, 0.05)  # seconds between the end of a connection and its next use
 
 
 def end_all(redis: Redis) -> None:
-    """Has Redis close every connection but ours, as it does with those that are idle."""
+    """Lets Redis close all connections except ours, as it does with idle ones."""
     redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
 @pytest.fixture
 def own(redis_server: RedisServer, redis: Redis) -> Iterator[Redis]:
-    """A client whose connections nobody else has closed; of the database that `redis` has emptied."""
+    """A client whose connections nobody else closes; of the database that `redis` has emptied."""
     with redis_server.client() as client:
         yield client
 
@@ -38,7 +38,9 @@ def own(redis_server: RedisServer, redis: Redis) -> Iterator[Redis]:
 
 
 @pytest.mark.parametrize("pause", PAUSES)
-def test_a_client_goes_on_when_redis_closed_its_connection(redis_server: RedisServer, own: Redis, pause: float) -> None:
+def test_client_continues_after_redis_closed_its_connection(
+    redis_server: RedisServer, own: Redis, pause: float
+) -> None:
     async def talk() -> None:
         async with AsyncClient(redis_server.url) as client:
             for _ in range(5):
@@ -65,7 +67,7 @@ def test_a_client_goes_on_when_redis_closed_its_connection(redis_server: RedisSe
 
 
 @pytest.mark.parametrize("pause", PAUSES)
-def test_a_gateway_goes_on_when_redis_closed_its_connections(gateway: Gateway, own: Redis, pause: float) -> None:
+def test_gateway_continues_after_redis_closed_its_connections(gateway: Gateway, own: Redis, pause: float) -> None:
     for _ in range(5):
         for path, status in (("/health", 200), ("/graphs/x", 404), ("/tasks/x", 404)):
             end_all(own)
@@ -76,14 +78,14 @@ def test_a_gateway_goes_on_when_redis_closed_its_connections(gateway: Gateway, o
     assert len(scheduled(own)) == 5
 
 
-# --- forgotten by what stands between -----------------------------------------------------------------------------
+# --- forgotten by a firewall or proxy -----------------------------------------------------------------------------
 
 
-def test_a_connection_that_was_idle_for_long_is_replaced_before_it_is_used(
+def test_long_idle_connection_is_replaced_before_use(
     redis_server: RedisServer, own: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ours() -> set[str]:
-        """By name: programs that earlier tests started may still connect to the same Redis."""
+        """By name, because programs of earlier tests may still connect to the same Redis."""
         return {one["id"] for one in own.client_list() if one["name"] == name}
 
     name = "replaced"
@@ -125,7 +127,7 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_submission_whose_reply_was_lost_is_accepted_once(proxy: Proxy, redis: Redis, share: float) -> None:
+def test_submission_whose_reply_was_lost_is_accepted_once(proxy: Proxy, redis: Redis, share: float) -> None:
     async def talk() -> None:
         async with AsyncClient(url) as client:
             for size in (1, 200):
@@ -148,21 +150,19 @@ def test_a_submission_whose_reply_was_lost_is_accepted_once(proxy: Proxy, redis:
     assert set(ids) <= set(scheduled(redis))
 
 
-def test_a_gateway_whose_reply_was_lost_answers_with_the_task_that_is_there(
-    proxy: Proxy, redis: Redis, tmp_path: Path
-) -> None:
+def test_gateway_whose_reply_was_lost_answers_with_the_stored_task(proxy: Proxy, redis: Redis, tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{proxy.ports['redis']}/0"
     with Gateway(url, tmp_path) as gateway, Connection(gateway.port) as connection:
         ids = [connection.ask(task())["id"]]
         for _ in range(10):
-            proxy.cut("redis", 0, 0.5)  # of whatever comes next: this commit or the reading of the inbox
+            proxy.cut("redis", 0, 0.5)  # of the next command: this commit or the read of the inbox
             answer = connection.ask(task())
             assert answer["ok"] and "duplicate" not in answer
             ids.append(answer["id"])
     assert sorted(scheduled(redis)) == sorted(ids)
 
 
-def test_looking_is_repeated_and_cancelling_is_not(proxy: Proxy, redis: Redis) -> None:
+def test_reads_are_repeated_and_cancel_is_not(proxy: Proxy, redis: Redis) -> None:
     with Client(f"redis://127.0.0.1:{proxy.ports['redis']}/0") as client:
         accepted = client.send(task())
         for look in (lambda: client.show(accepted.id), lambda: client.list("scheduled"), client.find_dead):
@@ -172,4 +172,4 @@ def test_looking_is_repeated_and_cancelling_is_not(proxy: Proxy, redis: Redis) -
         proxy.cut("redis", 0, 0.0)
         with pytest.raises(Unavailable, match="Redis does not answer"):
             client.cancel(accepted.id)
-    assert scheduled(redis) == [], "it was cancelled, and whether it was is not known to the client"
+    assert scheduled(redis) == [], "it was cancelled, but the client cannot know that"

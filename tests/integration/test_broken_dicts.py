@@ -1,4 +1,4 @@
-"""Broken dicts through every door of a real gateway: each gets its answer, and the gateway goes on serving."""
+"""Invalid dicts through every entrance of a real gateway: each gets its answer, and the gateway continues."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ GOOD: dict[str, Any] = {
 SOCKET = {"type": "socket", "link": "127.0.0.1:1"}
 PIPE = {"type": "pipe", "link": "orders"}
 GRAPH = {"type": "__graph__"}
-GONE = object()  # in place of a value: its key is left out
+GONE = object()  # in place of a value: the key is left out
 
 
 def but(changes: dict[str, Any]) -> bytes:
-    """The good dict with other values at some paths, as JSON."""
+    """The valid dict with other values at some paths, as JSON."""
     value = json.loads(json.dumps(GOOD))
     for path, new in changes.items():
         *way, key = path.split(".")
@@ -46,40 +46,40 @@ def but(changes: dict[str, Any]) -> bytes:
 
 
 def link(new: str, kind: str = "http") -> bytes:
-    """A dict that is good but for its link."""
+    """A dict that is valid except for its link."""
     data = {"data": 1} if kind == "pipe" else {}
     return but({"address": {"type": kind, "link": new}, "settings.data": data})
 
 
 def data(new: Any) -> bytes:
-    """A dict that is good but for the data of its http task."""
+    """A dict that is valid except for the data of its http task."""
     return but({"settings.data": new})
 
 
 def pipe(new: Any) -> bytes:
-    """A dict that is good but for the data of its pipe task."""
+    """A dict that is valid except for the data of its pipe task."""
     return but({"address": PIPE, "settings.data": new})
 
 
 def header(name: str, value: Any) -> bytes:
-    """A dict that is good but for one header."""
+    """A dict that is valid except for one header."""
     return data({"headers": {name: value}})
 
 
 def at(instant: Any) -> bytes:
-    """A dict that is good but for its instant."""
+    """A dict that is valid except for its instant."""
     return but({"settings": {"at": instant}})
 
 
 def text(old: str, new: str | bytes) -> bytes:
-    """The JSON of the good dict with another text in place of one."""
+    """The JSON of the valid dict with one text replaced."""
     good = json.dumps(GOOD)
     assert good.count(old) == 1
     return good.encode().replace(old.encode(), new if isinstance(new, bytes) else new.encode())
 
 
 WHOLE = json.dumps(GOOD).encode()
-# By the field that the answer names: what it is, its bytes, the code, and a part of the message.
+# By the field that the answer names: a name, the bytes, the code, and a part of the message.
 BROKEN: dict[str, list[tuple[str, bytes, str, str]]] = {
     "": [
         ("nothing", b"", "invalid_json", "one JSON object is needed, got nothing"),
@@ -312,16 +312,16 @@ def store(redis_server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture(scope="module")
 def gateway(redis_server: RedisServer, store: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One gateway for all of this file: what one broken dict does to it, the next one meets."""
+    """One gateway for this file, so that the effect of one invalid dict on it reaches the next ones."""
     with Gateway(redis_server.url, tmp_path_factory.mktemp("gateway")) as running:
         yield running
         assert running.process.stop() == 0
         levels = {json.loads(line)["level"] for line in running.log.splitlines()}
-        assert levels == {"info"}, "nothing that a client sends is a fault of the gateway"
+        assert levels == {"info"}, "nothing that a client sends is an error of the gateway"
 
 
-def said_alone(gateway: Gateway, raw: bytes) -> list[Any]:
-    """What comes back when a client sends this, closes its side and reads to the end."""
+def answers_alone(gateway: Gateway, raw: bytes) -> list[Any]:
+    """The answers when a client sends this, closes its side and reads to the end."""
     with Connection(gateway.port) as connection:
         connection.send(raw)
         connection.end()
@@ -336,14 +336,14 @@ def posted(gateway: Gateway, raw: bytes, content_type: str = "application/json")
 
 
 def replied(store: Redis, name: str) -> Any:
-    """What was pushed to the key that an entry of the inbox named."""
+    """The answer that was pushed to the key that an inbox entry named."""
     answer: Any = until(lambda: store.lpop(f"reply:{name}"), 20, f"the answer to {name!r}")
     return json.loads(answer)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One broken dict and the answer that it is to get."""
+    """One invalid dict and the answer that it must get."""
 
     name: str
     raw: bytes
@@ -372,22 +372,22 @@ def assert_accepted(store: Redis, answer: Any) -> None:
     assert store.zscore(keys.SCHEDULE, answer["id"]) == pytest.approx(answer["due"], abs=1e-3)
 
 
-def test_the_table_is_large_and_each_row_its_own() -> None:
+def test_table_is_large_and_its_rows_are_unique() -> None:
     assert len(ROWS) >= 75
     assert len({row.name for row in ROWS}) == len({row.raw for row in ROWS}) == len(ROWS)
 
 
 @each
-def test_each_is_refused_on_a_connection_of_its_own(gateway: Gateway, row: Row) -> None:
-    found = said_alone(gateway, row.raw)
+def test_invalid_dict_is_refused_on_its_own_connection(gateway: Gateway, row: Row) -> None:
+    found = answers_alone(gateway, row.raw)
     if not row.raw:
-        assert found == [], "who says nothing gets no answer"
+        assert found == [], "empty input gets no answer"
         return
     (answer,) = found
     assert_answers(answer, row)
 
 
-def test_all_on_one_connection_are_answered_in_order_and_good_ones_between_them_accepted(
+def test_invalid_dicts_on_one_connection_are_refused_in_order_between_valid_ones(
     gateway: Gateway, store: Redis
 ) -> None:
     lines = [row for row in ROWS if row.raw and b"\n" not in row.raw]
@@ -406,13 +406,13 @@ def test_all_on_one_connection_are_answered_in_order_and_good_ones_between_them_
 
 
 @each
-def test_each_is_refused_over_http(gateway: Gateway, row: Row) -> None:
+def test_invalid_dict_is_refused_over_http(gateway: Gateway, row: Row) -> None:
     status, answer = posted(gateway, row.raw)
     assert status == (413 if row.code == "too_large" else 400)
     assert_answers(answer, row)
 
 
-def test_all_are_refused_in_the_inbox_and_kept_with_the_reason(gateway: Gateway, store: Redis) -> None:
+def test_invalid_inbox_entries_are_refused_and_kept_with_the_reason(gateway: Gateway, store: Redis) -> None:
     store.delete(keys.REFUSED)
     for row in ROWS:
         store.xadd(keys.INBOX, {"task": row.raw, "reply": f"reply:{row.name}"})
@@ -424,21 +424,21 @@ def test_all_are_refused_in_the_inbox_and_kept_with_the_reason(gateway: Gateway,
     kept = {fields[b"task"]: json.loads(fields[b"error"]) for _, fields in entries}
     assert set(kept) == {row.raw[: keys.REFUSED_BYTES] for row in ROWS}
     for row in ROWS:
-        if len(row.raw) <= keys.REFUSED_BYTES:  # of several long ones the beginnings may be the same
+        if len(row.raw) <= keys.REFUSED_BYTES:  # several long ones may begin with the same bytes
             assert_answers(kept[row.raw], row)
     assert store.xlen(keys.INBOX) == 0
 
 
-def test_an_entry_of_the_inbox_without_a_task_is_refused(gateway: Gateway, store: Redis) -> None:
+def test_inbox_entry_without_a_task_is_refused(gateway: Gateway, store: Redis) -> None:
     store.xadd(keys.INBOX, {"job": WHOLE, "reply": "reply:other"})
     answer = replied(store, "other")
     assert_refused(answer, "missing_field", "task", "needs the field task with the JSON of a dict")
 
 
-def test_a_broken_dict_in_an_array_costs_only_itself(gateway: Gateway, store: Redis) -> None:
+def test_invalid_dict_in_an_array_does_not_affect_the_others(gateway: Gateway, store: Redis) -> None:
     deep = WHOLE.replace(b"{}", b'{"json":' + b"[" * 70 + b"]" * 70 + b"}")
     for raw in (b"[%b,5,%b,{},%b]" % (WHOLE, deep, WHOLE), b"[\n%b,\n5,\n%b,{},\n%b\n]" % (WHOLE, deep, WHOLE)):
-        (found,) = said_alone(gateway, raw)
+        (found,) = answers_alone(gateway, raw)
         status, posted_found = posted(gateway, raw)
         assert status == 202
         for first, second, third, fourth, fifth in (found, posted_found):
@@ -458,8 +458,8 @@ def test_a_broken_dict_in_an_array_costs_only_itself(gateway: Gateway, store: Re
         (b"[" + b"1," * 10_000 + b"1]", "too_large", "an array holds at most 10000 dicts, got 10001"),
     ],
 )
-def test_a_broken_array_is_refused_as_one(gateway: Gateway, raw: bytes, code: str, words: str) -> None:
-    (answer,) = said_alone(gateway, raw)
+def test_invalid_array_is_refused_as_a_whole(gateway: Gateway, raw: bytes, code: str, words: str) -> None:
+    (answer,) = answers_alone(gateway, raw)
     assert_refused(answer, code, "", words)
     status, answer = posted(gateway, raw)
     assert status == (413 if code == "too_large" else 400)
@@ -469,14 +469,14 @@ def test_a_broken_array_is_refused_as_one(gateway: Gateway, raw: bytes, code: st
 @pytest.mark.parametrize(
     "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonlines", "application/xml"]
 )
-def test_http_takes_nothing_but_json(gateway: Gateway, content_type: str) -> None:
+def test_http_accepts_only_json(gateway: Gateway, content_type: str) -> None:
     status, answer = posted(gateway, WHOLE, content_type)
     assert status == 415
     assert_refused(answer, "wrong_protocol", "Content-Type", "Content-Type: application/json")
 
 
-def test_after_all_of_them_every_door_is_open(gateway: Gateway, store: Redis) -> None:
-    (answer,) = said_alone(gateway, WHOLE)
+def test_gateway_accepts_valid_tasks_after_all_invalid_ones(gateway: Gateway, store: Redis) -> None:
+    (answer,) = answers_alone(gateway, WHOLE)
     assert_accepted(store, answer)
     status, answer = posted(gateway, WHOLE)
     assert status == 202

@@ -1,4 +1,4 @@
-"""One connection that never waits: replies in order, forgotten scripts, errors, and a Redis that goes away."""
+"""One connection that never blocks: replies in order, forgotten scripts, errors, and a Redis that stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def channel(redis: Redis, redis_server: RedisServer) -> Iterator[Channel]:
 
 
 def read_all(channel: Channel) -> None:
-    """Reads, whenever the descriptor is readable, until no reply is owed."""
+    """Reads, whenever the descriptor is readable, until no reply is outstanding."""
     poll = select.poll()
     poll.register(channel.descriptor, select.POLLIN)
     while channel.waited():
@@ -54,7 +54,7 @@ def test_replies_are_bytes_of_any_size(channel: Channel) -> None:
     assert replies == [b"OK", big, None]
 
 
-def test_an_error_goes_to_the_command_that_caused_it(channel: Channel) -> None:
+def test_error_goes_to_the_command_that_caused_it(channel: Channel) -> None:
     replies: list[Any] = []
     channel.send(replies.append, "SET", "text", "x")
     channel.send(replies.append, "LPUSH", "text", "y")
@@ -64,7 +64,7 @@ def test_an_error_goes_to_the_command_that_caused_it(channel: Channel) -> None:
     assert [replies[0], replies[2]] == [b"OK", b"x"]
 
 
-def test_a_script_that_redis_has_forgotten_runs_all_the_same(channel: Channel, redis: Redis) -> None:
+def test_script_that_redis_has_forgotten_is_sent_again(channel: Channel, redis: Redis) -> None:
     redis.script_flush()
     replies: list[Any] = []
     channel.run(
@@ -77,7 +77,7 @@ def test_a_script_that_redis_has_forgotten_runs_all_the_same(channel: Channel, r
     assert redis.hget("h", "a") == b"1"
 
 
-def test_a_script_that_is_known_runs_by_its_hash(channel: Channel, redis: Redis) -> None:
+def test_known_script_runs_by_its_hash(channel: Channel, redis: Redis) -> None:
     redis.script_load(workers.HEARTBEAT.text)
     redis.config_resetstat()
     replies: list[Any] = []
@@ -87,7 +87,7 @@ def test_a_script_that_is_known_runs_by_its_hash(channel: Channel, redis: Redis)
     assert "cmdstat_eval" not in stats and stats["cmdstat_evalsha"]["calls"] == 1
 
 
-def test_a_script_that_fails_says_so(channel: Channel, redis: Redis) -> None:
+def test_failing_script_returns_its_error(channel: Channel, redis: Redis) -> None:
     replies: list[Any] = []
     redis.set(keys.WORKERS, "no sorted set")
     channel.run(replies.append, workers.heartbeat("token", "h", 60, {"a": 1}))
@@ -95,7 +95,7 @@ def test_a_script_that_fails_says_so(channel: Channel, redis: Redis) -> None:
     assert isinstance(replies[0], ResponseError)
 
 
-def test_a_blocked_command_holds_only_its_own_reply(channel: Channel, redis: Redis) -> None:
+def test_blocked_command_delays_only_its_own_reply(channel: Channel, redis: Redis) -> None:
     replies: list[Any] = []
     channel.send(replies.append, "ECHO", "before")
     channel.send(replies.append, "BLMOVE", "list", "list", "LEFT", "LEFT", 5)
@@ -109,7 +109,7 @@ def test_a_blocked_command_holds_only_its_own_reply(channel: Channel, redis: Red
     assert replies == [b"before", b"element"]
 
 
-def test_a_reply_may_send_the_next_command_and_close_the_channel(channel: Channel) -> None:
+def test_reply_callback_may_send_a_command_and_close_the_channel(channel: Channel) -> None:
     replies: list[Any] = []
 
     def second(reply: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_reply_may_send_the_next_command_and_close_the_channel(channel: Channe
     assert channel.descriptor == -1
 
 
-def test_a_redis_that_dies_is_told_and_the_channel_connects_anew(tmp_path: Path) -> None:
+def test_channel_reports_a_killed_redis_and_reconnects(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
         channel = Channel(connect(server.url))
@@ -141,7 +141,7 @@ def test_a_redis_that_dies_is_told_and_the_channel_connects_anew(tmp_path: Path)
             channel.connect()
         server.start()
         channel.connect()
-        assert channel.waited() == 0, "what was under way is forgotten"
+        assert channel.waited() == 0, "outstanding commands are forgotten"
         channel.send(replies.append, "ECHO", "again")
         read_all(channel)
         assert replies == [b"again"]
@@ -150,7 +150,7 @@ def test_a_redis_that_dies_is_told_and_the_channel_connects_anew(tmp_path: Path)
         server.kill()
 
 
-def test_no_redis_at_all_is_an_error_at_once() -> None:
+def test_connect_without_redis_fails_at_once() -> None:
     channel = Channel(connect(f"redis://127.0.0.1:{free_port()}/0"))
     with pytest.raises(RedisConnectionError):
         channel.connect()
@@ -158,7 +158,7 @@ def test_no_redis_at_all_is_an_error_at_once() -> None:
     channel.close()
 
 
-def test_it_logs_in_with_the_password_of_the_address(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_channel_logs_in_with_the_password_of_the_address(tmp_path: Path, redis_server: RedisServer) -> None:
     redis = redis_server.client()
     redis.acl_setuser("reader", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
     try:

@@ -1,4 +1,4 @@
-"""Ids that clients choose, of any printable ASCII: through every door, to the receiver, and in RQ's own tools."""
+"""Ids that clients choose, of any printable ASCII: through every entrance, at the receiver, and in RQ's own tools."""
 
 from __future__ import annotations
 
@@ -72,41 +72,41 @@ def now(task_id: str, url: str, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task_id", PLAIN)
-def test_a_plain_id_is_stored_as_it_is(task_id: str) -> None:
+def test_plain_id_is_stored_unchanged(task_id: str) -> None:
     assert stored_id(task_id) == task_id == client_id(task_id)
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=200))
-def test_the_stored_form_is_legal_for_rq_and_leads_back(task_id: str) -> None:
+def test_stored_form_is_valid_for_rq_and_can_be_decoded(task_id: str) -> None:
     validate_job_id(stored_id(task_id))
     assert client_id(stored_id(task_id)) == task_id
 
 
 @pytest.mark.parametrize("task_id", OTHERS)
-def test_no_two_ids_have_one_stored_form(task_id: str) -> None:
+def test_stored_forms_are_unique(task_id: str) -> None:
     assert re.fullmatch(r"0__[A-Za-z0-9_-]+", stored_id(task_id))
     assert stored_id(stored_id(task_id)) != stored_id(task_id)
     assert client_id(stored_id(task_id)) == task_id
 
 
-def test_what_nobody_could_have_submitted_has_a_stored_form_too() -> None:
+def test_id_that_no_client_could_submit_has_a_stored_form() -> None:
     """For ids that people type into a command or a path."""
     for text in ("caf\u00e9", "a b", "", "\ud800"):
         validate_job_id(stored_id(text) or "x")
     assert client_id(stored_id("caf\u00e9")) == "caf\u00e9"
 
 
-def test_ids_that_qtask_makes_are_never_in_the_escaped_form() -> None:
+def test_generated_ids_are_never_in_the_escaped_form() -> None:
     for year in range(2020, 2110):
         source = IdSource(NODE_LIMIT - 1, lambda year=year: int((year - 1970) * 31_556_952 * 1e9))  # type: ignore[misc]
         assert not source.next().startswith("0__")
 
 
-# --- through every door ------------------------------------------------------------------------------------------
+# --- through every entrance --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task_id", OTHERS)
-def test_every_way_in_answers_with_the_clients_id(live: Live, gateway: Gateway, task_id: str) -> None:
+def test_every_entrance_answers_with_the_id_of_the_client(live: Live, gateway: Gateway, task_id: str) -> None:
     with Connection(gateway.port) as connection:
         first = connection.ask(one(task_id))
     assert first == {"ok": True, "id": task_id, "due": LATER}
@@ -131,8 +131,8 @@ def test_every_way_in_answers_with_the_clients_id(live: Live, gateway: Gateway, 
     tasks.cancel(live.redis, task_id)
 
 
-@pytest.mark.parametrize("task_id", [one for one in OTHERS if one != ".."])  # which clients take for a folder
-def test_a_path_names_it_percent_encoded(live: Live, gateway: Gateway, task_id: str) -> None:
+@pytest.mark.parametrize("task_id", [one for one in OTHERS if one != ".."])  # HTTP clients take `..` for a folder
+def test_id_in_a_path_is_percent_encoded(live: Live, gateway: Gateway, task_id: str) -> None:
     url = f"http://127.0.0.1:{gateway.http_port}/tasks/{quote(task_id, safe='')}"
     with live.client() as client:
         client.send(one(task_id))
@@ -147,7 +147,7 @@ def test_a_path_names_it_percent_encoded(live: Live, gateway: Gateway, task_id: 
     assert requests.get(url, timeout=10).status_code == 404
 
 
-def test_the_commands_take_and_show_it(live: Live) -> None:
+def test_commands_accept_and_show_the_id(live: Live) -> None:
     ids = ["order:7", "a/b?c#d%41", "..", '"q"', "[bold]"]
     where = ("--redis", live.server.url, "--queue", "commands")
     with live.client("commands") as client:
@@ -164,7 +164,7 @@ def test_the_commands_take_and_show_it(live: Live) -> None:
 # --- to the receiver ---------------------------------------------------------------------------------------------
 
 
-def test_the_receiver_sees_the_clients_id_whoever_delivers(live: Live, queue: str) -> None:
+def test_receiver_gets_the_id_of_the_client_at_every_attempt(live: Live, queue: str) -> None:
     def once_broken(exchange: Exchange) -> None:
         exchange.answer(500 if exchange.request.header("QTask-Attempt") == "1" else 200)
 
@@ -182,10 +182,10 @@ def test_the_receiver_sees_the_clients_id_whoever_delivers(live: Live, queue: st
         for task_id in ids:
             assert client.send(now(task_id, receiver.url)).duplicate
             assert client.forget(task_id) == "delivered"
-            assert client.send(now(task_id, receiver.url)).duplicate, "forgotten, and still remembered"
+            assert client.send(now(task_id, receiver.url)).duplicate, "the id of a forgotten task is still remembered"
 
 
-def test_a_dead_one_is_found_retried_and_removed(live: Live, queue: str) -> None:
+def test_dead_letter_is_found_retried_and_removed_by_its_id(live: Live, queue: str) -> None:
     with Receiver(lambda exchange: exchange.answer(404)) as receiver:
         live.start("worker", queue=queue)
         ids = [f"dead{task_id}"[:200] for task_id in OTHERS]
@@ -196,11 +196,11 @@ def test_a_dead_one_is_found_retried_and_removed(live: Live, queue: str) -> None
             assert sorted(client.retry(ids)) == sorted(ids)
             until(lambda: len(receiver.ids) == 2 * len(ids) and len(client.find_dead()) == len(ids))
             assert sorted(client.remove(ids)) == sorted(ids)
-            assert not client.send(one(ids[0])).duplicate, "the id of a dead task that was removed is free"
+            assert not client.send(one(ids[0])).duplicate, "the id of a removed dead letter is free"
             client.cancel(ids[0])
 
 
-def test_a_graph_is_fetched_by_it(live: Live, gateway: Gateway, queue: str) -> None:
+def test_graph_is_fetched_by_its_id(live: Live, gateway: Gateway, queue: str) -> None:
     live.start("worker", queue=queue)
     task_id = "graph/of:today"
     live.send(queue, {"title": "g", "address": {"type": "__graph__"}, "settings": {"time": 0, "id": task_id}})
@@ -216,7 +216,7 @@ def test_a_graph_is_fetched_by_it(live: Live, gateway: Gateway, queue: str) -> N
 JSON = ("-S", "rq.serializers.JSONSerializer")
 
 
-def test_a_stock_worker_delivers_it(live: Live, queue: str) -> None:
+def test_stock_worker_delivers_a_task_with_a_chosen_id(live: Live, queue: str) -> None:
     ids = [f"stock{task_id}"[:200] for task_id in OTHERS[:6]]
     with Receiver() as receiver:
         live.send(queue, *(now(task_id, receiver.url) for task_id in ids))
@@ -227,7 +227,7 @@ def test_a_stock_worker_delivers_it(live: Live, queue: str) -> None:
     assert audit(live.redis).balances
 
 
-def test_rqs_registries_info_and_requeue_know_it(live: Live, queue: str) -> None:
+def test_rq_registries_info_and_requeue_handle_a_chosen_id(live: Live, queue: str) -> None:
     gate = Gate()
     with Receiver(gate) as receiver:
         live.start("worker", queue=queue, concurrency=1)
@@ -247,7 +247,7 @@ def test_rqs_registries_info_and_requeue_know_it(live: Live, queue: str) -> None
         until(lambda: len(tasks.show(live.redis, "dead:1").outcomes) == 2)
 
 
-def test_rqscheduler_and_rq_dashboard_know_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_rqscheduler_and_rq_dashboard_handle_a_chosen_id(tmp_path_factory: pytest.TempPathFactory) -> None:
     with Live(tmp_path_factory.mktemp("ids")) as live, Receiver() as receiver:
         live.send("qtask", now("order:7", receiver.url), now("a/b?c#d%41", receiver.url))
         where = ("-H", "127.0.0.1", "-p", str(live.server.port))
@@ -272,7 +272,7 @@ def test_rqscheduler_and_rq_dashboard_know_it(tmp_path_factory: pytest.TempPathF
         assert sorted(receiver.ids) == ["a/b?c#d%41", "order:7"]
 
 
-def test_jobs_of_qtasks_scheduler_class_bear_the_stored_id(redis: Redis) -> None:
+def test_jobs_of_the_scheduler_class_have_the_stored_id(redis: Redis) -> None:
     (job,) = Scheduler("qtask", redis).enqueue_many([(LATER, one("order:7"))])
     assert job.id == "0__order_3A7"
     assert TaskJob.fetch(job.id, connection=redis).args[0]["settings"]["id"] == "order:7"

@@ -1,4 +1,4 @@
-"""The Python client over a gateway's socket and straight into Redis, on real ones."""
+"""The Python client over the socket of a gateway and directly on Redis, with real ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ok(answer: Any) -> Accepted:
 # --- sending ------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_is_accepted_when_redis_holds_it(client: Client, redis: Redis) -> None:
+def test_task_is_in_redis_when_it_is_accepted(client: Client, redis: Redis) -> None:
     before = time.time()
     accepted = client.send(task("one", delay=90.25))
     assert stored(redis, accepted.id) == task("one", delay=90.25)
@@ -56,7 +56,7 @@ def test_a_task_is_accepted_when_redis_holds_it(client: Client, redis: Redis) ->
     assert ok(client.send(read_task(msgspec.json.encode(task("two"))))).id != accepted.id
 
 
-def test_a_task_that_is_refused_raises_and_the_client_goes_on(client: Client, redis: Redis) -> None:
+def test_refused_task_raises_and_the_client_continues(client: Client, redis: Redis) -> None:
     with pytest.raises(Refused, match="delay in seconds") as refused:
         client.send(task(delay=-1))
     assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.time")
@@ -66,7 +66,7 @@ def test_a_task_that_is_refused_raises_and_the_client_goes_on(client: Client, re
 @pytest.mark.parametrize(
     "wrong", [None, 7, "text", [], [task(), task()], {"title": object()}, {"title": float("nan")}, {1: 2}, {}]
 )
-def test_what_is_no_task_is_refused(client: Client, redis: Redis, wrong: Any) -> None:
+def test_value_that_is_not_a_task_is_refused(client: Client, redis: Redis, wrong: Any) -> None:
     with pytest.raises(Refused):
         client.send(wrong)
     answers = client.send_many([task("a"), wrong, task("b")])
@@ -74,7 +74,7 @@ def test_what_is_no_task_is_refused(client: Client, redis: Redis, wrong: Any) ->
     assert sorted(title_of_id(redis, scheduled(redis)).values()) == ["a", "b"]
 
 
-def test_many_are_answered_in_order_with_the_refused_among_them(client: Client, redis: Redis) -> None:
+def test_batch_is_answered_in_order_including_refusals(client: Client, redis: Redis) -> None:
     texts = [{"title": object()} if n % 10 == 4 else task(str(n), delay=-1 if n % 10 == 7 else 60) for n in range(100)]
     answers = client.send_many(texts)
     assert [isinstance(answer, Refused) for answer in answers] == [n % 10 in (4, 7) for n in range(100)]
@@ -86,13 +86,13 @@ def test_many_are_answered_in_order_with_the_refused_among_them(client: Client, 
     assert client.send_many([]) == []
 
 
-def test_five_thousand_are_pipelined_in_order(client: Client, redis: Redis) -> None:
+def test_five_thousand_tasks_are_pipelined_in_order(client: Client, redis: Redis) -> None:
     answers = client.send_many(task(str(n)) for n in range(5_000))
     title_of = title_of_id(redis, [ok(answer).id for answer in answers])
     assert [title_of[ok(answer).id] for answer in answers] == [str(n) for n in range(5_000)]
 
 
-def test_large_tasks_pass(client: Client, redis: Redis) -> None:
+def test_large_tasks_are_accepted(client: Client, redis: Redis) -> None:
     answers = client.send_many(task(str(n), text="x" * 1_000_000) for n in range(8))
     assert [stored(redis, ok(answer).id)["title"] for answer in answers] == [str(n) for n in range(8)]
     with pytest.raises(Refused) as refused:
@@ -101,7 +101,7 @@ def test_large_tasks_pass(client: Client, redis: Redis) -> None:
     assert ok(client.send(task()))
 
 
-def test_answers_come_while_tasks_are_still_made(client: Client, redis: Redis) -> None:
+def test_answers_arrive_while_tasks_are_still_produced(client: Client, redis: Redis) -> None:
     made: list[int] = []
 
     def endless() -> Iterator[dict[str, Any]]:
@@ -118,7 +118,7 @@ def test_answers_come_while_tasks_are_still_made(client: Client, redis: Redis) -
         assert stored(redis, ok(next(answers)).id)["title"] == str(n)
 
 
-def test_a_task_does_not_wait_for_others_that_come_slowly(client: Client, redis: Redis) -> None:
+def test_task_does_not_wait_for_slowly_produced_ones(client: Client, redis: Redis) -> None:
     def slow() -> Iterator[dict[str, Any]]:
         for n in range(3):
             yield task(str(n))
@@ -128,7 +128,7 @@ def test_a_task_does_not_wait_for_others_that_come_slowly(client: Client, redis:
     assert len(client.send_many(slow())) == 3
 
 
-def test_a_caller_that_takes_its_time_loses_nothing(url: str, redis: Redis) -> None:
+def test_slow_consumer_of_answers_loses_nothing(url: str, redis: Redis) -> None:
     with Client(url, timeout=0.3) as client:
         answers = client.send_iter(task(str(n)) for n in range(1_000))
         for n in range(1_000):
@@ -146,14 +146,14 @@ def test_calls_may_be_nested(client: Client, redis: Redis) -> None:
         assert stored(redis, ok(outer).id)["title"] == f"outer {n}"
 
 
-def test_an_abandoned_call_does_not_disturb_the_next(client: Client, redis: Redis) -> None:
+def test_abandoned_call_does_not_affect_the_next(client: Client, redis: Redis) -> None:
     for _ in client.send_iter(task("abandoned") for _ in range(1_000)):
         break
     for n in range(3):
         assert stored(redis, client.send(task(str(n))).id)["title"] == str(n)
 
 
-def test_a_generator_that_fails_is_heard_and_the_client_goes_on(client: Client, redis: Redis) -> None:
+def test_exception_of_a_generator_is_raised_and_the_client_continues(client: Client, redis: Redis) -> None:
     def failing() -> Iterator[dict[str, Any]]:
         yield task()
         raise ZeroDivisionError
@@ -163,7 +163,7 @@ def test_a_generator_that_fails_is_heard_and_the_client_goes_on(client: Client, 
     assert stored(redis, client.send(task("after")).id)["title"] == "after"
 
 
-def test_a_closed_client_opens_again(client: Client, redis: Redis) -> None:
+def test_closed_client_opens_again(client: Client, redis: Redis) -> None:
     client.close()
     assert ok(client.send(task()))
     client.close()
@@ -175,7 +175,7 @@ def test_a_closed_client_opens_again(client: Client, redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("name", SHORTHANDS)
-def test_a_shorthand_makes_its_dict(client: Client, redis: Redis, name: str) -> None:
+def test_shorthand_makes_its_dict(client: Client, redis: Redis, name: str) -> None:
     submit, expected = SHORTHANDS[name]
     assert stored(redis, submit(client).id) == expected
 
@@ -186,15 +186,15 @@ def test_without_an_instant_a_task_is_due_at_once(client: Client, redis: Redis) 
     assert 0 <= accepted.due - (seconds + microseconds / 1e6) < 5
 
 
-def test_an_instant_may_have_any_zone(client: Client, redis: Redis) -> None:
+def test_instant_may_have_any_zone(client: Client, redis: Redis) -> None:
     instant = datetime.now(UTC) + timedelta(days=1, microseconds=123_456)
     for at in (instant, instant.astimezone(timezone(timedelta(hours=-9, minutes=-30))), instant.timestamp()):
         assert client.pipe("p", 1, at=at).due == pytest.approx(instant.timestamp(), abs=1e-6)
 
 
-def test_what_is_not_clear_about_the_instant_is_refused(client: Client, redis: Redis) -> None:
+def test_ambiguous_instant_is_refused(client: Client, redis: Redis) -> None:
     with pytest.raises(Refused, match="zone"):
-        client.http(HTTP, at=datetime(2099, 1, 1))  # that is what is wrong with it
+        client.http(HTTP, at=datetime(2099, 1, 1))  # without a zone, which is the error
     with pytest.raises(Refused, match="not both"):
         client.socket("127.0.0.1:9", 1, delay=0, at=datetime.now(UTC))
     with pytest.raises(Refused, match="delay in seconds"):
@@ -205,7 +205,7 @@ def test_what_is_not_clear_about_the_instant_is_refused(client: Client, redis: R
 # --- addresses ----------------------------------------------------------------------------------------------------
 
 
-def test_the_address_may_come_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_is_read_from_the_environment(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_URL", url)
     with Client() as client:
         assert client.url == url
@@ -223,20 +223,20 @@ WRONG_ADDRESSES = [
 
 
 @pytest.mark.parametrize("wrong", WRONG_ADDRESSES)
-def test_a_wrong_address_is_told_at_once(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_address_is_refused_at_once(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_URL", "nonsense")
     with pytest.raises(ConfigError, match="is no address"):
         Client(wrong)
 
 
-def test_tasks_go_to_the_queue_that_is_named(redis_server: RedisServer, redis: Redis) -> None:
+def test_tasks_go_to_the_named_queue(redis_server: RedisServer, redis: Redis) -> None:
     with Client(redis_server.url, queue="other") as client:
         accepted = client.send(task())
         assert redis.hget(keys.job(accepted.id), "origin") == b"other"
         assert client.show(accepted.id).queue == "other"
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServer, redis: Redis) -> None:
@@ -255,7 +255,7 @@ def test_over_redis_tasks_are_shown_listed_and_cancelled(redis_server: RedisServ
 
 
 @pytest.mark.parametrize("url", ["http", "redis"], indirect=True)
-def test_a_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob, redis: Redis) -> None:
+def test_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob, redis: Redis) -> None:
     given = task("b", delay=200)
     accepted = client.send(given)
     shown = client.show(accepted.id)
@@ -273,7 +273,7 @@ def test_a_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob
         client.cancel(live_job("started"))
 
 
-def test_a_way_that_does_not_offer_something_says_what_does(gateway: Gateway) -> None:
+def test_unsupported_call_names_an_address_that_supports_it(gateway: Gateway) -> None:
     with Client(gateway.url) as by_socket, Client(gateway.http_url) as by_http:
         for by_id in (by_socket.show, by_socket.cancel, by_socket.forget, by_socket.retry, by_socket.remove):
             with pytest.raises(QTaskError, match=r"such as http://127.0.0.1:5124\) or a redis:// address"):
@@ -286,7 +286,7 @@ def test_a_way_that_does_not_offer_something_says_what_does(gateway: Gateway) ->
 
 @pytest.fixture
 def live_job(redis: Redis) -> LiveJob:
-    """Makes tasks in a state by RQ's status, as they would be after a delivery or in the middle of one."""
+    """Makes tasks in a given RQ status, as they would be after or during a delivery."""
 
     def make(status: str) -> str:
         task_id = f"{status}-1"
@@ -299,7 +299,7 @@ def live_job(redis: Redis) -> LiveJob:
     return make
 
 
-# --- when nobody answers ------------------------------------------------------------------------------------------
+# --- no gateway or Redis ------------------------------------------------------------------------------------------
 
 
 def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
@@ -322,10 +322,10 @@ def test_without_a_gateway_or_redis_it_is_unavailable() -> None:
         ):
             with pytest.raises(Unavailable, match="Redis does not answer"):
                 asked()
-        assert isinstance(client.send_many([{"title": 1}])[0], Refused), "what is not sound needs no Redis"
+        assert isinstance(client.send_many([{"title": 1}])[0], Refused), "invalid tasks need no Redis"
 
 
-def test_a_connection_that_is_lost_in_the_middle_says_what_is_not_known() -> None:
+def test_lost_connection_reports_tasks_with_unknown_state() -> None:
     with answering(answer_line(0), answer_line(1), None) as url, Client(url) as client:
         with pytest.raises(
             Unavailable, match="whether the 3 tasks without an answer were accepted is not known"
@@ -336,12 +336,10 @@ def test_a_connection_that_is_lost_in_the_middle_says_what_is_not_known() -> Non
         assert [ok(next(answers)).id for _ in range(2)] == ["id-0", "id-1"]
         with pytest.raises(Unavailable, match="whether the task without an answer was accepted is not known"):
             next(answers)
-        assert client.send(task()).id == "id-0", "the next call opens a connection of its own"
+        assert client.send(task()).id == "id-0", "the next call opens a new connection"
 
 
-def test_a_gateway_that_is_killed_in_the_middle_is_heard_of(
-    redis_server: RedisServer, redis: Redis, tmp_path: Path
-) -> None:
+def test_killed_gateway_is_reported(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
     with Gateway(redis_server.url, tmp_path) as doomed, Client(doomed.url) as client:
         answers = client.send_iter(task(str(n)) for n in range(100_000))
         ids = [ok(next(answers)).id for _ in range(1_000)]
@@ -353,19 +351,19 @@ def test_a_gateway_that_is_killed_in_the_middle_is_heard_of(
             client.send(task())
 
 
-def test_a_gateway_that_says_nothing_is_given_up() -> None:
+def test_silent_gateway_causes_a_timeout() -> None:
     silence = r"nothing came within 0\.2 s; whether the task without an answer was"
     with answering() as url, Client(url, timeout=0.2) as client, pytest.raises(Unavailable, match=silence):
         client.send(task())
 
 
-def test_another_service_is_recognised() -> None:
+def test_other_service_is_recognised() -> None:
     for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "unasked")):
         with answering(said) as url, Client(url) as client, pytest.raises(Unavailable, match=words):
             client.send_many([task()])
 
 
-def test_a_redis_that_the_gateway_cannot_reach_is_unavailable(tmp_path: Path) -> None:
+def test_gateway_without_redis_is_unavailable(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.kill()
     with Gateway(server.url, tmp_path) as gateway, Client(gateway.url) as client:
@@ -380,7 +378,7 @@ def test_a_redis_that_the_gateway_cannot_reach_is_unavailable(tmp_path: Path) ->
             server.kill()
 
 
-def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> None:
+def test_restarted_redis_is_used_again(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
         with Client(server.url) as client:
@@ -395,16 +393,18 @@ def test_a_redis_that_is_killed_and_comes_back_is_used_again(tmp_path: Path) -> 
         server.kill()
 
 
-def test_a_gateway_that_closed_an_idle_connection_is_connected_to_again(
+def test_client_reconnects_after_the_gateway_closed_an_idle_connection(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
     with Gateway(redis_server.url, tmp_path, IDLE_SECONDS=0.1) as gateway, Client(gateway.url) as client:
         for n in range(2):
             assert stored(redis, client.send(task(str(n))).id)["title"] == str(n)
-            time.sleep(0.3)  # the gateway says `idle` and hangs up
+            time.sleep(0.3)  # the gateway sends `idle` and closes
 
 
-def test_a_gateway_without_room_is_unavailable(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
+def test_gateway_at_its_connection_limit_is_unavailable(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
     with Gateway(redis_server.url, tmp_path, MAX_CONNECTIONS=1) as gateway, Client(gateway.url) as first:
         assert ok(first.send(task()))
         with Client(gateway.url) as second:
@@ -421,7 +421,7 @@ def test_a_gateway_without_room_is_unavailable(redis_server: RedisServer, redis:
             until(accepted)
 
 
-def test_a_client_of_a_gateway_does_without_redis_and_rq(gateway: Gateway, redis: Redis) -> None:
+def test_socket_client_does_not_import_redis_or_rq(gateway: Gateway, redis: Redis) -> None:
     program = (
         "import sys, qtask\n"
         f"with qtask.Client({gateway.url!r}) as client: client.http('http://127.0.0.1:9/', delay={HOUR})\n"
@@ -432,7 +432,7 @@ def test_a_client_of_a_gateway_does_without_redis_and_rq(gateway: Gateway, redis
     assert len(scheduled(redis)) == 1
 
 
-def test_a_second_task_of_an_id_is_answered_with_the_first(client: Client) -> None:
+def test_second_task_with_an_id_is_answered_with_the_first(client: Client) -> None:
     first = client.http("http://127.0.0.1:9/hook", delay=60, id="order-7")
     again = client.http("http://127.0.0.1:9/hook", delay=90, id="order-7")
     assert (first.id, first.duplicate) == ("order-7", False)
@@ -440,7 +440,7 @@ def test_a_second_task_of_an_id_is_answered_with_the_first(client: Client) -> No
     assert client.http("http://127.0.0.1:9/hook", delay=60, id="order-8").duplicate is False
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- names of arguments -------------------------------------------------------------------------------------------
 
 WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "http": (lambda client: client.http(HTTP, dealy=3600), r"http\(\) got .* 'dealy'; did you mean 'delay'\?"),
@@ -468,19 +468,19 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", WRONG_WORDS)
-def test_a_word_that_is_not_known_is_refused_with_the_nearest(kind: type[Any], name: str) -> None:
+def test_unknown_argument_is_refused_with_the_nearest_name(kind: type[Any], name: str) -> None:
     call, message = WRONG_WORDS[name]
     client = kind(f"socket://127.0.0.1:{free_port()}")
     with pytest.raises(TypeError, match=message):
         call(client)
 
 
-def test_every_method_is_tried_with_a_wrong_word() -> None:
+def test_every_method_is_tested_with_an_unknown_argument() -> None:
     methods = {name for name, _ in inspect.getmembers(Client, callable) if not name.startswith("_")}
     assert methods - {"close"} <= {name.partition(",")[0] for name in WRONG_WORDS}
 
 
-def test_the_package_lists_its_names() -> None:
+def test_package_lists_its_names() -> None:
     assert set(qtask.__all__) <= set(dir(qtask))
     assert "__version__" in dir(qtask)
 
@@ -488,7 +488,7 @@ def test_the_package_lists_its_names() -> None:
 # --- addresses of HTTP --------------------------------------------------------------------------------------------
 
 
-def test_an_http_address_may_have_a_path_and_shows_no_password(redis_server: RedisServer, redis: Redis) -> None:
+def test_http_address_may_have_a_path_and_its_password_is_hidden(redis_server: RedisServer, redis: Redis) -> None:
     def behave(exchange: Exchange) -> None:
         asked.append((exchange.request.target, exchange.request.header("Authorization")))
         exchange.answer(202, b'{"ok":true,"id":"a","due":1.5}', {"Content-Type": "application/json"})
@@ -508,7 +508,7 @@ def test_an_http_address_may_have_a_path_and_shows_no_password(redis_server: Red
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"hello":1}'])
-def test_another_service_on_the_http_port_is_recognised(body: bytes) -> None:
+def test_other_service_on_the_http_port_is_recognised(body: bytes) -> None:
     with Receiver(lambda exchange: exchange.answer(200, body)) as receiver, Client(receiver.url) as client:
         for call in (lambda: client.send(task()), lambda: client.show("x"), lambda: client.cancel("x")):
             with pytest.raises(Unavailable, match="another service"):
@@ -522,14 +522,14 @@ def hang_up(exchange: Exchange) -> None:
 @pytest.mark.parametrize(
     ("behave", "why"), [(hang_up, "Remote end closed"), (lambda exchange: None, r"nothing came within 0\.5 s; ")]
 )
-def test_an_answer_over_http_that_is_lost_says_what_is_not_known(behave: Callable[[Exchange], None], why: str) -> None:
+def test_lost_http_answer_reports_tasks_with_unknown_state(behave: Callable[[Exchange], None], why: str) -> None:
     not_known = "whether the 2 tasks without an answer were accepted is not known"
     receiver = Receiver(behave)
     with receiver, Client(receiver.url, timeout=0.5) as client, pytest.raises(Unavailable, match=f"{why}.*{not_known}"):
         client.send_many([task(), {"title": object()}, task()])
 
 
-def test_a_client_over_http_does_without_redis(gateway: Gateway, redis: Redis) -> None:
+def test_http_client_does_not_import_redis(gateway: Gateway, redis: Redis) -> None:
     program = (
         "import sys, qtask\n"
         f"with qtask.Client({gateway.http_url!r}) as client:\n"

@@ -1,4 +1,4 @@
-"""A host whose clock is an hour wrong, and is set while it runs: nothing is early, late, lost or doubled for that."""
+"""A host whose clock is an hour wrong and changes at run time: nothing is early, late, lost or duplicated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _numbers = count()
 
 
 class Arrivals:
-    """A receiver's behaviour, which notes by the right clock when each id came."""
+    """Behaviour of a receiver that notes, by the right clock, when each id arrived."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -56,7 +56,7 @@ class Arrivals:
 
 
 class System:
-    """QTask whose processes have clocks of their own. Redis's is right, and the receiver's.
+    """QTask whose processes have their own clocks. The clocks of Redis and of the receiver are right.
 
     Attributes:
         clocks: by the name of the process, the seconds by which it is wrong.
@@ -73,7 +73,7 @@ class System:
         live.start("worker", self.clocks["worker"].environment)
 
     def task(self, **settings: Any) -> dict[str, Any]:
-        """It expires half an hour after it is due, so that an hour in between would be noticed."""
+        """Expires half an hour after it is due, so that an error of an hour would be noticed."""
         address = {"type": "http", "link": f"{self.receiver.url}{next(_numbers)}"}
         return {"title": "t", "address": address, "settings": {"expires": HOUR / 2, **settings}}
 
@@ -83,7 +83,7 @@ class System:
             return [(answer["id"], answer["due"]) for answer in connection.ask(dicts)]
 
     def check(self, submit: Submit, clock: Preload, first: int, second: int) -> None:
-        """A clock that is wrong by `first` seconds is set, while tasks wait, so that it is wrong by `second`."""
+        """A clock that is wrong by `first` seconds changes, while tasks wait, to be wrong by `second`."""
         clock.number = first
         before = time.time()
         at = round(before + 0.75, 6)
@@ -111,9 +111,9 @@ class System:
         in_order = sorted(records, key=lambda record: record.due)
         assert in_order == sorted(records, key=lambda record: record.outcomes[0].started)
         ids = [task_id for task_id, _ in accepted]
-        assert ids == sorted(set(ids)), "ids in the order of acceptance, none twice"
+        assert ids == sorted(set(ids)), "ids are unique and in the order of acceptance"
         made = [instant_of(task_id) or 0.0 for task_id in ids]
-        assert before - 1 <= made[0] and made[-1] <= ended, "and they tell when that was"
+        assert before - 1 <= made[0] and made[-1] <= ended, "and ids hold the time of acceptance"
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,8 @@ def _set_right(system: System) -> Iterator[None]:
         clock.number = 0
 
 
-def test_the_shifted_clock_is_the_one_of_the_wall_alone(tmp_path: Path) -> None:
-    """The other tests show something only because of this one."""
+def test_shifted_clock_changes_wall_time_only(tmp_path: Path) -> None:
+    """The other tests depend on this."""
     clock = Preload("clock_shift", "CLOCK_SHIFT", tmp_path)
     code = "import time, datetime; print(time.time(), datetime.datetime.now().timestamp(), time.monotonic())"
     for shift in (HOUR, -HOUR):
@@ -158,24 +158,24 @@ def test_the_shifted_clock_is_the_one_of_the_wall_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), STEPS)
-def test_what_a_gateway_with_a_wrong_clock_accepts_is_punctual(system: System, first: int, second: int) -> None:
+def test_tasks_accepted_by_a_gateway_with_a_wrong_clock_are_punctual(system: System, first: int, second: int) -> None:
     system.check(system.over_the_socket, system.clocks["gateway"], first, second)
 
 
 @pytest.mark.parametrize(("first", "second"), STEPS)
-def test_what_a_scheduler_with_a_wrong_clock_releases_is_punctual(system: System, first: int, second: int) -> None:
+def test_tasks_released_by_a_scheduler_with_a_wrong_clock_are_punctual(system: System, first: int, second: int) -> None:
     system.check(system.over_the_socket, system.clocks["scheduler"], first, second)
 
 
 @pytest.mark.parametrize(("first", "second"), STEPS)
-def test_what_a_worker_with_a_wrong_clock_delivers_is_punctual_and_its_figures_are_right(
+def test_tasks_delivered_by_a_worker_with_a_wrong_clock_are_punctual_with_correct_statistics(
     system: System, first: int, second: int
 ) -> None:
     system.check(system.over_the_socket, system.clocks["worker"], first, second)
 
 
 @pytest.mark.parametrize("shift", [HOUR, -HOUR])
-def test_a_worker_reads_the_date_of_retry_after_by_the_right_clock(system: System, shift: int) -> None:
+def test_retry_after_date_is_read_by_the_clock_of_redis(system: System, shift: int) -> None:
     system.clocks["worker"].number = shift
     task = {**system.task(time=0), "address": {"type": "http", "link": system.receiver.url + "later"}}
     ((task_id, _),) = system.over_the_socket([task])
@@ -204,7 +204,7 @@ with Client(sys.argv[1]) as client:
 
 @pytest.fixture(scope="module")
 def ask_client(system: System) -> Iterator[Callable[[Any], Any]]:
-    """A program that submits straight into Redis: tasks in a list by `Client`, a single one by `enqueue_in`."""
+    """A program that submits directly to Redis: a list of tasks by `Client`, a single one by `enqueue_in`."""
     process = subprocess.Popen(
         [sys.executable, "-c", _CLIENT, system.live.url],
         env={**os.environ, **system.clocks["client"].environment},
@@ -221,14 +221,14 @@ def ask_client(system: System) -> Iterator[Callable[[Any], Any]]:
         return json.loads(out_of.readline())
 
     with into, out_of:
-        assert ask([]) == []  # it has begun
+        assert ask([]) == []  # it has started
         yield ask
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize(("first", "second"), STEPS)
-def test_what_a_client_with_a_wrong_clock_submits_is_punctual(
+def test_tasks_submitted_by_a_client_with_a_wrong_clock_are_punctual(
     system: System, ask_client: Callable[[Any], Any], first: int, second: int
 ) -> None:
     def submit(dicts: list[dict[str, Any]]) -> Accepted:
@@ -238,9 +238,7 @@ def test_what_a_client_with_a_wrong_clock_submits_is_punctual(
 
 
 @pytest.mark.parametrize("shift", [HOUR, -HOUR])
-def test_a_delay_in_rq_schedulers_words_counts_by_redis_clock(
-    system: System, ask_client: Callable[[Any], Any], shift: int
-) -> None:
+def test_enqueue_in_counts_by_the_clock_of_redis(system: System, ask_client: Callable[[Any], Any], shift: int) -> None:
     system.clocks["client"].number = shift
     before = time.time()
     task_id = ask_client(system.task())
@@ -250,16 +248,16 @@ def test_a_delay_in_rq_schedulers_words_counts_by_redis_clock(
     assert system.arrivals.at[task_id] >= record.due
 
 
-def test_processes_that_all_have_other_times_agree(system: System) -> None:
-    """Every process has another time than every other."""
+def test_processes_with_different_clocks_agree(system: System) -> None:
+    """Each process has a different time."""
     for clock, shift in zip(system.clocks.values(), (HOUR, -HOUR, 2 * HOUR, -2 * HOUR), strict=True):
         clock.number = shift
     system.check(system.over_the_socket, system.clocks["gateway"], HOUR, -3 * HOUR)
     system.check(straight_into_redis(system), system.clocks["worker"], 2 * HOUR, 0)
 
 
-def test_nobody_takes_a_worker_for_dead_or_a_lease_for_ended(system: System) -> None:
-    """Heartbeats and leases are written and read by Redis's clock."""
+def test_wrong_clocks_do_not_make_workers_dead_or_leases_expired(system: System) -> None:
+    """Heartbeats and leases are written and read by the clock of Redis."""
     for name in ("scheduler", "worker"):
         system.clocks[name].number = HOUR if name == "scheduler" else -HOUR
     before: Any = system.live.redis.zrange(keys.WORKERS, 0, -1, withscores=True)
@@ -270,7 +268,7 @@ def test_nobody_takes_a_worker_for_dead_or_a_lease_for_ended(system: System) -> 
     assert not any("reclaimed" in log.read_text() for log in system.live.folder.glob("*.log"))
 
 
-def test_the_doctor_tells_of_a_clock_that_is_wrong(system: System) -> None:
+def test_doctor_reports_a_wrong_clock(system: System) -> None:
     system.clocks["client"].number = HOUR
     environment = {**system.live.environment, **system.clocks["client"].environment}
     shown = qtask("doctor", environment=environment).stdout

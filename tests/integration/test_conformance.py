@@ -1,6 +1,6 @@
-"""Both HTTP transports, requests and libcurl, against a real receiver: one behaviour.
+"""Both HTTP transports, requests and libcurl, against a real receiver: they behave the same.
 
-What the receiver sees is compared with what `HttpRequest` says, to the byte; so the two agree with each other.
+What the receiver gets is compared byte by byte with the `HttpRequest`, so the two also agree with each other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Deliver = Callable[[HttpRequest], Answer]
 
 
 class Curl:
-    """The deliverer of the worker, on a loop of its own."""
+    """The deliverer of the worker, on its own loop."""
 
     def __init__(self, **settings: Any) -> None:
         self._loop = Loop()
@@ -82,7 +82,7 @@ FRAMING = ("host", "content-length", "connection")
 
 
 def assert_seen(receiver: Receiver, request: HttpRequest) -> None:
-    """What came over the wire is what the request says, header by header in order."""
+    """Checks that the receiver got exactly the request, header by header in order."""
     (seen,) = receiver.requests
     path = request.url.split("/", 3)[3]
     assert (seen.method, seen.target, seen.body) == (request.method, "/" + path, request.body or b"")
@@ -117,7 +117,7 @@ def assert_seen(receiver: Receiver, request: HttpRequest) -> None:
     ],
     ids=lambda data: msgspec.json.encode(data).decode()[:50],
 )
-def test_the_receiver_sees_what_the_request_says(deliver: Deliver, data: dict[str, Any]) -> None:
+def test_receiver_gets_exactly_the_request(deliver: Deliver, data: dict[str, Any]) -> None:
     with Receiver() as receiver:
         request = prepared(receiver.url + "path/%20x?y=1", data)
         assert deliver(request).code == 200
@@ -135,7 +135,7 @@ def test_urls_arrive_as_prepared(deliver: Deliver, path: str) -> None:
         assert_seen(receiver, request)
 
 
-def test_large_bodies_are_sent_without_asking(deliver: Deliver) -> None:
+def test_large_bodies_are_sent_without_expect_continue(deliver: Deliver) -> None:
     with Receiver() as receiver:
         request = prepared(receiver.url, {"method": "POST", "data": "x" * 3_000_000})
         deliver(request)
@@ -157,13 +157,13 @@ def test_user_in_the_url_becomes_a_header(deliver: Deliver) -> None:
     ("coding", "encode"),
     [("gzip", gzip.compress), ("br", brotli.compress), ("zstd", zstd.compress), ("deflate", zlib.compress)],
 )
-def test_compressed_answers_are_read(deliver: Deliver, coding: str, encode: Callable[[bytes], bytes]) -> None:
+def test_compressed_answers_are_decoded(deliver: Deliver, coding: str, encode: Callable[[bytes], bytes]) -> None:
     body = encode("späte Antwort".encode())
     with Receiver(lambda exchange: exchange.answer(200, body, {"Content-Encoding": coding})) as receiver:
         assert deliver(prepared(receiver.url)) == Answer(200, "späte Antwort")
 
 
-def test_a_bomb_is_unpacked_no_further_than_the_excerpt(deliver: Deliver) -> None:
+def test_decompression_stops_at_the_length_of_the_excerpt(deliver: Deliver) -> None:
     body = gzip.compress(b"0" * 50_000_000)
     with Receiver(lambda exchange: exchange.answer(200, body, {"Content-Encoding": "gzip"})) as receiver:
         assert deliver(prepared(receiver.url)).text == "0" * ANSWER_LIMIT_BYTES
@@ -180,7 +180,7 @@ def test_chunked_answers_are_read(deliver: Deliver) -> None:
         assert receiver.connections == 1
 
 
-def test_an_endless_answer_is_cut(deliver: Deliver) -> None:
+def test_endless_answer_is_cut(deliver: Deliver) -> None:
     def endless(exchange: Exchange) -> None:
         exchange.keep = False
         exchange.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -191,7 +191,7 @@ def test_an_endless_answer_is_cut(deliver: Deliver) -> None:
         assert len(deliver(prepared(receiver.url)).text) == ANSWER_LIMIT_BYTES
 
 
-def test_interim_answers_are_passed_over(deliver: Deliver) -> None:
+def test_interim_answers_are_skipped(deliver: Deliver) -> None:
     def hints(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Encoding: gzip\r\n\r\n")
         exchange.answer(200, b"at last")
@@ -201,15 +201,15 @@ def test_interim_answers_are_passed_over(deliver: Deliver) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 226, 304])
-def test_statuses_that_mean_delivered(deliver: Deliver, status: int) -> None:
+def test_status_means_delivered(deliver: Deliver, status: int) -> None:
     with Receiver(lambda exchange: exchange.answer(status)) as receiver:
         assert deliver(prepared(receiver.url)).code == status
         assert deliver(prepared(receiver.url)).code == status
-        assert receiver.connections == 1, "the connection is kept"
+        assert receiver.connections == 1, "the connection is reused"
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 429, 500, 503])
-def test_statuses_that_mean_failed(deliver: Deliver, status: int) -> None:
+def test_status_means_failed(deliver: Deliver, status: int) -> None:
     with Receiver(lambda exchange: exchange.answer(status, b"why")) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
     assert failed.value.kind == "status"
@@ -217,7 +217,7 @@ def test_statuses_that_mean_failed(deliver: Deliver, status: int) -> None:
     assert str(status) in failed.value.message
 
 
-def test_a_connection_that_the_receiver_closed_between_requests_costs_nothing(deliver: Deliver) -> None:
+def test_connection_closed_between_requests_is_replaced(deliver: Deliver) -> None:
     def close_after(exchange: Exchange) -> None:
         exchange.answer(200, b"ok")
         exchange.keep = False
@@ -243,8 +243,8 @@ def test_a_connection_that_the_receiver_closed_between_requests_costs_nothing(de
     ids=lambda data: msgspec.json.encode(data).decode()[:30],
 )
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_request_is_sent_once_when_a_kept_connection_breaks(deliver: Deliver, data: dict[str, Any], how: str) -> None:
-    """The receiver reads all of it and breaks the connection. The next attempt goes over a new connection, at once."""
+def test_request_is_sent_once_when_a_kept_connection_breaks(deliver: Deliver, data: dict[str, Any], how: str) -> None:
+    """The receiver reads all of it and breaks the connection. The next attempt uses a new connection, at once."""
 
     def charge(exchange: Exchange) -> None:
         if exchange.request.target == "/charge" and exchange.request.header("QTask-Attempt") == "1":
@@ -266,7 +266,7 @@ def test_a_request_is_sent_once_when_a_kept_connection_breaks(deliver: Deliver, 
         assert [request.header("QTask-Attempt") for request in charged] == ["1", "2"]
 
 
-def test_a_retry_has_a_connection_of_its_own(deliver: Deliver) -> None:
+def test_retry_uses_a_new_connection(deliver: Deliver) -> None:
     with Receiver() as receiver:
         deliver(prepared(receiver.url))
         for attempt in (2, 3):
@@ -274,7 +274,7 @@ def test_a_retry_has_a_connection_of_its_own(deliver: Deliver) -> None:
         assert receiver.connections == 3
         until(lambda: len(receiver.open) == 1, what="the connections of the retries to be closed")
         deliver(prepared(receiver.url))
-        assert receiver.connections == 3, "the first one is used again"
+        assert receiver.connections == 3, "the first one is reused"
 
 
 # --- redirects -------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_retry_has_a_connection_of_its_own(deliver: Deliver) -> None:
         (303, "HEAD", "HEAD"),
     ],
 )
-def test_redirects_are_followed_as_browsers_do(deliver: Deliver, status: int, method: str, then: str) -> None:
+def test_redirects_are_followed_as_by_browsers(deliver: Deliver, status: int, method: str, then: str) -> None:
     def redirect(exchange: Exchange) -> None:
         if exchange.number == 1:
             exchange.answer(status, b"", {"Location": "/there?x=1"})
@@ -311,7 +311,7 @@ def test_redirects_are_followed_as_browsers_do(deliver: Deliver, status: int, me
     assert second.header("QTask-Id") == first.header("QTask-Id")
 
 
-def test_credentials_are_not_shown_to_another_origin(deliver: Deliver) -> None:
+def test_credentials_are_not_sent_to_another_origin(deliver: Deliver) -> None:
     with Receiver() as other:
         target = other.url
         with Receiver(lambda exchange: exchange.answer(307, b"", {"Location": target})) as receiver:
@@ -332,7 +332,7 @@ def test_credentials_are_not_shown_to_another_origin(deliver: Deliver) -> None:
         (b"/\xc3\xa9/\xff", "/%C3%A9/%FF"),
     ],
 )
-def test_a_redirect_in_utf8_or_other_bytes_leads_to_those_bytes(deliver: Deliver, location: bytes, target: str) -> None:
+def test_redirect_location_bytes_are_preserved(deliver: Deliver, location: bytes, target: str) -> None:
     def redirect(exchange: Exchange) -> None:
         if exchange.number == 1:
             exchange.send(b"HTTP/1.1 302 X\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
@@ -353,9 +353,7 @@ def test_a_redirect_in_utf8_or_other_bytes_leads_to_those_bytes(deliver: Deliver
         ("HTTP://localhost:{port}/", "http://user:other@localhost:{port}/there"),
     ],
 )
-def test_credentials_are_shown_to_the_same_origin_however_it_is_spelled(
-    deliver: Deliver, link: str, location: str
-) -> None:
+def test_credentials_are_sent_to_the_same_origin_in_any_spelling(deliver: Deliver, link: str, location: str) -> None:
     def redirect(exchange: Exchange) -> None:
         if exchange.number == 1:
             exchange.answer(307, b"", {"Location": location.format(port=receiver.port)})
@@ -383,7 +381,7 @@ def test_credentials_are_shown_to_the_same_origin_however_it_is_spelled(
         ("http://example.org/", "http://example.org@evil.example/x", False),
     ],
 )
-def test_the_default_port_makes_no_other_origin(url: str, location: str, same: bool) -> None:
+def test_default_port_is_the_same_origin(url: str, location: str, same: bool) -> None:
     followed = follow(prepared(url, {"headers": {"Authorization": "x"}}), 307, location)
     assert ("Authorization" in dict(followed.headers)) == same
 
@@ -403,7 +401,7 @@ def test_the_default_port_makes_no_other_origin(url: str, location: str, same: b
         ("/" + "a" * 20_000, "/" + "a" * 20_000),
     ],
 )
-def test_a_location_is_read_as_a_reference(deliver: Deliver, location: str, target: str) -> None:
+def test_location_is_resolved_as_a_reference(deliver: Deliver, location: str, target: str) -> None:
     def redirect(exchange: Exchange) -> None:
         exchange.answer(302 if exchange.number == 1 else 200, b"", {"Location": location})
 
@@ -420,7 +418,7 @@ def test_a_location_is_read_as_a_reference(deliver: Deliver, location: str, targ
         *("http://a..b/", f"http://{'a' * 300}/", "http://ex%41mple.org/", "http://127.0.0.1 :80/"),
     ],
 )
-def test_redirects_that_lead_nowhere_fail(deliver: Deliver, target: str) -> None:
+def test_useless_redirects_fail(deliver: Deliver, target: str) -> None:
     with (
         Receiver(lambda exchange: exchange.answer(302, b"", {"Location": target})) as receiver,
         pytest.raises(Failure) as failed,
@@ -434,7 +432,7 @@ def test_redirects_that_lead_nowhere_fail(deliver: Deliver, target: str) -> None
 
 
 @pytest.mark.parametrize("host", ["[::1%251]", "[::1%1]", "[::1]", "[0:0:0:0:0:0:0:1]"])
-def test_the_zone_of_an_address_finds_the_way_and_is_not_sent(deliver: Deliver, host: str) -> None:
+def test_zone_of_an_ipv6_address_is_used_and_not_sent(deliver: Deliver, host: str) -> None:
     with Receiver(family=socket.AF_INET6, host="::1") as receiver:
         deliver(prepared(f"http://{host}:{receiver.port}/"))
     assert "%" not in receiver.requests[0].header("Host")
@@ -464,14 +462,14 @@ def threading_wait() -> None:
 
 
 @pytest.mark.parametrize("behaviour", [hang, trickle_head])
-def test_slow_receivers_time_out_in_all(deliver: Deliver, behaviour: Callable[[Exchange], None]) -> None:
+def test_slow_receivers_exceed_the_total_timeout(deliver: Deliver, behaviour: Callable[[Exchange], None]) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url, timeout=0.4))
     assert failed.value.kind == "timeout"
     assert "0.4 s" in failed.value.message
 
 
-def test_a_listener_that_never_accepts_times_out(deliver: Deliver) -> None:
+def test_listener_that_never_accepts_causes_a_timeout(deliver: Deliver) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -541,13 +539,13 @@ def talk_nonsense(exchange: Exchange) -> None:
         (send_an_invalid_length, "protocol"),
     ],
 )
-def test_broken_receivers_fail(deliver: Deliver, behaviour: Callable[[Exchange], None], kind: str) -> None:
+def test_broken_receivers_cause_a_failure(deliver: Deliver, behaviour: Callable[[Exchange], None], kind: str) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
     assert failed.value.kind == kind, failed.value.message
     host, _, reason = failed.value.message.partition(": ")
     assert host == f"127.0.0.1:{receiver.port}"
-    assert len(reason) > 5, "a reason in words"
+    assert len(reason) > 5, "there is a reason"
     assert not failed.value.at_once
 
 
@@ -574,10 +572,10 @@ def send_a_broken_chunk(exchange: Exchange) -> None:
     ids=lambda part: part.decode() if isinstance(part, bytes) else part.__name__,
 )
 @pytest.mark.parametrize("status", [200, 404, 503, 302])
-def test_the_status_decides_when_the_body_is_lost(
+def test_status_decides_when_the_body_is_lost(
     deliver: Deliver, framing: bytes, then: Callable[[Exchange], None], status: int
 ) -> None:
-    """The headers say what the receiver made of the request. A redirect is followed while there is time."""
+    """The headers say what the receiver did with the request. A redirect is followed while there is time."""
 
     def lose_the_body(exchange: Exchange) -> None:
         if exchange.number > 1:
@@ -599,7 +597,7 @@ def test_the_status_decides_when_the_body_is_lost(
         assert (failure.kind if failure else answer.text) == ("timeout" if then is stall else "arrived")
         return
     assert answer.code == status
-    if then is not reset:  # which may take away what had come already
+    if then is not reset:  # a reset may discard what had arrived already
         assert answer.text == "half"
     assert "the rest of the answer was lost: " in answer.note
     assert ("within 0.6 s" in answer.note) == (then is stall)
@@ -612,7 +610,7 @@ def test_the_status_decides_when_the_body_is_lost(
     assert len(receiver.requests) == 1
 
 
-def test_an_answer_with_many_headers_is_read(deliver: Deliver) -> None:
+def test_answer_with_many_headers_is_read(deliver: Deliver) -> None:
     def answer(exchange: Exchange) -> None:
         exchange.answer(200, b"ok", {f"X-{number}": "y" * 100 for number in range(300)})
 
@@ -622,8 +620,8 @@ def test_an_answer_with_many_headers_is_read(deliver: Deliver) -> None:
 
 @pytest.mark.parametrize("method", ["HEAD", "head"])
 @pytest.mark.parametrize("framing", ["Content-Length: 5", "Transfer-Encoding: chunked", "Content-Length: 0"])
-def test_an_answer_to_head_has_no_body(deliver: Deliver, method: str, framing: str) -> None:
-    """Whatever its headers say (RFC 9110, section 9.3.2), and whether the request has a body or not."""
+def test_answer_to_head_has_no_body(deliver: Deliver, method: str, framing: str) -> None:
+    """For any headers (RFC 9110, section 9.3.2), with and without a body in the request."""
 
     def answer(exchange: Exchange) -> None:
         exchange.send(f"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode())
@@ -634,19 +632,19 @@ def test_an_answer_to_head_has_no_body(deliver: Deliver, method: str, framing: s
         assert [request.body for request in receiver.requests] == [b"x", b"", b"1"]
 
 
-def test_nobody_there_fails(deliver: Deliver) -> None:
+def test_refused_connection_fails(deliver: Deliver) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared(f"http://127.0.0.1:{free_port()}/"))
     assert failed.value.kind == "connect"
 
 
-def test_unknown_hosts_fail(deliver: Deliver) -> None:
+def test_unknown_host_fails(deliver: Deliver) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared("http://no-such-host.invalid/"))
     assert failed.value.kind == "dns"
 
 
-def test_a_certificate_that_nobody_signed_fails(deliver: Deliver, tmp_path: Path) -> None:
+def test_self_signed_certificate_fails(deliver: Deliver, tmp_path: Path) -> None:
     with Receiver(tls=self_signed(tmp_path)) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
     assert failed.value.kind == "tls"
@@ -688,7 +686,7 @@ def variable(name: str) -> Callable[[Path, pytest.MonkeyPatch], dict[str, str]]:
     ids=["ca_file", "folder", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"],
 )
 @pytest.mark.parametrize("transport", ["requests", "curl"])
-def test_a_private_authority_is_trusted(
+def test_private_authority_is_trusted(
     transport: str,
     trust: Callable[[Path, pytest.MonkeyPatch], dict[str, str]],
     tmp_path: Path,
@@ -703,7 +701,7 @@ def test_a_private_authority_is_trusted(
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
 @pytest.mark.parametrize("text", [None, "no certificate"], ids=["absent", "broken"])
-def test_a_file_of_authorities_that_cannot_be_read_is_named(
+def test_unreadable_ca_file_is_named(
     transport: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "authorities.pem"
@@ -718,7 +716,7 @@ def test_a_file_of_authorities_that_cannot_be_read_is_named(
 
 
 def send_with(transport: str, settings: dict[str, str], request: HttpRequest) -> Answer:
-    """Sends a request by a transport that is made with settings of its own."""
+    """Sends a request with a transport that has its own settings."""
     if transport == "requests":
         http_requests._kept.clear()
         return http_requests.deliver(request, **settings)
@@ -729,14 +727,14 @@ def send_with(transport: str, settings: dict[str, str], request: HttpRequest) ->
         curl.close()
 
 
-def test_ipv6(deliver: Deliver) -> None:
+def test_ipv6_is_supported(deliver: Deliver) -> None:
     with Receiver(family=socket.AF_INET6, host="::1") as receiver:
         request = prepared(receiver.url)
         assert deliver(request).code == 200
         assert_seen(receiver, request)
 
 
-def test_a_unix_socket(deliver: Deliver, tmp_path: Path) -> None:
+def test_unix_socket_is_supported(deliver: Deliver, tmp_path: Path) -> None:
     with Receiver(family=socket.AF_UNIX, host=str(tmp_path / "app.sock")) as receiver:
         request = prepared(receiver.url + "path?x=1", {"method": "POST", "json": 1})
         assert deliver(request).code == 200
@@ -744,7 +742,7 @@ def test_a_unix_socket(deliver: Deliver, tmp_path: Path) -> None:
         assert receiver.requests[0].header("Host") == "localhost"
 
 
-def test_a_redirect_leads_away_from_a_unix_socket_only_to_another_origin(deliver: Deliver, tmp_path: Path) -> None:
+def test_redirect_from_a_unix_socket_leaves_it_only_for_another_origin(deliver: Deliver, tmp_path: Path) -> None:
     with Receiver() as other:
         answers = {"/": "/second", "/second": other.url}
 
@@ -757,13 +755,13 @@ def test_a_redirect_leads_away_from_a_unix_socket_only_to_another_origin(deliver
         assert len(other.requests) == 1
 
 
-def test_an_absent_unix_socket_fails(deliver: Deliver, tmp_path: Path) -> None:
+def test_missing_unix_socket_fails(deliver: Deliver, tmp_path: Path) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared(f"http://unix:{tmp_path}/absent:/"))
     assert failed.value.kind == "connect"
 
 
-def test_a_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver(lambda exchange: exchange.answer(200, b"by proxy")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -774,7 +772,7 @@ def test_a_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytes
     assert seen.header("Host") == "receiver.invalid"
 
 
-def test_the_answer_of_a_proxy_is_not_that_of_the_receiver(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_of_a_proxy_is_not_that_of_the_receiver(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_and_break_the_tunnel(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
         exchange.connection.recv(1)
@@ -791,7 +789,7 @@ def test_the_answer_of_a_proxy_is_not_that_of_the_receiver(deliver: Deliver, mon
     assert failed.value.answer == Answer()
 
 
-def test_connections_are_used_again(deliver: Deliver) -> None:
+def test_connections_are_reused(deliver: Deliver) -> None:
     with Receiver() as receiver:
         for _ in range(10):
             deliver(prepared(receiver.url, {"method": "POST", "json": 1}))

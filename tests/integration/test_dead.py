@@ -1,4 +1,4 @@
-"""The dead: listed, shown, retried and removed by every way there is; kept for good, or up to a bound that is told."""
+"""Dead letters: listed, shown, retried and removed by every interface; kept forever, or up to a logged bound."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gateway(live: Live) -> Iterator[Gateway]:
 
 @contextmanager
 def working(live: Live, queue: str, **settings: Any) -> Iterator[Process]:
-    """While it lasts, a worker is at work."""
+    """Runs a worker within the context."""
     worker = live.start("worker", queue=queue, **settings)
     try:
         yield worker
@@ -46,8 +46,8 @@ def http(url: str, title: str = "t", **settings: Any) -> dict[str, Any]:
     return {"title": title, "address": {"type": "http", "link": url}, "settings": given}
 
 
-def die(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
-    """Submits tasks, and returns their ids when all are dead and their worker is gone."""
+def make_dead(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
+    """Submits tasks, and returns their ids when all are dead and the worker is gone."""
     ids = live.send(queue, *dicts)
     with working(live, queue):
         assert {record.state for record in live.ended(ids)} == {"dead"}
@@ -56,11 +56,11 @@ def die(live: Live, queue: str, *dicts: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def five_dead(live: Live, queue: str) -> Iterator[list[str]]:
-    """Five dead tasks that differ in all that can be asked for, in a queue that nobody serves."""
+    """Five dead letters that differ in everything that can be filtered, in a queue without workers."""
     with Receiver(lambda exchange: exchange.answer(int(exchange.request.target.strip("/")))) as receiver:
         pipe = {"type": "pipe", "link": "nobody-reads"}
         settings = {"time": 0, "data": {"data": 1}, "retry": {"attempts": 1}}
-        yield die(
+        yield make_dead(
             live,
             queue,
             http(receiver.url + "404", "bill of Anna"),
@@ -71,10 +71,10 @@ def five_dead(live: Live, queue: str) -> Iterator[list[str]]:
         )
 
 
-# --- which -------------------------------------------------------------------------------------------------------
+# --- filters -----------------------------------------------------------------------------------------------------
 
 
-def test_the_dead_are_found_by_what_they_have_in_common(live: Live, queue: str) -> None:
+def test_dead_letters_are_found_by_filter(live: Live, queue: str) -> None:
     with five_dead(live, queue) as five:
         for wanted, numbers in (
             (Filter(error="404"), {0, 2}),
@@ -93,9 +93,9 @@ def test_the_dead_are_found_by_what_they_have_in_common(live: Live, queue: str) 
             assert sorted(found) == sorted(five[number] for number in numbers), wanted
 
 
-def test_the_clients_find_the_dead_oldest_first_and_retry_and_remove_what_they_found(live: Live, queue: str) -> None:
+def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
-    first, second = (die(live, queue, http(f"{nowhere}{path}"))[0] for path in ("charge/1", "charge/2"))
+    first, second = (make_dead(live, queue, http(f"{nowhere}{path}"))[0] for path in ("charge/1", "charge/2"))
     with five_dead(live, queue) as five, live.client(queue) as client, live.client("another") as elsewhere:
         assert client.find_dead(link="/charge/") == [first, second]
         assert client.find_dead(error="connect")[:2] == [first, second]
@@ -118,13 +118,13 @@ def test_the_clients_find_the_dead_oldest_first_and_retry_and_remove_what_they_f
     asyncio.run(talk())
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------------
 
 
-def test_the_dead_are_listed_newest_first_and_shown_with_all_attempts(live: Live, queue: str) -> None:
+def test_dead_letters_are_listed_newest_first_and_shown_with_all_attempts(live: Live, queue: str) -> None:
     with Receiver(lambda exchange: exchange.answer(503, b"closed")) as receiver:
         twice = {"base": 0, "attempts": 2}
-        first, second = (die(live, queue, http(receiver.url, name, retry=twice))[0] for name in ("a", "b"))
+        first, second = (make_dead(live, queue, http(receiver.url, name, retry=twice))[0] for name in ("a", "b"))
     look = {**live.environment, "QTASK_QUEUE": queue}
     lines = qtask("list", "--state", "dead", "--json", environment=look).stdout.splitlines()
     assert [json.loads(line)["id"] for line in lines] == [second, first]
@@ -139,7 +139,7 @@ def test_the_dead_are_listed_newest_first_and_shown_with_all_attempts(live: Live
 # --- retrying and removing by the command line -------------------------------------------------------------------
 
 
-def test_a_dead_task_is_retried_with_all_its_attempts_anew(live: Live, queue: str) -> None:
+def test_retried_dead_letter_starts_again_at_attempt_1(live: Live, queue: str) -> None:
     healed = False
 
     def behave(exchange: Exchange) -> None:
@@ -167,7 +167,7 @@ def test_a_dead_task_is_retried_with_all_its_attempts_anew(live: Live, queue: st
     }
 
 
-def test_those_that_fit_are_retried(live: Live, queue: str) -> None:
+def test_dead_letters_that_match_are_retried(live: Live, queue: str) -> None:
     look = {**live.environment, "QTASK_QUEUE": queue}
     with five_dead(live, queue) as five:
         lines = qtask("retry", "--title", "bill", "--error", "404", "--json", environment=look).stdout.splitlines()
@@ -179,7 +179,7 @@ def test_those_that_fit_are_retried(live: Live, queue: str) -> None:
         assert qtask("retry", "--all", environment=look).stdout == ""
 
 
-def test_those_that_fit_are_removed(live: Live, queue: str) -> None:
+def test_dead_letters_that_match_are_removed(live: Live, queue: str) -> None:
     look = {**live.environment, "QTASK_QUEUE": queue}
     with five_dead(live, queue) as five:
         lines = qtask("remove", "--type", "pipe", "--json", environment=look).stdout.splitlines()
@@ -191,8 +191,8 @@ def test_those_that_fit_are_removed(live: Live, queue: str) -> None:
     assert not any(live.redis.exists(keys.job(task_id)) for task_id in five)
 
 
-def test_ids_name_the_dead_and_nothing_else(live: Live, queue: str) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+def test_ids_of_other_states_are_not_retried_or_removed(live: Live, queue: str) -> None:
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     with live.client(queue) as client:
         waiting = client.send(http("http://127.0.0.1:1/", time=3_600)).id
     look = {**live.environment, "QTASK_QUEUE": queue}
@@ -203,12 +203,12 @@ def test_ids_name_the_dead_and_nothing_else(live: Live, queue: str) -> None:
             f"qtask: no dead task has the id {task_id!r}" for task_id in sorted((waiting, "unknown"))
         ]
     result = qtask("remove", dead, "unknown", environment=look)
-    assert (result.returncode, result.stdout) == (1, f"{dead} removed\n"), "the others are not held up"
+    assert (result.returncode, result.stdout) == (1, f"{dead} removed\n"), "the other one is removed all the same"
     assert tasks.show(live.redis, waiting).state == "scheduled"
 
 
-def test_it_must_be_said_which_are_meant(live: Live, queue: str) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+def test_retry_and_remove_need_ids_or_filters(live: Live, queue: str) -> None:
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     look = {**live.environment, "QTASK_QUEUE": queue}
     for wrong in (("retry",), ("remove", "--all", "--error", "connect")):
         assert "say which" in refused(qtask(*wrong, environment=look))
@@ -216,7 +216,7 @@ def test_it_must_be_said_which_are_meant(live: Live, queue: str) -> None:
 
 
 def test_thousands_are_retried_and_removed(live: Live, queue: str) -> None:
-    """More than Redis is told in one step."""
+    """More than one call of the script handles."""
     nowhere = f"http://127.0.0.1:{free_port()}/"
     with live.client(queue) as client:
         answers = client.send_many([http(nowhere) for _ in range(1_201)])
@@ -236,10 +236,10 @@ def test_thousands_are_retried_and_removed(live: Live, queue: str) -> None:
 # --- over HTTP ---------------------------------------------------------------------------------------------------
 
 
-def test_over_http_one_is_retried(live: Live, queue: str, gateway: Gateway) -> None:
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+def test_dead_letter_is_retried_over_http(live: Live, queue: str, gateway: Gateway) -> None:
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     url = f"http://127.0.0.1:{gateway.http_port}/tasks/{dead}/retry"
-    assert requests.post(url, timeout=10).status_code == 415, "a web page elsewhere could send it"
+    assert requests.post(url, timeout=10).status_code == 415, "a web page of another origin could send it"
     assert tasks.show(live.redis, dead).state == "dead"
     said = {"Content-Type": "application/json"}
     answer = requests.post(url, headers=said, timeout=10)
@@ -252,9 +252,9 @@ def test_over_http_one_is_retried(live: Live, queue: str, gateway: Gateway) -> N
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_over_http_each_state_has_a_verb_that_takes_a_task_away(live: Live, queue: str, gateway: Gateway) -> None:
-    """DELETE cancels what waits, remove takes the dead, forget what was delivered; the others say the state."""
-    (dead,) = die(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
+def test_over_http_each_state_has_its_own_verb_of_removal(live: Live, queue: str, gateway: Gateway) -> None:
+    """DELETE cancels a waiting task, remove takes a dead letter, forget a delivered task; others report the state."""
+    (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     with Receiver() as receiver, working(live, queue):
         (delivered,) = live.send(queue, http(receiver.url, id=f"{queue}-once"))
         live.ended([delivered])
@@ -281,10 +281,10 @@ def test_over_http_each_state_has_a_verb_that_takes_a_task_away(live: Live, queu
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
     with live.client(queue) as client:
-        assert client.send(http(receiver.url, id=delivered)).duplicate, "it was delivered once, and is remembered"
+        assert client.send(http(receiver.url, id=delivered)).duplicate, "it was delivered, so its id is remembered"
 
 
-def test_over_http_what_is_being_delivered_is_left_alone(live: Live, queue: str, gateway: Gateway) -> None:
+def test_over_http_a_started_task_is_not_cancelled(live: Live, queue: str, gateway: Gateway) -> None:
     with Receiver(lambda exchange: exchange.connection.recv(1)) as receiver, working(live, queue):
         with live.client(queue) as client:
             started = client.send(http(receiver.url)).id
@@ -294,19 +294,19 @@ def test_over_http_what_is_being_delivered_is_left_alone(live: Live, queue: str,
         assert tasks.show(live.redis, started).state == "started"
 
 
-# --- keeping -----------------------------------------------------------------------------------------------------
+# --- retention ---------------------------------------------------------------------------------------------------
 
 
-def test_the_dead_are_kept_for_good(live: Live, queue: str) -> None:
-    dead = die(live, queue, *[http(f"http://127.0.0.1:{free_port()}/") for _ in range(3)])
+def test_dead_letters_never_expire(live: Live, queue: str) -> None:
+    dead = make_dead(live, queue, *[http(f"http://127.0.0.1:{free_port()}/") for _ in range(3)])
     now = live.redis.time()[0]
     for task_id in dead:
         assert live.redis.ttl(keys.job(task_id)) == -1
         score: Any = live.redis.zscore(keys.failed(queue), task_id)
-        assert score > now + TEN_YEARS, "RQ's clean-up forgets what has passed its score"
+        assert score > now + TEN_YEARS, "RQ's clean-up removes entries whose score has passed"
 
 
-def test_a_bound_on_the_dead_drops_the_oldest_and_says_which(live: Live, queue: str) -> None:
+def test_bound_on_dead_letters_drops_the_oldest_and_logs_them(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
     ids = []
     with working(live, queue, dead_retention_count=3) as worker, live.client(queue) as client:
@@ -322,9 +322,9 @@ def test_a_bound_on_the_dead_drops_the_oldest_and_says_which(live: Live, queue: 
     assert [bool(live.redis.exists(keys.job(task_id))) for task_id in ids] == [False, False, True, True, True]
 
 
-def test_a_bound_that_was_lowered_is_come_down_to(live: Live, queue: str) -> None:
+def test_lowered_bound_on_dead_letters_is_applied(live: Live, queue: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/"
-    die(live, queue, *[http(nowhere) for _ in range(30)])
+    make_dead(live, queue, *[http(nowhere) for _ in range(30)])
     with working(live, queue, dead_retention_count=2), live.client(queue) as client:
         last = client.send(http(nowhere)).id
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 2)

@@ -37,7 +37,7 @@ def task(kind: str, link: str, data: Any = 1, timeout: float = 5.0) -> Task:
 
 
 def deliver(one: Task, folder: Path = Path("pipes")) -> Answer:
-    """Delivers on a loop of its own; returns the answer or raises the failure. Nothing may be left behind."""
+    """Delivers on a loop of its own; returns the answer or raises the failure. Checks that nothing is left behind."""
     loop = Loop()
     kind = deliverer(one.kind, loop, Config(pipe_dir=str(folder)))
     results: list[Answer | Failure] = []
@@ -71,7 +71,7 @@ class Listener:
         with connection:
             while chunk := connection.recv(65_536):
                 self.got += chunk
-            with suppress(ConnectionError):  # the delivery reads a bounded answer and then hangs up
+            with suppress(ConnectionError):  # the delivery reads a bounded answer and then closes
                 connection.sendall(self._answer)
             if self._keep_open:
                 self._over.wait(10)
@@ -101,8 +101,8 @@ def test_socket_gets_the_json_of_the_data(data: Any) -> None:
     assert msgspec.json.decode(listener.got) == data
 
 
-def test_a_line_and_a_datagram_have_no_line_break_whoever_wrote_the_task(tmp_path: Path) -> None:
-    """Another program may have put the task into the queue, in another layout than that in which QTask keeps it."""
+def test_line_and_datagram_have_no_line_break_in_any_source_layout(tmp_path: Path) -> None:
+    """Another program may have put the task into the queue in a different layout from QTask's."""
     text = '{\r\n  "amount": 10.10,\n  "a": "\\u00e9\\n"\n}'
     sent = b'{"amount":10.10,"a":"\\u00e9\\n"}'
 
@@ -123,7 +123,7 @@ def test_a_line_and_a_datagram_have_no_line_break_whoever_wrote_the_task(tmp_pat
     os.close(reader)
 
 
-def test_socket_by_name_ipv6_and_unix(tmp_path: Path) -> None:
+def test_socket_by_name_ipv6_and_unix_is_supported(tmp_path: Path) -> None:
     with listening() as listener:
         deliver(task("socket", f"localhost:{listener.address[1]}", 1))
     assert listener.got == b"1"
@@ -148,7 +148,7 @@ def test_socket_that_stays_open_counts_as_delivered() -> None:
         assert deliver(task("socket", f"127.0.0.1:{listener.address[1]}", 1)).text == "busy"
 
 
-def test_socket_failures_say_what_happened(tmp_path: Path) -> None:
+def test_socket_failures_name_their_cause(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="refused") as refused:
         deliver(task("socket", f"127.0.0.1:{free_port()}", 1))
     assert refused.value.kind == "connect"
@@ -171,14 +171,14 @@ def test_socket_whose_receiver_never_reads_times_out() -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Closes a connection with RST in place of FIN."""
+    """Closes a connection with RST instead of FIN."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 @contextmanager
 def receiving(receive: Callable[[socket.socket], None], window: int = 0) -> Iterator[str]:
-    """The place of a receiver that does as it is told with its connection."""
+    """The address of a receiver that handles its connection with the given function."""
     with socket.socket() as server:
         if window:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
@@ -195,7 +195,7 @@ def read_to_the_end(connection: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 200_000, 1_000_000])
-def test_socket_whose_receiver_reads_everything_and_then_resets_counts_as_delivered(size: int) -> None:
+def test_socket_that_resets_after_reading_everything_counts_as_delivered(size: int) -> None:
     read = []
 
     def receive(connection: socket.socket) -> None:
@@ -208,11 +208,11 @@ def test_socket_whose_receiver_reads_everything_and_then_resets_counts_as_delive
     assert read == [size + 2] * 20
 
 
-def test_what_a_receiver_said_before_it_reset_the_connection_is_kept() -> None:
+def test_answer_before_a_reset_is_kept() -> None:
     def receive(connection: socket.socket) -> None:
         read_to_the_end(connection)
         connection.sendall(b"taken")
-        time.sleep(0.1)  # a reset would overtake it
+        time.sleep(0.1)  # else the reset would overtake it
         reset(connection)
 
     with receiving(receive) as place:
@@ -220,7 +220,7 @@ def test_what_a_receiver_said_before_it_reset_the_connection_is_kept() -> None:
 
 
 @pytest.mark.parametrize("ending", [reset, socket.socket.close])
-def test_socket_whose_receiver_resets_before_it_has_everything_fails(ending: Callable[[socket.socket], None]) -> None:
+def test_socket_that_resets_before_reading_everything_fails(ending: Callable[[socket.socket], None]) -> None:
     def receive(connection: socket.socket) -> None:
         connection.recv(1_000)
         time.sleep(0.1)
@@ -232,8 +232,8 @@ def test_socket_whose_receiver_resets_before_it_has_everything_fails(ending: Cal
         assert broken.value.kind == "connect"
 
 
-def test_a_unix_socket_that_is_closed_with_something_unread_fails(tmp_path: Path) -> None:
-    """Here the kernel resets a connection for nothing else."""
+def test_unix_socket_closed_with_unread_data_fails(tmp_path: Path) -> None:
+    """For Unix sockets, the kernel resets a connection only in this case."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         server.listen()
@@ -251,8 +251,8 @@ def test_a_unix_socket_that_is_closed_with_something_unread_fails(tmp_path: Path
         thread.join()
 
 
-def test_silence_counts_only_when_the_receiver_has_everything() -> None:
-    """What waits in our own kernel is not with the receiver, however long it is silent."""
+def test_silence_counts_as_delivered_only_when_the_receiver_has_everything() -> None:
+    """Data in our own kernel has not reached the receiver, however long it is silent."""
     over = threading.Event()
 
     def receive_never(connection: socket.socket) -> None:
@@ -277,7 +277,7 @@ def test_silence_counts_only_when_the_receiver_has_everything() -> None:
         over.set()
 
 
-def test_a_unix_socket_with_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+def test_unix_socket_with_a_full_backlog_is_retried(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
         server.bind(path)
@@ -301,7 +301,7 @@ def test_a_unix_socket_with_a_full_backlog_is_waited_for(tmp_path: Path) -> None
         thread.join()
 
 
-def test_without_descriptors_a_delivery_fails_and_the_next_one_does_not(tmp_path: Path) -> None:
+def test_without_descriptors_a_delivery_fails_and_the_next_one_succeeds(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "orders")
     reader = os.open(tmp_path / "orders", os.O_RDONLY | os.O_NONBLOCK)
     with listening() as listener, bound() as receiver, Receiver() as http:
@@ -331,7 +331,7 @@ def test_without_descriptors_a_delivery_fails_and_the_next_one_does_not(tmp_path
 
 
 def warm_up(url: str) -> None:
-    """Has all modules and certificates read that deliveries need; the descriptors are for connections."""
+    """Loads all modules and certificates that deliveries need, so that descriptors are used for connections only."""
     loop = Loop()
     one = deliverer("http", loop, Config())
     results: list[Answer | Failure] = []
@@ -342,8 +342,8 @@ def warm_up(url: str) -> None:
     loop.close()
 
 
-def test_deliveries_leave_no_descriptors_and_no_threads_that_grow(tmp_path: Path) -> None:
-    """As often as they fail and in whatever way."""
+def test_deliveries_leak_no_descriptors_or_threads(tmp_path: Path) -> None:
+    """In every kind of failure."""
     os.mkfifo(tmp_path / "unread")
     (tmp_path / "file").write_text("")
     closed = free_port()
@@ -364,7 +364,7 @@ def test_deliveries_leave_no_descriptors_and_no_threads_that_grow(tmp_path: Path
 
 
 class Faulty(Exchange):
-    """A delivery with a defect in one of its steps."""
+    """A delivery with an exception in one of its steps."""
 
     def __init__(self, loop: Loop, step: str, done: Done) -> None:
         super().__init__(loop, Claim("FAULTY", 1, task("socket", "a:1", 1), 0.0), done)
@@ -398,7 +398,7 @@ class Faulty(Exchange):
             raise ValueError("defect")
 
 
-def test_a_delivery_with_a_defect_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_delivery_that_raises_does_not_affect_others(caplog: pytest.LogCaptureFixture) -> None:
     defects: list[Exception] = []
     loop = Loop(defects.append)
     results: dict[str, Answer | Failure] = {}
@@ -421,7 +421,7 @@ def test_a_delivery_with_a_defect_fails_alone(caplog: pytest.LogCaptureFixture) 
     loop.close()
 
 
-def test_what_the_one_who_gets_the_result_raises_is_no_failure_of_the_delivery() -> None:
+def test_exception_in_the_result_callback_is_not_a_delivery_failure() -> None:
     defects: list[Exception] = []
     loop = Loop(defects.append)
     got: list[Answer | Failure] = []
@@ -448,7 +448,7 @@ def test_pipe_gets_one_line_of_json(tmp_path: Path) -> None:
     assert [msgspec.json.decode(line) for line in lines] == [{"n": 1, "text": "a\nb"}, [2]]
 
 
-def test_long_lines_of_several_writers_stay_whole(tmp_path: Path) -> None:
+def test_long_lines_of_several_writers_are_not_mixed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "long")
     reader = os.open(tmp_path / "long", os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
@@ -465,7 +465,7 @@ def test_long_lines_of_several_writers_stay_whole(tmp_path: Path) -> None:
     assert sorted(msgspec.json.decode(line) for line in got.splitlines()) == texts
 
 
-def test_pipe_failures_say_what_happened(tmp_path: Path) -> None:
+def test_pipe_failures_name_their_cause(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "unread")
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "unread")
@@ -476,7 +476,7 @@ def test_pipe_failures_say_what_happened(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_a_line_counts_when_the_pipe_has_all_of_it_and_not_before(tmp_path: Path) -> None:
+def test_line_is_delivered_only_when_the_pipe_has_all_of_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "orders")
     reader = os.open(tmp_path / "orders", os.O_RDONLY | os.O_NONBLOCK)
     assert deliver(task("pipe", "orders", {"data": "x" * 1_000}), tmp_path) == Answer()
@@ -490,7 +490,7 @@ def test_a_line_counts_when_the_pipe_has_all_of_it_and_not_before(tmp_path: Path
     assert gone.value.kind == "no_reader"
 
 
-def test_a_full_pipe_times_out(tmp_path: Path) -> None:
+def test_full_pipe_times_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "full")
     reader = os.open(tmp_path / "full", os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(Failure) as late:
@@ -533,7 +533,7 @@ def test_udp_answer_is_kept() -> None:
         thread.join()
 
 
-def test_udp_says_what_the_system_does_not_send() -> None:
+def test_udp_reports_datagrams_that_the_system_refuses() -> None:
     with pytest.raises(Failure, match=r"no datagram to 255\.255\.255\.255:9: Permission denied") as broadcast:
         deliver(task("udp", "255.255.255.255:9", 1))
     with pytest.raises(Failure, match=r"no datagram to 127\.0\.0\.1:9: Message too long") as long:
@@ -541,7 +541,7 @@ def test_udp_says_what_the_system_does_not_send() -> None:
     assert broadcast.value.kind == long.value.kind == "connect"
 
 
-def test_udp_failures_say_what_happened() -> None:
+def test_udp_failures_name_their_cause() -> None:
     with bound() as receiver:
         port = receiver.getsockname()[1]
     with pytest.raises(Failure, match="refused") as refused:

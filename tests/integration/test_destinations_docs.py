@@ -1,4 +1,4 @@
-"""docs/destinations.md is true: its tasks are accepted, its commands and its Python work on a real gateway."""
+"""docs/destinations.md: its tasks are accepted, its commands and Python code work with a real gateway."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_each_task_is_accepted(block: Block) -> None:
     assert parse(block.text.encode()).task.kind in built_in()
 
 
-def test_every_key_of_the_data_is_told() -> None:
+def test_every_key_of_the_data_is_documented() -> None:
     for key in (*RedisData.__struct_fields__, *WebSocketData.__struct_fields__):
         assert f"`{key}`" in TEXT
     assert CONNECTIONS == 4 and "up to four connections" in TEXT
 
 
-def test_the_example_works_as_an_installed_package(tmp_path: Path) -> None:
+def test_example_works_as_an_installed_package(tmp_path: Path) -> None:
     (toml,) = (block.text for block in BLOCKS if block.language == "toml")
     entries = tomllib.loads(toml)["project"]["entry-points"][GROUP]
     (tmp_path / "qtask_print.py").write_text(EXAMPLE.text)
@@ -63,5 +63,5 @@ def test_the_example_works_as_an_installed_package(tmp_path: Path) -> None:
     assert done.stdout == '{"n":1.5}\nprinted\n'
 
 
-def test_its_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     assert broken_links(DOCUMENT) == []

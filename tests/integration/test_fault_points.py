@@ -1,7 +1,7 @@
 """Fault points: a process is killed right before and right after each atomic step, and nothing is lost.
 
-Every case has a process that dies at its point and another one that goes on after it. Cases run in four lanes side by
-side, each on a database of its own with what its cases need to be well.
+In every case one process dies at its fault point and another one continues. Cases run in four lanes in parallel, each
+on its own database with the other processes that its cases need.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qtask.model.record import TaskRecord
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.audit import audit
-from tests.chaos.store import disorder, read_store
+from tests.chaos.store import inconsistencies, read_store
 from tests.support.gateway_process import Gateway
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
@@ -42,7 +42,7 @@ HOUR = 3_600.0
 
 
 class Receivers:
-    """One receiver for all lanes: it counts what came for each id, and its paths say what it does."""
+    """One receiver for all lanes: it counts requests for each id, and behaves as the path says."""
 
     def __init__(self) -> None:
         self.arrivals: Counter[str] = Counter()
@@ -61,18 +61,18 @@ class Receivers:
             case "/broken-at-first" if first:
                 exchange.answer(500)
             case "/silent-at-first" if first:
-                exchange.connection.recv(1)  # until its worker is gone
+                exchange.connection.recv(1)  # until its worker is dead
             case _:
                 exchange.answer(200)
 
 
 class Lane:
-    """A database of its own, and the processes on it.
+    """A database and the processes on it.
 
     Args:
         redis_url: of the database.
         url: of the receiver.
-        arrivals: what came there.
+        arrivals: counts of the requests there.
         folder: gets the logs.
     """
 
@@ -88,7 +88,7 @@ class Lane:
         folder.mkdir()
 
     def start(self, name: str, *arguments: str, queue: str = "qtask", fault: str = "") -> Process:
-        """Starts `qtask NAME`, which dies at a fault point when one is named."""
+        """Starts `qtask NAME`, which dies at the fault point, if one is given."""
         environment = {"QTASK_REDIS_URL": self.redis_url, "QTASK_QUEUE": queue, "QTASK_LOG_FORMAT": "json"}
         if fault:
             environment["QTASK_FAULT"] = fault
@@ -105,7 +105,7 @@ class Lane:
         assert died.returncode == -signal.SIGKILL
 
     def end_stock_leases(self, queue: str) -> None:
-        """Ends the leases of stock workers in this queue, which have a minute and more, so that nobody has to wait."""
+        """Expires the leases of stock workers in this queue, which last a minute or more, to avoid waiting."""
         members: Any = self.redis.zrange(keys.started(queue), 0, -1)
         for member in members:
             self.redis.zadd(keys.STARTED_PREFIX + queue, {member: 1.0})
@@ -120,7 +120,7 @@ class Lane:
         return self.queues[-1]
 
     def id(self) -> str:
-        """An id that no other case uses: the receiver is that of all lanes."""
+        """An id that no other case uses, as all lanes share the receiver."""
         return f"{self.folder.name}-{next(self._numbers)}"
 
     def link(self, path: str) -> str:
@@ -128,17 +128,17 @@ class Lane:
         return self._url + path
 
     def task(self, path: str, delay: float = 0.0) -> dict[str, Any]:
-        """A dict with an id of its own."""
+        """A dict with its own id."""
         settings = {"time": delay, "id": self.id(), "retry": RETRY}
         return {"title": "t", "address": {"type": "http", "link": self.link(path)}, "settings": settings}
 
     def submit(self, path: str, queue: str = "qtask", delay: float = 0.0) -> str:
-        """Puts a task straight into Redis; returns its id."""
+        """Submits a task directly to Redis; returns its id."""
         with Client(self.redis_url, queue=queue) as client:
             return client.send(self.task(path, delay)).id
 
     def state(self, task_id: str) -> str:
-        """Where a task is; `nowhere` when there is none."""
+        """The state of a task; `nowhere` when it does not exist."""
         try:
             return tasks.show(self.redis, task_id).state
         except NotFound:
@@ -150,23 +150,24 @@ class Lane:
         return tasks.show(self.redis, task_id)
 
     def bury(self, queue: str = "qtask") -> None:
-        """Makes the heartbeats of all who hold leases in this queue old, so that nobody has to wait for it."""
+        """Ages the heartbeats of all holders of leases in this queue, so that the test need not wait."""
         members: Any = self.redis.zrange(keys.started(queue), 0, -1)
         for member in members:
             self.redis.zadd(keys.WORKERS, {member.decode().partition(":")[2]: 0})
 
     def close(self) -> dict[str, list[str]]:
-        """Ends all processes; returns what is out of order in Redis."""
+        """Ends all processes; returns what is inconsistent in Redis."""
         workers = [process for process in self._processes if process.name == "worker" and process.running]
         for process in workers:
             process.signal(signal.SIGTERM)
         for process in workers:
             process.stop()
-        # Those that were killed without a lease are forgotten when their heartbeat is some seconds old.
+        # Workers that were killed without a lease are forgotten when their heartbeat is some seconds old.
         until(lambda: not self.redis.exists(keys.WORKERS), 15, "the schedulers to forget the workers")
         for process in self._processes:
             process.kill()
-        wrong = {fault: about for fault, about in disorder(read_store(self.redis, *self.queues)).items() if about}
+        found_faults = inconsistencies(read_store(self.redis, *self.queues))
+        wrong = {fault: about for fault, about in found_faults.items() if about}
         found = audit(self.redis)
         return wrong if found.balances else {**wrong, "the audit does not balance": [str(found)]}
 
@@ -177,13 +178,13 @@ def dies(process: Process) -> None:
     assert process.stop() == -signal.SIGKILL, process.log.read_text()
 
 
-# --- workers: in their lane a scheduler is well --------------------------------------------------------------------
+# --- workers, in a lane with a live scheduler ----------------------------------------------------------------------
 
 
 def worker_dies(
     lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered", terminate: bool = False
 ) -> None:
-    """A worker dies with one task, another goes on; how often the receiver sees it, and how it ends."""
+    """A worker dies with one task and another continues; checks how often the receiver gets it, and its outcome."""
     queue = lane.queue()
     task_id = lane.submit(path, queue)
     until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
@@ -192,7 +193,7 @@ def worker_dies(
         until(lambda: lane.arrivals[task_id], what="the delivery to be in flight")
         victim.signal(signal.SIGTERM)
         until(lambda: "stopping" in victim.log.read_text())
-        victim.signal(signal.SIGTERM)  # a second one does not wait for what is in flight
+        victim.signal(signal.SIGTERM)  # a second one does not wait for tasks in flight
     dies(victim)
     lane.bury(queue)
     lane.start("worker", queue=queue)
@@ -204,7 +205,7 @@ def worker_dies(
 def stock_worker_dies(
     lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered"
 ) -> None:
-    """A stock worker dies with one task, QTask's own goes on."""
+    """A stock worker dies with one task, and a worker of QTask continues."""
     queue = lane.queue()
     task_id = lane.submit(path, queue)
     until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
@@ -216,7 +217,7 @@ def stock_worker_dies(
     assert lane.arrivals[task_id] == arrivals
 
 
-# --- schedulers: in their lane a worker is well ----------------------------------------------------------------------
+# --- schedulers, in a lane with a live worker ------------------------------------------------------------------------
 
 
 def scheduler_dies_releasing(lane: Lane, fault: str) -> None:
@@ -250,7 +251,7 @@ def scheduler_dies_forgetting(lane: Lane, fault: str) -> None:
     task_id = lane.submit("ok")
     assert Scheduler("qtask", lane.redis).release()[0] == 1
     assert lane.ended(task_id).state == "delivered"
-    lane.redis.zadd(keys.finished("qtask"), {task_id: keys.FOREVER_SECONDS + 1})  # its keeping has ended long ago
+    lane.redis.zadd(keys.finished("qtask"), {task_id: keys.FOREVER_SECONDS + 1})  # its retention ended long ago
     dies(lane.start("scheduler", fault=fault))
     assert lane.state(task_id) == ("delivered" if fault.endswith("before") else "nowhere")
     successor = lane.start("scheduler")
@@ -258,7 +259,7 @@ def scheduler_dies_forgetting(lane: Lane, fault: str) -> None:
     successor.kill()
 
 
-# --- gateways: in their lane a scheduler and a worker are well -------------------------------------------------------
+# --- gateways, in a lane with a live scheduler and worker ------------------------------------------------------------
 
 
 def gateway_dies_accepting(lane: Lane, fault: str) -> None:
@@ -277,7 +278,7 @@ def gateway_dies_accepting(lane: Lane, fault: str) -> None:
 
 
 def gateway_dies_with_an_entry(lane: Lane, fault: str, entry: str) -> None:
-    """Lets a gateway die with an entry of the inbox; its client is answered once, by the very step that finishes it."""
+    """A gateway dies with an inbox entry; the client is answered once, by the step that finishes the entry."""
     reply_key = f"reply:{lane.id()}"
     with lane.gateway(fault) as victim:
         lane.redis.xadd(keys.INBOX, {"task": entry, "reply": reply_key})
@@ -285,7 +286,7 @@ def gateway_dies_with_an_entry(lane: Lane, fault: str, entry: str) -> None:
     assert lane.redis.llen(reply_key) == (0 if fault.endswith("before") else 1)
     pending: Any = lane.redis.xpending_range(keys.INBOX, keys.INBOX_GROUP, "-", "+", 10)
     assert len(pending) == (1 if fault.endswith("before") else 0)
-    for one in pending:  # makes it old, so that nobody has to wait for it
+    for one in pending:  # ages it, so that the test need not wait
         lane.redis.xclaim(
             keys.INBOX, keys.INBOX_GROUP, one["consumer"], 0, [one["message_id"]], idle=60_000, justid=True
         )
@@ -325,7 +326,7 @@ def gateway_dies_leaving(lane: Lane, fault: str) -> None:
         assert lane.ended(task["settings"]["id"]).state == "delivered"
 
 
-# --- commands: in their lane a scheduler and a worker are well -------------------------------------------------------
+# --- commands, in a lane with a live scheduler and worker ------------------------------------------------------------
 
 
 def send_dies(lane: Lane, fault: str) -> None:
@@ -358,8 +359,8 @@ def forget_dies(lane: Lane, fault: str) -> None:
     assert lane.redis.exists(keys.ID_PREFIX + task_id)
 
 
-def looking_dies(lane: Lane, fault: str, command: str) -> None:
-    """A command that only looks leaves everything as it is."""
+def reader_dies(lane: Lane, fault: str, command: str) -> None:
+    """A read-only command leaves everything unchanged."""
     task_id = lane.submit("ok", delay=HOUR)
     dies(lane.start(command, fault=fault))
     assert lane.state(task_id) == "scheduled"
@@ -389,13 +390,13 @@ def remove_dies(lane: Lane, fault: str) -> None:
 
 
 def run(lane: Lane, name: str, *arguments: str) -> None:
-    """Runs a command to its end, in which all is well."""
+    """Runs a command to its end, which must succeed."""
     command = lane.start(name, *arguments)
     until(lambda: not command.running, 15, f"{name} to end")
     assert command.stop() == 0, command.log.read_text()
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- all cases -------------------------------------------------------------------------------------------------------
 
 Case = Callable[[Lane, str], None]
 
@@ -408,8 +409,8 @@ def of_stock_worker(*arguments: Any, **options: Any) -> Case:
     return lambda lane, fault: stock_worker_dies(lane, fault, *arguments, **options)
 
 
-# Each lane: the processes that are well in it, and its cases. A case: the fault point, what makes it differ from
-# others at the same point, what happens.
+# For each lane: the processes that stay alive in it, and its cases. A case: the fault point, a suffix that
+# distinguishes it from others at the same point, and the function to call.
 LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
     "workers": (
         ("scheduler",),
@@ -425,7 +426,7 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             # The first heartbeat comes before the first claim, the second while the delivery is in flight.
             ("heartbeat:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             ("heartbeat:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
-            # A worker puts back when it connects, and the second time when it leaves.
+            # A worker gives tasks back when it connects, and the second time when it stops.
             ("nack:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True)),
             ("begin:before", "", of_stock_worker("ok", arrivals=1, attempts=1)),
             ("begin:after", "", of_stock_worker("ok", arrivals=1, attempts=2)),
@@ -471,10 +472,10 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("cancel:after", "", cancel_dies),
             ("forget_task:before", "", forget_dies),
             ("forget_task:after", "", forget_dies),
-            ("audit:before", "", partial(looking_dies, command="audit")),
-            ("audit:after", "", partial(looking_dies, command="audit")),
-            ("page:before", "", partial(looking_dies, command="list")),
-            ("page:after", "", partial(looking_dies, command="list")),
+            ("audit:before", "", partial(reader_dies, command="audit")),
+            ("audit:after", "", partial(reader_dies, command="audit")),
+            ("page:before", "", partial(reader_dies, command="list")),
+            ("page:after", "", partial(reader_dies, command="list")),
             ("retry:before", "", retry_dies),
             ("retry:after", "", retry_dies),
             ("remove_dead:before", "", remove_dies),
@@ -489,7 +490,7 @@ Results = dict[str, "Future[Any]"]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
-    """Every case's end, and for each lane what it leaves in Redis; the lanes begin at once."""
+    """The result of every case, and what each lane leaves in Redis; all lanes start at once."""
     folder = tmp_path_factory.mktemp("faults")
     server = RedisServer(folder)
     behaviour = Receivers()
@@ -497,28 +498,28 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     with Receiver(behaviour) as receiver, ThreadPoolExecutor(len(LANES)) as pool:
         for database, name in enumerate(LANES):
             url = f"redis://127.0.0.1:{server.port}/{database}"
-            pool.submit(play, Lane(url, receiver.url, behaviour.arrivals, folder / name), name, found)
+            pool.submit(run_cases, Lane(url, receiver.url, behaviour.arrivals, folder / name), name, found)
         yield found
     server.kill()
 
 
-def play(lane: Lane, name: str, results: Results) -> None:
-    """Plays all cases of a lane, one after the other."""
+def run_cases(lane: Lane, name: str, results: Results) -> None:
+    """Runs all cases of a lane, one after the other."""
     well, cases = LANES[name]
     for process in well:
         lane.start(process)
     for fault, what, case in cases:
         keep(results[f"{fault} {what}".strip()], case, lane, fault)
     if "scheduler" not in well:
-        lane.start("scheduler")  # for what it has to forget
+        lane.start("scheduler")  # for what it must forget
     keep(results[name], lane.close)
 
 
 def keep(result: Future[Any], call: Callable[..., Any], *arguments: Any) -> None:
-    """Calls, and keeps what comes of it for the test that asks for it."""
+    """Calls the function and keeps its result for the test that reads it."""
     try:
         result.set_result(call(*arguments))
-    except BaseException as error:  # also a failed assertion is for the test that asks
+    except BaseException as error:  # a failed assertion, too, is for the test that reads the result
         result.set_exception(error)
 
 
@@ -528,14 +529,14 @@ def test_nothing_is_lost_when_a_process_is_killed_at(results: Results, case: str
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_nothing_is_left_behind_after_the_deaths_of(results: Results, lane: str) -> None:
+def test_nothing_is_left_behind_by_the_deaths_of(results: Results, lane: str) -> None:
     assert results[lane].result() == {}
 
 
-def test_every_script_has_both_of_its_fault_points_tried() -> None:
+def test_every_script_has_both_of_its_fault_points_tested() -> None:
     (folder,) = qtask.store.__path__
     texts = {path.stem: path.read_text() for path in Path(folder).glob("*.lua")}
     scripts = {name for name, text in texts.items() if not text.startswith("-- For other scripts")}
-    scripts.remove("rights")  # it changes nothing, and is run without fault points
+    scripts.remove("rights")  # it changes nothing and has no fault points
     points = {tuple(case.split()[0].split(":")[:2]) for case in CASES}
     assert points == {(name, when) for name in scripts for when in ("before", "after")}

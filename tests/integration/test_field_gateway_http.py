@@ -1,4 +1,4 @@
-"""HTTP requests as real clients and proxies send them, byte by byte, and what RFC 9112 asks of a server."""
+"""HTTP requests of real clients and proxies, byte by byte, and the requirements of RFC 9112 on servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 class Wire:
-    """A bare connection to the gateway's HTTP port."""
+    """A raw connection to the gateway's HTTP port."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._socket = socket.create_connection(("127.0.0.1", gateway.http_port), timeout=20)
@@ -34,11 +34,11 @@ class Wire:
             self._socket.sendall(packet)
 
     def end_sending(self) -> None:
-        """Closes this side only, as `nc -N` does."""
+        """Shuts down the sending side only, as `nc -N` does."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def answer(self) -> tuple[int, dict[str, str], Any]:
-        """Reads one answer: status, headers by their lower-case names, and the JSON of its body."""
+        """Reads one answer: status, headers by lower-case name, and the JSON of the body."""
         status = int(self._stream.readline().split()[1])
         headers: dict[str, str] = {}
         while (line := self._stream.readline().strip()) != b"":
@@ -47,7 +47,7 @@ class Wire:
         return status, headers, json.loads(self._stream.read(int(headers["content-length"])))
 
     def is_closed(self) -> bool:
-        """Waits for what comes next; True when that is the end of the connection."""
+        """Waits for more data; True when the connection ends instead."""
         try:
             return self._stream.read(1) == b""
         except ConnectionResetError:
@@ -75,7 +75,7 @@ def post(headers: str, body: bytes = BODY, target: str = "/tasks") -> bytes:
     ],
     ids=["both", "the other way round", "a length that ends inside a chunk"],
 )
-def test_a_request_with_two_framings_is_rejected_and_nothing_after_it_is_read(
+def test_request_with_two_framings_is_rejected_and_the_connection_closed(
     wire: Wire, redis: Redis, request_bytes: bytes
 ) -> None:
     wire.send(request_bytes + HEALTH)
@@ -101,7 +101,7 @@ def test_a_request_with_two_framings_is_rejected_and_nothing_after_it_is_read(
         (b"GET /tasks/" + b"a" * 100_000, 431, "too long"),
     ],
 )
-def test_a_malformed_request_is_answered_with_what_is_wrong_with_it(
+def test_malformed_request_is_answered_with_the_reason(
     wire: Wire, redis: Redis, request_bytes: bytes, status: int, words: str
 ) -> None:
     wire.send(request_bytes)
@@ -130,9 +130,7 @@ def test_a_malformed_request_is_answered_with_what_is_wrong_with_it(
         post(LENGTH).replace(b"HTTP/1.1", b"HTTP/1.0"),
     ],
 )
-def test_what_a_server_is_to_accept_is_accepted(
-    wire: Wire, redis: Redis, gateway: Gateway, request_bytes: bytes
-) -> None:
+def test_valid_request_is_accepted(wire: Wire, redis: Redis, gateway: Gateway, request_bytes: bytes) -> None:
     logged = len(gateway.log)
     wire.send(request_bytes)
     status, _, body = wire.answer()
@@ -149,9 +147,7 @@ def test_empty_lines_between_requests_are_ignored(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 3])
-def test_a_client_that_closes_its_side_gets_every_answer_and_then_the_end(
-    wire: Wire, redis: Redis, requests: int
-) -> None:
+def test_half_closed_client_gets_every_answer_and_then_the_end(wire: Wire, redis: Redis, requests: int) -> None:
     wire.send(post(LENGTH) * requests)
     wire.end_sending()
     ids = {wire.answer()[2]["id"] for _ in range(requests)}
@@ -159,7 +155,7 @@ def test_a_client_that_closes_its_side_gets_every_answer_and_then_the_end(
     assert len(ids) == requests == len(scheduled(redis))
 
 
-def test_a_client_that_closes_its_side_in_the_middle_of_a_request_has_sent_none(wire: Wire, redis: Redis) -> None:
+def test_incomplete_request_of_a_half_closed_client_is_dropped(wire: Wire, redis: Redis) -> None:
     wire.send(post(LENGTH)[:-1])
     wire.end_sending()
     assert wire.is_closed()

@@ -1,4 +1,4 @@
-"""Addresses of Redis with options, as programs that share one address with others have them."""
+"""Addresses of Redis with options, as used by programs that share one address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLE = "é☃"
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_client_works_whatever_an_address_says_of_replies(redis_server: RedisServer, options: str) -> None:
+def test_client_works_with_any_reply_options_in_the_address(redis_server: RedisServer, options: str) -> None:
     with Client(f"{redis_server.url}?{options}") as client:
         accepted = client.udp("127.0.0.1:9", TITLE, delay=3600, title=TITLE)
         assert client.show(accepted.id).title == TITLE
@@ -23,7 +23,7 @@ def test_a_client_works_whatever_an_address_says_of_replies(redis_server: RedisS
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_an_async_client_does_too(redis_server: RedisServer, options: str) -> None:
+def test_async_client_works_with_any_reply_options_in_the_address(redis_server: RedisServer, options: str) -> None:
     async def submit() -> str:
         async with AsyncClient(f"{redis_server.url}?{options}") as client:
             accepted = await client.udp("127.0.0.1:9", TITLE, delay=3600, title=TITLE)

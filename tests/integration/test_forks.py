@@ -1,4 +1,4 @@
-"""Clients that were used before a fork: parent and children go on, each on its own connection and with its own ids."""
+"""Clients that were used before a fork: parent and children continue, each with its own connection and ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EACH = 100
 
 @contextmanager
 def forked(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
-    """Calls something in a child that is forked; yields a function that waits and returns what came of it."""
+    """Calls a function in a forked child; yields a function that waits for its result and returns it."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -59,7 +59,7 @@ def forked(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
 
 def in_children(call: Callable[[], Any], meanwhile: Callable[[], Any]) -> list[Any]:
-    """What a call returns in each of some children, and at last what the parent does meanwhile."""
+    """The result of a call in each child, and at the end that of the parent."""
     with forked(call) as first, forked(call) as second, forked(call) as third:
         mine = meanwhile()
         results = [one() for one in (first, second, third)]
@@ -67,7 +67,7 @@ def in_children(call: Callable[[], Any], meanwhile: Callable[[], Any]) -> list[A
 
 
 def send(client: Client, count: int = EACH) -> list[str]:
-    """The same dict so many times, one after the other; the ids."""
+    """Sends the same dict several times, one after the other; returns the ids."""
     return [client.send(task()).id for _ in range(count)]
 
 
@@ -79,7 +79,7 @@ def check_all_stored(redis: Redis, ids: list[str]) -> None:
 # --- one after the other ----------------------------------------------------------------------------------------
 
 
-def test_a_client_that_was_used_serves_parent_and_children_at_once(url: str, redis: Redis) -> None:
+def test_used_client_serves_parent_and_children_at_once(url: str, redis: Redis) -> None:
     with Client(url, timeout=5) as client:
         used = send(client, 1)
         results = in_children(lambda: send(client), lambda: send(client))
@@ -87,7 +87,7 @@ def test_a_client_that_was_used_serves_parent_and_children_at_once(url: str, red
     check_all_stored(redis, [*used, *chain(*results), *after])
 
 
-def test_the_scheduler_that_was_used_to_submit_serves_children_too(redis_server: RedisServer, redis: Redis) -> None:
+def test_used_scheduler_serves_children(redis_server: RedisServer, redis: Redis) -> None:
     scheduler = Scheduler("qtask", connect(redis_server.url))
 
     def enqueue() -> list[str]:
@@ -97,7 +97,7 @@ def test_the_scheduler_that_was_used_to_submit_serves_children_too(redis_server:
     check_all_stored(redis, [*used, *chain(*in_children(enqueue, enqueue))])
 
 
-def test_a_fork_in_the_middle_of_an_exchange_leaves_the_parent_s_answers_alone(url: str, redis: Redis) -> None:
+def test_fork_during_an_exchange_does_not_affect_the_answers_of_the_parent(url: str, redis: Redis) -> None:
     def rest(answers: Iterator[Any]) -> Any:
         found = []
         try:
@@ -123,7 +123,7 @@ def test_a_fork_in_the_middle_of_an_exchange_leaves_the_parent_s_answers_alone(u
     check_all_stored(redis, mine + after + in_the_middle)
 
 
-def test_a_child_that_ends_in_peace_leaves_the_connection_to_its_parent(url: str, redis: Redis) -> None:
+def test_child_that_exits_leaves_the_connection_to_its_parent(url: str, redis: Redis) -> None:
     program = f"""
 import gc, os, qtask
 client = qtask.Client({url!r}, timeout=5)
@@ -144,12 +144,12 @@ print(*ids)
     assert (ran.returncode, ran.stderr) == (0, "")
     ids = ran.stdout.split()
     assert len(ids) == 4
-    assert len(scheduled(redis)) == 5, "and that of the child which sent one"
+    assert len(scheduled(redis)) == 5, "including the one that a child sent"
     assert set(ids) <= set(scheduled(redis))
 
 
 @pytest.mark.parametrize("kind", ["plain", "asyncio"])
-def test_a_child_does_not_keep_its_parent_s_connection_open(kind: str) -> None:
+def test_child_does_not_keep_the_connection_of_its_parent_open(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"socket://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -185,11 +185,11 @@ def test_a_child_does_not_keep_its_parent_s_connection_open(kind: str) -> None:
 
 # --- asyncio ----------------------------------------------------------------------------------------------------
 
-_inherited: list[AsyncClient] = []  # what the children of a process pool find
+_inherited: list[AsyncClient] = []  # inherited by the children of a process pool
 
 
 def send_in_child(_: int) -> list[str]:
-    """In a child: with an event loop of its own; and nothing of the parent's may be disturbed by what is collected."""
+    """Runs in a child, on its own event loop; garbage collection there must not affect the parent's connection."""
 
     async def talk() -> list[str]:
         return [(await _inherited[-1].send(task())).id for _ in range(EACH)]
@@ -200,7 +200,7 @@ def send_in_child(_: int) -> list[str]:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_the_children_of_a_process_pool_use_the_client_of_a_running_loop(
+def test_process_pool_children_use_the_client_of_a_running_loop(
     url: str, redis: Redis, run: Callable[[Coroutine[Any, Any, list[str]]], list[str]]
 ) -> None:
     async def main() -> list[str]:
@@ -218,10 +218,10 @@ def test_the_children_of_a_process_pool_use_the_client_of_a_running_loop(
 
 
 @pytest.mark.parametrize("url", ["socket", "redis"], indirect=True)
-def test_a_loop_that_goes_on_in_the_child_gets_a_connection_of_its_own(url: str, redis: Redis) -> None:
-    """As programs do that drive a loop by hand: the child runs the very loop that its parent ran.
+def test_inherited_loop_gets_a_new_connection_in_the_child(url: str, redis: Redis) -> None:
+    """For programs that run a loop by hand: the child continues the loop of its parent.
 
-    Not over HTTP, which asyncio does in threads; a child does not have those of its parent's loop.
+    Not over HTTP, which asyncio runs in threads; a child does not have the threads of its parent's loop.
     """
     loop = asyncio.new_event_loop()
     client = AsyncClient(url, timeout=5)

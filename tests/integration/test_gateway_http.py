@@ -1,4 +1,4 @@
-"""The gateway's HTTP: submitting, looking, limits, and what it says while Redis is away."""
+"""HTTP of the gateway: submitting, reading, limits, and answers while Redis is away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,15 @@ from redis import Redis
 
 from qtask.store import keys
 from tests.support.gateway_process import HOUR, Gateway, scheduled, stored, task, title_of_id
+from tests.support.http_response import Response
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
 PATHS = ["/tasks/P7DVFCP--0--", "/graphs/P7DVFCP--0--", "/health"]
 
 
-@dataclass(frozen=True)
-class Response:
-    """An answer: its status, headers by their name in small letters, and body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        assert self.headers["content-type"] == "application/json"
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        """The code of a refusal, which has one form for all."""
-        assert set(self.json) == {"ok", "error"} and self.json["ok"] is False
-        assert set(self.json["error"]) == {"code", "field", "message"}
-        return str(self.json["error"]["code"])
-
-
 class Browser:
-    """One HTTP connection, kept alive; a context manager. It fails rather than wait for more than 20 seconds."""
+    """One HTTP connection, kept alive; a context manager. It fails after waiting for 20 seconds."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.connection = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
@@ -71,7 +50,7 @@ class Browser:
         return Response(response.status, headers, response.read())
 
     def post(self, text: Any) -> Response:
-        """Submits a dict (or anything that can be JSON)."""
+        """Submits a dict (or any JSON value)."""
         return self.request("POST", "/tasks", json.dumps(text).encode(), Content_Type="application/json")
 
     def post_raw(self, body: bytes | Iterable[bytes], content_type: str = "application/json") -> Response:
@@ -83,7 +62,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def strict(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One with small limits."""
+    """A gateway with small limits."""
     with Gateway(redis_server.url, folder, MAX_BYTES=1_000, MAX_CONNECTIONS=3, IDLE_SECONDS=0.4) as running:
         yield running
         assert "Traceback" not in running.log
@@ -98,7 +77,7 @@ def browser(gateway: Gateway) -> Iterator[Browser]:
 # --- submitting ---------------------------------------------------------------------------------------------------
 
 
-def test_a_dict_is_accepted_when_redis_holds_it(browser: Browser, redis: Redis) -> None:
+def test_dict_is_in_redis_when_it_is_accepted(browser: Browser, redis: Redis) -> None:
     for n in range(50):
         response = browser.post(task(str(n)))
         assert response.status == 202
@@ -107,7 +86,7 @@ def test_a_dict_is_accepted_when_redis_holds_it(browser: Browser, redis: Redis) 
         assert redis.zscore(keys.SCHEDULE, response.json["id"]) == response.json["due"]
 
 
-def test_a_broken_dict_is_refused_with_the_reason(browser: Browser, redis: Redis) -> None:
+def test_invalid_dict_is_refused_with_the_reason(browser: Browser, redis: Redis) -> None:
     response = browser.post(task(delay=-1))
     assert (response.status, response.code) == (400, "invalid_value")
     assert response.json["error"]["field"] == "settings.time"
@@ -118,7 +97,7 @@ def test_a_broken_dict_is_refused_with_the_reason(browser: Browser, redis: Redis
     assert scheduled(redis) == []
 
 
-def test_an_array_is_answered_by_an_array(browser: Browser, redis: Redis) -> None:
+def test_array_is_answered_with_an_array(browser: Browser, redis: Redis) -> None:
     response = browser.post([task("a"), {**task(), "title": ""}, 7, task("b")])
     assert response.status == 202
     assert [answer["ok"] for answer in response.json] == [True, False, False, True]
@@ -127,7 +106,7 @@ def test_an_array_is_answered_by_an_array(browser: Browser, redis: Redis) -> Non
     assert (browser.post([]).status, browser.post([]).json) == (202, [])
 
 
-def test_a_full_array_is_accepted_and_a_larger_one_is_not(browser: Browser, redis: Redis) -> None:
+def test_array_of_the_maximum_length_is_accepted_and_a_longer_one_refused(browser: Browser, redis: Redis) -> None:
     response = browser.post([task(str(n)) for n in range(10_000)])
     title_of = title_of_id(redis, [answer["id"] for answer in response.json])
     assert [title_of[answer["id"]] for answer in response.json] == [str(n) for n in range(10_000)]
@@ -136,7 +115,7 @@ def test_a_full_array_is_accepted_and_a_larger_one_is_not(browser: Browser, redi
     assert redis.zcard(keys.SCHEDULE) == 10_000
 
 
-def test_the_body_may_come_in_chunks(browser: Browser, redis: Redis) -> None:
+def test_body_may_be_chunked(browser: Browser, redis: Redis) -> None:
     text = json.dumps(task("in chunks"), indent=4).encode()
     response = browser.post_raw(text[start : start + 7] for start in range(0, len(text), 7))
     assert response.status == 202
@@ -144,12 +123,12 @@ def test_the_body_may_come_in_chunks(browser: Browser, redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", " application/json "])
-def test_any_spelling_of_json_will_do(browser: Browser, redis: Redis, content_type: str) -> None:
+def test_any_json_content_type_is_accepted(browser: Browser, redis: Redis, content_type: str) -> None:
     assert browser.post_raw(json.dumps(task()).encode(), content_type).status == 202
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
-def test_what_a_foreign_web_page_may_send_is_refused(browser: Browser, redis: Redis, content_type: str) -> None:
+def test_content_types_that_web_pages_may_send_are_refused(browser: Browser, redis: Redis, content_type: str) -> None:
     response = browser.post_raw(json.dumps(task()).encode(), content_type)
     assert (response.status, response.code) == (415, "wrong_protocol")
     assert "Content-Type: application/json" in response.json["error"]["message"]
@@ -167,10 +146,10 @@ def test_many_clients_are_served_at_once(gateway: Gateway, redis: Redis) -> None
     assert set(title_of_id(redis, ids).values()) == titles
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_is_shown(browser: Browser, redis: Redis) -> None:
+def test_task_is_shown(browser: Browser, redis: Redis) -> None:
     accepted = browser.post(task("look at me", text="é")).json
     response = browser.get(f"/tasks/{accepted['id']}")
     assert response.status == 200
@@ -184,7 +163,7 @@ def test_a_task_is_shown(browser: Browser, redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("name", ["P7DVFCP--0--", "x" * 1_000, "%00", "%ff", "..", "%C3%A9", "a%2Fb", "*"])
-def test_a_task_that_is_not_there_is_not_found(browser: Browser, redis: Redis, name: str) -> None:
+def test_unknown_task_is_not_found(browser: Browser, redis: Redis, name: str) -> None:
     response = browser.get(f"/tasks/{name}")
     assert (response.status, response.code) == (404, "not_found")
 
@@ -192,7 +171,7 @@ def test_a_task_that_is_not_there_is_not_found(browser: Browser, redis: Redis, n
 @pytest.mark.parametrize(
     ("picture", "kind"), [(b"\x89PNG\r\n\x1a\n\x00\xff", "image/png"), (b"<?xml ?><svg/>", "image/svg+xml")]
 )
-def test_a_graph_is_fetched(browser: Browser, redis: Redis, picture: bytes, kind: str) -> None:
+def test_graph_is_fetched(browser: Browser, redis: Redis, picture: bytes, kind: str) -> None:
     redis.set(keys.graph("P7DVFCP--0--"), picture)
     response = browser.get("/graphs/P7DVFCP--0--")
     assert (response.status, response.headers["content-type"], response.body) == (200, kind, picture)
@@ -201,7 +180,7 @@ def test_a_graph_is_fetched(browser: Browser, redis: Redis, picture: bytes, kind
     assert "a day" in missing.json["error"]["message"]
 
 
-def test_health_is_well_while_redis_answers(browser: Browser, redis: Redis) -> None:
+def test_health_is_ok_while_redis_answers(browser: Browser, redis: Redis) -> None:
     response = browser.get("/health")
     assert (response.status, response.json) == (200, {"ok": True})
 
@@ -219,14 +198,14 @@ def test_health_is_well_while_redis_answers(browser: Browser, redis: Redis) -> N
         ("POST", "/tasks/P7DVFCP--0--/cancel", 404),
     ],
 )
-def test_what_is_not_known_is_answered_in_json(browser: Browser, method: str, path: str, status: int) -> None:
+def test_unknown_path_or_method_is_answered_in_json(browser: Browser, method: str, path: str, status: int) -> None:
     response = browser.request(method, path)
     assert (response.status, response.code) == (status, "not_found")
     assert ("allow" in response.headers) == (status == 405)
     assert browser.get("/health").status == 200
 
 
-def test_a_connection_serves_many_requests(browser: Browser, redis: Redis) -> None:
+def test_connection_serves_many_requests(browser: Browser, redis: Redis) -> None:
     own = None
     for n in range(5):
         assert browser.post(task(str(n))).status == 202
@@ -240,7 +219,7 @@ def test_a_connection_serves_many_requests(browser: Browser, redis: Redis) -> No
 # --- limits -------------------------------------------------------------------------------------------------------
 
 
-def test_a_dict_that_is_too_large_is_refused(strict: Gateway, redis: Redis) -> None:
+def test_too_large_dict_is_refused(strict: Gateway, redis: Redis) -> None:
     with Browser(strict) as browser:
         assert browser.post(task("t", text="x" * 700)).status == 202
         response = browser.post(task("t", text="x" * 1_001))
@@ -251,7 +230,7 @@ def test_a_dict_that_is_too_large_is_refused(strict: Gateway, redis: Redis) -> N
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_is_refused_and_its_client_gets_to_read_why(strict: Gateway, chunked: bool) -> None:
+def test_client_of_a_too_large_body_can_read_the_refusal(strict: Gateway, chunked: bool) -> None:
     body = b"[" + b" " * 5_000_000
     with Browser(strict) as browser:
         response = browser.post_raw([body] if chunked else body)
@@ -269,7 +248,7 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize("begun", BEGINNINGS)
-def test_a_client_that_falls_silent_is_told_so(strict: Gateway, begun: str) -> None:
+def test_silent_client_gets_a_timeout_answer(strict: Gateway, begun: str) -> None:
     with Browser(strict) as browser:
         browser.connection.connect()
         browser.connection.sock.sendall(BEGINNINGS[begun])
@@ -279,13 +258,13 @@ def test_a_client_that_falls_silent_is_told_so(strict: Gateway, begun: str) -> N
     assert json.loads(body)["error"]["code"] == "idle"
 
 
-def test_a_connection_that_has_served_and_falls_silent_is_closed(strict: Gateway) -> None:
+def test_idle_connection_is_closed_after_its_requests(strict: Gateway) -> None:
     with Browser(strict) as browser:
         assert browser.get("/health").status == 200
         assert browser.connection.sock.recv(1_000) == b""
 
 
-def test_a_connection_too_many_is_told_so(strict: Gateway) -> None:
+def test_connection_above_the_limit_is_refused(strict: Gateway) -> None:
     browsers = [Browser(strict) for _ in range(4)]
     try:
         *first, last = browsers
@@ -300,7 +279,7 @@ def test_a_connection_too_many_is_told_so(strict: Gateway) -> None:
         until(lambda: browser.get("/health").status == 200)
 
 
-def test_json_lines_are_answered_with_the_right_port(gateway: Gateway, redis: Redis) -> None:
+def test_json_lines_on_the_http_port_are_answered_with_the_right_port(gateway: Gateway, redis: Redis) -> None:
     with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
         connection.sendall(json.dumps(task()).encode() + b"\n")
         answer = connection.makefile("rb").read()
@@ -311,7 +290,7 @@ def test_json_lines_are_answered_with_the_right_port(gateway: Gateway, redis: Re
     assert scheduled(redis) == []
 
 
-def test_a_client_that_hangs_up_in_the_middle_of_its_body_does_no_harm(gateway: Gateway, redis: Redis) -> None:
+def test_disconnect_during_a_body_has_no_effect(gateway: Gateway, redis: Redis) -> None:
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
             connection.sendall(BEGINNINGS["half a body"])
@@ -329,7 +308,7 @@ def unavailable(response: Response) -> bool:
 
 
 @pytest.mark.parametrize("trouble", ["killed", "hangs"])
-def test_all_is_unavailable_while_redis_is_away_and_well_when_it_is_back(tmp_path: Path, trouble: str) -> None:
+def test_everything_is_unavailable_while_redis_is_away_and_recovers(tmp_path: Path, trouble: str) -> None:
     server = RedisServer(tmp_path)
 
     def ask(number: int) -> Response:
@@ -359,9 +338,7 @@ def test_all_is_unavailable_while_redis_is_away_and_well_when_it_is_back(tmp_pat
 # --- stopping -----------------------------------------------------------------------------------------------------
 
 
-def test_a_gateway_that_is_asked_to_end_answers_what_is_under_way(
-    redis_server: RedisServer, redis: Redis, tmp_path: Path
-) -> None:
+def test_stopping_gateway_answers_requests_in_progress(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
     responses: list[Response] = []
 
     def post(browser: Browser) -> None:
@@ -372,7 +349,7 @@ def test_a_gateway_that_is_asked_to_end_answers_what_is_under_way(
         redis.client_pause(500)
         posting = threading.Thread(target=post, args=(browser,))
         posting.start()
-        time.sleep(0.1)  # for the request to be under way; Redis takes it only later
+        time.sleep(0.1)  # until the request is in progress; Redis executes it only later
         assert gateway.process.stop() == 0
         posting.join(10)
         assert not gateway.events("stopped_early")

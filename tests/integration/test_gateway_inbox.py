@@ -1,4 +1,4 @@
-"""The inbox: any Redis client submits; nothing is lost or doubled, whoever dies, and the refused are kept."""
+"""The inbox: any Redis client submits; kills neither lose nor duplicate tasks, and refused entries are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
 LONG_AGO_MS = 3_600_000
-BATCH = 20  # dicts that a stream of tasks puts there at once
+BATCH = 20  # dicts that `stream_of_tasks` adds at once
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def gateway(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def other_server(folder: Path) -> Iterator[RedisServer]:
-    """A Redis beside that of the gateway above, for tests that start gateways of their own."""
+    """A second Redis, for tests that start their own gateways."""
     server = RedisServer(folder)
     yield server
     server.kill()
@@ -54,9 +54,9 @@ def other_redis(other_server: RedisServer) -> Iterator[Redis]:
 
 
 @contextmanager
-def powerless(server: RedisServer, redis: Redis, folder: Path) -> Iterator[Gateway]:
-    """A gateway that has read the whole inbox but, until it is given the right, may commit nothing."""
-    allow_scripts(redis, True)  # it would not start without
+def gateway_without_rights(server: RedisServer, redis: Redis, folder: Path) -> Iterator[Gateway]:
+    """A gateway that has read the whole inbox but may not commit anything until it is given the right."""
+    allow_scripts(redis, True)  # it would not start without it
     redis.rename(keys.INBOX, "put aside")
     with Gateway(server.url.replace("//", "//reader:secret@"), folder) as running:
         allow_scripts(redis, False)
@@ -74,7 +74,7 @@ def allow_scripts(redis: Redis, allowed: bool) -> None:
 
 
 def submit(redis: Redis, text: Any, **fields: bytes | str) -> str:
-    """Puts a dict (or anything that can be JSON) into the inbox; returns the entry's id."""
+    """Adds a dict (or any JSON value) to the inbox; returns the id of the entry."""
     return submit_raw(redis, {"task": json.dumps(text), **fields})
 
 
@@ -98,13 +98,13 @@ def reply(redis: Redis, key: str) -> Any:
 
 
 def refused(redis: Redis) -> list[tuple[bytes, dict[str, str]]]:
-    """What stands in the stream of the refused: the beginning of each dict as it came, and why."""
+    """The entries of the stream of refused dicts: the beginning of each dict as it came, and the error."""
     entries: Any = redis.xrange(keys.REFUSED)
     return [(fields[b"task"], json.loads(fields[b"error"])["error"]) for _, fields in entries]
 
 
 def pending(redis: Redis) -> int:
-    """How many entries were handed to a gateway and are not finished."""
+    """How many entries were read by a gateway and are not finished."""
     return int(redis.xpending(keys.INBOX, keys.INBOX_GROUP)["pending"])
 
 
@@ -114,7 +114,7 @@ def consumers(redis: Redis) -> list[str]:
 
 
 def age_pending(redis: Redis) -> None:
-    """Makes Redis believe that whatever is pending was handed out long ago."""
+    """Makes all pending entries look as if they had been read long ago."""
     entries: Any = redis.xpending_range(keys.INBOX, keys.INBOX_GROUP, "-", "+", 100_000)
     for entry in entries:
         redis.xclaim(
@@ -123,11 +123,11 @@ def age_pending(redis: Redis) -> None:
 
 
 def accepted(redis: Redis) -> list[str]:
-    """The titles of all tasks that were accepted, sorted; a task that was doubled stands twice."""
+    """The titles of all accepted tasks, sorted; a duplicated task appears twice."""
     return sorted(title_of_id(redis, scheduled(redis)).values())
 
 
-# --- ways to put a dict there -------------------------------------------------------------------------------------
+# --- ways to add an entry -----------------------------------------------------------------------------------------
 
 
 def by_redis_py(server: RedisServer, text: str) -> None:
@@ -163,16 +163,14 @@ def test_any_redis_client_submits_and_gets_its_answer(
     assert redis.xlen(keys.INBOX) == 0 and pending(redis) == 0
 
 
-def test_redis_holds_the_task_at_the_moment_of_its_answer_and_the_answer_expires(
-    gateway: Gateway, redis: Redis
-) -> None:
+def test_task_is_in_redis_when_it_is_answered_and_the_answer_expires(gateway: Gateway, redis: Redis) -> None:
     submit(redis, task(), reply="answer")
     until(lambda: redis.exists("answer"))
     assert 0 < redis.ttl("answer") <= keys.INBOX_REPLY_SECONDS
     assert stored(redis, reply(redis, "answer")["id"])["title"] == "t"
 
 
-def test_many_that_want_an_answer_get_one_each(gateway: Gateway, redis: Redis) -> None:
+def test_every_entry_that_asks_for_an_answer_gets_one(gateway: Gateway, redis: Redis) -> None:
     for n in range(1_500):
         submit(redis, task(str(n), delay=-1 if n % 5 == 4 else 3_600), reply=f"answer:{n}")
     answers = [reply(redis, f"answer:{n}") for n in range(1_500)]
@@ -183,15 +181,15 @@ def test_many_that_want_an_answer_get_one_each(gateway: Gateway, redis: Redis) -
     )
 
 
-# --- the refused --------------------------------------------------------------------------------------------------
+# --- refused entries ----------------------------------------------------------------------------------------------
 
 
-def test_a_byte_order_mark_before_a_dict_is_ignored(gateway: Gateway, redis: Redis) -> None:
+def test_byte_order_mark_is_ignored(gateway: Gateway, redis: Redis) -> None:
     redis.xadd(keys.INBOX, {"task": b" \n\xef\xbb\xbf" + json.dumps(task("marked")).encode(), "reply": "marked"})
     assert stored(redis, reply(redis, "marked")["id"]) == task("marked")
 
 
-def test_a_refused_dict_is_kept_with_the_reason_and_its_client_is_told(gateway: Gateway, redis: Redis) -> None:
+def test_refused_dict_is_kept_with_the_reason_and_answered(gateway: Gateway, redis: Redis) -> None:
     submit(redis, {**task(), "title": ""}, reply="answer")
     answer = reply(redis, "answer")
     assert answer["ok"] is False
@@ -214,7 +212,7 @@ def test_a_refused_dict_is_kept_with_the_reason_and_its_client_is_told(gateway: 
     ],
     ids=["no task", "empty", "not UTF-8", "an array", "more than one text", "too deep", "too large"],
 )
-def test_odd_entries_are_refused_and_do_no_harm(
+def test_invalid_entry_is_refused_and_later_ones_are_accepted(
     gateway: Gateway, redis: Redis, fields: dict[str, str | bytes], code: str, field: str
 ) -> None:
     submit_raw(redis, {**fields, "reply": "answer"})
@@ -231,7 +229,7 @@ def test_odd_entries_are_refused_and_do_no_harm(
 @pytest.mark.parametrize(
     "fields", [{"reply": ""}, {"reply": b"\xff\x00"}, {"reply": "taken"}, {"other": "x"}, {b"\xff": b"\xff"}]
 )
-def test_odd_fields_beside_a_sound_dict_do_not_matter(
+def test_odd_fields_next_to_a_valid_dict_are_ignored(
     gateway: Gateway, redis: Redis, fields: dict[str | bytes, str | bytes]
 ) -> None:
     redis.set("taken", "a key of another type")
@@ -244,7 +242,7 @@ def test_odd_fields_beside_a_sound_dict_do_not_matter(
     assert pending(redis) == 0
 
 
-def test_the_stream_of_the_refused_is_bounded(gateway: Gateway, redis: Redis) -> None:
+def test_stream_of_refused_dicts_is_bounded(gateway: Gateway, redis: Redis) -> None:
     with redis.pipeline(transaction=False) as pipeline:
         for n in range(keys.REFUSED_KEEP + 1_000):
             pipeline.xadd(keys.INBOX, {"task": str(n)})
@@ -259,7 +257,7 @@ def test_the_stream_of_the_refused_is_bounded(gateway: Gateway, redis: Redis) ->
 # --- the stream itself --------------------------------------------------------------------------------------------
 
 
-def test_what_was_put_there_before_a_gateway_ran_is_taken(
+def test_entries_from_before_the_gateway_started_are_accepted(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
     submit_many(other_redis, [f"{n:04}" for n in range(1_200)])
@@ -269,7 +267,7 @@ def test_what_was_put_there_before_a_gateway_ran_is_taken(
 
 
 @pytest.mark.parametrize("lost", ["stream", "group", "everything"])
-def test_a_stream_or_group_that_was_deleted_is_made_anew(gateway: Gateway, redis: Redis, lost: str) -> None:
+def test_deleted_stream_or_group_is_created_again(gateway: Gateway, redis: Redis, lost: str) -> None:
     submit(redis, task("before"), reply="before")
     assert reply(redis, "before")["ok"]
     if lost == "stream":
@@ -282,15 +280,15 @@ def test_a_stream_or_group_that_was_deleted_is_made_anew(gateway: Gateway, redis
     assert stored(redis, reply(redis, "after")["id"])["title"] == "after"
 
 
-# --- gateways that die --------------------------------------------------------------------------------------------
+# --- killed gateways ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_gateway_had_read_is_accepted_by_another_once(
+def test_entries_read_by_a_killed_gateway_are_accepted_once_by_another(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
     names = [f"{n:03}" for n in range(400)]
     submit_many(other_redis, names)
-    with powerless(other_server, other_redis, tmp_path) as killed:
+    with gateway_without_rights(other_server, other_redis, tmp_path) as killed:
         killed.process.kill()
     assert scheduled(other_redis) == []
     submit(other_redis, task("new"))
@@ -302,13 +300,11 @@ def test_what_a_killed_gateway_had_read_is_accepted_by_another_once(
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["by itself", "after a new connection"])
-def test_what_could_not_be_committed_is_tried_again(
-    other_server: RedisServer, other_redis: Redis, tmp_path: Path, cut: bool
-) -> None:
+def test_failed_commit_is_retried(other_server: RedisServer, other_redis: Redis, tmp_path: Path, cut: bool) -> None:
     names = [f"{n:03}" for n in range(400)]
     submit_many(other_redis, names)
     submit(other_redis, {"title": ""}, reply="refused")
-    with powerless(other_server, other_redis, tmp_path):
+    with gateway_without_rights(other_server, other_redis, tmp_path):
         submit(other_redis, task("new"), reply="accepted")
         allow_scripts(other_redis, True)
         if cut:
@@ -319,12 +315,12 @@ def test_what_could_not_be_committed_is_tried_again(
     assert reply(other_redis, "refused")["ok"] is False
 
 
-def test_entries_that_were_deleted_while_a_dead_gateway_had_them_are_forgotten(
+def test_deleted_entries_of_a_dead_gateway_are_forgotten(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
     submit(other_redis, task("kept"))
     deleted = submit(other_redis, task("deleted"))
-    with powerless(other_server, other_redis, tmp_path) as killed:
+    with gateway_without_rights(other_server, other_redis, tmp_path) as killed:
         killed.process.kill()
     other_redis.xdel(keys.INBOX, deleted)
     age_pending(other_redis)
@@ -339,7 +335,7 @@ def test_entries_that_were_deleted_while_a_dead_gateway_had_them_are_forgotten(
 
 @contextmanager
 def stream_of_tasks(redis: Redis) -> Iterator[list[str]]:
-    """Goes on putting dicts into the inbox; yields their titles, to be read when it is over."""
+    """Keeps adding dicts to the inbox; yields their titles, to be read after the end."""
     names: list[str] = []
     over = threading.Event()
 
@@ -359,7 +355,7 @@ def stream_of_tasks(redis: Redis) -> Iterator[list[str]]:
         adding.join()
 
 
-def test_gateways_that_are_killed_at_any_moment_lose_and_double_nothing(
+def test_killed_gateways_lose_and_duplicate_nothing(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
     with stream_of_tasks(other_redis) as names:
@@ -374,14 +370,14 @@ def test_gateways_that_are_killed_at_any_moment_lose_and_double_nothing(
     assert accepted(other_redis) == names
 
 
-def test_a_gateway_that_is_asked_to_end_leaves_next_to_nothing_unfinished(
+def test_stopped_gateway_leaves_at_most_one_batch_unfinished(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
     with stream_of_tasks(other_redis) as names, Gateway(other_server.url, tmp_path) as first:
         until(lambda: other_redis.zcard(keys.SCHEDULE) > 100)
         assert first.process.stop() == 0
         assert not first.events("inbox_left_open") and not first.events("stopped_early")
-        # Redis may have handed out a batch in the very instant in which the gateway hung up.
+        # Redis may have delivered a batch at the very moment at which the gateway closed.
         assert pending(other_redis) <= BATCH
     age_pending(other_redis)
     with Gateway(other_server.url, tmp_path):
@@ -398,9 +394,7 @@ def test_two_gateways_share_the_stream(other_server: RedisServer, other_redis: R
         assert accepted(other_redis) == names
 
 
-def test_a_gateway_that_ended_in_peace_is_no_consumer_any_more(
-    other_server: RedisServer, other_redis: Redis, tmp_path: Path
-) -> None:
+def test_stopped_gateway_removes_its_consumer(other_server: RedisServer, other_redis: Redis, tmp_path: Path) -> None:
     with Gateway(other_server.url, tmp_path) as gateway:
         submit(other_redis, task(), reply="answer")
         assert reply(other_redis, "answer")["ok"]
@@ -413,7 +407,7 @@ def leave(redis: Redis, consumer: str) -> bool:
     return bool(LEAVE_INBOX.call(LeaveKeys(keys.INBOX), LeaveArguments(consumer)).run(redis))
 
 
-def test_a_consumer_with_entries_in_its_hands_is_not_removed(other_redis: Redis) -> None:
+def test_consumer_with_pending_entries_is_not_removed(other_redis: Redis) -> None:
     other_redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
     entry = submit(other_redis, task())
     other_redis.xreadgroup(keys.INBOX_GROUP, "busy", {keys.INBOX: ">"})
@@ -428,7 +422,7 @@ def test_a_consumer_with_entries_in_its_hands_is_not_removed(other_redis: Redis)
 # --- Redis away ---------------------------------------------------------------------------------------------------
 
 
-def test_a_redis_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_restarted_redis_loses_and_duplicates_nothing(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     redis = server.client()
     try:

@@ -1,4 +1,4 @@
-"""The gateway's socket: the original client's bytes, lines, arrays, limits, and clients that mean no good."""
+"""The gateway's socket: the bytes of the original client, lines, arrays, limits, and hostile clients."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.support.waiting import until
 
 @pytest.fixture(scope="module")
 def strict(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One with small limits."""
+    """A gateway with small limits."""
     with Gateway(redis_server.url, folder, MAX_BYTES=1_000, MAX_CONNECTIONS=4, IDLE_SECONDS=0.4) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that may be stopped and killed, and that forgets nothing."""
+    """A Redis that may be stopped and killed, and that loses no writes."""
     server = RedisServer(tmp_path_factory.mktemp("own-redis"), "--appendonly", "yes", "--appendfsync", "always")
     yield server
     server.kill()
@@ -42,7 +42,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
 
 @pytest.fixture(scope="module")
 def shaky(own_redis: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """One on the Redis that may be stopped and killed."""
+    """A gateway on the Redis that may be stopped and killed."""
     with Gateway(own_redis.url, folder) as running:
         yield running
 
@@ -63,14 +63,14 @@ def code(answer: Any) -> str:
 
 
 def in_packets(connection: Connection, text: bytes, count: int) -> None:
-    """Sends a text in packets of their own."""
+    """Sends a text in several packets."""
     size = len(text) // count + 1
     for start in range(0, len(text), size):
         connection.send(text[start : start + size])
         time.sleep(0.02)
 
 
-# --- the original's client ----------------------------------------------------------------------------------------
+# --- the original client ------------------------------------------------------------------------------------------
 
 LAYOUTS = {
     "indented": json.dumps(task("original"), indent=4).encode(),
@@ -81,7 +81,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_dict_in_three_packets_is_accepted_though_nobody_reads_the_answer(
+def test_dict_in_three_packets_is_accepted_without_reading_the_answer(
     gateway: Gateway, redis: Redis, layout: str
 ) -> None:
     connection = Connection(gateway.port)
@@ -93,7 +93,7 @@ def test_a_dict_in_three_packets_is_accepted_though_nobody_reads_the_answer(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_client_that_closes_its_side_gets_one_answer(gateway: Gateway, redis: Redis, layout: str) -> None:
+def test_half_closed_client_gets_one_answer(gateway: Gateway, redis: Redis, layout: str) -> None:
     with Connection(gateway.port) as connection:
         in_packets(connection, LAYOUTS[layout], 3)
         connection.end()
@@ -101,13 +101,13 @@ def test_a_client_that_closes_its_side_gets_one_answer(gateway: Gateway, redis: 
     assert stored(redis, answer["id"]) == task("original")
 
 
-def test_a_client_that_sends_nothing_gets_nothing(gateway: Gateway) -> None:
+def test_client_that_sends_nothing_gets_nothing(gateway: Gateway) -> None:
     with Connection(gateway.port) as connection:
         connection.end()
         assert connection.rest() == []
 
 
-def test_half_a_dict_is_refused_when_no_more_will_come(gateway: Gateway, redis: Redis) -> None:
+def test_incomplete_dict_is_refused_at_the_end_of_input(gateway: Gateway, redis: Redis) -> None:
     with Connection(gateway.port) as connection:
         connection.send(LAYOUTS["indented"][:-5])
         connection.end()
@@ -117,21 +117,19 @@ def test_half_a_dict_is_refused_when_no_more_will_come(gateway: Gateway, redis: 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_whole_dict_is_accepted_though_the_connection_is_reset(gateway: Gateway, redis: Redis, layout: str) -> None:
+def test_complete_dict_is_accepted_when_the_connection_is_reset(gateway: Gateway, redis: Redis, layout: str) -> None:
     connection = Connection(gateway.port)
     connection.send(LAYOUTS[layout])
     connection.reset()
     until(lambda: redis.zcard(keys.SCHEDULE) == 1)
 
 
-def test_lines_are_accepted_though_their_client_leaves_without_reading_an_answer(
-    gateway: Gateway, redis: Redis
-) -> None:
+def test_complete_lines_are_accepted_when_the_connection_is_reset(gateway: Gateway, redis: Redis) -> None:
     connection = Connection(gateway.port)
     connection.send(b"".join(line_of(task(f"{n:03}")) for n in range(100)) + LAYOUTS["indented"][:-5])
     connection.reset()
     until(lambda: redis.zcard(keys.SCHEDULE) == 100)
-    with Connection(gateway.port) as connection:  # nothing of what was broken off is still to come
+    with Connection(gateway.port) as connection:  # the incomplete line must not be accepted later
         assert connection.ask([]) == []
     assert scheduled_titles(redis) == [f"{n:03}" for n in range(100)]
 
@@ -139,7 +137,7 @@ def test_lines_are_accepted_though_their_client_leaves_without_reading_an_answer
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_tells_the_id_and_the_due_instant(gateway: Gateway, redis: Redis) -> None:
+def test_answer_holds_the_id_and_the_due_instant(gateway: Gateway, redis: Redis) -> None:
     with Connection(gateway.port) as connection:
         before = redis_now(redis)
         answer = connection.ask(task(delay=1234.5))
@@ -151,7 +149,7 @@ def test_an_answer_tells_the_id_and_the_due_instant(gateway: Gateway, redis: Red
         assert connection.ask(instant)["due"] == pytest.approx(after + 0.25 + HOUR, abs=1e-6)
 
 
-def test_redis_holds_the_task_at_the_moment_of_its_answer(gateway: Gateway, redis: Redis) -> None:
+def test_task_is_in_redis_when_it_is_answered(gateway: Gateway, redis: Redis) -> None:
     with Connection(gateway.port) as connection:
         for n in range(100):
             answer = connection.ask(task(str(n)))
@@ -175,7 +173,7 @@ def test_pipelined_lines_are_answered_in_order(gateway: Gateway, redis: Redis) -
             assert answer["error"]["field"] == "settings.time"
 
 
-def test_lines_that_are_half_closed_at_once_are_all_answered(gateway: Gateway, redis: Redis) -> None:
+def test_all_lines_of_a_half_closed_client_are_answered(gateway: Gateway, redis: Redis) -> None:
     with Connection(gateway.port) as connection:
         data = b"".join(line_of(task(str(n))) for n in range(20_000)).rstrip()
 
@@ -191,7 +189,7 @@ def test_lines_that_are_half_closed_at_once_are_all_answered(gateway: Gateway, r
     assert redis.zcard(keys.SCHEDULE) == 20_000
 
 
-def test_a_broken_line_costs_only_itself(gateway: Gateway, redis: Redis) -> None:
+def test_invalid_line_does_not_affect_others(gateway: Gateway, redis: Redis) -> None:
     broken = [b'{"title": "unfinished"\n', b"\xff\xfe\n", b"\n", b"nonsense\n"]
     with Connection(gateway.port) as connection:
         connection.send(line_of(task("first")) + b"".join(broken) + line_of(task("last")))
@@ -203,7 +201,7 @@ def test_a_broken_line_costs_only_itself(gateway: Gateway, redis: Redis) -> None
 # --- arrays -------------------------------------------------------------------------------------------------------
 
 
-def test_an_array_is_answered_by_an_array(gateway: Gateway, redis: Redis) -> None:
+def test_array_is_answered_with_an_array(gateway: Gateway, redis: Redis) -> None:
     batch = [task("a"), {**task(), "title": ""}, 7, task("b"), [task("c")], task("d", delay=-1)]
     with Connection(gateway.port) as connection:
         connection.send(line_of(batch) + line_of(task("after")))
@@ -217,7 +215,7 @@ def test_an_array_is_answered_by_an_array(gateway: Gateway, redis: Redis) -> Non
     assert stored(redis, after["id"])["title"] == "after"
 
 
-def test_a_full_array_is_answered_whole_and_a_larger_one_not_at_all(gateway: Gateway, redis: Redis) -> None:
+def test_array_of_the_maximum_length_is_accepted_and_a_longer_one_refused(gateway: Gateway, redis: Redis) -> None:
     with Connection(gateway.port) as connection:
         answers = connection.ask([task(str(n)) for n in range(10_000)])
         refused = connection.ask([0] * 10_001)
@@ -229,14 +227,14 @@ def test_a_full_array_is_answered_whole_and_a_larger_one_not_at_all(gateway: Gat
     assert redis.zcard(keys.SCHEDULE) == 10_001
 
 
-def test_an_array_over_several_lines_is_one_text(gateway: Gateway) -> None:
+def test_array_over_several_lines_is_one_text(gateway: Gateway) -> None:
     with Connection(gateway.port) as connection:
         connection.send(json.dumps([task("a"), task("b")], indent=2).encode())
         assert [answer["ok"] for answer in connection.answer()] == [True, True]
 
 
 @pytest.mark.parametrize("text", [b"[1,", b"[1 2]", b"[}"])
-def test_a_broken_array_gets_one_refusal(gateway: Gateway, text: bytes) -> None:
+def test_invalid_array_gets_one_refusal(gateway: Gateway, text: bytes) -> None:
     with Connection(gateway.port) as connection:
         connection.send(text)
         connection.end()
@@ -247,7 +245,7 @@ def test_a_broken_array_gets_one_refusal(gateway: Gateway, text: bytes) -> None:
 # --- limits -------------------------------------------------------------------------------------------------------
 
 
-def test_a_dict_that_is_too_large_is_refused_and_the_connection_goes_on(strict: Gateway, redis: Redis) -> None:
+def test_too_large_dict_is_refused_and_the_connection_stays_open(strict: Gateway, redis: Redis) -> None:
     room = 1_000 - len(line_of(task("t", text="")).rstrip())
     with Connection(strict.port) as connection:
         assert connection.ask(task("t", text="x" * room))["ok"]
@@ -261,14 +259,14 @@ def test_a_dict_that_is_too_large_is_refused_and_the_connection_goes_on(strict: 
 
 
 @pytest.mark.parametrize("text", [b'{"title": "' + b"x" * 5_000_000, b"[" * 5_000_000, b"x" * 5_000_000])
-def test_a_text_without_end_is_refused_and_its_client_gets_to_read_why(strict: Gateway, text: bytes) -> None:
+def test_client_of_an_endless_text_can_read_the_refusal(strict: Gateway, text: bytes) -> None:
     with Connection(strict.port) as connection:
-        connection.send(text)  # far more than is taken: the client reads only when it has sent all
+        connection.send(text)  # far more than is read: the client reads only after it has sent all
         (answer,) = connection.rest()
     assert code(answer) == "too_large" and "16000 bytes" in answer["error"]["message"]
 
 
-def test_a_dict_that_is_nested_too_deeply_is_refused(strict: Gateway) -> None:
+def test_too_deeply_nested_dict_is_refused(strict: Gateway) -> None:
     def nested(depth: int) -> dict[str, Any]:
         data: Any = 1
         for _ in range(depth - 2):  # the dict itself and its settings are levels, too
@@ -283,7 +281,7 @@ def test_a_dict_that_is_nested_too_deeply_is_refused(strict: Gateway) -> None:
 
 
 @pytest.mark.parametrize("begun", [b"", b'{"title": "unfin', b"[", line_of(task())])
-def test_a_connection_that_falls_silent_is_told_so_and_closed(strict: Gateway, begun: bytes) -> None:
+def test_silent_connection_is_notified_and_closed(strict: Gateway, begun: bytes) -> None:
     with Connection(strict.port) as connection:
         connection.send(begun)
         *answers, last = connection.rest()
@@ -291,15 +289,15 @@ def test_a_connection_that_falls_silent_is_told_so_and_closed(strict: Gateway, b
     assert code(last) == "idle" and "0.4 s" in last["error"]["message"]
 
 
-def test_a_client_that_goes_on_sending_is_not_silent(strict: Gateway) -> None:
+def test_slowly_sending_client_is_not_silent(strict: Gateway) -> None:
     with Connection(strict.port) as connection:
         for byte in line_of(task()):
             connection.send(bytes([byte]))
-            time.sleep(0.01)  # longer in all than the silence that ends a connection
+            time.sleep(0.01)  # in total longer than the silence that ends a connection
         assert connection.answer()["ok"]
 
 
-def test_a_connection_too_many_is_told_so_and_the_others_go_on(strict: Gateway) -> None:
+def test_connection_above_the_limit_is_refused_and_others_are_served(strict: Gateway) -> None:
     def too_many() -> bool:
         with Connection(strict.port) as connection:
             connection.send(line_of(task()))
@@ -317,7 +315,7 @@ def test_a_connection_too_many_is_told_so_and_the_others_go_on(strict: Gateway) 
         until(lambda: not too_many(), what="the place of the one that left")
 
 
-def test_http_is_answered_in_http(gateway: Gateway, redis: Redis) -> None:
+def test_http_request_is_answered_in_http(gateway: Gateway, redis: Redis) -> None:
     for method, body in (("GET", None), ("POST", line_of(task()) * 3)):
         client = HTTPConnection("127.0.0.1", gateway.port, timeout=10)
         client.request(method, "/tasks", body)
@@ -331,7 +329,9 @@ def test_http_is_answered_in_http(gateway: Gateway, redis: Redis) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "post", "PROPFIND", "QUERY", "M-SEARCH", "x_y"])
 @pytest.mark.parametrize("before", [b"", b"\r\n\n", b"\xef\xbb\xbf"])
-def test_no_line_of_what_a_web_page_posts_is_a_task(gateway: Gateway, redis: Redis, method: str, before: bytes) -> None:
+def test_lines_in_the_post_of_a_web_page_are_not_tasks(
+    gateway: Gateway, redis: Redis, method: str, before: bytes
+) -> None:
     head = f"{method} / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\n\r\n".encode()
     with Connection(gateway.port) as connection:
         connection.send(before + head + line_of(task()) * 3)
@@ -353,8 +353,8 @@ def test_no_line_of_what_a_web_page_posts_is_a_task(gateway: Gateway, redis: Red
         (b"\x00\x01\x02\x03", "got binary data"),
     ],
 )
-def test_no_line_behind_binary_data_is_a_task(gateway: Gateway, redis: Redis, beginning: bytes, words: str) -> None:
-    """A TLS session ticket, which a web page can choose, may hold a line of JSON."""
+def test_lines_after_binary_data_are_not_tasks(gateway: Gateway, redis: Redis, beginning: bytes, words: str) -> None:
+    """A TLS session ticket, which a web page can choose, may contain a line of JSON."""
     with Connection(gateway.port) as connection:
         connection.send(beginning + b"\n" + line_of(task()))
         (answer,) = connection.rest()
@@ -363,7 +363,7 @@ def test_no_line_behind_binary_data_is_a_task(gateway: Gateway, redis: Redis, be
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf", b"\xef\xbb\xbf\r\n "])
-def test_a_byte_order_mark_is_ignored_before_each_text(gateway: Gateway, redis: Redis, before: bytes) -> None:
+def test_byte_order_mark_before_each_text_is_ignored(gateway: Gateway, redis: Redis, before: bytes) -> None:
     texts = [line_of(task()), line_of([task()]), line_of(task())]
     with Connection(gateway.port) as connection:
         for byte in b"".join(before + text for text in texts) + b"\xef\xbb\xbf":
@@ -374,7 +374,7 @@ def test_a_byte_order_mark_is_ignored_before_each_text(gateway: Gateway, redis: 
     assert [code(answer) for answer in rest] in ([], ["invalid_json"])
 
 
-# --- clients that mean no good ------------------------------------------------------------------------------------
+# --- hostile clients ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -389,8 +389,8 @@ def open_connections(port: int, count: int) -> Iterator[list[Connection]]:
             connection.close()
 
 
-class Bother:
-    """Something that is done to a gateway in a thread of its own until it is over."""
+class HostileClient:
+    """Repeats an action against a gateway in a thread until the end of the context."""
 
     def __init__(self, gateway: Gateway, does: Callable[[Connection, Callable[[], bool]], None]) -> None:
         self._over = threading.Event()
@@ -399,16 +399,16 @@ class Bother:
         self.rounds = 0
 
     def _run(self, does: Callable[[Connection, Callable[[], bool]], None]) -> None:
-        with suppress(OSError):  # the gateway may hang up on it
-            does(self._connection, self._goes_on)
+        with suppress(OSError):  # the gateway may close the connection
+            does(self._connection, self._continues)
 
-    def _goes_on(self) -> bool:
+    def _continues(self) -> bool:
         self.rounds += 1
         return not self._over.is_set()
 
-    def __enter__(self) -> Bother:
+    def __enter__(self) -> HostileClient:
         self._thread.start()
-        until(lambda: self.rounds > 3 or not self._thread.is_alive(), what="the bother to begin")
+        until(lambda: self.rounds > 3 or not self._thread.is_alive(), what="the hostile client to start")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -421,65 +421,65 @@ class Bother:
         self._connection.close()
 
 
-def dribble(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def dribble(connection: Connection, continues: Callable[[], bool]) -> None:
     for byte in line_of(task("x" * 400)) * 100:
-        if not goes_on():
+        if not continues():
             return
         connection.send(bytes([byte]))
         time.sleep(0.001)
 
 
-def never_read(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def never_read(connection: Connection, continues: Callable[[], bool]) -> None:
     lines = line_of(task("unread")) * 100
     for _ in range(1_000):
-        if not goes_on():
+        if not continues():
             return
         connection.send(lines)
 
 
-def send_arrays(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_arrays(connection: Connection, continues: Callable[[], bool]) -> None:
     line = line_of([task("array", n=[[]] * 40)] * 1_000)
-    while goes_on():
+    while continues():
         connection.send(line)
 
 
-def send_a_line_without_end(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_a_line_without_end(connection: Connection, continues: Callable[[], bool]) -> None:
     connection.send(b'{"title":"')
     for _ in range(1_024):
-        if not goes_on():
+        if not continues():
             return
         connection.send(b"x" * 1_024)
 
 
-def send_garbage(connection: Connection, goes_on: Callable[[], bool]) -> None:
+def send_garbage(connection: Connection, continues: Callable[[], bool]) -> None:
     connection.socket.settimeout(0.05)
-    while goes_on():
+    while continues():
         connection.send(os.urandom(20_000))
         with suppress(TimeoutError):
             connection.socket.recv(65_536)
 
 
-@pytest.mark.parametrize("bother", [dribble, never_read, send_arrays, send_a_line_without_end, send_garbage])
-def test_a_slow_or_hostile_client_does_not_keep_another_from_its_answers(
-    gateway: Gateway, redis: Redis, bother: Callable[[Connection, Callable[[], bool]], None]
+@pytest.mark.parametrize("behave", [dribble, never_read, send_arrays, send_a_line_without_end, send_garbage])
+def test_slow_or_hostile_client_does_not_delay_answers_to_others(
+    gateway: Gateway, redis: Redis, behave: Callable[[Connection, Callable[[], bool]], None]
 ) -> None:
     before = gateway.memory()
-    with Bother(gateway, bother), Connection(gateway.port) as connection:
+    with HostileClient(gateway, behave), Connection(gateway.port) as connection:
         for n in range(15):
             answer = connection.ask(task(str(n)))
             assert stored(redis, answer["id"])["title"] == str(n)
     assert gateway.memory() - before < 100_000_000
 
 
-def test_two_hundred_idle_connections_do_not_keep_another_from_its_answers(gateway: Gateway) -> None:
+def test_many_idle_connections_do_not_delay_answers(gateway: Gateway) -> None:
     with open_connections(gateway.port, 200), Connection(gateway.port) as connection:
         for n in range(15):
             assert connection.ask(task(str(n)))["ok"]
 
 
-def test_a_client_that_takes_none_of_its_answers_is_cut_off(strict: Gateway) -> None:
+def test_client_that_reads_no_answers_is_disconnected(strict: Gateway) -> None:
     connection = Connection(strict.port, receive_buffer=4_096)
-    with suppress(ConnectionError):  # it may be cut off before it has sent all
+    with suppress(ConnectionError):  # it may be disconnected before it has sent everything
         connection.send(line_of(task("unread")) * 100_000)
         until(lambda: connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET)
     connection.close()
@@ -490,8 +490,8 @@ def test_a_client_that_takes_none_of_its_answers_is_cut_off(strict: Gateway) -> 
 # --- Redis away ---------------------------------------------------------------------------------------------------
 
 
-def test_more_than_the_gateway_holds_is_answered_when_redis_is_slow(shaky: Gateway, own_redis: RedisServer) -> None:
-    """Four clients, each with more than one may have unanswered, wait for each other's room; none is forgotten."""
+def test_backlog_above_the_gateway_limit_is_answered_with_a_slow_redis(shaky: Gateway, own_redis: RedisServer) -> None:
+    """Four clients, each with more than one may have unanswered, share the limit; no request is forgotten."""
     redis = own_redis.client()
     redis.flushall()
     answers: list[list[Any]] = [[] for _ in range(4)]
@@ -506,18 +506,18 @@ def test_more_than_the_gateway_holds_is_answered_when_redis_is_slow(shaky: Gatew
 
     clients = [threading.Thread(target=talk, args=(name,)) for name in range(4)]
     redis.client_pause(800)
-    for client in clients:  # the first fills what one may have unanswered, the last what there is room for in all
+    for client in clients:  # the first fills the limit of one client, the last the limit of all
         client.start()
         time.sleep(0.15)
     while clients[0].is_alive():
-        redis.client_pause(20)  # so that what is answered is filled up before more is answered
+        redis.client_pause(20)  # so that the limit is reached again before more is answered
     for client in clients:
         client.join(20)
     assert [[code(answer) for answer in one] for one in answers] == [["ok"] * 2_500] * 4
     assert redis.zcard(keys.SCHEDULE) == 10_000
 
 
-def test_a_redis_that_hangs_makes_the_gateway_unavailable_and_never_ok(shaky: Gateway, own_redis: RedisServer) -> None:
+def test_hanging_redis_makes_the_gateway_unavailable_and_never_ok(shaky: Gateway, own_redis: RedisServer) -> None:
     redis = own_redis.client()
     redis.flushall()
     with Connection(shaky.port) as connection, Connection(shaky.port) as other:
@@ -533,9 +533,7 @@ def test_a_redis_that_hangs_makes_the_gateway_unavailable_and_never_ok(shaky: Ga
     assert stored(redis, answer["id"])["title"] == "after"
 
 
-def test_a_redis_that_is_killed_makes_the_gateway_unavailable_until_it_is_back(
-    shaky: Gateway, own_redis: RedisServer
-) -> None:
+def test_killed_redis_makes_the_gateway_unavailable_until_it_is_back(shaky: Gateway, own_redis: RedisServer) -> None:
     own_redis.client().flushall()
     over = threading.Event()
     answers: list[Any] = []
@@ -570,9 +568,7 @@ def test_a_redis_that_is_killed_makes_the_gateway_unavailable_until_it_is_back(
 # --- start and stop -----------------------------------------------------------------------------------------------
 
 
-def test_a_gateway_that_is_asked_to_end_answers_what_it_took(
-    redis_server: RedisServer, redis: Redis, tmp_path: Path
-) -> None:
+def test_stopping_gateway_answers_what_it_has_read(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> None:
     answers: list[list[Any]] = [[] for _ in range(5)]
 
     def talk(name: int, port: int) -> None:
@@ -592,7 +588,7 @@ def test_a_gateway_that_is_asked_to_end_answers_what_it_took(
             ended.set()
             sender.join()
 
-    with Gateway(redis_server.url, tmp_path) as gateway, Connection(gateway.port):  # and one that says nothing
+    with Gateway(redis_server.url, tmp_path) as gateway, Connection(gateway.port):  # and one that sends nothing
         clients = [threading.Thread(target=talk, args=(name, gateway.port)) for name in range(5)]
         for client in clients:
             client.start()
@@ -604,10 +600,10 @@ def test_a_gateway_that_is_asked_to_end_answers_what_it_took(
     accepted = {answer["id"]: f"{name}-{n}" for name, one in enumerate(answers) for n, answer in enumerate(one)}
     assert min(map(len, answers)) > 0
     assert title_of_id(redis, accepted) == accepted
-    assert redis.zcard(keys.SCHEDULE) == len(accepted), "each task that Redis holds was answered"
+    assert redis.zcard(keys.SCHEDULE) == len(accepted), "each task in Redis was answered"
 
 
-def test_a_second_signal_does_not_wait(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_second_signal_does_not_wait(own_redis: RedisServer, tmp_path: Path) -> None:
     with Gateway(own_redis.url, tmp_path) as gateway, Connection(gateway.port) as connection:
         own_redis.signal(signal.SIGSTOP)
         try:
@@ -621,7 +617,7 @@ def test_a_second_signal_does_not_wait(own_redis: RedisServer, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("taken", ["--port", "--http-port"])
-def test_a_port_that_is_taken_ends_the_gateway_with_a_clear_error(redis_server: RedisServer, taken: str) -> None:
+def test_port_in_use_ends_the_gateway_with_a_clear_error(redis_server: RedisServer, taken: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         ports = {"--port": free_port(), "--http-port": free_port(), taken: port}
@@ -634,7 +630,7 @@ def test_a_port_that_is_taken_ends_the_gateway_with_a_clear_error(redis_server: 
     assert "Traceback" not in ended.stderr
 
 
-def test_a_gateway_starts_before_its_redis(tmp_path: Path) -> None:
+def test_gateway_starts_before_its_redis(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.kill()
     with Gateway(server.url, tmp_path) as gateway, Connection(gateway.port) as connection:
@@ -646,7 +642,7 @@ def test_a_gateway_starts_before_its_redis(tmp_path: Path) -> None:
             server.kill()
 
 
-def test_nothing_of_all_this_was_a_fault_of_the_gateways(gateway: Gateway, strict: Gateway, shaky: Gateway) -> None:
+def test_gateways_logged_no_exceptions_in_this_file(gateway: Gateway, strict: Gateway, shaky: Gateway) -> None:
     for one in (gateway, strict, shaky):
         assert one.process.running
         assert "Traceback" not in one.log and "exception" not in one.log

@@ -1,4 +1,4 @@
-"""The picture of how punctual deliveries were: whole for no data, for one delivery, and for a million."""
+"""The picture of lateness and duration: correct for no data, for one delivery, and for a million."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW = 1_795_489_515.0  # 2026-11-24 03:05:15 UTC
 
 
 def samples(kind: str, count: int, seconds: float = 3_600.0, failures: tuple[str, ...] = ()) -> Samples:
-    """Outcomes as they come in practice: milliseconds late, now and then much more, a few failed."""
+    """Outcomes as in practice: milliseconds late, sometimes much more, a few failed."""
     random = np.random.default_rng(count)
     ended = NOW + np.sort(random.random(count)) * seconds
     lateness = random.lognormal(np.log(0.002), 0.6, count)
@@ -46,7 +46,7 @@ DATA: dict[str, Callable[[], list[Samples]]] = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_any_data_makes_a_sound_svg_that_counts_it(name: str) -> None:
+def test_any_data_makes_a_valid_svg_with_its_count(name: str) -> None:
     data = DATA[name]()
     written = texts(draw(data, "svg"))
     deliveries = sum(len(kind) for kind in data)
@@ -54,11 +54,11 @@ def test_any_data_makes_a_sound_svg_that_counts_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["no deliveries", "one delivery", "5,000"])
-def test_any_data_makes_a_sound_png(name: str) -> None:
+def test_any_data_makes_a_valid_png(name: str) -> None:
     check_png(draw(DATA[name]()))
 
 
-def test_title_units_and_legends_are_written() -> None:
+def test_picture_has_title_units_and_legends() -> None:
     data = [samples("http", 1_000, failures=("status", "timeout")), samples("__graph__", 3), Samples("pipe")]
     written = texts(draw(data, "svg"))
     for text in (
@@ -84,10 +84,10 @@ def test_title_units_and_legends_are_written() -> None:
         "3  (all delivered)",
     ):
         assert text in written, text
-    assert "pipe" not in written, "a kind without deliveries has no bar"
+    assert "pipe" not in written, "a type without deliveries has no bar"
 
 
-def test_percentiles_in_the_legend_are_those_of_the_data() -> None:
+def test_percentiles_in_the_legend_match_the_data() -> None:
     data = Samples(
         "http", [NOW + n for n in range(101)], [n / 1_000 for n in range(101)], [0.25] * 101, ["delivered"] * 101
     )
@@ -97,7 +97,7 @@ def test_percentiles_in_the_legend_are_those_of_the_data() -> None:
 
 
 @pytest.mark.timeout(30)
-def test_a_million_deliveries_are_drawn_in_bounded_time_and_size() -> None:
+def test_million_deliveries_are_drawn_with_bounded_size() -> None:
     data = [samples("http", 900_000, seconds=86_400, failures=("status",)), samples("socket", 100_000, seconds=86_400)]
     picture = draw(data, "svg")
     assert "1,000,000 deliveries" in texts(picture)
@@ -105,14 +105,14 @@ def test_a_million_deliveries_are_drawn_in_bounded_time_and_size() -> None:
     check_png(draw(data))
 
 
-def test_several_threads_draw_at_once_without_disturbing_one_another() -> None:
+def test_several_threads_can_draw_at_once() -> None:
     names = ["one delivery", "two kinds", "very late"]
     with ThreadPoolExecutor(len(names)) as threads:
         together = list(threads.map(lambda name: draw(DATA[name]()), names))
     assert together == [draw(DATA[name]()) for name in names]
 
 
-def test_drawing_touches_no_global_state_of_matplotlib() -> None:
+def test_drawing_changes_no_global_state_of_matplotlib() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
         "from qtask.observe.graph import draw; from qtask.observe.stats import Samples\n"
@@ -124,8 +124,8 @@ def test_drawing_touches_no_global_state_of_matplotlib() -> None:
 
 
 @pytest.mark.parametrize("process", ["gateway", "scheduler", "worker"])
-def test_processes_import_no_matplotlib(process: str) -> None:
-    """What a running process has loaded is seen from outside in test_up.py; this also names the module to blame."""
+def test_processes_do_not_import_matplotlib(process: str) -> None:
+    """test_up.py checks running processes from outside; this test also names the module that imports it."""
     code = (
         "import sys\n"
         f"import qtask.cli.main, qtask.{process}.process\n"

@@ -1,4 +1,4 @@
-"""`__graph__` tasks on their own loop, with the drawing in its real process: where the picture is, and who waits."""
+"""`__graph__` tasks on their own loop, with a real drawing process: place of the picture, sharing, failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.waiting import until
 
 @dataclass
 class Drawing:
-    """A deliverer on a loop that the test turns."""
+    """A deliverer on a loop that the test runs."""
 
     url: str
     loop: Loop = field(default_factory=Loop)
@@ -70,21 +70,19 @@ def drawing(url: str) -> Iterator[Drawing]:
 
 
 def drawings() -> list[int]:
-    """Process ids of the drawings under way."""
+    """Process ids of the running drawing processes."""
     return [
         pid for pid in children(os.getpid()) if b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 
 def the_drawing() -> int:
-    """Process id of the one drawing under way. A process that has just begun has no command line for a moment."""
+    """Process id of the only drawing process. A process that has just started has no command line for a moment."""
     until(lambda: len(drawings()) == 1, what="one drawing")
     return drawings()[0]
 
 
-def test_the_answer_says_where_the_picture_is_for_a_day(
-    redis: Redis, redis_server: RedisServer, tmp_path: Path
-) -> None:
+def test_answer_names_the_place_of_the_picture(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
     with drawing(redis_server.url) as one:
         one.start("GRAPH-1")
         one.wait_for(1)
@@ -105,21 +103,19 @@ def test_the_answer_says_where_the_picture_is_for_a_day(
     assert (tmp_path / "fetched.png").read_bytes() == picture
 
 
-def test_tasks_that_come_while_it_draws_share_the_next_picture(redis: Redis, redis_server: RedisServer) -> None:
+def test_tasks_that_arrive_during_a_drawing_share_the_next_picture(redis: Redis, redis_server: RedisServer) -> None:
     with drawing(redis_server.url) as one:
         one.start("FIRST")
         for number in range(20):
             one.start(f"LATER-{number}")
-        the_drawing()  # one process, however many tasks wait
+        the_drawing()  # one process for any number of waiting tasks
         one.wait_for(21)
     assert all(isinstance(result, Answer) for result in one.results.values()), one.results
     kept = {bytes(key).decode() for key in redis.scan_iter(keys.graph("*"))}
     assert kept == {keys.graph(task_id) for task_id in one.results}
 
 
-def test_a_drawing_that_hangs_ends_at_the_timeout_and_does_not_keep_others_waiting(
-    redis: Redis, redis_server: RedisServer
-) -> None:
+def test_hanging_drawing_ends_at_the_timeout_and_does_not_delay_others(redis: Redis, redis_server: RedisServer) -> None:
     with drawing(redis_server.url) as one:
         one.start("HANGS", timeout=0.3)
         process = the_drawing()
@@ -133,7 +129,7 @@ def test_a_drawing_that_hangs_ends_at_the_timeout_and_does_not_keep_others_waiti
     assert redis.exists(keys.graph("HANGS")) == 0
 
 
-def test_a_drawing_that_fails_says_why() -> None:
+def test_failed_drawing_reports_the_reason() -> None:
     with drawing(f"redis://:secret@127.0.0.1:{free_port()}/0") as one:
         one.start("FAILS")
         process = the_drawing()
@@ -149,14 +145,12 @@ def test_close_ends_the_drawing(redis_server: RedisServer) -> None:
     with drawing(redis_server.url) as one:
         one.start("ENDS")
         process = the_drawing()
-        os.kill(process, signal.SIGSTOP)  # by itself it would not end
+        os.kill(process, signal.SIGSTOP)  # so that it does not end by itself
     until(lambda: process not in drawings())
     assert one.results == {}
 
 
-def test_a_drawing_that_cannot_be_started_fails_and_the_next_one_is_drawn(
-    redis: Redis, redis_server: RedisServer
-) -> None:
+def test_drawing_that_cannot_start_fails_and_the_next_one_succeeds(redis: Redis, redis_server: RedisServer) -> None:
     with drawing(redis_server.url) as one:
         with no_descriptors():
             one.start("FAILS")

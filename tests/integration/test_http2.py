@@ -1,4 +1,4 @@
-"""HTTP/2 over TLS: spoken by the worker where the receiver offers it, and not by the transport that cannot."""
+"""HTTP/2 over TLS: used by the worker when the receiver offers it, and not by the transport that cannot."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def application(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real server that speaks HTTP/2, and whose certificate the environment trusts."""
+    """The URL of a real HTTP/2 server whose certificate the environment trusts."""
     folder: Path = tmp_path_factory.mktemp("http2")
     self_signed(folder)
     (folder / "application.py").write_text(APPLICATION)
@@ -74,7 +74,7 @@ def request(url: str, number: int) -> HttpRequest:
     return HttpRequest("POST", url, headers, b"body %d" % number, 10.0)
 
 
-def test_the_worker_speaks_http2_and_shares_a_connection(receiver: str) -> None:
+def test_worker_uses_http2_and_shares_a_connection(receiver: str) -> None:
     loop = Loop()
     deliverer = HttpDeliverer(loop, Config(concurrency=100))
     results: list[Answer | Failure] = []
@@ -93,7 +93,7 @@ def test_the_worker_speaks_http2_and_shares_a_connection(receiver: str) -> None:
     assert {one["headers"]["qtask-id"] for one in seen} == {f"id-{number}" for number in range(60)}
 
 
-def test_requests_speaks_http1_to_the_same_receiver(receiver: str) -> None:
+def test_requests_uses_http1_with_the_same_receiver(receiver: str) -> None:
     http_requests._kept.clear()
     seen = json.loads(http_requests.deliver(request(receiver, 7)).text)
     assert (seen["version"], seen["method"], seen["body"]) == ("1.1", "POST", "body 7")
@@ -101,7 +101,7 @@ def test_requests_speaks_http1_to_the_same_receiver(receiver: str) -> None:
 
 
 class Refusing:
-    """Speaks HTTP/2: answers the first request, and refuses or resets each later one. Counts them."""
+    """Speaks HTTP/2: answers the first request, refuses or resets each later one, and counts them."""
 
     def __init__(self, folder: Path, code: ErrorCodes) -> None:
         self._context = self_signed(folder)
@@ -145,9 +145,7 @@ class Refusing:
 
 @pytest.mark.parametrize("code", [ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED, ErrorCodes.INTERNAL_ERROR])
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_stream_that_is_refused_is_not_sent_again_within_an_attempt(
-    method: str, code: ErrorCodes, tmp_path: Path
-) -> None:
+def test_refused_stream_is_not_sent_again_within_an_attempt(method: str, code: ErrorCodes, tmp_path: Path) -> None:
     receiver = Refusing(tmp_path, code)
     loop = Loop()
     deliverer = HttpDeliverer(loop, Config(ca_file=str(tmp_path / "certificate.pem")))
@@ -168,4 +166,4 @@ def test_a_stream_that_is_refused_is_not_sent_again_within_an_attempt(
         assert result.kind in ("connect", "protocol")
         assert result.message
     assert isinstance(results[2], Failure)
-    assert not results[2].at_once, "a receiver that refuses on a new connection is left alone for a while"
+    assert not results[2].at_once, "a receiver that refuses on a new connection gets its backoff"

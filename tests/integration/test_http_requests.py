@@ -1,13 +1,12 @@
-"""What RFC 9110 to 9112 ask of an HTTP server, sent byte by byte: forms of a request, faults in it, and its host."""
+"""Requirements of RFC 9110 to 9112 on HTTP servers, byte by byte: valid forms, invalid requests, and hosts."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,11 @@ from qtask.api.hosts import Hosts
 from qtask.api.request_checks import is_json, other_codings, split_target
 from qtask.model.errors import ConfigError, Refused
 from tests.support.gateway_process import Gateway, scheduled, stored, task
+from tests.support.http_response import Response
 from tests.support.redis_server import RedisServer
 
 TASK = json.dumps(task("raw")).encode()
 CHUNKED = b"%x\r\n%b\r\n0\r\n" % (len(TASK), TASK)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer as it stood on the connection."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> dict[str, str]:
-        """Why it was refused."""
-        found: dict[str, str] = json.loads(self.body)["error"]
-        return found
 
 
 def request(
@@ -49,7 +34,7 @@ def request(
     content_type: str | None = "application/json",
     more: str = "",
 ) -> bytes:
-    """A request as bytes; with a body also its length and type."""
+    """A request as bytes, with length and type if it has a body."""
     head = f"{method} {target} {version}\r\n"
     head += "" if host is None else f"Host: {host}\r\n"
     if body is not None:
@@ -62,24 +47,24 @@ def get(target: str, **named: Any) -> bytes:
     return request("GET", target, None, **named)
 
 
-def ask(gateway: Gateway, data: bytes, count: int = 1, method: str = "POST") -> list[Answer]:
-    """Sends bytes and reads that many answers."""
+def ask(gateway: Gateway, data: bytes, count: int = 1, method: str = "POST") -> list[Response]:
+    """Sends bytes and reads the given number of answers."""
     with closing(socket.create_connection(("127.0.0.1", gateway.http_port), 10)) as connection:
         connection.sendall(data)
         stream = connection.makefile("rb")
         return [_answer(stream, method) for _ in range(count)]
 
 
-def _answer(stream: Any, method: str) -> Answer:
+def _answer(stream: Any, method: str) -> Response:
     status = int(stream.readline().split()[1])
     lines = [line.decode("latin-1") for line in iter(stream.readline, b"\r\n")]
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     bare = method == "HEAD" or status in (100, 204)
-    return Answer(status, headers, b"" if bare else stream.read(int(headers["content-length"])))
+    return Response(status, headers, b"" if bare else stream.read(int(headers["content-length"])))
 
 
-def one(gateway: Gateway, data: bytes, method: str = "POST") -> Answer:
-    """The answer to a request; every one forbids guessing at its type, and lets no other origin read it."""
+def one(gateway: Gateway, data: bytes, method: str = "POST") -> Response:
+    """The answer to a request; checks that every one has `nosniff` and allows no other origin to read it."""
     (answer,) = ask(gateway, data, 1, method)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert not [name for name in answer.headers if name.startswith("access-control-")]
@@ -116,13 +101,13 @@ def one(gateway: Gateway, data: bytes, method: str = "POST") -> Answer:
         request(content_type="application/json; charset=utf-8"),
     ],
 )
-def test_a_valid_form_of_a_request_is_accepted(gateway: Gateway, redis: Redis, data: bytes) -> None:
+def test_valid_form_of_a_request_is_accepted(gateway: Gateway, redis: Redis, data: bytes) -> None:
     answer = one(gateway, data)
     assert answer.status == 202, answer
     assert stored(redis, json.loads(answer.body)["id"]) == task("raw")
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(gateway: Gateway, redis: Redis) -> None:
+def test_expect_continue_is_answered_with_100(gateway: Gateway, redis: Redis) -> None:
     first, second = ask(gateway, request(more="Expect: 100-continue\r\n"), 2)
     assert (first.status, second.status) == (100, 202)
 
@@ -135,17 +120,17 @@ def test_a_client_that_asks_first_is_told_to_go_on(gateway: Gateway, redis: Redi
         (request(content_type="text/plain", more="Expect: 100-continue\r\n"), 415),
     ],
 )
-def test_a_client_that_asks_first_need_not_send_what_is_refused(gateway: Gateway, data: bytes, status: int) -> None:
+def test_expect_continue_is_refused_before_the_body_is_sent(gateway: Gateway, data: bytes, status: int) -> None:
     assert one(gateway, data).status == status
 
 
-def test_requests_may_come_without_waiting_for_answers(gateway: Gateway, redis: Redis) -> None:
+def test_pipelined_requests_are_answered(gateway: Gateway, redis: Redis) -> None:
     data = request() + b"\r\n" + get("/health") + request("GET", "/health", b"not read") + request()
     assert [answer.status for answer in ask(gateway, data, 4)] == [202, 200, 200, 202]
     assert len(scheduled(redis)) == 2
 
 
-def test_a_client_that_closes_its_side_gets_its_answer(gateway: Gateway, redis: Redis) -> None:
+def test_half_closed_client_gets_its_answer(gateway: Gateway, redis: Redis) -> None:
     for _ in range(20):
         with closing(socket.create_connection(("127.0.0.1", gateway.http_port), 10)) as connection:
             connection.sendall(request())
@@ -154,7 +139,7 @@ def test_a_client_that_closes_its_side_gets_its_answer(gateway: Gateway, redis: 
 
 
 @pytest.mark.parametrize(("target", "status"), [("/health", 200), ("/tasks/none", 404), ("/graphs/none", 404)])
-def test_head_is_answered_as_get_without_a_body(gateway: Gateway, redis: Redis, target: str, status: int) -> None:
+def test_head_is_answered_like_get_without_a_body(gateway: Gateway, redis: Redis, target: str, status: int) -> None:
     head = one(gateway, request("HEAD", target, None), "HEAD")
     assert head.status == status
     assert int(head.headers["content-length"]) == len(one(gateway, get(target)).body)
@@ -169,7 +154,7 @@ def test_head_is_answered_as_get_without_a_body(gateway: Gateway, redis: Redis, 
         ("*", "DELETE, GET, HEAD, POST"),
     ],
 )
-def test_options_and_405_tell_every_method_and_allow_no_other_origin(
+def test_options_and_405_list_all_methods_and_allow_no_other_origin(
     gateway: Gateway, target: str, allowed: str
 ) -> None:
     asked = "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n"
@@ -180,17 +165,17 @@ def test_options_and_405_tell_every_method_and_allow_no_other_origin(
         assert (wrong.status, wrong.headers["allow"]) == (405, allowed)
 
 
-def test_an_id_is_found_however_it_is_percent_encoded(gateway: Gateway, redis: Redis) -> None:
+def test_id_is_found_in_any_percent_encoding(gateway: Gateway, redis: Redis) -> None:
     chosen = task("chosen")
     chosen["settings"]["id"] = "charge_7"
     assert one(gateway, request(body=json.dumps(chosen).encode())).status == 202
     for target in ("/tasks/charge_7", "/tasks/charge%5F7", "/tasks/%63harge_7/", "http://localhost/tasks/charge_7"):
         assert json.loads(one(gateway, get(target)).body)["id"] == "charge_7"
-    # A slash in an id is not one of the path.
+    # An encoded slash in an id does not separate path segments.
     assert "'a/b'" in one(gateway, get("/tasks/a%2Fb")).error["message"]
 
 
-# --- faults --------------------------------------------------------------------------------------------------------
+# --- invalid requests ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,7 +198,7 @@ def test_an_id_is_found_however_it_is_percent_encoded(gateway: Gateway, redis: R
         (b"\xef\xbb\xbf" + TASK + b"\n", 400, "JSON lines are spoken on port"),
     ],
 )
-def test_a_fault_is_named_once_and_nothing_is_accepted(
+def test_invalid_request_is_refused_once_and_nothing_is_accepted(
     gateway: Gateway, redis: Redis, data: bytes, status: int, words: str
 ) -> None:
     with closing(socket.create_connection(("127.0.0.1", gateway.http_port), 10)) as connection:
@@ -230,7 +215,7 @@ def test_a_fault_is_named_once_and_nothing_is_accepted(
 
 @pytest.mark.parametrize("target", ["/tasks", "/tasks/ID/retry"])
 @pytest.mark.parametrize("coding", ["gzip", "br", "Identity, GZIP"])
-def test_a_compressed_body_is_refused_with_what_is_accepted(
+def test_compressed_body_is_refused_with_the_accepted_coding(
     gateway: Gateway, redis: Redis, target: str, coding: str
 ) -> None:
     answer = one(gateway, request(target=target, body=gzip.compress(TASK), more=f"Content-Encoding: {coding}\r\n"))
@@ -243,12 +228,12 @@ def test_a_compressed_body_is_refused_with_what_is_accepted(
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/jsonx", "text/json", "application/json, text/plain"]
 )
-def test_another_type_is_refused_with_the_one_that_is_accepted(gateway: Gateway, content_type: str) -> None:
+def test_other_content_type_is_refused_with_the_accepted_one(gateway: Gateway, content_type: str) -> None:
     answer = one(gateway, request(content_type=content_type))
     assert (answer.status, answer.headers["accept"]) == (415, "application/json")
 
 
-def test_a_second_content_type_does_not_hide_the_first(gateway: Gateway, redis: Redis) -> None:
+def test_second_content_type_does_not_hide_the_first(gateway: Gateway, redis: Redis) -> None:
     assert one(gateway, request(more="Content-Type: text/plain\r\n")).status == 415
     assert scheduled(redis) == []
 
@@ -256,7 +241,7 @@ def test_a_second_content_type_does_not_hide_the_first(gateway: Gateway, redis: 
 # --- arrays --------------------------------------------------------------------------------------------------------
 
 
-def test_an_array_of_which_nothing_is_accepted_is_a_bad_request(gateway: Gateway, redis: Redis) -> None:
+def test_array_without_an_accepted_task_is_a_bad_request(gateway: Gateway, redis: Redis) -> None:
     answer = one(gateway, request(body=b'[{}, 7, {"title": ""}]'))
     assert answer.status == 400
     assert [one["ok"] for one in json.loads(answer.body)] == [False] * 3
@@ -266,7 +251,7 @@ def test_an_array_of_which_nothing_is_accepted_is_a_bad_request(gateway: Gateway
     assert (empty.status, empty.body) == (202, b"[]")
 
 
-def test_an_array_that_is_worth_another_try_says_so(tmp_path: Path) -> None:
+def test_unavailable_array_has_retry_after(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
         with Gateway(server.url, tmp_path, ACCEPT_RETRY_SECONDS=0) as running:
@@ -282,7 +267,7 @@ def test_an_array_that_is_worth_another_try_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\xef\xbb\xbf \r\n", b" \n\xef\xbb\xbf", b"\n\xef\xbb\xbf\n"])
-def test_a_byte_order_mark_is_ignored(gateway: Gateway, redis: Redis, before: bytes) -> None:
+def test_byte_order_mark_is_ignored(gateway: Gateway, redis: Redis, before: bytes) -> None:
     assert one(gateway, request(body=before + TASK)).status == 202
     assert len(json.loads(one(gateway, request(body=before + b"[" + TASK + b"]")).body)) == 1
     assert len(scheduled(redis)) == 2
@@ -303,13 +288,13 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", OWN)
-def test_on_loopback_its_own_names_are_served(gateway: Gateway, redis: Redis, host: str) -> None:
+def test_loopback_gateway_serves_its_own_names(gateway: Gateway, redis: Redis, host: str) -> None:
     assert one(gateway, request(host=host)).status == 202
     assert one(gateway, get("/health", host=host)).status == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_on_loopback_no_other_name_is_served(gateway: Gateway, redis: Redis, host: str) -> None:
+def test_loopback_gateway_serves_no_other_names(gateway: Gateway, redis: Redis, host: str) -> None:
     for data in (
         request(host=host),
         request(target=f"http://{host}/tasks"),
@@ -326,19 +311,19 @@ def test_on_loopback_no_other_name_is_served(gateway: Gateway, redis: Redis, hos
 
 @pytest.fixture(scope="module")
 def everywhere(redis_server: RedisServer, folder: Path) -> Iterator[Gateway]:
-    """A gateway on all addresses that is told its names."""
+    """A gateway on all addresses with configured host names."""
     with Gateway(redis_server.url, folder, HOST="0.0.0.0", ALLOWED_HOSTS="qtask.example, *.internal") as running:
         yield running
 
 
-def test_elsewhere_the_names_that_are_configured_and_addresses_are_served(everywhere: Gateway, redis: Redis) -> None:
+def test_public_gateway_serves_configured_names_and_addresses(everywhere: Gateway, redis: Redis) -> None:
     for host in (*OWN, "qtask.example:5124", "QTASK.example", "a.b.internal", "10.0.0.5:5124", "[fd00::2]"):
         assert one(everywhere, request(host=host)).status == 202, host
     for host in ("evil.example", "internal", "a.qtask.example", "localhost.evil.example"):
         assert one(everywhere, request(host=host)).status == 421, host
 
 
-def test_elsewhere_every_name_is_served_when_none_is_configured() -> None:
+def test_public_gateway_without_configured_names_serves_every_name() -> None:
     hosts = Hosts(["0.0.0.0"], "0.0.0.0", "")
     for host in (*OWN, *FOREIGN):
         hosts.check(host)
@@ -346,7 +331,7 @@ def test_elsewhere_every_name_is_served_when_none_is_configured() -> None:
         hosts.check("no name")
 
 
-def test_the_name_that_the_gateway_listens_on_and_the_star_are_served() -> None:
+def test_listening_name_and_star_are_served() -> None:
     Hosts(["127.0.1.1"], "My-Host", "").check("my-host:5124")
     Hosts(["127.0.0.1", "::1"], "localhost", "*").check("evil.example")
     with pytest.raises(Refused):
@@ -355,12 +340,12 @@ def test_the_name_that_the_gateway_listens_on_and_the_star_are_served() -> None:
 
 
 @pytest.mark.parametrize("entry", ["qtask.example:5124", "http://qtask.example", "a b", "*.*", "a.*"])
-def test_names_that_are_none_are_refused_at_the_start(entry: str) -> None:
+def test_invalid_host_names_are_refused_at_start(entry: str) -> None:
     with pytest.raises(ConfigError, match="allowed_hosts must be host names without ports"):
         Hosts(["127.0.0.1"], "127.0.0.1", f"localhost, {entry}")
 
 
-# --- pieces --------------------------------------------------------------------------------------------------------
+# --- functions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -376,10 +361,10 @@ def test_names_that_are_none_are_refused_at_the_start(entry: str) -> None:
         (b"*", ("x", "*")),
     ],
 )
-def test_a_target_is_split(raw_path: bytes, expected: tuple[str, str]) -> None:
+def test_target_is_split(raw_path: bytes, expected: tuple[str, str]) -> None:
     assert split_target(raw_path, [(b"host", b"x")]) == expected
 
 
-def test_codings_and_types_are_told_apart() -> None:
+def test_codings_and_types_are_distinguished() -> None:
     assert other_codings([" GZIP , identity", "", "br"]) == ["gzip", "br"]
     assert is_json(["application/a.b-c+json"]) and not is_json([]) and not is_json(["application/+json"])

@@ -1,4 +1,4 @@
-"""`settings.id`: one task for each, however often, over whatever way in and at whatever moment it is submitted."""
+"""`settings.id`: one task for each id, for any number, entrance and time of submissions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _numbers = count(1)
 
 @dataclass(frozen=True)
 class System:
-    """One Redis, a scheduler, and two gateways; each test starts workers as it needs them."""
+    """One Redis, a scheduler, and two gateways; tests start workers as needed."""
 
     live: Live
     gateways: tuple[Gateway, Gateway]
@@ -89,7 +89,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture
 def chosen() -> str:
-    """An id that no other test has."""
+    """An id that no other test uses."""
     return f"order_{next(_numbers)}-X"
 
 
@@ -107,7 +107,7 @@ def to(url: str, chosen: str, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("first", WAYS)
-def test_a_second_submission_is_answered_with_the_first_and_does_nothing(
+def test_second_submission_is_answered_with_the_first_and_changes_nothing(
     system: System, chosen: str, first: str
 ) -> None:
     answer = system.ways()[first](with_id(chosen, task("first", HOUR)))
@@ -120,13 +120,13 @@ def test_a_second_submission_is_answered_with_the_first_and_does_nothing(
     assert scheduled(system.live.redis).count(chosen) == 1
 
 
-def test_without_an_id_each_is_a_task_of_its_own(system: System) -> None:
+def test_tasks_without_an_id_are_separate(system: System) -> None:
     answers = [submit(task()) for submit in system.ways().values()]
     assert all(answer["ok"] and "duplicate" not in answer for answer in answers)
     assert len({answer["id"] for answer in answers}) == len(WAYS)
 
 
-def test_an_id_may_stand_in_an_array_twice(system: System, chosen: str) -> None:
+def test_id_may_appear_twice_in_an_array(system: System, chosen: str) -> None:
     array = [with_id(chosen, task("a")), with_id(f"{chosen}-b"), with_id(chosen, task("c"))]
     with Connection(system.gateways[0].port) as connection:
         first, other, twice = connection.ask(array)
@@ -137,7 +137,7 @@ def test_an_id_may_stand_in_an_array_twice(system: System, chosen: str) -> None:
     assert by_http == [twice, {**other, "duplicate": True}, twice]
 
 
-def test_of_fifty_at_once_over_all_ways_in_one_is_the_first(system: System, chosen: str) -> None:
+def test_of_fifty_concurrent_submissions_exactly_one_is_first(system: System, chosen: str) -> None:
     start = threading.Barrier(50)
 
     def by_open_connection(number: int) -> Any:
@@ -165,7 +165,7 @@ def test_of_fifty_at_once_over_all_ways_in_one_is_the_first(system: System, chos
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_no_id_is_refused(system: System, way: str) -> None:
+def test_invalid_id_is_refused(system: System, way: str) -> None:
     for bad, code in {
         "": "invalid_value",
         "a b": "invalid_value",
@@ -178,12 +178,12 @@ def test_what_is_no_id_is_refused(system: System, way: str) -> None:
         assert (answer["ok"], answer["error"]["code"], answer["error"]["field"]) == (False, code, "settings.id"), bad
 
 
-# --- at whatever moment ------------------------------------------------------------------------------------------
+# --- at any time -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def working(live: Live, **settings: Any) -> Iterator[None]:
-    """While it lasts, a worker is at work."""
+    """Runs a worker within the context."""
     worker = live.start("worker", **settings)
     try:
         yield
@@ -192,14 +192,14 @@ def working(live: Live, **settings: Any) -> Iterator[None]:
 
 
 def check_known(system: System, chosen: str, due: float) -> None:
-    """Every way in says that this id is known."""
+    """Checks that a submission by every entrance is answered as a duplicate."""
     for way, submit in system.ways().items():
         answer = submit(with_id(chosen))
         assert answer == {"ok": True, "id": chosen, "due": due, "duplicate": True}, way
 
 
-def test_an_id_is_known_on_the_whole_way_of_its_task(system: System, chosen: str) -> None:
-    """In the schedule, the queue and a worker's hands, before it is tried again, and when it was delivered."""
+def test_id_is_known_in_every_state_of_its_task(system: System, chosen: str) -> None:
+    """In the schedule, in the queue, while claimed, while waiting for a retry, and after the delivery."""
     live = system.live
     gate = Gate()
 
@@ -215,7 +215,7 @@ def test_an_id_is_known_on_the_whole_way_of_its_task(system: System, chosen: str
         check_known(system, chosen, due)
         with working(live, retention_count=0):
             until(lambda: tasks.show(live.redis, chosen).retry_at is not None)
-            assert system.by_socket(with_id(chosen))["due"] == due, "also while it waits to be tried again"
+            assert system.by_socket(with_id(chosen))["due"] == due, "also while it waits for a retry"
             receiver.wait_for(2)
             assert tasks.show(live.redis, chosen).state == "started"
             check_known(system, chosen, due)
@@ -225,7 +225,7 @@ def test_an_id_is_known_on_the_whole_way_of_its_task(system: System, chosen: str
             assert len(receiver.requests) == 2
 
 
-def test_an_id_of_a_dead_task_is_known_until_it_is_removed(system: System, chosen: str) -> None:
+def test_id_of_a_dead_letter_is_known_until_it_is_removed(system: System, chosen: str) -> None:
     live = system.live
     with Receiver(lambda exchange: exchange.answer(404)) as receiver, working(live):
         due = system.by_socket(to(receiver.url, chosen))["due"]
@@ -235,8 +235,8 @@ def test_an_id_of_a_dead_task_is_known_until_it_is_removed(system: System, chose
     assert "duplicate" not in system.by_http(with_id(chosen))
 
 
-def test_an_id_is_free_when_its_task_is_cancelled_and_not_after_its_delivery(system: System, chosen: str) -> None:
-    """What was delivered is neither cancelled nor delivered again, also when it has been forgotten."""
+def test_id_is_free_after_cancel_and_not_after_delivery(system: System, chosen: str) -> None:
+    """A delivered task is neither cancelled nor delivered again, even after it was forgotten."""
     live = system.live
     assert "duplicate" not in system.by_socket(with_id(chosen))
     tasks.cancel(live.redis, chosen)
@@ -256,7 +256,7 @@ def test_an_id_is_free_when_its_task_is_cancelled_and_not_after_its_delivery(sys
         assert len(receiver.requests) == 1
 
 
-def test_an_id_is_remembered_for_id_seconds_after_its_delivery(system: System, chosen: str) -> None:
+def test_id_is_remembered_for_idempotency_seconds_after_delivery(system: System, chosen: str) -> None:
     live = system.live
     with Receiver(ok) as receiver, working(live, idempotency_seconds=2, retention_count=0):
         due = system.by_socket(to(receiver.url, chosen))["due"]
@@ -268,13 +268,13 @@ def test_an_id_is_remembered_for_id_seconds_after_its_delivery(system: System, c
         receiver.wait_for(2)
 
 
-def test_a_stock_worker_remembers_an_id_too(system: System, chosen: str) -> None:
+def test_stock_worker_remembers_an_id(system: System, chosen: str) -> None:
     live = system.live
     with Receiver(ok) as receiver:
         due = system.by_socket(to(receiver.url, chosen))["due"]
         live.wait_queued("qtask", 1)
         live.command("rq", "worker", "-u", live.server.url, "-S", "rq.serializers.JSONSerializer", "qtask", "--burst")
         assert tasks.show(live.redis, chosen).state == "delivered"
-        live.redis.delete(keys.job(chosen))  # as RQ does when its time is over
+        live.redis.delete(keys.job(chosen))  # as RQ does when the job expires
         check_known(system, chosen, due)
         assert len(receiver.requests) == 1

@@ -1,7 +1,6 @@
 """Leases: real workers that are killed, frozen or forgotten while a receiver holds their requests.
 
-What waiting would do, the test does at once: it sets the last heartbeat of a worker that is gone, or the end of a
-lease, into the past.
+The tests do not wait for timeouts: they set the last heartbeat of a dead worker, or the end of a lease, into the past.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
-LONG_SECONDS = 600.0  # of a delivery's timeout, so that no lease ends by itself
+LONG_SECONDS = 600.0  # timeout of a delivery, so that no lease expires by itself
 JSON = ("-S", "rq.serializers.JSONSerializer")
 
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
-    """One Redis for all tests here, and two schedulers of which the first is killed; each test has its own queue."""
+    """One Redis for this file, and two schedulers of which the first is killed; each test has its own queue."""
     with Live(folder) as one:
         first = one.start("scheduler")
         one.start("scheduler")
@@ -41,7 +40,7 @@ def live(folder: Path) -> Iterator[Live]:
 
 
 class Attempts:
-    """A receiver's behaviour that holds the answers to each attempt until that attempt is let go."""
+    """Behaviour of a receiver that holds the answers to each attempt until the test releases that attempt."""
 
     def __init__(self) -> None:
         self.let_go = {"1": threading.Event(), "2": threading.Event()}
@@ -64,23 +63,23 @@ def token_of(worker: Process) -> str:
 
 
 def silence(live: Live, worker: Process) -> None:
-    """A worker that is killed or stopped has been silent for a minute."""
+    """Makes a killed or stopped worker look silent for a minute."""
     live.redis.zadd(keys.WORKERS, {token_of(worker): live.redis.time()[0] - 60})
 
 
 def leases(live: Live, queue: str) -> dict[str, str]:
-    """Ids in the started registry, and the token of the worker that has each."""
+    """Ids in the started registry, with the token of the worker that holds each."""
     members: Any = live.redis.zrange(keys.started(queue), 0, -1)
     return dict(member.decode().split(":") for member in members)
 
 
 def seen(receiver: Receiver) -> Counter[tuple[str, str]]:
-    """Ids and attempts of the requests that came."""
+    """Ids and attempts of the received requests."""
     return Counter((one.header("QTask-Id"), one.header("QTask-Attempt")) for one in receiver.requests)
 
 
-def test_a_dead_workers_tasks_are_reclaimed_long_before_their_leases_end(live: Live, queue: str) -> None:
-    """By the scheduler that is left of two."""
+def test_tasks_of_a_dead_worker_are_reclaimed_before_their_leases_end(live: Live, queue: str) -> None:
+    """By the second scheduler, as the first was killed."""
     gate = Gate(held_attempts=("1",))
     first = live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
@@ -98,10 +97,10 @@ def test_a_dead_workers_tasks_are_reclaimed_long_before_their_leases_end(live: L
         assert record.outcomes[0].message.startswith("the worker died or hung")
     assert leases(live, queue) == {}
     known: Any = live.redis.zrange(keys.WORKERS, 0, -1)
-    assert token_of(first).encode() not in known, "the dead are forgotten"
+    assert token_of(first).encode() not in known, "dead workers are forgotten"
 
 
-def test_an_ended_lease_is_reclaimed_though_its_worker_lives(live: Live, queue: str) -> None:
+def test_expired_lease_of_a_live_worker_is_reclaimed(live: Live, queue: str) -> None:
     attempts = Attempts()
     first = live.start("worker", queue=queue, concurrency=1)
     with Receiver(attempts) as receiver:
@@ -113,7 +112,7 @@ def test_an_ended_lease_is_reclaimed_though_its_worker_lives(live: Live, queue: 
         live.redis.zadd(keys.started(queue), {f"{task_id}:{token_of(first)}": end - 1})
         receiver.wait_for(2)
         assert leases(live, queue) == {task_id: token_of(second)}
-        attempts.let_go["1"].set()  # too late: its outcome is nobody's any more
+        attempts.let_go["1"].set()  # too late: its outcome is not accepted any more
         until(lambda: "leases_lost" in first.log.read_text())
         assert tasks.show(live.redis, task_id).state == "started"
         attempts.let_go["2"].set()
@@ -121,7 +120,7 @@ def test_an_ended_lease_is_reclaimed_though_its_worker_lives(live: Live, queue: 
     assert [(outcome.attempt, outcome.error) for outcome in record.outcomes] == [(1, "lost"), (2, "")]
 
 
-def test_a_task_that_kills_its_worker_again_and_again_is_dead_after_its_attempts(live: Live, queue: str) -> None:
+def test_task_that_keeps_killing_its_worker_is_dead_after_its_attempts(live: Live, queue: str) -> None:
     gate = Gate()
     with Receiver(gate) as receiver, Receiver() as sound:
         (deadly,) = send(live, queue, receiver.url, retry={"attempts": 2})
@@ -144,7 +143,7 @@ def test_a_task_that_kills_its_worker_again_and_again_is_dead_after_its_attempts
     assert reason.decode().startswith("its worker died or hung in each of 2 attempts")
 
 
-def test_a_task_that_may_be_tried_once_is_not_delivered_twice(live: Live, queue: str) -> None:
+def test_task_with_one_attempt_is_not_delivered_twice(live: Live, queue: str) -> None:
     gate = Gate()
     first = live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
@@ -159,7 +158,7 @@ def test_a_task_that_may_be_tried_once_is_not_delivered_twice(live: Live, queue:
     assert (record.state, [outcome.error for outcome in record.outcomes]) == ("dead", ["lost"])
 
 
-def test_a_worker_frozen_beyond_its_leases_settles_nothing_that_is_anothers_by_now(live: Live, queue: str) -> None:
+def test_worker_frozen_beyond_its_leases_settles_no_reclaimed_task(live: Live, queue: str) -> None:
     attempts = Attempts()
     frozen = live.start("worker", queue=queue)
     with Receiver(attempts) as receiver, Receiver() as later:
@@ -179,15 +178,15 @@ def test_a_worker_frozen_beyond_its_leases_settles_nothing_that_is_anothers_by_n
         assert seen(receiver) == Counter((task_id, attempt) for task_id in ids for attempt in ("1", "2"))
         other.kill()
         (last,) = send(live, queue, later.url)
-        assert live.ended([last])[0].state == "delivered", "the frozen one works on"
+        assert live.ended([last])[0].state == "delivered", "the frozen worker continues"
     for record in records:
         assert record.state == "delivered"
         assert [(outcome.attempt, outcome.error) for outcome in record.outcomes] == [(1, "lost"), (2, "")]
     assert frozen.running
 
 
-def test_rqs_clean_up_leaves_leases_history_and_the_dead_alone(live: Live, queue: str) -> None:
-    """As a stock `rq worker` does when it begins, and every ten minutes."""
+def test_rq_clean_up_does_not_touch_leases_history_and_dead_letters(live: Live, queue: str) -> None:
+    """As a stock `rq worker` runs it at start and every ten minutes."""
     gate = Gate()
     worker = live.start("worker", queue=queue)
     with Receiver(gate) as held, Receiver() as receiver:

@@ -1,4 +1,4 @@
-"""The event loop: descriptors, timers, other threads and signals, and owners that close what it watches."""
+"""The event loop: descriptors, timers, other threads and signals, and descriptors that their owners close."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def loop() -> Iterator[Loop]:
 
 
 def turn_until(loop: Loop, condition: Callable[[], bool]) -> None:
-    """Turns the loop until the condition holds."""
+    """Runs the loop until the condition holds."""
 
     def turned() -> bool:
         loop.run_once()
@@ -44,7 +44,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.close()
 
 
-def test_it_calls_back_while_a_descriptor_is_readable(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_callback_runs_while_a_descriptor_is_readable(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
     loop.watch(ours.fileno(), READ, lambda events: got.append(ours.recv(1)))
@@ -60,7 +60,7 @@ def test_it_calls_back_while_a_descriptor_is_readable(loop: Loop, pair: tuple[so
     assert got == [b"a", b"b"]
 
 
-def test_a_descriptor_may_be_watched_for_something_else(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_descriptor_may_be_watched_for_other_events(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     seen: list[str] = []
     loop.watch(ours.fileno(), READ, lambda events: seen.append("read"))
@@ -69,7 +69,7 @@ def test_a_descriptor_may_be_watched_for_something_else(loop: Loop, pair: tuple[
     assert seen == ["write"]
 
 
-def test_a_callback_may_unwatch_another_that_is_ready_too(loop: Loop) -> None:
+def test_callback_may_unwatch_another_ready_descriptor(loop: Loop) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     called: list[int] = []
 
@@ -88,7 +88,7 @@ def test_a_callback_may_unwatch_another_that_is_ready_too(loop: Loop) -> None:
         one.close()
 
 
-def test_a_descriptor_that_its_owner_has_closed_can_still_be_unwatched(loop: Loop) -> None:
+def test_closed_descriptor_can_still_be_unwatched(loop: Loop) -> None:
     ours, theirs = socket.socketpair()
     number = ours.fileno()
     loop.watch(number, READ, lambda events: None)
@@ -99,12 +99,12 @@ def test_a_descriptor_that_its_owner_has_closed_can_still_be_unwatched(loop: Loo
     called: list[int] = []
     loop.watch(again.fileno(), WRITE, called.append)
     loop.run_once(5)
-    assert called == [WRITE], "the number is free for the next"
+    assert called == [WRITE], "the number can be used again"
     again.close()
     other.close()
 
 
-def test_timers_ring_in_order_and_never_early(loop: Loop) -> None:
+def test_timers_fire_in_order_and_never_early(loop: Loop) -> None:
     rung: list[tuple[str, float]] = []
     start = time.monotonic()
     for name, seconds in (("c", 0.03), ("a", 0.01), ("b", 0.02), ("b again", 0.02), ("now", 0.0)):
@@ -117,7 +117,7 @@ def test_timers_ring_in_order_and_never_early(loop: Loop) -> None:
     assert all(earlier <= later for (_, earlier), (_, later) in pairwise(rung))
 
 
-def test_a_cancelled_timer_never_rings_and_delays_nothing(loop: Loop) -> None:
+def test_cancelled_timer_never_fires_and_delays_nothing(loop: Loop) -> None:
     rung: list[str] = []
     cancelled = loop.call_later(0.0, lambda: rung.append("cancelled"))
     loop.call_later(0.01, lambda: rung.append("kept"))
@@ -129,7 +129,7 @@ def test_a_cancelled_timer_never_rings_and_delays_nothing(loop: Loop) -> None:
     assert rung == ["kept"]
 
 
-def test_a_timer_may_set_the_next(loop: Loop) -> None:
+def test_timer_may_start_another_timer(loop: Loop) -> None:
     rung: list[int] = []
 
     def ring() -> None:
@@ -141,8 +141,8 @@ def test_a_timer_may_set_the_next(loop: Loop) -> None:
     turn_until(loop, lambda: len(rung) == 5)
 
 
-def test_a_callback_that_raises_keeps_no_other_from_being_called() -> None:
-    """Whatever raises is told to its owner, once each time; descriptors, timers and calls of threads go on."""
+def test_callback_that_raises_does_not_prevent_others() -> None:
+    """Each exception is reported once to the owner; descriptors, timers and calls from threads continue."""
     defects: list[Exception] = []
     loop = Loop(defects.append)
     told: list[str] = []
@@ -180,7 +180,7 @@ def test_a_callback_that_raises_keeps_no_other_from_being_called() -> None:
         one.close()
 
 
-def test_an_owner_that_raises_is_a_defect_and_without_anybody_to_tell_it_is_raised(loop: Loop) -> None:
+def test_exception_of_an_owner_is_a_defect_or_is_raised(loop: Loop) -> None:
     def fail() -> None:
         raise ValueError("callback")
 
@@ -198,7 +198,7 @@ def test_an_owner_that_raises_is_a_defect_and_without_anybody_to_tell_it_is_rais
     other.close()
 
 
-def test_a_cancelled_timer_holds_nothing(loop: Loop) -> None:
+def test_cancelled_timer_holds_no_references(loop: Loop) -> None:
     class Owner:
         def ring(self) -> None: ...
 
@@ -211,7 +211,7 @@ def test_a_cancelled_timer_holds_nothing(loop: Loop) -> None:
     assert there() is None
 
 
-def test_other_threads_call_in_its_own_thread(loop: Loop) -> None:
+def test_calls_from_other_threads_run_in_the_thread_of_the_loop(loop: Loop) -> None:
     called: list[int] = []
 
     def call() -> None:
@@ -227,7 +227,7 @@ def test_other_threads_call_in_its_own_thread(loop: Loop) -> None:
     assert set(called) == {threading.get_ident()}
 
 
-def test_a_signal_wakes_it(loop: Loop) -> None:
+def test_signal_wakes_the_loop(loop: Loop) -> None:
     called: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: loop.call_from_thread(lambda: called.append(number)))
     try:
@@ -238,8 +238,8 @@ def test_a_signal_wakes_it(loop: Loop) -> None:
     assert called == [signal.SIGUSR1]
 
 
-def test_a_call_that_comes_after_close_goes_nowhere() -> None:
-    """A resolver's thread may outlive the loop; the number of its descriptor belongs to somebody else by then."""
+def test_call_after_close_has_no_effect() -> None:
+    """The thread of a resolver may outlive the loop, and the number of its descriptor may belong to another file."""
     loop = Loop()
     loop.close()
     opened = [os.memfd_create(f"new-{number}") for number in range(4)]  # they get the numbers that are free now
@@ -266,14 +266,14 @@ print(happened[0])
 """
 
 
-def test_what_happened_while_the_process_was_frozen_goes_before_timers() -> None:
+def test_events_from_before_a_freeze_are_handled_before_timers() -> None:
     command = [sys.executable, "-c", FROZEN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # it waits by now
+        time.sleep(0.2)  # until it waits
         process.send_signal(signal.SIGSTOP)
         print(file=process.stdin, flush=True)
-        time.sleep(0.5)  # its timer is overdue by now
+        time.sleep(0.5)  # until its timer is overdue
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "event\n"

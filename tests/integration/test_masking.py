@@ -26,7 +26,7 @@ HEADERS = (
 
 
 def echo(exchange: Exchange) -> None:
-    """A receiver that repeats in its answer what it got, as many do when something is wrong."""
+    """A receiver whose answer repeats the request, as many do in error messages."""
     said = [exchange.request.target, *(value for _, value in exchange.request.headers)]
     exchange.answer(503 if "fail" in exchange.request.target else 200, "\n".join(said).encode())
 
@@ -53,7 +53,7 @@ def secret_task(receiver: Receiver, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["works", "fails"])
-def test_masked_wherever_a_task_is_shown_and_delivered_as_it_is(
+def test_credentials_are_masked_wherever_shown_and_delivered_unmasked(
     installation: Installation, receiver: Receiver, path: str
 ) -> None:
     with Client(installation.url) as client:
@@ -86,7 +86,7 @@ def test_masked_wherever_a_task_is_shown_and_delivered_as_it_is(
     assert "seen-too" in shown[0] and "plain=seen" in shown[0]
 
 
-def test_masked_by_the_python_client(
+def test_python_client_masks_credentials(
     installation: Installation, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QTASK_MASK_HEADERS", "X-Session")
@@ -111,14 +111,14 @@ def test_masked_by_the_python_client(
 
 
 class _Sent(Client):
-    """Notes what is submitted."""
+    """Keeps the dict that is submitted."""
 
     def send(self, task: Any) -> Accepted:
         self.task = task
         return Accepted("id", 0.0)
 
 
-def test_the_default_title_has_no_credentials(installation: Installation, receiver: Receiver) -> None:
+def test_default_title_has_no_credentials(installation: Installation, receiver: Receiver) -> None:
     link = receiver.url.replace("://", f"://user:{SECRET}@") + f"title?token={SECRET}"
     client = _Sent(installation.url)
     client.http(link)

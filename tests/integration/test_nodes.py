@@ -1,4 +1,4 @@
-"""Node numbers, and what happens when two makers of ids have the same one: every `ok` has a task."""
+"""Node numbers, and two id sources with the same number: every `ok` has a task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NONCE = "nonce"
 
 
 class SameIds(Nodes):
-    """Makes ids as any other with this nonce does, like a copy of a process, until it is told to take a number."""
+    """Makes the same ids as any other object with this nonce, like a copied process, until it must take a number."""
 
     def __init__(self, redis: Redis, nonce: str = NONCE) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def ids(places: Any) -> list[str]:
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_each_process_gets_a_number_of_its_own_for_a_time(redis: Redis) -> None:
+def test_each_process_gets_its_own_number_with_an_expiry(redis: Redis) -> None:
     nodes = [take(redis, Nodes()) for _ in range(5)]
     assert len({node.key for node in nodes}) == 5
     for node in nodes:
@@ -72,7 +72,7 @@ def test_each_process_gets_a_number_of_its_own_for_a_time(redis: Redis) -> None:
     assert len({node.nonce for node in nodes}) == 5
 
 
-def test_a_number_that_is_held_is_passed_over_when_the_counter_wraps(redis: Redis) -> None:
+def test_held_number_is_skipped_when_the_counter_wraps(redis: Redis) -> None:
     first = take(redis, Nodes())
     redis.set(keys.NODES, int(first.key.removeprefix(keys.NODE_PREFIX)) - 1 + NODE_LIMIT)
     second = take(redis, Nodes())
@@ -80,21 +80,21 @@ def test_a_number_that_is_held_is_passed_over_when_the_counter_wraps(redis: Redi
     assert redis.get(first.key) == first.nonce.encode()
 
 
-def test_the_counter_goes_round_within_the_ids(redis: Redis) -> None:
+def test_counter_wraps_within_the_range_of_ids(redis: Redis) -> None:
     redis.set(keys.NODES, NODE_LIMIT - 2)
     nodes = [take(redis, Nodes()) for _ in range(3)]
     assert [node.key for node in nodes] == [keys.node(NODE_LIMIT - 1), keys.node(0), keys.node(1)]
     assert len({node.ids.next()[7:10] for node in nodes}) == 3
 
 
-def test_when_every_number_is_held_it_says_so(redis: Redis) -> None:
+def test_error_when_every_number_is_held(redis: Redis) -> None:
     for number in range(3):
         redis.set(keys.node(number), "another")
     with pytest.raises(ResponseError, match="held by another process"):
         take_number(NONCE, numbers=3).run(redis)
 
 
-def test_a_number_is_used_again_until_its_time_is_over(redis: Redis) -> None:
+def test_number_is_reused_until_its_time_is_over(redis: Redis) -> None:
     nodes = Nodes()
     node = take(redis, nodes)
     assert take(redis, nodes) is node
@@ -102,10 +102,10 @@ def test_a_number_is_used_again_until_its_time_is_over(redis: Redis) -> None:
     assert take(redis, nodes).key != node.key
 
 
-# --- two makers with one number ------------------------------------------------------------------------------------
+# --- two id sources with one number --------------------------------------------------------------------------------
 
 
-def test_two_makers_of_the_same_ids_lose_nothing(redis: Redis) -> None:
+def test_two_sources_of_the_same_ids_lose_nothing(redis: Redis) -> None:
     one, other = SameIds(redis), SameIds(redis)
     accepted: list[str] = []
     for size in (1, 2, 300, 1):
@@ -115,7 +115,7 @@ def test_two_makers_of_the_same_ids_lose_nothing(redis: Redis) -> None:
     assert set(scheduled(redis)) == set(accepted)
 
 
-def test_a_task_is_not_overwritten_by_one_with_its_id(redis: Redis) -> None:
+def test_task_is_not_overwritten_by_another_with_its_id(redis: Redis) -> None:
     one, other = SameIds(redis), SameIds(redis)
     (first,) = ids(submit(redis, one, Batch("qtask", [Submission(checked("first"))])))
     (second,) = ids(submit(redis, other, Batch("other", [Submission(checked("second"))])))
@@ -124,7 +124,7 @@ def test_a_task_is_not_overwritten_by_one_with_its_id(redis: Redis) -> None:
     assert redis.hget(keys.job(first), "origin") == b"qtask"
 
 
-def test_an_entry_of_the_inbox_stays_until_its_task_has_an_id_of_its_own(redis: Redis) -> None:
+def test_inbox_entry_stays_until_its_task_has_a_unique_id(redis: Redis) -> None:
     one, other = SameIds(redis), SameIds(redis)
     submit(redis, one, Batch("qtask", [Submission(checked())]))
     redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
@@ -142,7 +142,7 @@ def test_an_entry_of_the_inbox_stays_until_its_task_has_an_id_of_its_own(redis: 
     assert redis.llen("answer") == 1
 
 
-def test_an_id_that_a_client_chose_is_not_taken_from_it_in_the_same_batch(redis: Redis) -> None:
+def test_chosen_id_is_kept_when_a_made_id_in_the_batch_is_equal(redis: Redis) -> None:
     maker = SameIds(redis)
     made = IdSource(7, lambda: 1_795_539_666_250_000_000).next()
     chosen = task("chosen")
@@ -154,7 +154,7 @@ def test_an_id_that_a_client_chose_is_not_taken_from_it_in_the_same_batch(redis:
 
 
 @pytest.mark.parametrize("what", ["taken", "gone"])
-def test_a_number_that_is_not_ours_any_more_is_replaced(redis_server: RedisServer, redis: Redis, what: str) -> None:
+def test_lost_number_is_replaced(redis_server: RedisServer, redis: Redis, what: str) -> None:
     async def talk() -> list[str]:
         async with AsyncClient(redis_server.url) as client:
             found = [(await client.send(task())).id]
@@ -181,7 +181,7 @@ def test_a_number_that_is_not_ours_any_more_is_replaced(redis_server: RedisServe
 
 @pytest.mark.parametrize("by", ["redis", "asyncio"])
 @pytest.mark.parametrize("reached", [True, False])
-def test_a_batch_is_accepted_once_when_its_reply_was_lost(
+def test_batch_is_accepted_once_when_its_reply_was_lost(
     redis_server: RedisServer, redis: Redis, by: str, reached: bool
 ) -> None:
     nodes, batch = Nodes(), Batch("qtask", [Submission(checked()) for _ in range(3)])
@@ -205,8 +205,8 @@ def test_a_batch_is_accepted_once_when_its_reply_was_lost(
         assert [place.due for place in places] == [float(due) for due in lost]
 
 
-def test_a_batch_keeps_its_number_when_its_reply_was_lost(redis: Redis) -> None:
-    """However old the number is by then: with another one the tasks would be accepted twice."""
+def test_batch_keeps_its_number_when_its_reply_was_lost(redis: Redis) -> None:
+    """However old the number is by then: with a new one the tasks would be accepted twice."""
     nodes, batch = Nodes(), Batch("qtask", [Submission(checked())])
     node = take(redis, nodes)
     batch.call(node).run(redis)
@@ -215,7 +215,7 @@ def test_a_batch_keeps_its_number_when_its_reply_was_lost(redis: Redis) -> None:
     assert place is not None and scheduled(redis) == [place.id]
 
 
-def test_another_body_under_the_same_id_is_no_resubmission(redis: Redis) -> None:
+def test_different_body_with_the_same_id_is_not_a_resubmission(redis: Redis) -> None:
     one, other = SameIds(redis), SameIds(redis)
     (first,) = ids(submit(redis, one, Batch("qtask", [Submission(checked("first"))])))
     batch = Batch("qtask", [Submission(checked("second"))])
@@ -224,7 +224,7 @@ def test_another_body_under_the_same_id_is_no_resubmission(redis: Redis) -> None
     assert {one: stored(redis, one)["title"] for one in (first, second)} == {first: "first", second: "second"}
 
 
-def test_another_sender_s_task_under_the_same_id_is_no_resubmission(redis: Redis) -> None:
+def test_task_of_another_sender_with_the_same_id_is_not_a_resubmission(redis: Redis) -> None:
     (first,) = ids(submit(redis, SameIds(redis, "one"), Batch("qtask", [Submission(checked())])))
     loser = SameIds(redis, "other")
     batch = Batch("qtask", [Submission(checked())])

@@ -1,4 +1,4 @@
-"""Pages of tasks on a real Redis, with a client of redis-py and one of redis.asyncio: the queries have one source."""
+"""Pages of tasks on a real Redis, with redis-py and with redis.asyncio: the queries have one source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["redis", "asyncio"])
 def ask(request: pytest.FixtureRequest, redis_server: RedisServer, redis: Redis) -> Ask:
-    """Carries out a query with one kind of client."""
+    """Runs a query with one kind of client."""
 
     def with_redis(query: Query[..., Any], *args: Any, **named: Any) -> Any:
         return query(redis, *args, **named)
@@ -58,14 +58,14 @@ def task(**settings: Any) -> dict[str, Any]:
 
 
 def accept(redis: Redis, number: int, queue: str = "qtask", at: float = 1.0) -> list[str]:
-    """Submits tasks, all of them due at the same instant."""
+    """Submits tasks that are all due at the same instant."""
     checked = check_task(task(at=at, retry={"attempts": 1}))
     places = submit(redis, Nodes(), Batch(queue, [Submission(checked)] * number))
     return [place.id for place in places if place is not None]
 
 
-def bring(redis: Redis, state: State, number: int) -> list[str]:
-    """Makes tasks in one state; those of sorted sets have few different scores."""
+def make_tasks(redis: Redis, state: State, number: int) -> list[str]:
+    """Makes tasks in one state; entries of sorted sets share few scores."""
     ids = accept(redis, number, at=LATER if state == "scheduled" else 1.0)
     if state == "scheduled":
         return ids
@@ -105,8 +105,8 @@ def flat(found: list[list[str]]) -> list[str]:
 
 @pytest.mark.parametrize("state", STATES)
 def test_every_task_is_on_one_page_and_in_order(ask: Ask, redis: Redis, state: State) -> None:
-    """Also where scores are equal, and where a page ends with the last task."""
-    ids = bring(redis, state, 20)
+    """Also with equal scores, and when a page ends with the last task."""
+    ids = make_tasks(redis, state, 20)
     whole = [record.id for record in ask(tasks.list_tasks, "qtask", state, 100)]
     assert sorted(whole) == sorted(ids)
     for limit in (7, 10, 19, 20, 21):
@@ -118,9 +118,9 @@ def test_every_task_is_on_one_page_and_in_order(ask: Ask, redis: Redis, state: S
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_stays_is_on_a_page_whatever_comes_and_goes(ask: Ask, redis: Redis, state: State) -> None:
-    """After each page its last task goes, and one that comes later; others come in before, behind and in between."""
-    ids = bring(redis, state, 40)
+def test_unchanged_tasks_are_on_a_page_while_others_are_added_and_removed(ask: Ask, redis: Redis, state: State) -> None:
+    """After each page its last task and a later one are removed; others are added before, after and in between."""
+    ids = make_tasks(redis, state, 40)
     chance = random.Random(5)
     gone: set[str] = set()
 
@@ -156,8 +156,8 @@ def test_what_stays_is_on_a_page_whatever_comes_and_goes(ask: Ask, redis: Redis,
         assert [task_id for task_id in seen if task_id in stayed] == stayed, "they are in order"
 
 
-def test_a_queue_whose_read_part_was_claimed_goes_on_at_its_head(ask: Ask, redis: Redis) -> None:
-    ids = bring(redis, "queued", 30)
+def test_queue_page_continues_at_the_head_when_the_read_part_was_claimed(ask: Ask, redis: Redis) -> None:
+    ids = make_tasks(redis, "queued", 30)
     page = ask(tasks.list_page, "qtask", "queued", 10)
     assert [record.id for record in page.items] == ids[:10]
     claim(redis, limit=25)
@@ -166,19 +166,19 @@ def test_a_queue_whose_read_part_was_claimed_goes_on_at_its_head(ask: Ask, redis
     assert rest.cursor == ""
 
 
-def test_a_task_that_came_back_to_the_end_of_its_queue_hides_no_others(ask: Ask, redis: Redis) -> None:
-    ids = bring(redis, "queued", 30)
+def test_task_that_returned_to_the_end_of_its_queue_hides_no_others(ask: Ask, redis: Redis) -> None:
+    ids = make_tasks(redis, "queued", 30)
     page = ask(tasks.list_page, "qtask", "queued", 10)
     assert claim(redis, limit=20) == ids[:20]
-    for task_id in ids[:10]:  # those that were read are to be tried again, and released
+    for task_id in ids[:10]:  # those that were read are retried and released
         redis.zrem(keys.started("qtask"), f"{task_id}:worker")
         redis.rpush(keys.queue("qtask"), task_id)
     rest = ask(tasks.list_page, "qtask", "queued", 10, page.cursor)
     assert [record.id for record in rest.items] == ids[20:]
 
 
-def test_a_page_of_one_queue_among_many_tasks_of_another(ask: Ask, redis: Redis) -> None:
-    """The schedule is of all queues: several scripts are needed for a page, and a page ends where its last task is."""
+def test_page_of_one_queue_among_many_tasks_of_another(ask: Ask, redis: Redis) -> None:
+    """The schedule is shared by all queues: a page may need several script calls, and ends at its last task."""
     for at in (LATER, LATER + 1):
         accept(redis, 2, at=at)
         accept(redis, 900, "another", at=at + 0.5)
@@ -187,13 +187,13 @@ def test_a_page_of_one_queue_among_many_tasks_of_another(ask: Ask, redis: Redis)
     assert len(ask(tasks.list_tasks, "another", "scheduled", 10_000)) == 3_600
     assert len(ask(tasks.list_page, "another", "scheduled", 10_000).items) == LIMIT
     assert ask(tasks.count_tasks, "qtask")["scheduled"] == 4
-    redis.hdel(keys.LEDGER, "accepted:another")  # so that the schedule is looked through
+    redis.hdel(keys.LEDGER, "accepted:another")  # so that the schedule is scanned
     assert ask(tasks.count_tasks, "qtask")["scheduled"] == 4
 
 
-def test_the_dead_of_the_beginning_are_found_and_no_others(ask: Ask, redis: Redis) -> None:
-    """Who retries what he finds would else come upon the same tasks again and again."""
-    ids = bring(redis, "dead", 25)
+def test_search_finds_the_dead_letters_of_its_start_and_no_later_ones(ask: Ask, redis: Redis) -> None:
+    """Otherwise a client that retries all results would find the same tasks again and again."""
+    ids = make_tasks(redis, "dead", 25)
     found: list[str] = []
     cursor = ""
     while True:
@@ -216,15 +216,15 @@ def test_the_dead_of_the_beginning_are_found_and_no_others(ask: Ask, redis: Redi
     "cursor",
     ["?", "AAAA", "bm90aGluZw", "ü", encode_cursor(Cursor("dead", "qtask", "no number", "x")), "W10", "WzEsMl0"],
 )
-def test_what_is_no_cursor_is_refused(ask: Ask, redis: Redis, cursor: str) -> None:
+def test_invalid_cursor_is_refused(ask: Ask, redis: Redis, cursor: str) -> None:
     with pytest.raises(Refused) as refused:
         ask(tasks.list_page, "qtask", "dead", 10, cursor)
     assert (refused.value.code, refused.value.field) == ("invalid_value", "cursor")
     assert "empty for the first page" in refused.value.message
 
 
-def test_a_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
-    bring(redis, "dead", 3)
+def test_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
+    make_tasks(redis, "dead", 3)
     cursor = ask(tasks.list_page, "qtask", "dead", 1).cursor
     for queue, state in (("qtask", "delivered"), ("another", "dead")):
         with pytest.raises(Refused, match=f"belongs to another list: dead tasks .* not {state} tasks of '{queue}'"):
@@ -233,8 +233,8 @@ def test_a_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
         ask(tasks.find_dead_page, "qtask", Filter(), cursor)
 
 
-def test_one_task_is_decided_on(ask: Ask, redis: Redis) -> None:
-    ids = {state: bring(redis, state, 1)[0] for state in ("dead", "delivered", "started", "queued", "scheduled")}
+def test_queries_of_one_task(ask: Ask, redis: Redis) -> None:
+    ids = {state: make_tasks(redis, state, 1)[0] for state in ("dead", "delivered", "started", "queued", "scheduled")}
     assert {state: ask(tasks.show, task_id).state for state, task_id in ids.items()} == {state: state for state in ids}
     assert ask(tasks.count_tasks, "qtask") == dict.fromkeys(STATES, 1)
     with pytest.raises(NotFound, match="nobody"):
@@ -252,7 +252,7 @@ def test_one_task_is_decided_on(ask: Ask, redis: Redis) -> None:
     assert ask(graphs.read, "order:2") == b"second picture"
 
 
-def test_many_tasks_are_listed_by_the_page(redis: Redis) -> None:
+def test_many_tasks_are_listed_in_pages(redis: Redis) -> None:
     ids = [task_id for _ in range(3) for task_id in accept(redis, 750, at=LATER)]
     listed = list(tasks.list_pages(redis, "qtask", "scheduled", 10_000))
     assert [len(page) for page in listed] == [LIMIT, LIMIT, 250]

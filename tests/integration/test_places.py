@@ -1,7 +1,7 @@
-"""Each task is in exactly one place: the scripts on a real Redis, in random order, against a plain model.
+"""Each task is in exactly one place: the scripts on a real Redis, in random order, compared with a simple model.
 
-Time in Redis cannot be moved, so what is to be due gets a score in the past, a lease that is to have ended is claimed
-with a negative margin, and a worker that is to be dead gets an old heartbeat.
+Time in Redis cannot be moved, so a task that must be due gets a score in the past, a lease that must have expired is
+claimed with a negative margin, and a worker that must be dead gets an old heartbeat.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from qtask.store.submit import Batch, Place, Submission, submit
 QUEUES = ("one", "two")
 TOKENS = ("alice", "bob")  # of workers
 CHOSEN = ("order-1", "order:2", '0__"3"')  # ids that clients choose
-MAKERS = ("gateway", "its clone", "another gateway")  # of ids; the first two share all they know, all share a number
+MAKERS = ("gateway", "its clone", "another gateway")  # of ids; all share a number, the first two also a nonce
 NUMBER = 7
 RETENTION_COUNT = 3
 FAR_SECONDS = 3_600.0
@@ -61,15 +61,15 @@ _STATE = {"schedule": "scheduled", "queue": "queued", "started": "started", "fin
 
 @dataclass
 class ModelTask:
-    """What the model knows of a task.
+    """The model of a task.
 
     Attributes:
         due: of its first delivery, in Unix seconds.
         waits: in the schedule, and due in the far future.
-        holder: token of the worker whose lease it is under.
-        expired: that lease has ended.
-        sent: the batch that it came with.
-        outcomes, history: lines in the fields of these names.
+        holder: token of the worker that holds the lease.
+        expired: whether that lease has expired.
+        sent: the batch in which it was submitted.
+        outcomes, history: numbers of lines in the fields of these names.
     """
 
     queue: str
@@ -86,7 +86,7 @@ class ModelTask:
 
 
 class Maker(Nodes):
-    """Makes ids under a number that others may hold, too. Those of a node and of its clone are the same."""
+    """Makes ids with a number that others may hold, too. A node and its clone make the same ids."""
 
     def __init__(self, nonce: str, made: Callable[[], str]) -> None:
         super().__init__()
@@ -104,11 +104,11 @@ class Maker(Nodes):
 
 @dataclass
 class Sent:
-    """What was submitted together, and may be submitted again, as by a gateway whose reply was lost.
+    """A batch that was submitted, and may be submitted again, as by a gateway whose reply was lost.
 
     Attributes:
         batch: as it was before its reply was read.
-        accepted: what became of it the first time.
+        accepted: its tasks after the first submission.
     """
 
     maker: str
@@ -121,7 +121,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Settled:
-    """What was settled together, and may be settled again: late, or because the reply was lost."""
+    """Outcomes that were settled, and may be settled again: late, or because the reply was lost."""
 
     queue: str
     token: str
@@ -159,7 +159,7 @@ class Places(RuleBasedStateMachine):
         for queue in QUEUES:
             self.redis.sadd(keys.QUEUES, keys.queue(queue))
 
-    # One rule for all steps: of several, Hypothesis leaves out some at random, and then no task comes far.
+    # One rule for all steps: of several rules, Hypothesis leaves out some at random, and then no task gets far.
     @rule(step=st.sampled_from(STEPS), data=st.data())
     def step(self, step: str, data: st.DataObject) -> None:
         {"submit": self.draw_submit, "work": self.draw_work, "suffer": self.draw_loss, "decide": self.draw_decision}[
@@ -213,7 +213,7 @@ class Places(RuleBasedStateMachine):
                 (self.cancel if data.draw(st.booleans()) else self.forget_one)(task_id)
             return
         drawn = data.draw(st.lists(st.sampled_from(dead), unique=True, min_size=1, max_size=3))
-        # With them one that may not be dead, and one that there is not.
+        # With one that may not be dead, and one that does not exist.
         wanted = list(dict.fromkeys([*drawn, next(iter(self.tasks)), "unknown"]))
         (self.remove_dead if data.draw(st.integers(0, 2)) == 0 else self.retry_dead)(wanted)
 
@@ -241,7 +241,7 @@ class Places(RuleBasedStateMachine):
         return Sent(maker, queue, Batch(queue, submissions), submissions, delays)
 
     def submit(self, sent: Sent) -> None:
-        """Submits a batch for the first time: whatever ids others have, each becomes a task or is known by its id."""
+        """Submits a batch for the first time: each dict becomes a task or is a duplicate of a chosen id."""
         maker = self.makers[sent.maker]
         before = set(self.tasks)
         places = submit(self.redis, maker, sent.batch)
@@ -262,7 +262,7 @@ class Places(RuleBasedStateMachine):
         self.sent.append(sent)
 
     def submit_again(self, sent: Sent) -> None:
-        """Submits it once more, as if its reply had been lost. What is known of it is not accepted twice."""
+        """Submits it again, as if its reply had been lost. Known tasks are not accepted twice."""
         maker = self.makers[sent.maker]
         held = self.redis.get(keys.node(NUMBER)) == maker.nonce.encode()
         batch = Batch(sent.queue, sent.submissions)
@@ -273,7 +273,7 @@ class Places(RuleBasedStateMachine):
         places = submit(self.redis, maker, batch)
         for submission, delay, first, place in zip(sent.submissions, sent.delays, sent.accepted, places, strict=True):
             if place is None:
-                assert submission.entry, "its entry is gone, and so is the task"
+                assert submission.entry, "its entry is gone, so the task has ended"
                 assert not (held and self.is_of(first, sent))
             elif place.id in CHOSEN and (place.id in self.tasks or place.id in self.remembered):
                 self.check_known(place)
@@ -290,7 +290,7 @@ class Places(RuleBasedStateMachine):
                 self.ledger[f"accepted:{sent.queue}"] += 1
 
     def is_of(self, task_id: str | None, sent: Sent) -> bool:
-        """Whether there is this task, and it came with this batch: a copy of its maker may use a free id again."""
+        """Whether the task exists and came with this batch: a clone may use a free id again."""
         return task_id in self.tasks and self.tasks[task_id].sent is sent
 
     def check_known(self, place: Place) -> None:
@@ -330,7 +330,7 @@ class Places(RuleBasedStateMachine):
         self.beat(token)
         margin = -FAR_SECONDS if ends_at_once else LEASE_MARGIN_SECONDS
         _, replied = leases.read_claimed(leases.claim(queue, token, limit, bytes_limit, margin).run(self.redis))
-        limit = 1 if bytes_limit == 1 else limit  # the first one has more
+        limit = 1 if bytes_limit == 1 else limit  # the first one is larger
         claimed, self.queued[queue] = self.queued[queue][:limit], self.queued[queue][limit:]
         for task_id, (raw_id, attempt, due, _) in zip(claimed, replied, strict=True):
             assert client_id(raw_id.decode()) == task_id
@@ -338,8 +338,8 @@ class Places(RuleBasedStateMachine):
             task.place, task.holder, task.expired = "started", token, ends_at_once
             task.attempt += 1
             assert abs(attempt) == task.attempt
-            assert (attempt < 0) == bool(task.history), "after a first delivery in an earlier life"
-            assert float(due) == task.due, "at every attempt it is that of the first"
+            assert (attempt < 0) == bool(task.history), "only after a first delivery before it was dead"
+            assert float(due) == task.due, "it is the same at every attempt"
 
     def beat(self, token: str) -> None:
         workers.heartbeat(token, f"rq:worker:{token}", 420, {"last_heartbeat": "now"}).run(self.redis)
@@ -348,7 +348,7 @@ class Places(RuleBasedStateMachine):
     # --- settling ------------------------------------------------------------------------------------------------
 
     def settle(self, queue: str, token: str, fates: Sequence[str], dead_retention_count: int) -> None:
-        """Settles what a worker holds, and something that it does not hold, or does not hold any more."""
+        """Settles tasks that a worker holds, and one that it does not hold, or no longer holds."""
         mine = self.held(queue, token)
         entries = [(task_id, "finished") for task_id in [one for one in self.tasks if one not in mine][:2]]
         entries += zip(mine, fates, strict=False)
@@ -357,9 +357,9 @@ class Places(RuleBasedStateMachine):
         self.settles.append(Settled(queue, token, attempts))
 
     def settle_again(self, settled: Settled, reply_lost: bool) -> None:
-        """What this worker has claimed anew since then it may settle, and nothing else.
+        """Settles again: only tasks that this worker has claimed again since then are settled.
 
-        When it is sent again because its reply was lost, a later claim is given back: its reply was lost, too.
+        When the settle is resent because its reply was lost, a later claim is given back: its reply was lost, too.
         """
         entries = [(task_id, "finished") for task_id in settled.attempts]
         self.run_settle(settled.queue, settled.token, entries, 0, settled.attempts if reply_lost else {})
@@ -433,7 +433,7 @@ class Places(RuleBasedStateMachine):
                 self.remembered[task_id] = task.due
 
     def forget_finished(self, queue: str) -> None:
-        """The oldest leave the history; of those that ended in one millisecond it may be any."""
+        """Removes the oldest from the history; of those that ended in the same millisecond it may be any."""
         mine = set(self.ids(lambda task: task.place == "finished" and task.queue == queue))
         kept = {client_id(one.decode()) for one in cast("list[bytes]", self.redis.zrange(keys.finished(queue), 0, -1))}
         assert kept <= mine
@@ -442,7 +442,7 @@ class Places(RuleBasedStateMachine):
             del self.tasks[task_id]
 
     def forget_dead(self, queue: str, dropped: Sequence[str], keep: int) -> None:
-        """Those, and only those, that the worker is told of."""
+        """Removes exactly those that the reply names."""
         mine = self.ids(lambda task: task.place == "dead" and task.queue == queue)
         assert not dropped or (keep and len(mine) - len(dropped) == keep)
         for task_id in dropped:
@@ -470,7 +470,7 @@ class Places(RuleBasedStateMachine):
             self.return_to_queue(task_id)
 
     def forget(self, keeping_ends: bool) -> None:
-        """With `keeping_ends` the time of one delivered task has come."""
+        """With `keeping_ends` the retention of one delivered task has ended."""
         (ended,) = self.ids(lambda task: task.place == "finished")[:1] or ("",)
         if ended and keeping_ends:
             self.redis.zadd(keys.finished(self.tasks.pop(ended).queue), {stored_id(ended): keys.FOREVER_SECONDS + 1})
@@ -493,7 +493,7 @@ class Places(RuleBasedStateMachine):
         task.place, task.holder, task.expired = "queue", "", False
         self.queued[task.queue].insert(0, task_id)
 
-    # --- what people do ------------------------------------------------------------------------------------------
+    # --- decisions of users --------------------------------------------------------------------------------------
 
     def cancel(self, task_id: str) -> None:
         task = self.tasks[task_id]
@@ -540,7 +540,7 @@ class Places(RuleBasedStateMachine):
     def dead_of(self, wanted: list[str]) -> list[str]:
         return [task_id for task_id in wanted if task_id in self.tasks and self.tasks[task_id].place == "dead"]
 
-    # --- what always holds ---------------------------------------------------------------------------------------
+    # --- invariants ----------------------------------------------------------------------------------------------
 
     @invariant()
     def each_is_in_its_one_place(self) -> None:
@@ -559,7 +559,7 @@ class Places(RuleBasedStateMachine):
             note("dead", queue, self.redis.zrange(keys.failed(queue), 0, -1))
             assert self.in_queue(queue) == self.queued[queue]
         for task_id, places in found.items():
-            assert task_id in self.tasks, f"{task_id} belongs to no task"
+            assert task_id in self.tasks, f"{task_id} does not belong to a task"
             task = self.tasks[task_id]
             assert places == [(task.place, "" if task.place == "schedule" else task.queue)], task_id
 
@@ -595,7 +595,7 @@ class Places(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_balances(self) -> None:
-        """At every instant, over all queues and for each."""
+        """At every instant, in total and for each queue."""
         counted: Any = self.redis.hgetall(keys.LEDGER)
         assert {name.decode(): int(count) for name, count in counted.items()} == +self.ledger
         figures = read_figures(self.redis)
@@ -604,7 +604,7 @@ class Places(RuleBasedStateMachine):
             waiting = self.ids(lambda task, queue=queue: (task.place, task.queue) == ("schedule", queue))  # type: ignore[misc]
             assert figures.scheduled_of(queue) == len(waiting)
 
-    # --- small things --------------------------------------------------------------------------------------------
+    # --- helpers of the rules ------------------------------------------------------------------------------------
 
     def now(self) -> float:
         seconds, microseconds = self.redis.time()
@@ -620,9 +620,9 @@ class Places(RuleBasedStateMachine):
         return self.ids(lambda task: (task.place, task.queue, task.holder) == ("started", queue, token))
 
 
-@pytest.mark.timeout(300)  # a failure is shrunk to its least steps, which takes longer than the test
+@pytest.mark.timeout(300)  # shrinking a failure takes longer than the test
 @pytest.mark.parametrize("examples", [30, pytest.param(150, marks=pytest.mark.slow)])
-def test_each_task_is_in_exactly_one_place_whatever_happens(redis: Redis, examples: int) -> None:
+def test_each_task_is_in_exactly_one_place_after_any_steps(redis: Redis, examples: int) -> None:
     Places.redis = redis
     bounds = settings(
         max_examples=examples, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)

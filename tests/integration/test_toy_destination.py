@@ -1,4 +1,4 @@
-"""A destination of a package of somebody else's: this file is all of it, and every way into QTask takes its tasks."""
+"""A destination of a third-party package: this file is all of it, and every entrance of QTask accepts its tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FileAddress(Address, frozen=True, tag_field="type", tag="file"):
 
 
 class FileData(Part, frozen=True):
-    """`line`: what is appended; `shout`: in capitals."""
+    """`line`: the text to append; `shout`: in capitals."""
 
     line: str
     shout: bool = False
@@ -67,7 +67,7 @@ class FileDeliverer:
         self._loop = loop
 
     def start(self, claim: Claim, done: Done) -> None:
-        """Begins, and ends, a delivery."""
+        """Makes the delivery at once."""
         data = READER.read(claim.task)
         try:
             with open(claim.task.address.link, "a") as file:
@@ -78,7 +78,7 @@ class FileDeliverer:
             done(Answer(text=f"{len(data.line)} characters"))
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""
 
 
 DESTINATION = Destination(
@@ -98,7 +98,7 @@ DESTINATION = Destination(
 
 
 def install(folder: Path, **entries: str) -> Path:
-    """Makes a package that has entry points, as pip would leave it in a folder of packages."""
+    """Makes a package with entry points, as pip would install it in a folder of packages."""
     about = folder / "toy-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
@@ -109,14 +109,14 @@ def install(folder: Path, **entries: str) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What makes processes find the package."""
+    """The environment in which processes find the package."""
     folder = install(tmp_path_factory.mktemp("packages"), file="tests.integration.test_toy_destination:DESTINATION")
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[tuple[Live, Gateway]]:
-    """A gateway, a scheduler and a worker that have the package."""
+    """A gateway, a scheduler and a worker with the package installed."""
     folder = tmp_path_factory.mktemp("system")
     with Live(folder) as live, Gateway(live.url, folder, environment) as gateway:
         live.start("scheduler", environment)
@@ -136,7 +136,7 @@ def command(environment: Mapping[str, str], *arguments: str) -> subprocess.Compl
     )
 
 
-def test_it_takes_tasks_from_the_socket_the_client_and_the_command_line(
+def test_destination_accepts_tasks_from_socket_client_and_command_line(
     system: tuple[Live, Gateway], environment: dict[str, str], tmp_path: Path
 ) -> None:
     live, gateway = system
@@ -174,7 +174,7 @@ def test_it_takes_tasks_from_the_socket_the_client_and_the_command_line(
     assert json.loads(command(there, "-m", "qtask", "show", ids[0], "--json").stdout)["kind"] == "file"
 
 
-def test_a_stock_worker_delivers_it(
+def test_stock_worker_delivers_to_it(
     system: tuple[Live, Gateway], environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live, _ = system
@@ -188,7 +188,7 @@ def test_a_stock_worker_delivers_it(
     assert (record.state, record.outcomes[0].answer, path.read_text()) == ("delivered", "5 characters", "stock\n")
 
 
-def test_the_help_and_the_refusals_name_it(environment: dict[str, str]) -> None:
+def test_help_and_refusals_name_it(environment: dict[str, str]) -> None:
     shown = command(environment, "-m", "qtask", "send", "--help").stdout
     assert "--file PATH" in shown and "with --file: in capitals" in shown
     wrong = command(environment, "-m", "qtask", "send", "--udp", "h:1", "--shout")
@@ -204,16 +204,16 @@ def test_the_help_and_the_refusals_name_it(environment: dict[str, str]) -> None:
     assert "False Submits a line for a file." in told.stdout
 
 
-def test_without_the_package_it_is_unknown() -> None:
+def test_destination_is_unknown_without_the_package() -> None:
     told = command({"PYTHONPATH": str(ROOT)}, "-m", "qtask", "send", "--file", "/x", "--data", "1")
     assert told.returncode == 2
     assert "No such option: --file" in told.stderr or "No such option '--file'" in told.stderr
 
 
-# --- packages that are broken, and what is paid when there are none ------------------------------------------------
+# --- broken packages, and the cost without packages ----------------------------------------------------------------
 
 
-def test_a_broken_package_is_left_out_and_logged(
+def test_broken_package_is_skipped_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = install(
@@ -236,7 +236,7 @@ def test_a_broken_package_is_left_out_and_logged(
     assert "there is a destination 'udp' already" in logged["again"]
 
 
-def test_nothing_is_looked_for_while_nothing_is_missing() -> None:
+def test_entry_points_are_not_searched_unless_needed() -> None:
     code = (
         "import sys, qtask\n"
         "from qtask.destinations.parsing import check_task\n"
@@ -249,7 +249,7 @@ def test_nothing_is_looked_for_while_nothing_is_missing() -> None:
     assert told.stdout.strip() == "[]", told.stderr
 
 
-def test_the_tag_of_an_address_is_the_name_of_its_destination() -> None:
+def test_tag_of_an_address_must_be_the_name_of_its_destination() -> None:
     with pytest.raises(TypeError, match="must be 'files'"):
         Destination(
             name="files",

@@ -1,4 +1,4 @@
-"""The worker as a process: what it delivers, keeps and survives, on a real Redis with real receivers."""
+"""The worker as a process: deliveries, retention and failures, on a real Redis with real receivers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tests.support.waiting import until
 
 
 def failing_once() -> Behaviour:
-    """A receiver's behaviour that fails each task once, and then takes it."""
+    """Behaviour of a receiver that fails the first attempt of each task."""
     failed: set[str] = set()
 
     def answer(exchange: Exchange) -> None:
         task_id = exchange.request.header("QTask-Id")
         status = 200 if task_id in failed else 500
-        failed.add(task_id)  # before the answer: the next attempt may be there before this thread goes on
+        failed.add(task_id)  # before the answer: the next attempt may arrive before this thread continues
         exchange.answer(status)
 
     return answer
@@ -56,10 +56,10 @@ def worker_exit(process: Process, seconds: float) -> int:
     return process.stop()
 
 
-# --- what it delivers and keeps ----------------------------------------------------------------------------------
+# --- deliveries and retention ------------------------------------------------------------------------------------
 
 
-def test_a_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, queue: str) -> None:
+def test_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, queue: str) -> None:
     os.mkfifo(live.pipes / "orders")
     pipe = os.open(live.pipes / "orders", os.O_RDONLY | os.O_NONBLOCK)
     live.start("worker", queue=queue)
@@ -103,12 +103,12 @@ def test_a_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, 
     assert answers[3][1].startswith('{"graph": ')
 
 
-def test_a_failed_task_is_dead_and_says_why(live: Live, queue: str) -> None:
+def test_failed_task_is_dead_with_a_reason(live: Live, queue: str) -> None:
     live.start("worker", queue=queue)
 
     def behaviour(exchange: Exchange) -> None:
         if exchange.request.target == "/slow":
-            exchange.connection.recv(1)  # until the delivery hangs up
+            exchange.connection.recv(1)  # until the delivery closes the connection
         else:
             exchange.answer(500, b"out of order")
 
@@ -145,7 +145,7 @@ def test_history_is_bounded_in_number(live: Live, queue: str) -> None:
     assert [bool(live.redis.exists(keys.job(task_id))) for task_id in ids] == [task_id in kept for task_id in ids]
     now = live.redis.time()[0]
     end = (live.redis.zscore(keys.finished(queue), kept[0]) or 0) - keys.FOREVER_SECONDS
-    assert end - now == pytest.approx(86_400, abs=60), "when its keeping ends"
+    assert end - now == pytest.approx(86_400, abs=60), "the end of its retention"
 
 
 BROKEN: dict[str, dict[Any, Any]] = {
@@ -175,7 +175,7 @@ BROKEN: dict[str, dict[Any, Any]] = {
 }
 
 
-def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str) -> None:
+def test_invalid_task_is_dead_with_a_message_and_does_not_stop_others(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     with Receiver() as receiver:
         (sound,) = live.send(queue, http(receiver.url, time=3600))
@@ -202,8 +202,8 @@ def test_what_is_no_task_dies_with_words_and_stops_nobody(live: Live, queue: str
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
 
 
-def test_tasks_that_are_tried_again_at_once_are_delivered_at_once(live: Live, queue: str) -> None:
-    """A task may come to its worker again before the worker knows that its first outcome is settled."""
+def test_immediate_retries_are_delivered_at_once(live: Live, queue: str) -> None:
+    """A task may be claimed again before its worker knows that the first outcome is settled."""
     live.start("worker", queue=queue)
     with Receiver(failing_once()) as receiver:
         at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
@@ -212,7 +212,7 @@ def test_tasks_that_are_tried_again_at_once_are_delivered_at_once(live: Live, qu
     assert {(record.state, record.attempts, len(record.outcomes)) for record in records} == {("delivered", 2, 2)}
 
 
-def test_500_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: str) -> None:
+def test_five_hundred_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: str) -> None:
     gate = Gate(until=500)  # no answer before all 500 requests have come
     live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
@@ -224,7 +224,7 @@ def test_500_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: 
     assert sorted(receiver.ids) == sorted(ids)
 
 
-def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> None:
+def test_deliveries_in_flight_are_limited_by_concurrency(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=3)
     with Receiver(gate) as receiver:
@@ -237,13 +237,13 @@ def test_no_more_than_the_concurrency_are_in_flight(live: Live, queue: str) -> N
     assert sorted(receiver.ids) == sorted(ids)
 
 
-def test_what_waits_behind_receivers_that_hang_goes_to_another_worker(live: Live, queue: str) -> None:
+def test_tasks_waiting_behind_hanging_receivers_go_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, concurrency=8)
     with Receiver(gate) as receiver:
         ids = live.send(queue, *[http(receiver.url) for _ in range(9)])
         receiver.wait_for(8)
-        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 9)  # one waits in the worker itself
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 9)  # one waits in the worker
         live.start("worker", queue=queue, concurrency=8)
         receiver.wait_for(9, 15)
         gate.open()
@@ -252,8 +252,8 @@ def test_what_waits_behind_receivers_that_hang_goes_to_another_worker(live: Live
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
-def test_a_timeout_begins_when_there_is_a_connection(live: Live, queue: str) -> None:
-    """Each of six deliveries takes half its timeout, so the last waits for longer than that."""
+def test_timeout_starts_when_the_delivery_has_a_connection(live: Live, queue: str) -> None:
+    """Each of six deliveries takes half its timeout, so the last one waits longer than its timeout."""
 
     def answer_slowly(exchange: Exchange) -> None:
         time.sleep(0.5)
@@ -268,10 +268,10 @@ def test_a_timeout_begins_when_there_is_a_connection(live: Live, queue: str) -> 
     assert sorted(receiver.ids) == sorted(ids)
     outcomes = sorted((record.outcomes[0] for record in records), key=lambda outcome: outcome.started)
     for before, after in pairwise(outcomes):
-        assert after.started > before.ended - 0.1, "the wait belongs to the lateness, not to the delivery"
+        assert after.started > before.ended - 0.1, "waiting counts as lateness, not as duration"
 
 
-def test_what_expires_while_it_waits_for_a_connection_is_not_sent(live: Live, queue: str) -> None:
+def test_task_that_expires_while_waiting_for_a_connection_is_not_sent(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, host_connections=1)
     with Receiver(gate) as receiver:
@@ -288,9 +288,7 @@ def test_what_expires_while_it_waits_for_a_connection_is_not_sent(live: Live, qu
     assert [records[one].state for one in (first, last)] == ["delivered"] * 2
 
 
-def test_a_dead_task_that_is_retried_and_waits_for_a_connection_has_its_lateness_measured_once(
-    live: Live, queue: str
-) -> None:
+def test_retried_dead_letter_waiting_for_a_connection_has_its_lateness_measured_once(live: Live, queue: str) -> None:
     gate = Gate()
 
     def answer(exchange: Exchange) -> None:
@@ -313,7 +311,7 @@ def test_a_dead_task_that_is_retried_and_waits_for_a_connection_has_its_lateness
     assert [outcome.lateness is None for outcome in record.outcomes] == [False, True]
 
 
-def test_what_waits_long_for_a_connection_goes_to_another_worker(live: Live, queue: str) -> None:
+def test_task_waiting_long_for_a_connection_goes_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, host_connections=1)
     with Receiver(gate) as receiver, Receiver() as other:
@@ -322,7 +320,7 @@ def test_what_waits_long_for_a_connection_goes_to_another_worker(live: Live, que
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 2)
         live.start("worker", queue=queue, host_connections=1)
         elsewhere: list[str] = []
-        while len(receiver.requests) < 2:  # tasks for another host go on, so that claims never pause
+        while len(receiver.requests) < 2:  # tasks for another host continue, so that claims never pause
             elsewhere += live.send(queue, *[http(other.url) for _ in range(20)])
             time.sleep(0.1)
             assert len(elsewhere) < 4_000, "the second task was to go to the second worker"
@@ -332,7 +330,7 @@ def test_what_waits_long_for_a_connection_goes_to_another_worker(live: Live, que
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
-def test_sigterm_puts_back_what_waits_for_a_connection(live: Live, queue: str) -> None:
+def test_sigterm_gives_back_tasks_that_wait_for_a_connection(live: Live, queue: str) -> None:
     gate = Gate()
     process = live.start("worker", queue=queue, host_connections=1)
     with Receiver(gate) as receiver:
@@ -340,7 +338,7 @@ def test_sigterm_puts_back_what_waits_for_a_connection(live: Live, queue: str) -
         receiver.wait_for(1)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 4)
         process.signal(signal.SIGTERM)
-        until(lambda: len(live.queued(queue)) == 3, what="three tasks to be put back")
+        until(lambda: len(live.queued(queue)) == 3, what="three tasks to be given back")
         gate.open()
         assert worker_exit(process, 10) == 0
         live.start("worker", queue=queue, host_connections=1)
@@ -349,8 +347,8 @@ def test_sigterm_puts_back_what_waits_for_a_connection(live: Live, queue: str) -
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
 
 
-def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: str) -> None:
-    """Due at random instants over 4 s; arrivals by the clock of this machine, which is Redis's."""
+def test_thousand_tasks_are_delivered_once_and_none_early(live: Live, queue: str) -> None:
+    """Due at random instants over 4 s; arrivals by the clock of this machine, which is also that of Redis."""
     arrivals: dict[str, float] = {}
 
     def note(exchange: Exchange) -> None:
@@ -372,12 +370,12 @@ def test_1000_tasks_are_each_delivered_once_and_none_early(live: Live, queue: st
     print(f"lateness of the arrival: p50 {late[500] * 1e3:.1f} ms, p99 {late[990] * 1e3:.1f} ms")
 
 
-# --- what it survives --------------------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Silent:
-    """A worker without a heartbeat, whose tasks in flight a scheduler has taken back."""
+    """A worker without a heartbeat, whose tasks in flight a scheduler has reclaimed."""
 
     queue: str
     worker: Process
@@ -388,7 +386,7 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def silenced(live: Live) -> Iterator[dict[str, Silent]]:
-    """One worker that was killed and one that is frozen: it takes five seconds, for both at once."""
+    """One killed worker and one frozen worker; both together, as the wait takes five seconds."""
     with Receiver(Gate(held_attempts=("1",))) as one, Receiver(Gate(held_attempts=("1",))) as other:
         silent = {}
         for how, receiver in (("killed", one), ("frozen", other)):
@@ -419,8 +417,8 @@ def test_tasks_of_a_killed_worker_are_reclaimed_and_delivered_by_another(
     assert tasks.count_tasks(live.redis, killed.queue)["started"] == 0
 
 
-def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live, silenced: dict[str, Silent]) -> None:
-    """When it goes on, it claims the very tasks that it has in flight."""
+def test_unfrozen_worker_delivers_its_tasks_in_flight_once(live: Live, silenced: dict[str, Silent]) -> None:
+    """When it continues, it claims the same tasks that it has in flight."""
     frozen = silenced["frozen"]
     frozen.worker.signal(signal.SIGCONT)
     until(lambda: tasks.count_tasks(live.redis, frozen.queue)["started"] == 20)
@@ -432,13 +430,13 @@ def test_a_worker_that_was_frozen_delivers_what_it_had_in_flight_once(live: Live
     assert frozen.worker.running
 
 
-def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, queue: str) -> None:
+def test_sigterm_finishes_tasks_in_flight_and_gives_the_rest_back(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=16)
     with Receiver(gate) as receiver:
         ids = live.send(queue, *[http(receiver.url) for _ in range(40)])
         receiver.wait_for(16)
-        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 18)  # two wait in the worker itself
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 18)  # two wait in the worker
         worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in worker.log.read_text())
         gate.open()
@@ -448,10 +446,10 @@ def test_sigterm_finishes_what_is_in_flight_and_puts_the_rest_back(live: Live, q
     assert sorted(delivered + live.queued(queue)) == sorted(ids)
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
     attempts = {tasks.show(live.redis, task_id).attempts for task_id in live.queued(queue)}
-    assert attempts == {0}, "what never began does not count"
+    assert attempts == {0}, "an attempt that never started does not count"
 
 
-def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(live: Live, queue: str) -> None:
+def test_second_sigterm_does_not_wait_for_tasks_in_flight(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue)
     with Receiver(gate) as receiver:
@@ -473,10 +471,10 @@ def _draws(pid: int) -> bool:
     return b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str) -> None:
+def test_drawing_does_not_delay_a_stopping_worker(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (graph,) = live.send(queue, {"title": "g", "address": {"type": "__graph__"}})
-    # Once it runs, and not while it still is its parent's image: until then its parent waits for it, and so would stop.
+    # Wait until it runs its own program: until then its parent waits for the exec, and would stop with it.
     (drawing,) = until(lambda: [one for one in children(worker.pid) if _draws(one)])
     os.kill(drawing, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
@@ -486,8 +484,8 @@ def test_a_drawing_does_not_hold_a_worker_that_is_to_stop(live: Live, queue: str
     assert live.queued(queue) == [graph]
 
 
-def test_replies_of_redis_that_are_cut_off_repeat_nothing(live: Live, queue: str) -> None:
-    """Each task fails once and is tried again at once, so that it is soon where its lost reply would find it."""
+def test_truncated_redis_replies_repeat_nothing(live: Live, queue: str) -> None:
+    """Each task fails once and is retried at once, so that it is soon claimed when its settle is resent."""
     proxy = Proxy({"redis": live.server.port})
     try:
         live.start("worker", queue=queue, redis_url=f"redis://127.0.0.1:{proxy.ports['redis']}/0", concurrency=20)
@@ -505,7 +503,7 @@ def test_replies_of_redis_that_are_cut_off_repeat_nothing(live: Live, queue: str
     assert {(record.state, record.attempts, len(record.outcomes)) for record in records} == {("delivered", 2, 2)}
 
 
-def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_path: Path) -> None:
+def test_everything_is_delivered_after_redis_was_killed_and_restarted(tmp_path: Path) -> None:
     with Live(tmp_path, "--appendonly", "yes") as live, Receiver() as receiver:
         live.start("scheduler")
         worker = live.start("worker")
@@ -522,7 +520,7 @@ def test_everything_is_delivered_though_redis_is_killed_and_started_again(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_worker_without_descriptors_fails_deliveries_of_each_type_and_goes_on(live: Live, queue: str) -> None:
+def test_worker_without_descriptors_fails_deliveries_of_each_type_and_continues(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     os.mkfifo(live.pipes / queue)
     pipe = os.open(live.pipes / queue, os.O_RDONLY | os.O_NONBLOCK)
@@ -591,8 +589,8 @@ worker.run(load())
 """
 
 
-def test_a_worker_with_a_defect_stops_and_loses_nothing(live: Live, queue: str) -> None:
-    """What is in flight ends and is settled, what is not begun goes back, and the process says that it failed."""
+def test_worker_with_an_internal_error_stops_and_loses_nothing(live: Live, queue: str) -> None:
+    """Tasks in flight finish and are settled, others are given back, and the exit code reports the failure."""
     gate = Gate()
     with Receiver(gate) as slow, Receiver() as fast:
         ids = live.send(queue, *[http(slow.url) for _ in range(3)])
@@ -623,15 +621,15 @@ def test_a_worker_with_a_defect_stops_and_loses_nothing(live: Live, queue: str) 
     assert Counter(fast.ids) == Counter([*ids[3:] * 2, *waiting])
 
 
-# --- what RQ's tools do to it ------------------------------------------------------------------------------------
+# --- RQ's tools --------------------------------------------------------------------------------------------------
 
 
-def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str) -> None:
+def test_rq_suspend_pauses_the_worker_and_rq_resume_continues_it(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     with Receiver() as receiver:
         live.command("rq", "suspend", "-u", live.server.url)
         try:
-            live.heartbeats(worker, 2)  # after the second it has surely heard
+            live.heartbeats(worker, 2)  # after the second it has surely received the command
             ids = live.send(queue, http(receiver.url))
             assert live.wait_queued(queue, 1) == ids
             live.heartbeats(worker, 1)
@@ -641,7 +639,7 @@ def test_rq_suspend_holds_it_and_rq_resume_lets_it_go_on(live: Live, queue: str)
         assert live.ended(ids)[0].state == "delivered"
 
 
-def test_rqs_command_to_shut_down_stops_it(live: Live, queue: str) -> None:
+def test_rq_shutdown_command_stops_the_worker(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (name,) = [one.name for one in Worker.all(connection=live.redis) if one.pid == worker.pid]
     send_shutdown_command(live.redis, name)
@@ -649,7 +647,7 @@ def test_rqs_command_to_shut_down_stops_it(live: Live, queue: str) -> None:
     assert name not in [one.name for one in Worker.all(connection=live.redis)]
 
 
-def test_it_starts_without_redis_and_begins_when_redis_comes(tmp_path: Path) -> None:
+def test_worker_starts_without_redis_and_begins_when_redis_comes(tmp_path: Path) -> None:
     with Live(tmp_path) as live, Receiver() as receiver:
         live.server.kill()
         log = tmp_path / "early.log"

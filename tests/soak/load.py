@@ -1,4 +1,4 @@
-"""The load of the soak: so many tasks a second of every kind, by every way in, and some that are refused or fail."""
+"""The load of the soak: a fixed rate of tasks of every type, by every entrance, some refused or failing."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Load:
         pipe: name of the pipe.
 
     Attributes:
-        submitted: tasks that were accepted (or came before), so far.
-        refused: dicts that were refused, as they should be.
+        submitted: tasks that were accepted (or were duplicates), so far.
+        refused: dicts that were refused as intended.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Load:
         self._next_graph = 0.0
 
     def fill_the_refused(self) -> None:
-        """So that the stream of the refused does not grow any more."""
+        """Fills the stream of refused dicts, so that it does not grow any more."""
         for _ in range(0, keys.REFUSED_KEEP + 500, 500):
             with self._redis.pipeline(transaction=False) as pipeline:
                 for _ in range(500):
@@ -60,14 +60,14 @@ class Load:
                 pipeline.execute()
 
     def submit_slow(self, number: int) -> None:
-        """Submits so many tasks that are due at once, to a receiver that takes its time."""
+        """Submits tasks that are due at once, to a receiver that answers slowly."""
         data = {"method": "POST", "json": {"text": "x" * 300}}
         link = f"http://127.0.0.1:{self._http}/{SLOW}"
         self._client.send_many([_dict("http", link, {"time": 1, "data": data}) for _ in range(number)])
         self.submitted += number
 
     def run_slot(self) -> None:
-        """Submits what belongs into one slot."""
+        """Submits the tasks of one slot."""
         dicts = [self._task(next(self._numbers)) for _ in range(self._a_slot)]
         by_inbox, by_http, rest = dicts[:INBOX_A_SLOT], dicts[INBOX_A_SLOT:][:HTTP_A_SLOT], dicts[20:]
         with self._redis.pipeline(transaction=False) as pipeline:

@@ -1,4 +1,4 @@
-"""What processes occupy over time, and whether it grows. Pure but for the reading."""
+"""Memory of processes over time, and whether it grows. Pure except for the reading."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import linear_regression, median
 
-LIMIT_BYTES_A_TASK = 4.0  # no leak of an object a task, however small, stays below it
-LEAST_GROWTH_BYTES = 1_572_864  # allocators take memory in steps; less than this is none
+LIMIT_BYTES_A_TASK = 4.0  # a leak of an object for each task, however small, is above it
+LEAST_GROWTH_BYTES = 1_572_864  # allocators take memory in steps; less than this does not count
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What something occupied at one instant: `at` in seconds since the start, `size` in bytes (or pieces)."""
+    """The size of something at one instant: `at` in seconds since the start, `size` in bytes (or pieces)."""
 
     at: float
     size: int
@@ -37,38 +37,38 @@ class Series:
 
     @property
     def slope(self) -> float:
-        """Growth in bytes a second: that of the straight line which fits best."""
+        """Growth in bytes a second, by linear regression."""
         return linear_regression([reading.at for reading in self.readings], [one.size for one in self.readings]).slope
 
     @property
     def first(self) -> float:
-        """Its size in the first tenth of the readings."""
+        """The size in the first tenth of the readings."""
         return _middle(self.readings[: max(1, len(self.readings) // 10)])
 
     @property
     def last(self) -> float:
-        """Its size in the last tenth."""
+        """The size in the last tenth."""
         return _middle(self.readings[-max(1, len(self.readings) // 10) :])
 
     def grows(self, tasks_a_second: float) -> bool:
-        """Whether it grows: the line rises by more than nothing, and the end is higher than the beginning."""
+        """Whether it grows: the slope is above the limit, and the end is higher than the beginning."""
         risen = self.slope * (self.readings[-1].at - self.readings[0].at)
         growth = min(risen, self.last - self.first)
         return self.slope > LIMIT_BYTES_A_TASK * tasks_a_second and growth > LEAST_GROWTH_BYTES
 
     def grows_in_pieces(self, most: float) -> bool:
-        """The same for what is counted in pieces: whether there are more of it by the end than this."""
+        """The same for a number of pieces: whether the end exceeds the beginning by more than this."""
         return self.last - self.first > most
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process occupies in memory (RSS)."""
+    """The memory of a process (RSS)."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 def open_files(pid: int) -> int:
-    """How many descriptors a process has open."""
+    """The number of open descriptors of a process."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 

@@ -1,6 +1,6 @@
-"""Receivers of all kinds in one process, quick and forgetful.
+"""Receivers of all types in one process, fast and without memory of requests.
 
-As a program: `python -m tests.soak.receiver PIPE` prints its ports as JSON and ends with its standard input.
+As a program: `python -m tests.soak.receiver PIPE` prints its ports as JSON and exits at the end of standard input.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from qtask.process import descriptors
 FAILS_FIRST = "fails-first"
 GONE = "gone"
 SLOW = "slow"
-SLOW_SECONDS = 8.0  # as long as two workers may take on a busy machine to begin all that they deliver at once
+SLOW_SECONDS = 8.0  # as long as two workers on a busy machine need to start all their concurrent deliveries
 
-_BACKLOG = 4_096  # connections that come at once
+_BACKLOG = 4_096  # connections that arrive at once
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)\r\n", re.IGNORECASE)
 _FIRST = re.compile(rb"\r\nqtask-attempt: ?1\r\n", re.IGNORECASE)
@@ -33,7 +33,7 @@ _ANSWERS = {
 
 
 class _Http(asyncio.Protocol):
-    """Answers 200, late to what is slow; 503 to the first attempt of what is to fail first; 404 to what is gone."""
+    """Answers 200, late to slow paths; 503 to the first attempt of paths that fail first; 404 to missing paths."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -87,7 +87,7 @@ async def _serve(pipe: str) -> None:
     http = await loop.create_server(_Http, "127.0.0.1", 0, backlog=_BACKLOG)
     sockets = await loop.create_server(_Socket, "127.0.0.1", 0)
     udp, _ = await loop.create_datagram_endpoint(_Udp, local_addr=("127.0.0.1", 0))
-    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # for writing too: so it never comes to its end
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # for writing, too, so that it never reaches its end
     loop.add_reader(reader, lambda: os.read(reader, 1_048_576))
     ended = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), ended.set)

@@ -31,12 +31,12 @@ from tests.support.waiting import until
 SAMPLE_SECONDS = 2.0
 WORKERS = 2
 CONCURRENCY = Config().concurrency
-CLAIMED_AHEAD = CONCURRENCY // 8  # what a worker claims beyond what it delivers at once
+CLAIMED_AHEAD = CONCURRENCY // 8  # tasks that a worker claims beyond its concurrency
 CONNECT_SECONDS = 20.0
 PIPE = "soak"
 MOST_MORE_FILES = 50  # connections come and go
 DRAIN_SECONDS = 60.0
-# Small, so that every history and table is full soon after the beginning.
+# Small, so that every history and table is full soon after the start.
 KEEPING: dict[str, Any] = {
     "retention_count": 2_000,
     "stats_retention_count": 2_000,
@@ -53,8 +53,8 @@ class Soak:
         rate: tasks a second.
 
     Attributes:
-        memory: readings of what each process occupies, and of what Redis says that it uses.
-        files: readings of how many files each process has open.
+        memory: readings of the memory of each process, and of Redis by its own account.
+        files: readings of the open files of each process.
     """
 
     def __init__(self, folder: Path, rate: float) -> None:
@@ -85,13 +85,13 @@ class Soak:
         self._stack.close()
 
     def open_all_connections(self) -> None:
-        """Has every worker deliver as much at once as it ever will, so that it takes the memory for that now.
+        """Makes every worker deliver as much at once as it ever will, so that it takes the memory for that now.
 
-        A worker opens another connection whenever more deliveries than ever before coincide. At a steady load that goes
-        on, ever more rarely, for minutes after the warm-up, and looks as a leak does. libcurl closes again what is idle
-        for two minutes, but the memory stays with the process, for the next connections.
+        A worker opens another connection whenever more deliveries than ever before coincide. At a steady load that
+        continues, ever more rarely, for minutes after the warm-up, and looks like a leak. libcurl closes connections
+        that are idle for two minutes, but the memory stays with the process, for the next connections.
         """
-        # Enough for each to be full, whoever claims them; the receiver answers only when all are on their way.
+        # Enough to fill each worker, whichever claims them; the receiver answers only when all have arrived.
         self.load.submit_slow(WORKERS * (CONCURRENCY + CLAIMED_AHEAD))
         until(
             lambda: all(open_files(pid) >= CONCURRENCY for pid in self._workers),
@@ -101,7 +101,7 @@ class Soak:
         until(self._all_ended, DRAIN_SECONDS, "the slow tasks to end", every=0.1)
 
     def run(self, seconds: float) -> None:
-        """Submits at the rate for so long, and reads what everything occupies."""
+        """Submits at the rate for this time, and records the readings."""
         began = next_slot = next_sample = time.monotonic()
         self.load.fill_the_refused()
         while (now := time.monotonic()) < began + seconds:
@@ -113,7 +113,7 @@ class Soak:
             time.sleep(max(0.0, next_slot - time.monotonic()))
 
     def drain(self) -> dict[str, dict[str, int]]:
-        """Waits until every task has ended, and returns how many deliveries of each kind ended in which way."""
+        """Waits until every task has ended, and returns the number of deliveries of each type by outcome."""
         until(self._all_ended, DRAIN_SECONDS, "every task to end", every=0.1)
         totals: dict[str, dict[str, int]] = {}
         counters: dict[bytes, bytes] = self._live.redis.hgetall(keys.COUNTERS)  # type: ignore[assignment]
@@ -123,7 +123,7 @@ class Soak:
         return totals
 
     def audit(self) -> Audit:
-        """What the audit says, once every task has ended."""
+        """The audit, once every task has ended."""
         return audit(self._live.redis)
 
     def _all_ended(self) -> bool:
@@ -160,7 +160,7 @@ def report(soak: Soak, warm_up: float, rate: float) -> list[str]:
         columns = f"{steady.first / 2**20:18.1f} {steady.last / 2**20:11.1f} {steady.slope * 60 / 1024:13.1f}"
         columns += f" {steady.slope / rate:13.2f}"
         if name in soak.files:
-            files = soak.files[name]  # from the beginning, when a worker has all the connections that it may have
+            files = soak.files[name]  # from the start, when a worker has all the connections that it may have
             columns += f" {files.first:5.0f} {files.last:5.0f}"
             if files.grows_in_pieces(MOST_MORE_FILES):
                 grown.append(f"{name}: open files")
@@ -171,7 +171,7 @@ def report(soak: Soak, warm_up: float, rate: float) -> list[str]:
 
 
 def main() -> int:
-    """The whole of it; returns the exit code."""
+    """Runs everything; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long  [default: 600]")
     parser.add_argument("--rate", type=float, default=2_000.0, help="tasks a second  [default: 2000]")

@@ -1,4 +1,4 @@
-/* Gives the host name "several.test" the addresses of ADDRESSES, numeric and with commas between them, in that order. */
+/* Gives the host name "several.test" the addresses of ADDRESSES, numeric and separated by commas, in that order. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <netdb.h>

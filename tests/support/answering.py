@@ -1,4 +1,4 @@
-"""Something that answers lines as a gateway does, or as none should."""
+"""A fake gateway that answers lines as a real one does, or as none should."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def answering(*replies: bytes | None) -> Iterator[str]:
-    """A gateway of another kind: to each line of a connection it says the next of `replies`; None hangs up.
+    """A fake gateway: it answers each line of a connection with the next of `replies`; None closes the connection.
 
-    After the last it says nothing more. Yields its address.
+    After the last reply it stays silent. Yields its address.
     """
     over = threading.Event()
 

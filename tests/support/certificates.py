@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot."""
+"""Certificates for tests, generated when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 def self_signed(folder: Path, address: str = "127.0.0.1") -> ssl.SSLContext:
-    """A server context whose certificate, for an IP address, no authority has signed."""
+    """A server context with a self-signed certificate for an IP address."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "qtask test")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""Claiming as a worker does, without one: the tasks are then in the hands of the test."""
+"""Claims of tasks without a worker process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def claim(
     margin: float = leases.LEASE_MARGIN_SECONDS,
     queue: str = "qtask",
 ) -> list[str]:
-    """Claims as `leases.claim` does and returns the ids; with a margin of some minutes below 0 the lease is over."""
+    """Claims as `leases.claim` does and returns the ids; a margin of some minutes below 0 makes an expired lease."""
     reply = leases.claim(queue, token, limit, bytes_limit, margin).run(redis)
     return [task_id.decode() for task_id, *_ in leases.read_claimed(reply)[1]]

@@ -1,6 +1,6 @@
-/* Preloaded into a process, this shifts its wall clock, as somebody does who sets it: CLOCK_REALTIME and whatever is
- * made of it, but not CLOCK_MONOTONIC. By how many seconds, a file says that CLOCK_SHIFT names: eight bytes, a signed
- * number in the machine's order, which may be written while the process runs.
+/* Preloaded into a process, this shifts its wall clock, as if it had been set: CLOCK_REALTIME and everything derived
+ * from it, but not CLOCK_MONOTONIC. The file that CLOCK_SHIFT names holds the shift in seconds: eight bytes, a signed
+ * number in the machine's byte order, which may change while the process runs.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +25,7 @@ __attribute__((constructor)) static void begin(void) {
         if (place != MAP_FAILED) shift = place;
         close(file);
     }
-    if (!shift || !true_clock_gettime) abort(); /* a test with a clock that is right would show nothing */
+    if (!shift || !true_clock_gettime) abort(); /* without a shift the test would prove nothing */
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {

@@ -1,4 +1,4 @@
-"""Commands of `qtask` as processes of their own: with pipes, as programs run them, or on a terminal, as people do."""
+"""Commands of `qtask` as separate processes: with pipes, as programs run them, or on a terminal, as people do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def qtask(
     input: str = "",
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `qtask …` and returns how it ended, with what it wrote."""
+    """Runs `qtask …` and returns its exit code and output."""
     whole = _environment(environment)
     if can_be_forked(whole):
         return _forked(arguments, whole, input, cwd or Path.cwd())
@@ -55,7 +55,7 @@ def _forked(
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error of a command that ended with 1, as it should for whatever QTask foresees."""
+    """The only line on standard error of a command that exited with 1, as for every foreseen error."""
     assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
@@ -70,14 +70,14 @@ def on_terminal(
     cwd: Path | None = None,
     with_input: bool = False,
 ) -> tuple[int, str]:
-    """Runs a command whose output and errors go to a terminal; returns its exit code and what stood there.
+    """Runs a command with its output and errors on a terminal; returns its exit code and the text on the terminal.
 
     Args:
         command: program and arguments.
-        environment: set on top of our own.
+        environment: added to our own.
         columns: width of the terminal.
-        stdout: a descriptor for its output, when only errors are to go to the terminal.
-        cwd: the folder in which it runs.
+        stdout: a descriptor for its output, if only errors go to the terminal.
+        cwd: its working directory.
         with_input: whether its input is the terminal, too, on which nothing is typed; else there is none.
     """
     ours, theirs = pty.openpty()
@@ -95,7 +95,7 @@ def on_terminal(
     try:
         while chunk := os.read(ours, 65_536):
             shown += chunk
-    except OSError:  # how Linux says that the other side has closed
+    except OSError:  # Linux reports the closed other side like this
         pass
     finally:
         os.close(ours)

@@ -1,10 +1,13 @@
-"""Delivers single tasks on a loop of its own, as a worker would, and says what came of them."""
+"""Delivers single tasks on a separate loop, as a worker does, and returns the results."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from msgspec import Raw
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim
@@ -15,6 +18,15 @@ from qtask.model.outcome import Answer, Failure
 from qtask.model.task import Task
 
 Result = Answer | Failure
+
+# Bodies for destinations that send a single message, by name: the data of the task, and the bytes that arrive.
+BODIES: dict[str, tuple[dict[str, Any], bytes]] = {
+    "json": ({"json": Raw(b'{"amount": 10.10, "a": ["\\u00e9"]}')}, b'{"amount":10.10,"a":["\\u00e9"]}'),
+    "null": ({"json": None}, b"null"),
+    "text": ({"text": "späte Nachricht"}, "späte Nachricht".encode()),
+    "nothing": ({"text": ""}, b""),
+    "binary": ({"base64": base64.b64encode(bytes(range(256))).decode()}, bytes(range(256))),
+}
 
 
 class Deliveries:
@@ -32,13 +44,13 @@ class Deliveries:
         self._count = 0
 
     def close(self) -> None:
-        """As a worker at its end; no timer may be left."""
+        """Closes as a worker does when it stops; no timer may be left."""
         assert self.loop.waiting == 0
         self._deliverer.close()
         self.loop.close()
 
     def begin(self, link: str, data: Any, timeout: float = 5.0) -> list[Result]:
-        """Begins a delivery; the list gets the result."""
+        """Starts a delivery; the list gets the result."""
         results: list[Result] = []
         self._count += 1
         claim = Claim(f"id-{self._count}", 1, self.task(link, data, timeout), 1.0)
@@ -46,7 +58,7 @@ class Deliveries:
         return results
 
     def run(self, *results: list[Result]) -> None:
-        """Lets the loop run until all these results are there."""
+        """Runs the loop until all these results are there."""
         while not all(results):
             self.loop.run_once()
 
@@ -60,7 +72,7 @@ class Deliveries:
         return result
 
     def failure(self, link: str, data: Any, timeout: float = 5.0) -> Failure:
-        """How the delivery of a task fails."""
+        """The failure of the delivery of a task."""
         results = self.begin(link, data, timeout)
         self.run(results)
         (result,) = results

@@ -1,4 +1,4 @@
-"""File descriptors for tests: how many are open, and none left to open."""
+"""File descriptors for tests: the open ones, and a limit that allows no more."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def open_descriptors() -> set[str]:
-    """Numbers of the descriptors of this process that are open."""
+    """Numbers of the open descriptors of this process."""
     return set(os.listdir("/proc/self/fd"))
 
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Within it, this process can open nothing: EMFILE."""
+    """Within the context, this process cannot open anything: EMFILE."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
     highest = max(map(int, open_descriptors()))

@@ -1,4 +1,4 @@
-"""Reading the project's Markdown: its code blocks, links and headings, and running what it shows."""
+"""Reads the project's Markdown: code blocks, links and headings, and runs its examples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def blocks(document: Path) -> list[Block]:
 
 def blocks_under(document: Path, heading: str) -> list[Block]:
     """The code blocks between a heading (`### With Docker`) and the next one."""
-    # What stands in a code block may look like a heading.
+    # A line of a code block may look like a heading.
     text = _BLOCK.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), document.read_text())
     begin = text.index(f"\n{heading}\n") + 1
     following = re.compile(r"^#+ ", re.MULTILINE).search(text, begin + len(heading))
@@ -42,7 +42,7 @@ def blocks_under(document: Path, heading: str) -> list[Block]:
 
 
 def broken_links(document: Path) -> list[str]:
-    """The relative links of a document that lead to no file, or to no heading of it."""
+    """The relative links of a document to a missing file or heading."""
     broken = []
     for link in _LINK.findall(_BLOCK.sub("", document.read_text())):
         if link.startswith(("http://", "https://")):
@@ -60,13 +60,13 @@ def _anchors(document: Path) -> list[str]:
 
 
 def run(block: Block, ports: Mapping[str, int], folder: Path, environment: Mapping[str, str]) -> str:
-    """Runs a block of `sh` or `python` as it stands, but for its ports, and returns what it printed.
+    """Runs a block of `sh` or `python` unchanged except for its ports, and returns its output.
 
     Args:
-        block: what to run.
-        ports: what stands for each port of the document here, where it may be taken.
-        folder: where it runs.
-        environment: set on top of our own.
+        block: the block to run.
+        ports: replacement for each port of the document.
+        folder: working directory.
+        environment: added to our own.
     """
     text = with_ports(block.text, ports)
     command = ["sh", "-euc", text] if block.language == "sh" else [sys.executable, "-c", text]

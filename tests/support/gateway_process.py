@@ -1,4 +1,4 @@
-"""A started gateway for tests, and a bare connection to its socket as a program in any language would have one."""
+"""A gateway process for tests, and a plain connection to its socket, as a program in any language has."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Gateway:
     Args:
         redis_url: its Redis.
         folder: gets its log.
-        environment: set beside.
-        settings: by their name in the environment without the prefix, such as `MAX_BYTES=1000`.
+        environment: added to its environment.
+        settings: by their environment name without the prefix, such as `MAX_BYTES=1000`.
 
     Attributes:
-        port, http_port: on which it listens.
+        port, http_port: its ports.
         process: the process.
     """
 
@@ -62,17 +62,17 @@ class Gateway:
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """Its log so far."""
         return self.process.log.read_text()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The events of one name that it has logged so far."""
+        """The events of one name in its log so far."""
         whole = self.log.rpartition("\n")[0]
         lines = (json.loads(line) for line in whole.splitlines())
         return [line for line in lines if line["event"] == name]
 
     def memory(self) -> int:
-        """Bytes that it occupies."""
+        """Its resident memory in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
@@ -82,7 +82,7 @@ class Gateway:
 
 
 class Connection:
-    """One connection to the socket; a context manager. It fails rather than wait for more than ten seconds."""
+    """One connection to the socket; a context manager. It fails after waiting for ten seconds."""
 
     def __init__(self, port: int, *, receive_buffer: int = 0) -> None:
         self.socket = socket.socket()
@@ -100,12 +100,12 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._stream.close()
         self.socket.close()
 
     def reset(self) -> None:
-        """Hangs up with a reset, as a process that is killed with unread answers does."""
+        """Closes with a reset, as a process that is killed with unread answers does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         self.close()
 
@@ -114,17 +114,17 @@ class Connection:
         self.socket.sendall(data)
 
     def end(self) -> None:
-        """Says that no more will come."""
+        """Closes the sending side."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def answer(self) -> Any:
         """The next answer."""
         line = self._stream.readline()
-        assert line.endswith(b"\n"), f"an answer was to come, but the connection ended with {line!r}"
+        assert line.endswith(b"\n"), f"an answer was expected, but the connection ended with {line!r}"
         return json.loads(line)
 
     def ask(self, text: Any) -> Any:
-        """Sends a dict (or anything that can be JSON) as a line, and returns its answer."""
+        """Sends a dict (or any JSON value) as a line, and returns its answer."""
         self.send(line_of(text))
         return self.answer()
 
@@ -134,7 +134,7 @@ class Connection:
 
 
 def task(title: str = "t", delay: float = HOUR, **data: Any) -> dict[str, Any]:
-    """A dict that is due in an hour, so that it stays where it was put."""
+    """A dict that is due in an hour, so that it stays in the schedule."""
     settings = {"time": delay, "data": data or {"n": 1}}
     return {"title": title, "address": {"type": "socket", "link": "127.0.0.1:9"}, "settings": settings}
 
@@ -145,7 +145,7 @@ def line_of(text: Any) -> bytes:
 
 
 def stored(redis: Redis, task_id: str) -> dict[str, Any]:
-    """The dict that Redis holds for an id; fails when it does not stand in the schedule."""
+    """The dict that Redis holds for an id; fails if it is not in the schedule."""
     assert redis.zscore(keys.SCHEDULE, task_id) is not None, f"{task_id} is not in the schedule"
     data: Any = redis.hget(keys.job(task_id), "data")
     found: dict[str, Any] = json.loads(data)[2][0]
@@ -159,7 +159,7 @@ def scheduled(redis: Redis) -> list[str]:
 
 
 def title_of_id(redis: Redis, ids: Iterable[str]) -> dict[str, str]:
-    """The titles that Redis holds for ids; an id that is not in the schedule is left out."""
+    """The titles that Redis holds for ids; ids that are not in the schedule are left out."""
     found = set(scheduled(redis)).intersection(ids)
     with redis.pipeline(transaction=False) as pipeline:
         for task_id in found:

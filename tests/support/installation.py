@@ -1,4 +1,4 @@
-"""A whole QTask for tests: `qtask up` as a user starts it, on a folder and ports of its own."""
+"""A whole QTask for tests: `qtask up` as a user starts it, with its own folder and ports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Installation:
         environment: settings, such as `QTASK_QUEUE`.
 
     Attributes:
-        port, http_port: which the system chose.
+        port, http_port: chosen by the system.
     """
 
     def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
@@ -58,7 +58,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What lets any other command find it."""
+        """The environment with which other commands find it."""
         return {
             "QTASK_PORT": str(self.port),
             "QTASK_HTTP_PORT": str(self.http_port),
@@ -72,7 +72,7 @@ class Installation:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for(self, event: str) -> dict[str, Any]:
-        """Waits for an event that it logs itself since it was started."""
+        """Waits for an event that `qtask up` itself has logged since its start."""
 
         def found() -> dict[str, Any] | None:
             own = (one for one in self.events()[self._seen :] if one["process"] == "up" and one["event"] == event)
@@ -87,7 +87,7 @@ class Installation:
         return result
 
     def children(self) -> dict[int, str]:
-        """Process ids of what it started, and which it is: `gateway`, `scheduler`, `worker` or `redis`."""
+        """Process ids of its children, with their names: `gateway`, `scheduler`, `worker` or `redis`."""
         return {pid: _name(command) for pid, (parent, command) in processes().items() if parent == self.process.pid}
 
     def child(self, name: str) -> int:
@@ -111,7 +111,7 @@ def processes() -> dict[int, tuple[int, str]]:
 
 
 def processes_of(folder: Path) -> set[int]:
-    """Live processes that have to do with a folder: it stands in their command or environment, or they are in it."""
+    """Live processes that use a folder: it is in their command or environment, or their working directory is in it."""
     name = str(folder).encode()
     found = set()
     for pid, (_, command) in processes().items():

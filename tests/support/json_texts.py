@@ -1,4 +1,4 @@
-"""JSON for tests: any value, and any layout of it that JSON allows."""
+"""JSON for tests: any value, in any layout that JSON allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# Integers beyond 64 bits and floats of any size on purpose: what a client sends must reach the receiver unchanged.
+# Includes integers beyond 64 bits and floats of any size: they must reach the receiver unchanged.
 scalars: st.SearchStrategy[Any] = (
     st.none()
     | st.booleans()
@@ -31,7 +31,7 @@ _string_texts = st.lists(
     ),
     max_size=5,
 ).map(lambda letters: '"' + "".join(letters) + '"')
-# Any JSON in any spelling: numbers as nobody would write them, every escape, keys given twice, white space everywhere.
+# Any JSON in any spelling: unusual numbers, every escape, duplicate keys, white space everywhere.
 json_texts: st.SearchStrategy[str] = st.recursive(
     st.builds(
         "{}{}{}".format, _space, st.sampled_from(["null", "true", "false"]) | _number_texts | _string_texts, _space
@@ -50,7 +50,7 @@ json_texts: st.SearchStrategy[str] = st.recursive(
 
 
 def written(value: Any, random: Random, line_breaks: bool = True) -> str:
-    """The JSON of a value in a random layout: white space, order of keys and escapes as JSON leaves them free."""
+    """The JSON of a value in a random layout: white space, order of keys and escapes vary as JSON allows."""
     spaces = ["", "", " ", "\t", "   "] + (["\n", "\r\n  ", "\n\n\t"] if line_breaks else [])
 
     def write(part: Any) -> str:

@@ -1,4 +1,4 @@
-"""A live QTask for tests: real processes on a real Redis of their own, each of which can be killed by itself."""
+"""A live QTask for tests: real processes on their own real Redis, each of which can be killed separately."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.waiting import until
 
 SECONDS = 30.0  # for a command that hangs
 
-_READY = {"worker": "working", "scheduler": "scheduling"}  # what each logs when it has begun
+_READY = {"worker": "working", "scheduler": "scheduling"}  # logged by each when it has started
 
 
-class Around:
-    """The processes that a test starts around a Redis; a context manager that ends them all.
+class ProcessGroup:
+    """Starts processes on an existing Redis; a context manager that ends them all.
 
     Args:
         url: of the Redis.
@@ -55,11 +55,11 @@ class Around:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every process, also one of RQ's, needs to find it."""
+        """The environment with which every process, also one of RQ's, finds the Redis."""
         return {"QTASK_REDIS_URL": self.url, "QTASK_PIPE_DIR": str(self.pipes)}
 
     def start(self, name: str, environment: Mapping[str, str] | None = None, /, **settings: Any) -> Process:
-        """Starts `qtask NAME`, and returns when it has begun; settings by the names of their fields."""
+        """Starts `qtask NAME`, and returns when it is ready; settings by field name."""
         given = {f"QTASK_{key.upper()}": str(value) for key, value in settings.items()}
         process = Process(name, {**self.environment, **given, **(environment or {})}, self._log(name))
         self._processes.append(process)
@@ -69,7 +69,7 @@ class Around:
         return process
 
     def program(self, *command: str) -> subprocess.Popen[bytes]:
-        """Starts a program of the virtual environment that goes on running, such as `rqscheduler`."""
+        """Starts a program of the virtual environment that keeps running, such as `rqscheduler`."""
         with self._log(command[0]).open("wb") as output:
             process = subprocess.Popen(
                 _found(command),
@@ -82,7 +82,7 @@ class Around:
         return process
 
     def command(self, *command: str) -> str:
-        """Runs a program of the virtual environment, such as `rq info`, to its end, and returns what it wrote."""
+        """Runs a program of the virtual environment, such as `rq info`, to its end, and returns its output."""
         done = subprocess.run(
             _found(command),
             env={**os.environ, **self.environment},
@@ -96,11 +96,11 @@ class Around:
         return done.stdout + done.stderr
 
     def client(self, queue: str = "qtask") -> Client:
-        """A client that goes straight into its Redis."""
+        """A client directly on its Redis."""
         return Client(self.url, queue=queue)
 
     def send(self, queue: str, *dicts: Mapping[str, Any]) -> list[str]:
-        """Submits dicts straight into its Redis, and returns their ids; fails when one is refused."""
+        """Submits dicts directly to its Redis, and returns their ids; fails if one is refused."""
         with self.client(queue) as client:
             answers = client.send_many(dicts)
         accepted = [answer for answer in answers if isinstance(answer, Accepted)]
@@ -113,7 +113,7 @@ class Around:
         return [task_id.decode() for task_id in ids]
 
     def wait_queued(self, queue: str, count: int) -> list[str]:
-        """Waits until a queue that nobody claims from holds so many tasks, and returns their ids."""
+        """Waits until a queue without workers contains this many tasks, and returns their ids."""
         until(lambda: len(self.queued(queue)) == count, what=f"{count} tasks in the queue")
         return self.queued(queue)
 
@@ -134,7 +134,7 @@ class Around:
         return [found[task_id] for task_id in ids]
 
     def heartbeats(self, worker: Process, count: int) -> None:
-        """Waits for so many heartbeats of a worker, which are a second apart."""
+        """Waits for this many heartbeats of a worker, which are a second apart."""
         for _ in range(count):
             before = self._heartbeat(worker)
             until(lambda before=before: self._heartbeat(worker) > before, what="a heartbeat")  # type: ignore[misc]
@@ -148,8 +148,8 @@ class Around:
         return self.folder / f"{name}-{len(self._processes)}.log"
 
 
-class Live(Around):
-    """As `Around`, with a Redis of its own.
+class Live(ProcessGroup):
+    """Like `ProcessGroup`, with its own Redis.
 
     Args:
         folder: gets its data, its pipes and its logs.

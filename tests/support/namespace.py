@@ -1,4 +1,4 @@
-"""Python code in a network of its own, with its own /etc/hosts and name server: what it looks up, the test decides."""
+"""Python code in a separate network with its own /etc/hosts and name server: the test controls name resolution."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-SILENT_SERVER = "127.0.0.53"  # the name server of the namespace; the code decides whether anybody answers there
+from tests.support.documents import ROOT
 
-_ROOT = Path(__file__).parent.parent.parent
+SILENT_SERVER = "127.0.0.53"  # name server of the namespace, which may or may not answer
+
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 _SETUP = """
 set -e
@@ -35,15 +36,15 @@ def _works() -> bool:
 
 
 def run(code: str, folder: Path, hosts: Sequence[str] = (), seconds: float = 50.0, patience: int = 10) -> str:
-    """Runs Python code in new namespaces and returns what it printed; fails when it fails or takes too long.
+    """Runs Python code in new namespaces and returns its output; fails on an error or after the time limit.
 
-    Skips the test where the system allows no namespaces.
+    Skips the test if the system allows no namespaces.
 
     Args:
         code: may import from `qtask` and `tests`.
         folder: for the files.
         hosts: lines of /etc/hosts.
-        seconds: for all of it.
+        seconds: time limit.
         patience: seconds until the system's resolver asks the name server again; it asks twice.
     """
     if not _works():
@@ -52,6 +53,6 @@ def run(code: str, folder: Path, hosts: Sequence[str] = (), seconds: float = 50.
     (folder / "resolv.conf").write_text(f"nameserver {SILENT_SERVER}\noptions timeout:{patience} attempts:2\n")
     (folder / "nsswitch.conf").write_text("hosts: files dns\n")
     command = [*_UNSHARE, "sh", "-c", _SETUP, "sh", str(folder), sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=_ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What a test may know of a picture that was drawn."""
+"""Checks of drawn pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_png(picture: bytes) -> None:
     assert (width, height, depth, colours) == (1_300, 900, 8, 6)
     pixels = zlib.decompress(packed)
     assert len(pixels) == height * (1 + 4 * width)
-    assert len(set(pixels)) > 20, "something is drawn"
+    assert len(set(pixels)) > 20, "the picture is not empty"
 
 
 def texts(picture: bytes) -> str:

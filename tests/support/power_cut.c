@@ -1,5 +1,5 @@
-/* Preloaded into a redis-server, this notes how much of its append-only file has been forced onto the disk: in the file
- * that SYNCED names, eight bytes, a number in the machine's order. What lies beyond it, a power cut may take.
+/* Preloaded into a redis-server, this records how much of its append-only file has been synced to disk: in the file
+ * that SYNCED names, eight bytes, a number in the machine's byte order. A power cut may lose the rest.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,7 +19,7 @@ __attribute__((constructor)) static void begin(void) {
     const char *name = getenv("SYNCED");
     int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
     void *place = file < 0 ? MAP_FAILED : mmap(NULL, sizeof *synced, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (place == MAP_FAILED) abort(); /* without its notes every power cut would take everything */
+    if (place == MAP_FAILED) abort(); /* without the record every power cut would lose everything */
     synced = place;
     close(file);
 }
@@ -33,7 +33,7 @@ static int is_append_only_file(int descriptor) {
 
 static int sync_and_note(int descriptor, const char *call) {
     int (*true_sync)(int) = (int (*)(int))dlsym(RTLD_NEXT, call);
-    struct stat before; /* what is written while it is under way may not be forced */
+    struct stat before; /* data written during the sync may not be synced */
     int is_ours = is_append_only_file(descriptor) && !fstat(descriptor, &before);
     int failed = true_sync(descriptor);
     if (!failed && is_ours && before.st_size > *synced) *synced = before.st_size;

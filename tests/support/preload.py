@@ -1,4 +1,4 @@
-"""Small C libraries of the tests that are preloaded into a process, to have its world go wrong as the real one may."""
+"""Small C libraries of the tests that are preloaded into a process to simulate faults of its environment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 
 class Preload:
-    """One of them, built from `NAME.c` of this folder, and the number that it shares with the test.
+    """One library, built from `NAME.c` of this folder, and the number that it shares with the test.
 
     Args:
         name: of the source.
-        variable: that tells the library the file of the number.
+        variable: environment variable with the file of the number.
         folder: gets the library and the file.
     """
 
@@ -39,7 +39,7 @@ class Preload:
 
     @property
     def number(self) -> int:
-        """The number as it is now, whoever wrote it."""
+        """The current number, whoever wrote it."""
         return int(struct.unpack("q", self._number[:])[0])
 
     @number.setter

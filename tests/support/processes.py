@@ -13,7 +13,7 @@ from tests.support.warm import WarmProcess, can_be_forked
 
 
 class Process:
-    """`qtask NAME` as a process of its own, with nothing but the environment.
+    """`qtask NAME` as a separate process, configured by the environment alone.
 
     Args:
         name: the command, such as `worker`.
@@ -26,7 +26,7 @@ class Process:
         self.log = log
         whole = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | WarmProcess
-        if name != "up" and can_be_forked(whole):  # `up` and its children are told apart by /proc/PID/environ
+        if name != "up" and can_be_forked(whole):  # `up` and its children are identified by /proc/PID/environ
             log.touch()
             self._process = WarmProcess((name, *arguments), whole, Path.cwd(), (Path(os.devnull), log, log))
             return
@@ -42,7 +42,7 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it has not exited yet."""
         return self._process.poll() is None
 
     def signal(self, number: Signals) -> None:
@@ -55,7 +55,7 @@ class Process:
         self._process.wait()
 
     def stop(self, seconds: float = 15.0, number: Signals = SIGTERM) -> int:
-        """Asks it to end by a signal, waits, and returns its exit code; what is left after `seconds` is killed."""
+        """Asks it to stop by a signal, waits, and returns its exit code; kills it after `seconds`."""
         if self.running:
             self._process.send_signal(number)
         try:

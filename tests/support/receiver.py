@@ -1,4 +1,4 @@
-"""A real HTTP receiver for tests: it notes the exact bytes of every request and answers as it is told."""
+"""A real HTTP receiver for tests: it keeps the exact bytes of every request and answers as the test says."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Behaviour = Callable[["Exchange"], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: nothing folded, nothing decoded.
+    """One request as received: nothing folded, nothing decoded.
 
     Attributes:
         method, target: of the request line.
         headers: in order, names and values as sent.
-        body: decoded from chunks where it came in chunks.
+        body: decoded if it was chunked.
     """
 
     method: str
@@ -59,10 +59,10 @@ def ok(exchange: Exchange) -> None:
 
 
 class Gate:
-    """A receiver's behaviour that holds every answer until it is opened, and knows how many it holds.
+    """Behaviour of a receiver that holds every answer until it is opened, and counts the held ones.
 
     Args:
-        until: how many requests to hold before it opens by itself.
+        until: the number of held requests at which it opens automatically.
         held_attempts: only these attempts are held, the others are answered at once.
     """
 
@@ -79,7 +79,7 @@ class Gate:
                 self.held += 1
                 if self.held >= self._until:
                     self.open()
-                self._changed.wait_for(lambda: self._open, 30)
+                self._changed.wait_for(lambda: self._open, 40)
         exchange.answer(200, b"ok")
 
     def open(self) -> None:
@@ -90,11 +90,11 @@ class Gate:
 
 @dataclass
 class Receiver:
-    """Listens, notes and answers; a context manager.
+    """Listens, records and answers; a context manager.
 
     Attributes:
-        behaviour: called for each request; `ok` unless told otherwise.
-        tls: wraps connections when given.
+        behaviour: called for each request; `ok` by default.
+        tls: wraps connections, if given.
     """
 
     behaviour: Behaviour = ok
@@ -136,14 +136,14 @@ class Receiver:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the tasks that have come so far, as their headers said, one for each request."""
+        """The ids of the received tasks by their headers, one for each request."""
         return [request.header("QTask-Id") for request in list(self.requests)]
 
     def wait_for(self, count: int, seconds: float = 10.0) -> list[Request]:
-        """Waits until so many requests have come, and returns them all."""
+        """Waits until this many requests have arrived, and returns them all."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.requests) >= count, seconds):
-                raise AssertionError(f"{len(self.requests)} requests came within {seconds} s, {count} were to come")
+                raise AssertionError(f"{len(self.requests)} requests arrived within {seconds} s, expected {count}")
             return list(self.requests)
 
     def _accept(self) -> None:
@@ -172,7 +172,7 @@ class Receiver:
                     if not exchange.keep:
                         return
         except (OSError, ValueError):
-            return  # the delivery hung up, or the test is over
+            return  # the sender closed the connection, or the test is over
         finally:
             self.open.discard(connection)
 

@@ -1,4 +1,4 @@
-"""A real Redis for tests: a process of its own on a free port, with its data in a folder of its own."""
+"""A real Redis for tests: a separate process on a free port, with its own data folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """The server that QTask itself would take, as a process: start, kill, stop and continue it as real failures do.
+    """The server that QTask itself would use: start, kill, stop and continue it as real failures do.
 
     Args:
         folder: gets its data.
         options: of its command line.
         password: of its default user.
-        environment: set on top of our own.
+        environment: added to our own.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Starts (or starts again) on the same port and folder, and waits until it answers."""
+        """Starts (or restarts) on the same port and folder, and waits until it answers."""
         self.begin()
         client = self.client()
         for _ in range(1_000):
@@ -61,7 +61,7 @@ class RedisServer:
         raise RuntimeError("redis-server did not start")
 
     def begin(self, *options: str) -> None:
-        """Starts without waiting; `options` hold for this time only."""
+        """Starts without waiting; `options` apply to this start only."""
         place = ["--port", str(self.port), "--dir", str(self.folder)]
         self._process = subprocess.Popen(
             [find_server(), *place, "--save", "", *self._options, *options],
@@ -75,7 +75,7 @@ class RedisServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended."""
+        """Whether the process has not exited."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -89,7 +89,7 @@ class RedisServer:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """Asks it to end, and waits."""
+        """Asks it to stop, and waits."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(15)

@@ -1,4 +1,4 @@
-"""A real replicated Redis for tests: a master, a replica, and three sentinels, each a process of its own."""
+"""A real replicated Redis for tests: a master, a replica, and three sentinels, each a separate process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Sentinels:
         sentinel_password: of the sentinels.
 
     Attributes:
-        servers: master and replica, in whichever order they are by now.
-        url: what QTask is given to find the master.
+        servers: master and replica, in any order after a failover.
+        url: the address by which QTask finds the master.
     """
 
     def __init__(self, folder: Path, password: str, sentinel_password: str) -> None:
@@ -74,7 +74,7 @@ class Sentinels:
 
     @property
     def master(self) -> RedisServer:
-        """The server that is the master, by the word of the first sentinel."""
+        """The current master, according to the first sentinel."""
         return self._master_for(self.ports[0])
 
     @property
@@ -84,14 +84,14 @@ class Sentinels:
         return next(server for server in self.servers if server is not master)
 
     def wait_for_another_master(self, than: RedisServer) -> RedisServer:
-        """Waits until all sentinels have agreed that another server is the master, and it is; returns it."""
+        """Waits until all sentinels agree that another server is the master, and it is; returns it."""
         (other,) = [server for server in self.servers if server is not than]
         until(lambda: all(self._master_for(port) is other for port in self.ports), 20, "another master", every=0.05)
         until(lambda: role_of(other) == "master", 20, "another master", every=0.05)
         return other
 
     def wait_until_whole(self) -> None:
-        """Waits until every sentinel sees its fellows, the master and a replica, and the replica has all data."""
+        """Waits until every sentinel sees the others, the master and a replica, and the replica has all data."""
         until(lambda: all(self._sees_all(port) for port in self.ports), 30, "sentinels that see everybody", every=0.05)
         until(lambda: _is_linked(self.replica.client()), 20, "a replica that has all data", every=0.05)
 
@@ -134,7 +134,7 @@ class Sentinels:
 
 
 def role_of(server: RedisServer) -> str:
-    """`master` or `slave`; nothing while it changes, when sentinels have it cut its connections."""
+    """`master` or `slave`; empty during a change, when sentinels close its connections."""
     try:
         return str(server.client().info("replication")["role"])
     except RedisError:

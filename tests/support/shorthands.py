@@ -1,4 +1,4 @@
-"""What each shorthand of a client makes: the call, and the dict that is to come of it."""
+"""For each shorthand of a client: the call, and the dict that it must make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes in the statistics, put there as a worker does, without a delivery."""
+"""Records outcomes in the statistics as a worker does, without a delivery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT_FOR_LONG = Config(stats_retention_seconds=10_000_000_000)
 
 
 def record(redis: Redis, kind: str, task_id: str, outcome: Outcome, config: Config = KEPT_FOR_LONG) -> None:
-    """Settles one outcome of a task that was claimed just for it."""
+    """Settles one outcome of a task that is claimed just for it."""
     redis.zadd(keys.started(config.queue), {f"{task_id}:test": keys.FOREVER_SECONDS * 2})
     settlement = leases.Settlement(
         id=task_id,

@@ -1,6 +1,6 @@
-"""`qtask …` as a process that is forked from one with all modules loaded: to load them takes 0.4 s of the processor.
+"""`qtask …` as a process forked from one with all modules loaded, as loading them takes 0.4 s of the processor.
 
-It is a process like any other, with an environment, a folder and streams of its own. The tests start hundreds.
+It is a process like any other, with its own environment, folder and streams. The tests start hundreds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-# What the interpreter, the loader or a library reads once, when it starts. With one of these, a process is not forked.
+# Variables that the interpreter, the loader or a library reads only at its start. With one of these, no fork is used.
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "OPENSSL_", "MALLOC_")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,7 +29,7 @@ _CONTEXT.set_forkserver_preload(
 
 
 def can_be_forked(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment may be forked from one with ours; one that inherits `nohup` may not."""
+    """Whether a process with this environment may be forked from one with ours; not if it inherits `nohup`."""
     if signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
         return False
     names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_START)}
@@ -41,8 +41,8 @@ class WarmProcess:
 
     Args:
         arguments: after `qtask`.
-        environment: all of it.
-        folder: in which it runs.
+        environment: the whole of it.
+        folder: its working directory.
         streams: files for its input, output and errors; the last two are appended to and may be the same.
     """
 
@@ -60,7 +60,7 @@ class WarmProcess:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end and returns the exit code; raises `TimeoutExpired` after so many seconds."""
+        """Waits for its end and returns the exit code; raises `TimeoutExpired` after this many seconds."""
         self._process.join(timeout)
         code = self._process.exitcode
         if code is None:
@@ -68,12 +68,12 @@ class WarmProcess:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal, unless it has ended."""
+        """Sends a signal, unless it has exited."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills it."""
         self.send_signal(signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Settings: from flags, the environment and a file, in that order, and what is said of a wrong one."""
+"""Settings: from flags, the environment and a file, in that order, and errors about wrong ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = [name for name in SETTINGS if name not in NUMBERS]
 
 
 def other(name: str, step: int = 1) -> Any:
-    """A sound value that is not the default."""
+    """A valid value that is not the default."""
     default: Any = SETTINGS[name].default
     return f"{default}-{step}" if isinstance(default, str) else default + step
 
@@ -52,12 +52,12 @@ def complaint(flags: dict[str, Any] | None = None, environment: dict[str, str] |
     return str(error.value)
 
 
-def test_nothing_given_gives_the_defaults() -> None:
+def test_defaults_apply_when_nothing_is_given() -> None:
     assert load({}, {}) == DEFAULTS
     assert (DEFAULTS.host, DEFAULTS.port, DEFAULTS.http_port, DEFAULTS.queue) == ("127.0.0.1", 5123, 5124, "qtask")
 
 
-def test_nothing_is_open_to_a_network_by_default() -> None:
+def test_default_host_is_loopback() -> None:
     assert DEFAULTS.host == "127.0.0.1"
 
 
@@ -80,7 +80,7 @@ def test_each_setting_has_one_name_in_flags_environment_and_file(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_flags_come_before_the_environment_before_the_file_before_the_default(name: str, tmp_path: Path) -> None:
+def test_flags_override_environment_overrides_file_overrides_default(name: str, tmp_path: Path) -> None:
     (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name, 1))}\n")
     environment = {environment_name(name): str(other(name, 2))}
     assert getattr(load({name: other(name, 3)}, environment), name) == other(name, 3)
@@ -95,16 +95,16 @@ def test_each_setting_is_a_flag_of_some_command() -> None:
     assert {flag_name(name) for name in SETTINGS} <= offered
 
 
-def test_each_setting_says_what_it_is() -> None:
+def test_each_setting_has_a_description() -> None:
     assert all(setting.metadata["about"] for setting in SETTINGS.values())
 
 
-def test_the_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QTASK_PORT", "7001")
     assert load().port == 7001
 
 
-def test_a_file_is_found_by_argument_by_environment_and_where_the_process_stands(tmp_path: Path) -> None:
+def test_file_is_found_by_argument_then_environment_then_working_directory(tmp_path: Path) -> None:
     for name, port in [("qtask.toml", 1001), ("environment.toml", 1002), ("argument.toml", 1003)]:
         (tmp_path / name).write_text(f"port = {port}\n")
     environment = {"QTASK_CONFIG": str(tmp_path / "environment.toml")}
@@ -114,7 +114,7 @@ def test_a_file_is_found_by_argument_by_environment_and_where_the_process_stands
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_each_number_has_bounds_that_belong_to_it(name: str) -> None:
+def test_each_number_has_bounds(name: str) -> None:
     low, high = NUMBERS[name].metadata["low"], NUMBERS[name].metadata["high"]
     assert low <= NUMBERS[name].default <= high
     assert getattr(load({name: low}, {}), name) == low
@@ -126,18 +126,18 @@ def test_each_number_has_bounds_that_belong_to_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, setting in NUMBERS.items() if isinstance(setting.default, int)])
 @pytest.mark.parametrize("value", ["", "five", "5.5", 5.5, "0x5", True, float("nan"), float("inf"), [5], "9" * 5000])
-def test_a_whole_number_is_told_from_anything_else(name: str, value: Any) -> None:
+def test_value_that_is_not_a_whole_number_is_refused(name: str, value: Any) -> None:
     needed = f"whole {DURATION_FORMS}" if is_duration(name) else "a whole number"
     assert complaint({name: value}).startswith(f"{flag_name(name)} must be {needed}, got ")
 
 
 @pytest.mark.parametrize("value", ["", "soon", True, [1], "1,5"])
-def test_a_number_is_told_from_anything_else(value: Any) -> None:
+def test_value_that_is_not_a_number_is_refused(value: Any) -> None:
     assert complaint({"idle_seconds": value}) == f"--idle-seconds must be {DURATION_FORMS}, got {value!r}"
     assert complaint({"idle_seconds": "nan"}) == "--idle-seconds must be from 0.1 to 86400, got 'nan'"
 
 
-def test_a_number_may_be_written_as_text_and_a_whole_one_with_a_point() -> None:
+def test_number_may_be_text_and_whole_number_may_be_a_float() -> None:
     config = load({"port": 6000.0}, {"QTASK_IDLE_SECONDS": "1.5", "QTASK_WORKERS": " 3 "})
     assert (config.port, config.idle_seconds, config.workers) == (6000, 1.5, 3)
     assert isinstance(config.port, int)
@@ -159,7 +159,7 @@ def test_seconds_may_be_written_as_a_duration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if SETTINGS[name].default])
-def test_a_text_that_has_a_default_is_not_empty(name: str) -> None:
+def test_text_with_a_default_must_not_be_empty(name: str) -> None:
     default = SETTINGS[name].default
     words = f"{flag_name(name)} must not be empty; leave it out for {default!r}"
     assert complaint({name: ""}) == words
@@ -168,8 +168,8 @@ def test_a_text_that_has_a_default_is_not_empty(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> None:
-    """As compose files pass on what is not set: `QTASK_PORT: ${PORT:-}`."""
+def test_empty_environment_variable_counts_as_unset(name: str, tmp_path: Path) -> None:
+    """Compose files pass unset variables as empty: `QTASK_PORT: ${PORT:-}`."""
     assert load({}, {environment_name(name): ""}) == DEFAULTS
     (tmp_path / "qtask.toml").write_text(f"{name} = {in_toml(other(name))}\n")
     assert getattr(load({}, {environment_name(name): ""}), name) == other(name)
@@ -196,12 +196,12 @@ def test_an_empty_variable_counts_as_not_given(name: str, tmp_path: Path) -> Non
         ("host = '\udcff'", r"^the configuration file .*qtask\.toml is not TOML: .*utf-8"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_place(content: str, words: str, tmp_path: Path) -> None:
+def test_error_in_a_file_names_its_place(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "qtask.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
     assert re.search(words, complaint())
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_file_is_reported(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent.toml")
     assert complaint({}, {"QTASK_CONFIG": absent}) == (
         f"the configuration file {absent} cannot be read: No such file or directory"
@@ -210,7 +210,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         load({}, {}, tmp_path)
 
 
-def test_a_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+def test_command_reports_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "qtask", "gateway"],
         env={**os.environ, "QTASK_PORT": "many"},
@@ -225,9 +225,9 @@ def test_a_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert "QTASK_PORT must be a whole number, got 'many'" in ended.stderr
 
 
-# --- what is questionable ----------------------------------------------------------------------------------------
+# --- warnings ----------------------------------------------------------------------------------------------------
 
-# What Kubernetes sets in every container beside a service with this name and these ports.
+# What Kubernetes sets in every container next to a service with this name and these ports.
 SERVICE_LINKS = {
     "QTASK_SERVICE_HOST": "10.0.0.7",
     "QTASK_SERVICE_PORT": "5123",
@@ -242,7 +242,7 @@ SERVICE_LINKS = {
 HTTP_SERVICE_LINKS = {name.replace("QTASK_", "QTASK_HTTP_", 1): value for name, value in SERVICE_LINKS.items()}
 
 
-def test_the_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path) -> None:
+def test_variables_of_a_kubernetes_service_are_ignored(tmp_path: Path) -> None:
     environment = {**SERVICE_LINKS, **HTTP_SERVICE_LINKS}
     assert load({}, environment) == DEFAULTS
     (tmp_path / "qtask.toml").write_text("port = 7001\n")
@@ -254,7 +254,7 @@ def test_the_variables_of_a_kubernetes_service_are_no_settings(tmp_path: Path) -
     assert concerns({}) == concerns({"QTASK_PORT": "7000"}) == []
 
 
-def test_only_a_port_can_be_an_address_that_is_ignored() -> None:
+def test_only_ports_may_be_kubernetes_addresses() -> None:
     assert complaint({}, {"QTASK_WORKERS": "tcp://10.0.0.7:5123"}).startswith("QTASK_WORKERS must be a whole number")
     assert complaint({"port": "tcp://10.0.0.7:5123"}).startswith("--port must be a whole number")
     assert load({}, {"QTASK_REDIS_URL": "redis://r:1/2"}).redis_url == "redis://r:1/2"
@@ -266,7 +266,7 @@ def test_only_a_port_can_be_an_address_that_is_ignored() -> None:
     (0o600, "redis://:secret@r/0", False),
     (0o644, "redis://r/0", False),
 ])  # fmt: skip
-def test_a_file_with_a_password_that_others_can_read_is_told(tmp_path: Path, mode: int, url: str, told: bool) -> None:
+def test_readable_file_with_a_password_causes_a_warning(tmp_path: Path, mode: int, url: str, told: bool) -> None:
     file = tmp_path / "qtask.toml"
     file.write_text(f'redis_url = "{url}"\n')
     file.chmod(mode)
@@ -275,7 +275,7 @@ def test_a_file_with_a_password_that_others_can_read_is_told(tmp_path: Path, mod
     assert [sentence.replace("qtask.toml", str(file)) for sentence in concerns({})] == words
 
 
-def test_each_process_logs_them_once_and_every_other_command_tells_them(tmp_path: Path) -> None:
+def test_processes_log_setting_warnings_once_and_commands_print_them(tmp_path: Path) -> None:
     environment = {**SERVICE_LINKS, "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
     for name in ("worker", "scheduler"):
         process = Process(name, environment, tmp_path / f"{name}.log")

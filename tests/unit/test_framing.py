@@ -1,4 +1,4 @@
-"""Splitting a stream into JSON texts: any layout, any packets, bounded, and each byte looked at once."""
+"""Splitting a stream into JSON texts: any layout, any packets, bounded memory, linear time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _texts = st.lists(_hard, max_size=6)
 _random = st.randoms(use_true_random=False)
 
 
-def drained(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
+def split_packets(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
     """All texts of a stream that ends after these packets."""
     found = []
     for packet in packets:
@@ -35,8 +35,8 @@ def drained(framing: Framing, packets: Iterable[bytes]) -> list[bytes]:
     return [*found, rest] if rest else found
 
 
-def cut(stream: bytes, random: Random) -> list[bytes]:
-    """The stream in packets, cut anywhere."""
+def in_packets(stream: bytes, random: Random) -> list[bytes]:
+    """The stream in packets of random sizes."""
     packets = []
     while stream:
         size = random.choice([1, 2, 3, 10, 100, 1000])
@@ -46,31 +46,31 @@ def cut(stream: bytes, random: Random) -> list[bytes]:
 
 
 def texts_of(stream: bytes, *, max_bytes: int = 10_000_000) -> list[bytes]:
-    return drained(Framing(max_bytes), [stream])
+    return split_packets(Framing(max_bytes), [stream])
 
 
 @given(_texts, _random)
 @settings(max_examples=200)
-def test_texts_in_any_layout_come_out_as_they_went_in_however_they_are_cut(texts: list[Any], random: Random) -> None:
+def test_framing_is_independent_of_layout_and_of_how_bytes_are_split(texts: list[Any], random: Random) -> None:
     laid_out = [written(value, random).encode() for value in texts]
-    laid_out.sort(key=lambda text: b"\n" not in text)  # after a text on one line, all are on one line
+    laid_out.sort(key=lambda text: b"\n" not in text)  # after a text on one line, all texts must be on one line
     line_break = random.choice([b"\n", b"\r\n", b"\n\n", b" \n\t"])
     end = random.choice([b"", line_break])
     mark = random.choice([b"", b"\xef\xbb\xbf"])
-    found = drained(Framing(10_000_000), cut(mark + line_break.join(laid_out) + end, random))
+    found = split_packets(Framing(10_000_000), in_packets(mark + line_break.join(laid_out) + end, random))
     assert found == laid_out
     assert [json.loads(text) for text in found] == [json.loads(text) for text in laid_out]
 
 
 @given(st.lists(_hard, min_size=1, max_size=6), _random)
-def test_texts_on_several_lines_may_follow_each_other_without_a_line_break(texts: list[Any], random: Random) -> None:
+def test_multi_line_texts_may_follow_each_other_without_a_line_break(texts: list[Any], random: Random) -> None:
     laid_out = [json.dumps([value], indent=random.choice([0, 1, 2])).encode() for value in texts]
-    assert drained(Framing(10_000_000), cut(b"".join(laid_out), random)) == laid_out
+    assert split_packets(Framing(10_000_000), in_packets(b"".join(laid_out), random)) == laid_out
 
 
 @given(st.lists(_hard, max_size=6), _random, st.lists(st.binary(max_size=30), max_size=4))
 @settings(max_examples=200)
-def test_a_broken_line_costs_only_itself_once_a_whole_one_has_come(
+def test_broken_line_does_not_affect_others_after_a_whole_line(
     texts: list[Any], random: Random, junk: list[bytes]
 ) -> None:
     lines = [written(value, random, line_breaks=False).encode() for value in texts]
@@ -78,7 +78,7 @@ def test_a_broken_line_costs_only_itself_once_a_whole_one_has_come(
     lines += broken + [piece.replace(b"\n", b"").replace(b"\xef\xbb\xbf", b"") for piece in junk]
     random.shuffle(lines)
     lines.insert(0, b'{"title":"whole"}')
-    found = drained(Framing(10_000_000), cut(b"\n".join(lines) + b"\n", random))
+    found = split_packets(Framing(10_000_000), in_packets(b"\n".join(lines) + b"\n", random))
     assert found == [line.strip(b" \t\r\n") for line in lines if line.strip(b" \t\r\n")]
 
 
@@ -107,12 +107,12 @@ def test_a_broken_line_costs_only_itself_once_a_whole_one_has_come(
         (b"{}\n{\n}\n", [b"{}", b"{", b"}"]),
     ],
 )
-def test_a_stream_is_split_where_its_texts_end(stream: bytes, texts: list[bytes]) -> None:
+def test_stream_is_split_at_the_end_of_each_text(stream: bytes, texts: list[bytes]) -> None:
     assert texts_of(stream) == texts
-    assert drained(Framing(10_000_000), [stream[i : i + 1] for i in range(len(stream))]) == texts
+    assert split_packets(Framing(10_000_000), [stream[i : i + 1] for i in range(len(stream))]) == texts
 
 
-def test_a_text_is_out_as_soon_as_it_is_whole() -> None:
+def test_text_is_returned_as_soon_as_it_is_complete() -> None:
     framing = Framing(1000)
     framing.feed(b'{\n"a": 1')
     assert framing.next() is None
@@ -124,7 +124,7 @@ def test_a_text_is_out_as_soon_as_it_is_whole() -> None:
 
 
 @pytest.mark.parametrize("fill", [b"x", b"[", b"[\n", b'"\n', b"\\", b"{\n\\"])
-def test_a_text_that_grows_beyond_the_limit_ends_the_stream(fill: bytes) -> None:
+def test_text_above_the_limit_ends_the_stream(fill: bytes) -> None:
     framing = Framing(1000)
     framing.feed(b"{}\n")
     framing.feed((fill * 1000)[:1000])
@@ -141,7 +141,7 @@ def test_a_text_that_grows_beyond_the_limit_ends_the_stream(fill: bytes) -> None
     assert framing.next() is None
 
 
-def test_a_text_of_just_the_limit_is_taken_and_many_of_them_are() -> None:
+def test_texts_of_exactly_the_limit_are_accepted() -> None:
     text = b"[\n" + b" " * 997 + b"]"
     framing = Framing(1000)
     for _ in range(5):
@@ -152,7 +152,7 @@ def test_a_text_of_just_the_limit_is_taken_and_many_of_them_are() -> None:
     assert not framing.overflow
 
 
-# Looking at all that is held for every packet would take minutes here, far longer than these tests may run.
+# Rescanning the whole buffer for every packet would take minutes here, far beyond the timeout of a test.
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     ("text", "size"),
@@ -163,12 +163,12 @@ def test_a_text_of_just_the_limit_is_taken_and_many_of_them_are() -> None:
     ],
     ids=["one line", "several lines", "many brackets"],
 )
-def test_each_byte_is_looked_at_once_however_small_the_packets(text: bytes, size: int) -> None:
+def test_each_byte_is_scanned_once_for_any_packet_size(text: bytes, size: int) -> None:
     packets = (text[start : start + size] for start in range(0, len(text), size))
-    assert drained(Framing(20_000_000), [*packets, b"\n"]) == [text]
+    assert split_packets(Framing(20_000_000), [*packets, b"\n"]) == [text]
 
 
 @pytest.mark.timeout(30)
-def test_many_texts_in_one_packet_cost_no_more_than_their_length() -> None:
+def test_many_texts_in_one_packet_take_linear_time() -> None:
     assert texts_of(b"1 \n\n " * 150_000) == [b"1"] * 150_000
     assert texts_of(b"[\n]" * 150_000) == [b"[\n]"] * 150_000

@@ -1,4 +1,4 @@
-"""What `address.link` may be: every form that is accepted, and nothing that no delivery could follow."""
+"""`address.link`: every form that is accepted, and refusals of links that cannot be delivered to."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from qtask.model.task import Task
         "http://" + ".".join(["a" * 63] * 3) + "/",
     ],
 )
-def test_a_url_comes_back_as_it_came(link: str) -> None:
+def test_valid_url_is_unchanged(link: str) -> None:
     assert check_http(link) == link
 
 
@@ -101,12 +101,12 @@ def test_a_url_comes_back_as_it_came(link: str) -> None:
         ("http://example.org/" + "x" * MAX_LENGTH, "at most 8192 characters"),
     ],
 )
-def test_what_is_no_url_is_refused(link: str, words: str) -> None:
+def test_invalid_url_is_refused(link: str, words: str) -> None:
     with pytest.raises(Refused, match=words) as refused:
         check_http(link)
     assert refused.value.field == "address.link"
     assert refused.value.code == ("too_large" if len(link) > MAX_LENGTH else "invalid_value")
-    assert len(refused.value.message) < 250, "a long link is not told in full"
+    assert len(refused.value.message) < 250, "a long link is shortened"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_is_no_url_is_refused(link: str, words: str) -> None:
         ("unix:/" + "x" * 106, SocketLink("", 0, "/" + "x" * 106)),
     ],
 )
-def test_a_socket_is_read(link: str, read: SocketLink) -> None:
+def test_socket_link_is_parsed(link: str, read: SocketLink) -> None:
     assert parse_socket(link) == read
 
 
@@ -161,14 +161,14 @@ def test_a_socket_is_read(link: str, read: SocketLink) -> None:
         ("x" * (MAX_LENGTH + 1), "at most 8192 characters"),
     ],
 )
-def test_what_is_no_socket_is_refused(link: str, words: str) -> None:
+def test_invalid_socket_link_is_refused(link: str, words: str) -> None:
     with pytest.raises(Refused, match=words) as refused:
         parse_socket(link)
     assert refused.value.field == "address.link"
 
 
 @pytest.mark.parametrize("link", ["orders", "a", "_", "-", "with.dot", "UPPER-case_9", "x" * 100])
-def test_the_name_of_a_pipe_comes_back_as_it_came(link: str) -> None:
+def test_valid_pipe_name_is_unchanged(link: str) -> None:
     assert check_pipe(link) == link
 
 
@@ -176,13 +176,13 @@ def test_the_name_of_a_pipe_comes_back_as_it_came(link: str) -> None:
     "link",
     ["", ".", "..", ".hidden", "/etc/passwd", "a/b", "../a", "a\\b", "a b", "a\n", "a\0", "ä", "a:b", "~", "x" * 101],
 )
-def test_a_name_that_could_leave_the_pipe_folder_is_refused(link: str) -> None:
+def test_pipe_name_outside_the_pipe_folder_is_refused(link: str) -> None:
     with pytest.raises(Refused, match="the name of a pipe is 1 to 100 letters") as refused:
         check_pipe(link)
     assert (refused.value.code, refused.value.field) == ("invalid_value", "address.link")
 
 
-# --- any text at all -----------------------------------------------------------------------------------------
+# --- any text ------------------------------------------------------------------------------------------------
 
 _pieces = st.sampled_from(
     [
@@ -214,7 +214,7 @@ def refusal(check: Callable[[str], object], link: str) -> Refused | None:
 @example("http://\xad/")
 @example("http://[::1]@a/")
 @example("http://a@[::1]:5@b/")
-def test_any_link_of_http_is_refused_or_can_be_followed(link: str) -> None:
+def test_any_http_link_is_refused_or_deliverable(link: str) -> None:
     if refused := refusal(check_http, link):
         assert refused.field == "address.link"
         return
@@ -226,7 +226,7 @@ def test_any_link_of_http_is_refused_or_can_be_followed(link: str) -> None:
 
 @given(_texts)
 @example("[::1%]:80")
-def test_any_link_of_a_socket_is_refused_or_read_whole(link: str) -> None:
+def test_any_socket_link_is_refused_or_parsed_completely(link: str) -> None:
     if refused := refusal(parse_socket, link):
         assert refused.field == "address.link"
         return
@@ -241,7 +241,7 @@ def test_any_link_of_a_socket_is_refused_or_read_whole(link: str) -> None:
 
 
 @given(_texts | st.text(alphabet="./-_a\\\0\n", max_size=6))
-def test_any_name_of_a_pipe_is_refused_or_stays_in_its_folder(link: str) -> None:
+def test_any_pipe_name_is_refused_or_stays_in_its_folder(link: str) -> None:
     if refused := refusal(check_pipe, link):
         assert refused.field == "address.link"
         return

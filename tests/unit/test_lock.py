@@ -1,4 +1,4 @@
-"""requirements.lock, from which the image is built: it fits requirements.txt, is complete, and names no place."""
+"""requirements.lock, from which the image is built: it fits requirements.txt, is complete, and names no index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOCKED = {
 
 
 def wanted() -> Iterator[Requirement]:
-    """What requirements.txt asks for in the image."""
+    """The requirements of requirements.txt that apply to the image."""
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if text := line.partition("#")[0].strip():
             requirement = Requirement(text)
@@ -30,12 +30,12 @@ def wanted() -> Iterator[Requirement]:
                 yield requirement
 
 
-def test_the_lock_satisfies_the_requirements() -> None:
+def test_lock_satisfies_the_requirements() -> None:
     unmet = [str(one) for one in wanted() if LOCKED.get(canonicalize_name(one.name)) not in Allowed(one)]
     assert unmet == [], "run `make lock`"
 
 
-def test_the_lock_holds_what_the_packages_need_in_turn() -> None:
+def test_lock_includes_transitive_requirements() -> None:
     missing = set()
     for name in LOCKED:
         try:
@@ -49,7 +49,7 @@ def test_the_lock_holds_what_the_packages_need_in_turn() -> None:
     assert missing == set(), "run `make lock`"
 
 
-def test_each_package_of_the_lock_has_hashes_and_nothing_names_a_place() -> None:
+def test_lock_has_hashes_and_names_no_index() -> None:
     entries = re.split(r"^(?=[\w.-]+==)", LOCK, flags=re.MULTILINE)[1:]
     assert len(entries) == len(LOCKED) > 20
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry) for entry in entries)
@@ -58,7 +58,7 @@ def test_each_package_of_the_lock_has_hashes_and_nothing_names_a_place() -> None
     assert options == {"hash"}
 
 
-def test_the_image_installs_from_the_lock_and_checks_hashes() -> None:
+def test_image_installs_from_the_lock_and_checks_hashes() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert "pip install --quiet --require-hashes -r requirements.lock" in dockerfile
     assert f"FROM python:{IMAGE['python_version']}-slim" in dockerfile

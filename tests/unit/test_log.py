@@ -1,4 +1,4 @@
-"""Logs of real processes: JSON where no person looks, words on a terminal, one line an event."""
+"""Logs of real processes: JSON without a terminal, text on a terminal, one line for each event."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ raise RuntimeError("what nobody foresaw\\nat all")
 
 
 def piped(code: str, *arguments: str) -> list[str]:
-    """The lines on standard error of a Python process that has no terminal."""
+    """Lines on standard error of a Python process without a terminal."""
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert result.stdout == ""
     return result.stderr.splitlines()
 
 
 def shown(code: str, *arguments: str, **environment: str) -> list[str]:
-    """The lines on the terminal of a Python process that has one."""
+    """Lines on the terminal of a Python process that has one."""
     _, text = on_terminal(sys.executable, "-c", code, *arguments, environment=environment)
     return text.splitlines()
 
@@ -64,20 +64,20 @@ def test_without_a_terminal_each_event_is_one_line_of_json() -> None:
     assert (third["level"], third["text"], third["name_of"]) == ("error", "two\nlines \x1b[2J", "größer")
 
 
-def test_on_a_terminal_each_event_is_one_line_for_people() -> None:
+def test_on_a_terminal_each_event_is_one_line_of_text() -> None:
     first, second, third, *_ = shown(EVENTS, "info", "auto")
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} info     worker    working queue=qtask concurrency=1000", first)
     assert second.startswith("\x1b[33m") and second.endswith("\x1b[0m")
     assert r'warning  worker    redis_away error="Connection \"lost\"" retry_in_s=0.05' in second
     assert third.startswith("\x1b[31m")
-    assert r'odd text="two\nlines \u001b[2J" name_of=größer' in third, "a value must not command the terminal"
+    assert r'odd text="two\nlines \u001b[2J" name_of=größer' in third, "a value must not control the terminal"
 
 
-def test_no_color_is_heeded() -> None:
+def test_no_color_is_respected() -> None:
     assert not any("\x1b" in line for line in shown(EVENTS, "info", "auto", NO_COLOR="1"))
 
 
-def test_the_format_can_be_chosen() -> None:
+def test_format_can_be_chosen() -> None:
     assert events(shown(EVENTS, "info", "json"))[0]["event"] == "working"
     assert piped(EVENTS, "info", "human")[0].endswith("working queue=qtask concurrency=1000")
 
@@ -91,19 +91,19 @@ def test_the_format_can_be_chosen() -> None:
         ("error", ["odd"]),
     ],
 )
-def test_the_level_says_what_is_left_out(level: str, expected: list[str]) -> None:
+def test_level_filters_events(level: str, expected: list[str]) -> None:
     found = [event["event"] for event in events(piped(EVENTS, level, "json"))]
     assert [event for event in found if " " not in event] == expected
 
 
-def test_of_other_packages_only_warnings_are_logged() -> None:
+def test_only_warnings_of_other_packages_are_logged() -> None:
     found = [event["event"] for event in events(piped(EVENTS, "debug", "json"))]
     warnings = ["rq.worker warns", "uvicorn.error warns", "somebody.else warns"]
     assert [event for event in found if " " in event] == warnings
     assert not any(" " in event["event"] for event in events(piped(EVENTS, "error", "json")))
 
 
-def test_an_error_that_nobody_caught_is_an_event() -> None:
+def test_uncaught_exception_is_logged_as_an_event() -> None:
     (event,) = events(piped(CRASH.format(format="json")))
     assert (event["level"], event["event"]) == ("critical", "crashed")
     assert event["exception"].startswith("Traceback") and "what nobody foresaw\nat all" in event["exception"]
@@ -112,7 +112,7 @@ def test_an_error_that_nobody_caught_is_an_event() -> None:
     assert "RuntimeError: what nobody foresaw" in trace
 
 
-def test_levels_and_formats_that_do_not_exist_are_refused() -> None:
+def test_unknown_levels_and_formats_are_refused() -> None:
     with pytest.raises(ConfigError, match="log_level is debug, info, warning or error, got 'loud'"):
         setup(Config(log_level="loud"), "worker")
     with pytest.raises(ConfigError, match="log_level is debug, info, warning or error, got 'notset'"):

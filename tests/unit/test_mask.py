@@ -21,20 +21,20 @@ HEADERS = (
 )
 
 
-# --- what is a credential ------------------------------------------------------------------------------------------
+# --- names of credentials ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*HEADERS, "apiKey", "APIKEY", "access_token", "accessToken", "auth[token]", "sig"])
-def test_names_of_credentials(name: str) -> None:
+def test_credential_names_are_masked(name: str) -> None:
     assert Mask().hides(name)
 
 
 @pytest.mark.parametrize("name", ["Accept", "monkey", "X-Session", "Content-Type", "tokens", "author", ""])
-def test_other_names(name: str) -> None:
+def test_other_names_are_not_masked(name: str) -> None:
     assert not Mask().hides(name)
 
 
-def test_further_names_come_from_the_setting() -> None:
+def test_setting_adds_masked_names() -> None:
     mask = mask_of("X-Session, *-Pin  plain")
     assert all(mask.hides(name) for name in ("x-session", "CARD_PIN", "Plain", "Authorization"))
     assert not mask.hides("X-Other")
@@ -56,12 +56,12 @@ def test_further_names_come_from_the_setting() -> None:
         ("127.0.0.1:5000", "127.0.0.1:5000"),
     ],
 )
-def test_texts(text: str, masked: str) -> None:
+def test_credentials_in_text_are_masked(text: str, masked: str) -> None:
     assert Mask().text(text) == masked
-    assert Mask().text(masked) == masked, "what is masked stays as it is"
+    assert Mask().text(masked) == masked, "masking is idempotent"
 
 
-def test_the_rest_of_a_task_stays_as_it_is_digit_by_digit() -> None:
+def test_rest_of_a_task_is_unchanged_digit_by_digit() -> None:
     raw = (
         b'{"title":"t","address":{"type":"http","link":"http://h/"},"settings":{"time":1.10,"data":'
         b'{"headers":{"Cookie":"S3cret","Accept":"a"},"json":{"a":10.10,"b":123456789012345678901234567890}}}}'
@@ -78,7 +78,7 @@ def test_the_rest_of_a_task_stays_as_it_is_digit_by_digit() -> None:
         st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
-def test_any_data_can_be_shown(data: Any) -> None:
+def test_any_data_can_be_masked(data: Any) -> None:
     for task in ({"settings": {"data": data}}, {"settings": data}, {"address": data, "title": data}, data):
         masked, _ = Mask().task(msgspec.json.encode(task))
         json.loads(masked)
@@ -103,7 +103,7 @@ def test_any_data_can_be_shown(data: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["http", "socket", "udp", "pipe"])
-def test_no_error_repeats_a_password(link: str, kind: str) -> None:
+def test_errors_never_repeat_a_password(link: str, kind: str) -> None:
     task = {"title": "t", "address": {"type": kind, "link": link}, "settings": {"time": 0, "data": None}}
     with pytest.raises(Refused) as refused:
         parse(json.dumps(task).encode())

@@ -1,4 +1,4 @@
-"""Outcomes: written and read back, and excerpts of answers that keep their bound."""
+"""Outcomes: encoding and decoding, and bounded excerpts of answers."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _outcomes = st.builds(
 
 
 @given(st.lists(_outcomes, max_size=5))
-def test_outcomes_that_were_written_read_back_in_order(outcomes: list[Outcome]) -> None:
+def test_encoded_outcomes_are_decoded_in_order(outcomes: list[Outcome]) -> None:
     lines = [encode_outcome(outcome) for outcome in outcomes]
     assert all(b"\n" not in line for line in lines)
     assert decode_outcomes(b"\n".join(lines)) == outcomes
     assert decode_outcomes(b"".join(line + b"\n" for line in lines)) == outcomes
 
 
-def test_what_is_as_usual_is_not_written() -> None:
+def test_default_values_are_not_encoded() -> None:
     outcome = Outcome("delivered", started=10.5, ended=10.75, lateness=0.5, duration=0.25)
     assert encode_outcome(outcome) == (
         b'{"status":"delivered","started":10.5,"ended":10.75,"lateness":0.5,"duration":0.25}'
@@ -68,17 +68,17 @@ def test_what_is_as_usual_is_not_written() -> None:
         (b"\xff" * 3000, "\ufffd" * 682),
     ],
 )
-def test_an_excerpt_is_the_beginning_of_the_answer(body: bytes, text: str) -> None:
+def test_excerpt_is_the_beginning_of_the_answer(body: bytes, text: str) -> None:
     assert excerpt(body) == text
 
 
 @given(st.binary(max_size=100), st.integers(1, 60))
-def test_an_excerpt_never_takes_more_room_than_allowed(body: bytes, times: int) -> None:
+def test_excerpt_never_exceeds_its_limit(body: bytes, times: int) -> None:
     assert len(excerpt(body * times).encode()) <= ANSWER_LIMIT_BYTES
 
 
 @given(st.text(min_size=1, max_size=60), st.integers(1, 100))
-def test_an_excerpt_of_text_is_a_part_of_it_and_as_long_as_may_be(text: str, times: int) -> None:
+def test_excerpt_of_text_is_a_prefix_of_maximal_length(text: str, times: int) -> None:
     text *= times
     found = excerpt(text.encode())
     assert text.startswith(found)
@@ -86,7 +86,7 @@ def test_an_excerpt_of_text_is_a_part_of_it_and_as_long_as_may_be(text: str, tim
 
 
 @pytest.mark.parametrize(("answer", "kept"), [(None, Answer()), (Answer(503, "busy"), Answer(503, "busy"))])
-def test_a_failure_has_a_kind_for_programs_words_for_people_and_the_answer(answer: Any, kept: Answer) -> None:
+def test_failure_has_kind_message_and_answer(answer: Any, kept: Answer) -> None:
     failure = Failure("status", "the receiver answered 503", answer)
     assert (failure.kind, failure.message, str(failure)) == ("status", failure.message, "the receiver answered 503")
     assert failure.answer == kept

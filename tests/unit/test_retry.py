@@ -1,4 +1,4 @@
-"""When a failed delivery is tried again, and when it is not."""
+"""When a failed delivery is retried, and when it is not."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qtask.model.retry import MAX_ATTEMPTS, Retry, check_retry, next_delay, pars
 
 
 def delays(retry: Retry) -> list[float | None]:
-    """After each delivery that failed, until no more follows."""
+    """The delay after each failed delivery, until there is no further attempt."""
     found = [next_delay(retry, attempt, "connect", 0) for attempt in range(1, retry.most + 1)]
     assert found[-1] is None
     return found[:-1]
 
 
-def test_backoff_grows_as_it_says_up_to_the_cap() -> None:
+def test_backoff_grows_up_to_the_cap() -> None:
     assert delays(Retry(backoff="exponential", base=2, cap=10, attempts=6, jitter=False)) == [2, 4, 8, 10, 10]
     assert delays(Retry(backoff="linear", base=2, cap=7, attempts=5)) == [2, 4, 6, 7]
     assert delays(Retry(backoff="fixed", base=3, attempts=4)) == [3, 3, 3]
@@ -32,16 +32,16 @@ def test_backoff_grows_as_it_says_up_to_the_cap() -> None:
     assert delays(Retry(attempts=1)) == []
 
 
-def test_without_a_word_there_are_five_attempts_with_exponential_backoff_and_full_jitter() -> None:
+def test_default_is_five_attempts_with_exponential_backoff_and_full_jitter() -> None:
     seen = [delays(Retry()) for _ in range(200)]
     for number, most in enumerate((5, 10, 20, 40)):
         drawn = [one[number] or 0.0 for one in seen]
         assert all(0 <= delay <= most for delay in drawn)
-        assert min(drawn) < most * 0.2 and max(drawn) > most * 0.8, "from the whole span"
+        assert min(drawn) < most * 0.2 and max(drawn) > most * 0.8, "jitter covers the whole range"
 
 
 @given(st.integers(1, MAX_ATTEMPTS - 1))
-def test_a_hundred_attempts_do_not_overflow(attempt: int) -> None:
+def test_hundred_attempts_do_not_overflow(attempt: int) -> None:
     delay = next_delay(Retry(attempts=MAX_ATTEMPTS, base=2_592_000, cap=2_592_000), attempt, "timeout", 0)
     assert delay is not None and 0 <= delay <= 2_592_000
 
@@ -71,11 +71,11 @@ def test_a_hundred_attempts_do_not_overflow(attempt: int) -> None:
         ("lost", 0, False),
     ],
 )
-def test_what_may_pass_is_tried_again_and_what_is_wrong_is_not(error: ErrorKind, status: int, again: bool) -> None:
+def test_temporary_errors_are_retried_and_permanent_ones_are_not(error: ErrorKind, status: int, again: bool) -> None:
     assert (next_delay(Retry(), 1, error, status) is not None) is again
 
 
-def test_on_says_what_is_tried_again() -> None:
+def test_on_selects_the_causes_that_are_retried() -> None:
     picky = Retry(on=["timeout", 404, "5xx"])
     assert next_delay(picky, 1, "timeout", 0) is not None
     assert next_delay(picky, 1, "status", 404) is not None
@@ -86,14 +86,14 @@ def test_on_says_what_is_tried_again() -> None:
     assert next_delay(Retry(on=[]), 1, "timeout", 0) is None
 
 
-def test_retry_after_counts_up_to_the_cap() -> None:
+def test_retry_after_is_respected_up_to_the_cap() -> None:
     assert next_delay(Retry(), 1, "status", 429, 17.0) == 17
     assert next_delay(Retry(cap=10), 1, "status", 503, 17.0) == 10
     assert next_delay(Retry(), 1, "status", 404, 17.0) is None
     assert next_delay(Retry(attempts=1), 1, "status", 429, 17.0) is None
 
 
-def test_retry_after_is_read_in_both_its_forms() -> None:
+def test_retry_after_is_parsed_as_seconds_and_as_date() -> None:
     now = 1_795_539_666.25
     date = format_datetime(datetime.fromtimestamp(1_795_539_700, UTC), usegmt=True)
     assert parse_retry_after("120", now) == 120
@@ -117,7 +117,7 @@ def test_retry_after_is_read_in_both_its_forms() -> None:
     ],
 )
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
-def test_each_form_of_a_date_is_in_utc_wherever_the_worker_runs(
+def test_each_date_format_is_read_as_utc_in_any_time_zone(
     zone: str, date: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", zone)
@@ -130,7 +130,7 @@ def test_each_form_of_a_date_is_in_utc_wherever_the_worker_runs(
 
 
 @given(st.text(max_size=60))
-def test_no_receiver_can_break_the_reader_of_retry_after(value: str) -> None:
+def test_any_retry_after_value_is_parsed_without_an_error(value: str) -> None:
     parsed = parse_retry_after(value, 0.0)
     assert parsed is None or parsed >= 0
 
@@ -150,7 +150,7 @@ def test_no_receiver_can_break_the_reader_of_retry_after(value: str) -> None:
         ({"on": [600]}, "on"),
     ],
 )
-def test_numbers_out_of_their_bounds_are_refused(given: dict[str, Any], field: str) -> None:
+def test_numbers_out_of_bounds_are_refused(given: dict[str, Any], field: str) -> None:
     with pytest.raises(Refused) as refused:
         check_retry(Retry(**given))
     assert refused.value.field == f"settings.retry.{field}"

@@ -1,4 +1,4 @@
-"""The methods of the clients for each destination: their signatures, for people, editors and type checkers."""
+"""The methods of the clients for each destination: signatures for people, editors and type checkers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtask.client.protocol import Accepted
 from qtask.destinations.registry import built_in
 
 if TYPE_CHECKING:
-    # mypy reads this, and warns of each `ignore` below that silences nothing.
+    # mypy checks this, and reports each `ignore` below that suppresses nothing.
     def _is_known_to_type_checkers(client: Client, other: AsyncClient) -> None:
         assert_type(client.http("http://h/", json={"a": 1}, delay=1.5), Accepted)
         assert_type(client.udp("h:1", {"a": 1}, title="t"), Accepted)
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", sorted(one.word for one in built_in().values()))
-def test_each_has_a_name_a_signature_and_words(kind: type[Client], name: str) -> None:
+def test_each_method_has_a_name_a_signature_and_a_docstring(kind: type[Client], name: str) -> None:
     method = getattr(kind("socket://127.0.0.1:1"), name)
     assert (method.__name__, method.__qualname__) == (name, f"{kind.__name__}.{name}")
     assert method.__doc__.strip()
@@ -37,7 +37,7 @@ def test_each_has_a_name_a_signature_and_words(kind: type[Client], name: str) ->
     assert name in dir(kind)
 
 
-def test_an_unknown_name_is_no_method() -> None:
+def test_unknown_name_is_not_a_method() -> None:
     client = Client("socket://127.0.0.1:1")
     assert not hasattr(client, "htp")
     with pytest.raises(AttributeError, match="'Client' object has no attribute 'htp'"):

@@ -1,4 +1,4 @@
-"""Instants and delays: every form that is read, every one that is refused, and how they are written."""
+"""Instants and delays: every form that is accepted, every one that is refused, and how they are formatted."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _moments = st.datetimes(datetime(1970, 1, 3), datetime(2999, 12, 29), timezones=
 
 
 @pytest.mark.parametrize("seconds", [0, -0.0, 1e-9, 0.5, 90, MAX_DELAY_SECONDS])
-def test_a_delay_comes_back_as_it_came(seconds: float) -> None:
+def test_valid_delay_is_unchanged(seconds: float) -> None:
     assert check_delay(seconds) == seconds
     assert isinstance(check_delay(seconds), float)
 
 
 @pytest.mark.parametrize("seconds", [-1, -1e-9, MAX_DELAY_SECONDS + 1, 1e300, math.inf, -math.inf, math.nan])
-def test_a_negative_or_absurd_delay_is_refused(seconds: float) -> None:
+def test_negative_or_excessive_delay_is_refused(seconds: float) -> None:
     with pytest.raises(Refused, match=r"from 0 to 315576000 \(ten years\)") as refused:
         check_delay(seconds, "settings.other")
     assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.other")
@@ -58,19 +58,19 @@ def test_a_negative_or_absurd_delay_is_refused(seconds: float) -> None:
         ("0s", 0),
     ],
 )
-def test_a_duration_is_read(text: str, seconds: float) -> None:
+def test_duration_is_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "s", "10x", "10 minutes", "m10", "30m1h", "1h1h", "1m30", "-10m", "1,5h", "1h."]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="seconds, or a duration such as 90s, 10m, 2h, 3d or 1h30m, is needed, got "):
         parse_duration(text)
 
 
-def test_an_instant_of_a_table_has_whole_seconds() -> None:
+def test_instant_in_a_table_has_whole_seconds() -> None:
     assert format_second(1_795_539_666.999) == "2026-11-24 17:01:06Z"
 
 
@@ -99,17 +99,17 @@ def test_an_instant_of_a_table_has_whole_seconds() -> None:
         ("3000-01-01T00:00:00Z", MAX_INSTANT),
     ],
 )
-def test_an_instant_is_read_in_each_form_of_iso_8601_that_has_a_zone(text: str, instant: float) -> None:
+def test_each_iso_8601_form_with_a_zone_is_parsed(text: str, instant: float) -> None:
     assert parse_instant(text) == pytest.approx(instant, abs=1e-6)
 
 
 @given(_moments, st.sampled_from(["T", " ", "t"]))
-def test_an_instant_is_read_as_python_writes_it(moment: datetime, separator: str) -> None:
+def test_instant_in_the_format_of_python_is_parsed(moment: datetime, separator: str) -> None:
     assert parse_instant(moment.isoformat(separator)) == pytest.approx(moment.timestamp(), abs=1e-6)
 
 
 @pytest.mark.parametrize("seconds", [0, 1_795_539_666, 1_795_539_666.252, MAX_INSTANT])
-def test_an_instant_may_be_unix_seconds(seconds: float) -> None:
+def test_instant_may_be_unix_seconds(seconds: float) -> None:
     assert parse_instant(seconds) == seconds
 
 
@@ -145,7 +145,7 @@ def test_an_instant_may_be_unix_seconds(seconds: float) -> None:
         (math.inf, "got inf"),
     ],
 )
-def test_what_is_no_instant_is_refused_and_told_what_is(value: float | str, words: str) -> None:
+def test_invalid_instant_is_refused_with_an_example(value: float | str, words: str) -> None:
     with pytest.raises(Refused, match=words) as refused:
         parse_instant(value)
     assert (refused.value.code, refused.value.field) == ("invalid_value", "settings.at")
@@ -160,13 +160,13 @@ def test_any_text_is_an_instant_in_bounds_or_refused(text: str) -> None:
 
 
 @given(st.floats(0, 32_000_000_000))
-def test_an_instant_that_was_written_reads_back_to_the_millisecond(seconds: float) -> None:
+def test_formatted_instant_is_parsed_back_to_the_millisecond(seconds: float) -> None:
     written = format_instant(seconds)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", written)
     assert -0.000_002 <= seconds - parse_instant(written) <= 0.001_002
 
 
-def test_an_instant_is_written_in_utc() -> None:
+def test_instant_is_formatted_in_utc() -> None:
     assert format_instant(datetime(2026, 11, 24, 15, 46, 0, 250_999, UTC).timestamp()) == "2026-11-24T15:46:00.250Z"
 
 
@@ -197,7 +197,7 @@ def test_an_instant_is_written_in_utc() -> None:
         (-7500, "-2 h 05 min"),
     ],
 )
-def test_a_duration_has_a_unit_that_keeps_it_short(seconds: float, words: str) -> None:
+def test_duration_is_formatted_with_a_fitting_unit(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
@@ -206,7 +206,7 @@ _LIMITS = {"µs": 1000, "ms": 1000, "s": 120, "min": 60, "h": math.inf}
 
 
 @given(st.floats(-1e8, 1e8) | st.floats(-2, 2) | st.floats(-0.01, 0.01))
-def test_a_duration_in_words_is_the_duration_rounded(seconds: float) -> None:
+def test_formatted_duration_is_the_rounded_duration(seconds: float) -> None:
     words = format_duration(seconds)
     parts = re.findall(r"([\d.]+) (µs|ms|s|min|h)", words)
     total = sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,4 +1,4 @@
-"""The processes of a run, and what is done to them: killed, stopped and continued, restarted, cut off."""
+"""The processes of a run, and their disruptions: killed, stopped and continued, restarted, disconnected."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from tests.support.waiting import until
 QUEUE = "qtask"
 CONCURRENCY = 100
 MOST_LEASES = CONCURRENCY + CONCURRENCY // 8  # a worker claims a few more than it delivers at once
-GRACE_SECONDS = 10.0  # Docker's, after which a process that was asked to end is killed
+GRACE_SECONDS = 10.0  # Docker's, after which a process that was asked to stop is killed
 START_SECONDS = 20.0
 IDLE_SECONDS = 1  # after which Redis closes a connection
-REDIS_AWAY_SECONDS = 15.0  # at most, with the time that it takes to start
+REDIS_AWAY_SECONDS = 15.0  # at most, including its start
 
 _SIGNALS: dict[Act, signal.Signals] = {"restart": signal.SIGTERM, "hangup": signal.SIGHUP}
 
-_READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"}  # what each logs when it has begun
+_READY = {"gateway": "listening", "scheduler": "scheduling", "worker": "working"}  # logged by each when it is ready
 
 
 @dataclass(frozen=True, slots=True)
-class Blow:
-    """Something that was done to a process.
+class Disruption:
+    """A disruption of a process.
 
     Attributes:
-        actor, act: to whom, and what.
-        at, over: from when to when, in Unix seconds; a kill is over at once.
+        actor, act: the process, and what was done to it.
+        at, over: start and end, in Unix seconds; equal for a kill.
         in_flight: tasks that a worker had claimed and not settled, whose deliveries this may repeat.
     """
 
@@ -55,14 +55,14 @@ class Blow:
 
 
 class _Actor:
-    """One process under one name, through all its lives."""
+    """One process under one name, with all its restarts."""
 
     def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
         self._command = name.partition("-")[0]
         self._environment = environment
-        self._life = 0  # where in the log its present life begins, in bytes
+        self._life = 0  # offset in the log at which the current process begins, in bytes
         self._process = self._new()
 
     @property
@@ -77,7 +77,7 @@ class _Actor:
         until(lambda: self.events(_READY[self._command]), START_SECONDS, f"{self.name} to begin")
 
     def events(self, name: str) -> list[dict[str, str]]:
-        """What this life of it has logged under this name."""
+        """The events that the current process has logged under this name."""
         with self.log.open("rb") as log:
             log.seek(self._life)
             whole, _, _ = log.read().rpartition(b"\n")
@@ -91,7 +91,7 @@ class _Actor:
         self._process.kill()
 
     def stop(self, number: Signals) -> bool:
-        """Asks it to end by a signal; returns whether it did so in time and in order."""
+        """Asks it to stop by a signal; returns whether it did so in time and in order."""
         try:
             return self._process.stop(GRACE_SECONDS, number) == 0
         except AssertionError:
@@ -101,8 +101,8 @@ class _Actor:
         return Process(self._command, self._environment, self.log)
 
 
-class Cast:
-    """Redis behind a proxy, two gateways behind it as well, schedulers and workers; a context manager.
+class System:
+    """Redis behind a proxy, two gateways also behind it, schedulers and workers; a context manager.
 
     Args:
         folder: gets the data and the logs.
@@ -110,21 +110,21 @@ class Cast:
         retention_count: finished tasks that are kept.
 
     Attributes:
-        redis: a client that goes past the proxy.
-        disk: where Redis keeps its data.
+        redis: a client that bypasses the proxy.
+        disk: holds the data of Redis.
         redis_url, gateway_urls: through the proxy.
-        blows: everything that was done.
-        complaints: what no process may do: end by itself, or not end when asked to.
-        cuts: connections that were cut, by whose reply it was; known when it has ended.
+        disruptions: of all processes, by the time of their end.
+        complaints: wrong behaviour of processes: exits by themselves, or no exit after a signal.
+        cuts: the number of cut connections by server; known at the end.
     """
 
     def __init__(self, folder: Path, pipes: Path, retention_count: int) -> None:
-        self.blows: list[Blow] = []
+        self.disruptions: list[Disruption] = []
         self.complaints: list[str] = []
         self.cuts: dict[str, int] = {}
         self._folder = folder
         self.disk = SmallDisk(folder / "redis")
-        # It closes idle connections, as a firewall or an administrator would.
+        # Redis closes idle connections, as a firewall or an administrator would.
         idle = ("--timeout", str(IDLE_SECONDS))
         self._server = RedisServer(self.disk.folder, "--appendonly", "yes", "--appendfsync", "always", *idle)
         self.redis = connect(self._server.url, 1.0)
@@ -151,7 +151,7 @@ class Cast:
         self._redis_away_at = float("-inf")  # by monotonic
         self._redis_back_at = float("-inf")
 
-    def __enter__(self) -> Cast:
+    def __enter__(self) -> System:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,7 +163,7 @@ class Cast:
         self.cuts = self.cuts or self._proxy.close()
 
     def begin(self, events: Sequence[Event]) -> None:
-        """Does all this from now on, in threads of its own: one for each process, one for the cuts."""
+        """Executes the plan from now on, in threads: one for each process, one for the cuts."""
         began = time.monotonic()
         stories: dict[str, list[Event]] = {}
         for event in events:
@@ -173,8 +173,8 @@ class Cast:
             thread.start()
             self._threads.append(thread)
 
-    def calm(self) -> None:
-        """Waits until everything is done and every process runs again."""
+    def wait(self) -> None:
+        """Waits until the plan is executed and every process runs again."""
         for thread in self._threads:
             thread.join()
         for actor in self._actors.values():
@@ -182,7 +182,7 @@ class Cast:
                 actor.wait_until_ready()
 
     def end(self) -> None:
-        """Asks all processes to end, the workers first, so that the schedulers see them go."""
+        """Asks all processes to stop, the workers first, so that the schedulers notice it."""
         for names in (GATEWAYS, WORKERS):
             for name in names:
                 self._stop(self._actors[name])
@@ -192,12 +192,12 @@ class Cast:
         self.cuts = self._proxy.close()
 
     def logged(self, event: str) -> Counter[str]:
-        """How often each process logged an event in this run."""
+        """The number of events of one name that each process logged in this run."""
         marks = f'"event": "{event}"'
         return Counter({name: actor.log.read_text().count(marks) for name, actor in self._actors.items()})
 
-    def outbursts(self) -> list[str]:
-        """What processes wrote beyond their log lines, such as a trace, and what they logged as a defect of theirs."""
+    def unexpected_output(self) -> list[str]:
+        """Output of processes other than log lines, such as a traceback, and logged internal errors."""
         return [
             f"{name}: {line[:2000]}"
             for name, actor in self._actors.items()
@@ -205,7 +205,7 @@ class Cast:
             if not line.startswith("{") or '"level": "critical"' in line or '"exception":' in line
         ]
 
-    # --- what is done to them ----------------------------------------------------------------------------------
+    # --- disruptions -------------------------------------------------------------------------------------------
 
     def _live(self, story: Sequence[Event], began: float) -> None:
         for event in story:
@@ -214,13 +214,13 @@ class Cast:
                 if event.act == "cut":
                     self._proxy.cut(event.actor, event.skip, event.share)
                 elif event.actor == REDIS:
-                    self._befall_redis(event)
+                    self._disrupt_redis(event)
                 else:
-                    self._befall(self._actors[event.actor], event)
-            except Exception as error:  # the run goes on, and its ledger says so
+                    self._disrupt(self._actors[event.actor], event)
+            except Exception as error:  # the run continues, and its ledger reports it
                 self.complaints.append(f"{event}: {error}")
 
-    def _befall_redis(self, event: Event) -> None:
+    def _disrupt_redis(self, event: Event) -> None:
         at = time.time()
         self._redis_away_at = time.monotonic()
         if event.act == "stop":
@@ -231,7 +231,7 @@ class Cast:
             self.disk.fill()
             time.sleep(event.seconds)
             self.disk.make_room()
-            if not self._server.running:  # with `appendfsync always` it ends when it cannot write
+            if not self._server.running:  # with `appendfsync always` Redis exits when it cannot write
                 self._server.start()
         else:
             if event.act == "kill":
@@ -241,11 +241,11 @@ class Cast:
             time.sleep(event.seconds)
             self._server.start()
         self._redis_back_at = time.monotonic()
-        self.blows.append(Blow(event.actor, event.act, at, time.time(), 0))
+        self.disruptions.append(Disruption(event.actor, event.act, at, time.time(), 0))
 
-    def _befall(self, actor: _Actor, event: Event) -> None:
+    def _disrupt(self, actor: _Actor, event: Event) -> None:
         if not actor.running:
-            self.complaints.append(f"{actor.name} had ended by itself before it was to be hit by: {event}")
+            self.complaints.append(f"{actor.name} had exited by itself before the disruption: {event}")
             actor.start()
             return
         actor.wait_until_ready()
@@ -268,13 +268,13 @@ class Cast:
                 over = time.time()
             time.sleep(event.seconds)
             actor.start()
-        self.blows.append(Blow(event.actor, event.act, at, over, in_flight))
+        self.disruptions.append(Disruption(event.actor, event.act, at, over, in_flight))
 
     def _stop(self, actor: _Actor, number: signal.Signals = signal.SIGTERM) -> bool:
-        """Asks a process to end; returns whether it could bring everything to its end."""
+        """Asks a process to stop; returns whether it could finish everything."""
         asked_at = time.monotonic()
         if not actor.stop(number):
-            # While Redis is away nobody can say goodbye to it, and Docker's patience ends as ours does.
+            # While Redis is away no process can deregister, and Docker's grace period is as long as ours.
             if max(self._redis_away_at, self._redis_back_at) < asked_at and self._redis_away_at < self._redis_back_at:
                 self.complaints.append(f"{actor.name} did not end in order within {GRACE_SECONDS:g} s of {number.name}")
             return False
@@ -284,10 +284,9 @@ class Cast:
         return actor.events("working")[-1]["token"] if actor.name in WORKERS else ""
 
     def _leases(self, token: str, patience: float) -> int:
-        """How many tasks a worker that does nothing any more has claimed and not settled.
+        """The number of tasks that a worker which has been stopped or killed had claimed and not settled.
 
-        While Redis is away, it is asked again for so many seconds: nobody takes back anything before Redis has been
-        there for some seconds.
+        While Redis is away, this is retried for some seconds: nothing is reclaimed until some seconds after its return.
         """
         deadline = time.monotonic() + patience
         while token:
@@ -301,6 +300,6 @@ class Cast:
         return 0
 
 
-def tally(blows: Sequence[Blow]) -> Counter[tuple[str, Act]]:
-    """How often each kind of process (`worker` for `worker-2`) was hit in each way."""
-    return Counter((blow.actor.partition("-")[0], blow.act) for blow in blows)
+def count_disruptions(disruptions: Sequence[Disruption]) -> Counter[tuple[str, Act]]:
+    """The number of disruptions of each kind of process (`worker` for `worker-2`) and each act."""
+    return Counter((disruption.actor.partition("-")[0], disruption.act) for disruption in disruptions)
