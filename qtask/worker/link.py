@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 from qtask.delivery.loop import READ, Loop
 from qtask.model.errors import ConfigError
 from qtask.store.channel import Channel
+from qtask.store.connect import BACKOFF_SECONDS
 
-BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 STEADY_SECONDS = 5.0  # a connection that has lasted so long starts with the first pause again
 STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often

@@ -26,12 +26,12 @@ from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.process.supervisor import Member, Supervisor
 from qtask.store import rights, workers
-from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
+from qtask.store.connect import BACKOFF_SECONDS, REPLY_TIMEOUT_SECONDS, connect
 from qtask.worker.claims import Claims
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
 from qtask.worker.held import HeldTasks
-from qtask.worker.link import BACKOFF_SECONDS, LINK_ERRORS, Link
+from qtask.worker.link import LINK_ERRORS, Link
 from qtask.worker.registration import Registration
 from qtask.worker.settling import Settling
 
