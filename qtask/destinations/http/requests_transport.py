@@ -22,17 +22,22 @@ from qtask.config import Config
 from qtask.delivery import staggered
 from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim
-from qtask.destinations.http.answer import (
+from qtask.destinations.http.message import (
     BROKEN_HEADERS,
     BROKEN_KEPT_CONNECTION,
     HEADERS_LIMIT_BYTES,
+    MAX_REDIRECTS,
+    HttpRequest,
     answer_of,
+    follow,
     header,
+    host_of,
     judge,
     lost,
+    prepare,
     redirect_target,
+    timed_out,
 )
-from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, prepare, timed_out
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure
 from qtask.private.urllib3 import Connection, Response, allow_header_fields
 
