@@ -25,10 +25,9 @@ from websockets.uri import WebSocketURI
 from qtask.config import Config
 from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim, Done
-from qtask.delivery.connecting import Connecting
-from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import READ, WRITE, Loop
-from qtask.delivery.resolver import Resolver, place_of
+from qtask.delivery.resolver import Resolver
+from qtask.delivery.stream import StreamExchange
 from qtask.destinations.websocket import Message, message_of
 from qtask.destinations.websocket.tls import Tls, trusting
 from qtask.model.ids import client_id
@@ -76,7 +75,7 @@ class WebSocketDeliverer:
         self._resolver.close()
 
 
-class _Conversation(Exchange):
+class _Conversation(StreamExchange):
     """One connection: TCP, TLS for wss, handshake, message, answer, close."""
 
     def __init__(
@@ -89,17 +88,13 @@ class _Conversation(Exchange):
         claim: Claim,
         done: Done,
     ) -> None:
-        super().__init__(loop, claim, done)
+        super().__init__(loop, resolver, SocketLink(uri.host, uri.port), claim, done)
         self._uri = uri
         self._context = context
         self._message = message
         self._headers = _headers(message, claim)
-        link = SocketLink(uri.host, uri.port)
-        self._place = place_of(link)
-        self._connecting = Connecting(loop, resolver, link, self._on_connected, self.end, self.on_error)
         chosen = [Subprotocol(message.subprotocol)] if message.subprotocol else None
         self._protocol = ClientProtocol(uri, subprotocols=chosen, max_size=READ_LIMIT_BYTES, logger=_SILENT)
-        self._socket: socket.socket | None = None
         self._tls: Tls | None = None
         self._unsent = b""
         self._received = 0
@@ -107,21 +102,14 @@ class _Conversation(Exchange):
         self._confirmed = False  # whether the receiver has read the message
         self._answer = bytearray()
 
-    def begin(self) -> None:
-        """Connects."""
-        self.set_timer(self.deadline, self._on_timeout)
-        self._connecting.start()
+    def missing(self) -> str:
+        """See `StreamExchange`."""
+        if not self._open:
+            return "complete the handshake"
+        return "answer" if self._message.wants_answer else "read the message"
 
-    def release(self) -> None:
-        """See `Exchange`."""
-        self._connecting.cancel()
-        if self._socket is not None:
-            self.loop.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-
-    def _on_connected(self, connected: socket.socket) -> None:
-        self._socket = connected
+    def on_connected(self, connected: socket.socket) -> None:
+        """Begins the handshakes: TLS for wss, then that of the WebSocket."""
         if self._uri.secure:
             assert self._context is not None
             self._tls = Tls(self._context, self._uri.host)
@@ -143,15 +131,15 @@ class _Conversation(Exchange):
     # --- the socket --------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         try:
-            data = self._socket.recv(_CHUNK_BYTES)
+            data = self.socket.recv(_CHUNK_BYTES)
             self._received += len(data)
             plain = self._tls.receive(data) if self._tls is not None and data else data
         except BlockingIOError:
             return
         except ssl.SSLError as error:
-            self.end(Failure("tls", f"{self._place}: {_words(error)}"))
+            self.end(Failure("tls", f"{self.place}: {_words(error)}"))
             return
         except OSError as error:
             self._on_broken(error.strerror or str(error))
@@ -164,10 +152,10 @@ class _Conversation(Exchange):
         if not self.ended and not data:
             self._on_broken("it closed the connection")
         elif not self.ended and self._received > RECEIVE_LIMIT_BYTES:
-            self.end(Failure("protocol", f"{self._place} sends more than {RECEIVE_LIMIT_BYTES} bytes"))
+            self.end(Failure("protocol", f"{self.place} sends more than {RECEIVE_LIMIT_BYTES} bytes"))
 
     def _write(self) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         if self._tls is None:
             self._unsent += b"".join(self._protocol.data_to_send())
         else:
@@ -178,14 +166,14 @@ class _Conversation(Exchange):
             self._unsent += self._tls.to_send()
         try:
             if self._unsent:
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
         except BlockingIOError:
             pass
         except OSError as error:
             self._on_broken(error.strerror or str(error))
             return
         events = READ | WRITE if self._unsent else READ
-        self.loop.watch(self._socket.fileno(), events, self._on_event, self.on_error)
+        self.loop.watch(self.socket.fileno(), events, self._on_event, self.on_error)
 
     # --- the protocol ------------------------------------------------------------------------------------------
 
@@ -206,13 +194,13 @@ class _Conversation(Exchange):
     def _on_response(self, response: Response) -> None:
         if isinstance(self._protocol.handshake_exc, InvalidStatus):
             answer = Answer(response.status_code, excerpt(bytes(response.body or b"")))
-            words = f"{self._place} answered {response.status_code} to the handshake"
+            words = f"{self.place} answered {response.status_code} to the handshake"
             self.end(Failure("status", words, answer, response.headers.get("Retry-After", "")))
             return
         if self._protocol.handshake_exc is not None:
             return
         if self._message.subprotocol and self._protocol.subprotocol is None:
-            self.end(Failure("rejected", f"{self._place} does not speak {self._message.subprotocol!r}"))
+            self.end(Failure("rejected", f"{self.place} does not speak {self._message.subprotocol!r}"))
             return
         self._open = True
         if self._protocol.state is not State.OPEN:
@@ -253,20 +241,20 @@ class _Conversation(Exchange):
         said = f"{code} {reason}".strip()
         if code not in _CLOSED_WELL:
             kind: ErrorKind = "unavailable" if code in _CLOSED_FOR_NOW else "rejected"
-            self.end(Failure(kind, f"{self._place} closed the WebSocket: {said}"))
+            self.end(Failure(kind, f"{self.place} closed the WebSocket: {said}"))
         elif self._message.wants_answer:
-            self.end(Failure("protocol", f"{self._place} closed the WebSocket without an answer: {said}"))
+            self.end(Failure("protocol", f"{self.place} closed the WebSocket without an answer: {said}"))
         elif self._confirmed:
             self.end(Answer())
         else:
-            words = f"{self._place} closed the WebSocket before it had read the message: {said}"
+            words = f"{self.place} closed the WebSocket before it had read the message: {said}"
             self.end(Failure("connect", words))
 
     def _on_no_handshake(self, error: Exception) -> None:
         if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
             self._on_broken("it closed the connection")
         else:
-            self.end(Failure("protocol", f"{self._place} does not speak WebSocket: {error}"))
+            self.end(Failure("protocol", f"{self.place} does not speak WebSocket: {error}"))
 
     def _on_invalid(self, error: Exception) -> None:
         if isinstance(error, EOFError):
@@ -274,7 +262,7 @@ class _Conversation(Exchange):
         elif isinstance(error, PayloadTooBig) and self._message.wants_answer:
             self.end(Answer(note=f"the answer is larger than {READ_LIMIT_BYTES} bytes and was not read"))
         else:
-            self.end(Failure("protocol", f"{self._place} does not keep to the protocol: {error}"))
+            self.end(Failure("protocol", f"{self.place} does not keep to the protocol: {error}"))
 
     def _on_broken(self, why: str) -> None:
         if self.ended:
@@ -283,15 +271,7 @@ class _Conversation(Exchange):
             self.end(Answer())
             return
         when = "before it had read the message" if self._open else "before the handshake was done"
-        self.end(Failure("connect", f"{self._place} broke the connection {when}: {why}"))
-
-    def _on_timeout(self) -> None:
-        if self._socket is None:
-            self.end(self._connecting.timed_out(self.timeout))
-            return
-        wanted = "answer" if self._message.wants_answer else "read the message"
-        what = wanted if self._open else "complete the handshake"
-        self.end(Failure("timeout", f"{self._place} did not {what} within {self.timeout:g} s"))
+        self.end(Failure("connect", f"{self.place} broke the connection {when}: {why}"))
 
 
 def uri_of(link: str) -> WebSocketURI:
