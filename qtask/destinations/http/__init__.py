@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 from msgspec import UNSET, Raw, UnsetType
 
+from qtask.destinations.bodies import body_of_arguments, check_one, given
 from qtask.model import link
 from qtask.model.destination import Destination, Flag, Options, Parts
 from qtask.model.errors import QTaskError, Refused
@@ -84,12 +84,7 @@ def _is_method(method: str) -> bool:
 def _check_bodies(data: HttpData) -> None:
     bodies = ["json"] if is_given(data.json) else []
     bodies += [key for key in ("data", "body_base64") if getattr(data, key) not in (UNSET, None)]
-    if len(bodies) > 1:
-        raise Refused(
-            "invalid_value",
-            f"settings.data.{bodies[1]}",
-            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out",
-        )
+    check_one(bodies)
     if data.body_base64 is not UNSET:
         decode_base64(data.body_base64)
 
@@ -109,17 +104,13 @@ def _http(
     Args:
         method: by default POST with a body (`json` or `data`), else GET.
     """
-    given = {"headers": headers, "params": params, "json": json}
-    if isinstance(data, bytes | bytearray):
-        given["body_base64"] = base64.b64encode(data).decode()
-    else:
-        given["data"] = data
-    body = {key: value for key, value in given.items() if value is not None}
+    body = body_of_arguments(data, "data", "body_base64")
+    sent = given({"headers": headers, "params": params, "json": json, **body})
     if method is None and (json is not None or data is not None):
         method = "POST"
     if method is not None and method != "GET":
-        body["method"] = method
-    return Parts(url, body or UNSET)
+        sent["method"] = method
+    return Parts(url, sent or UNSET)
 
 
 def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:
