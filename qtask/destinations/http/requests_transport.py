@@ -21,6 +21,7 @@ from urllib3.connection import HTTPSConnection
 from qtask.config import Config
 from qtask.delivery import staggered
 from qtask.delivery.authorities import ca_bundle
+from qtask.delivery.causes import causes_of
 from qtask.delivery.claim import Claim
 from qtask.destinations.http.message import (
     BROKEN_HEADERS,
@@ -200,7 +201,7 @@ class _Exchange:
             report(failure)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             found = _failure(self._request, error)
-            if any(isinstance(cause, ssl.SSLError) and cause.library == "X509" for cause in _causes(error)):
+            if any(isinstance(cause, ssl.SSLError) and cause.library == "X509" for cause in causes_of(error)):
                 found = Failure("tls", f"{found.message}: {self._authorities}")
             report(found)
         except Exception as error:  # a thread that dies in silence would be taken for a slow receiver
@@ -270,7 +271,7 @@ class _Exchange:
                     break
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raw.close()
-            causes = _causes(error)
+            causes = causes_of(error)
             is_late = any(isinstance(cause, TimeoutError) for cause in causes)
             if is_late and redirect_target(status, headers):
                 raise timed_out(self._request) from None
@@ -321,7 +322,7 @@ def _chunks(raw: Any) -> Iterator[bytes]:
 
 def _failure(request: HttpRequest, error: Exception) -> Failure:
     host = host_of(request)
-    causes = _causes(error)
+    causes = causes_of(error)
     if any(isinstance(cause, _KeptConnectionBroke) for cause in causes):
         return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes):
@@ -340,14 +341,3 @@ def _failure(request: HttpRequest, error: Exception) -> Failure:
 def _words(error: BaseException) -> str:
     """What an error says; some say nothing, and then its type does."""
     return str(error).strip() or type(error).__name__
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what lies under it, outermost first: requests wraps urllib3's errors, which wrap others."""
-    found: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None and below not in found:
-        found.append(below)
-        inner = [part for part in (getattr(below, "reason", None), *below.args) if isinstance(part, BaseException)]
-        below = inner[0] if inner else below.__cause__ or below.__context__
-    return found

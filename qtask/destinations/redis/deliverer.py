@@ -34,6 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qtask.config import Config
 from qtask.delivery.authorities import ca_bundle
+from qtask.delivery.causes import causes_of
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import Loop
@@ -282,7 +283,7 @@ def failure_of(error: Exception, command: Command) -> Failure:
     """What an error of redis-py or of a socket means for a task; its words hold no secrets of the address."""
     said = reason_of(error, command.url)
     words = f"{command.place}: {said}"
-    causes = _causes(error)
+    causes = causes_of(error)
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return Failure("dns", words)
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
@@ -296,16 +297,6 @@ def failure_of(error: Exception, command: Command) -> Failure:
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return Failure("timeout", words)
     return Failure("connect", words)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what lies under it, outermost first."""
-    found: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None and below not in found:
-        found.append(below)
-        below = below.__cause__ or below.__context__
-    return found
 
 
 def _answer(name: Value, reply: Any) -> Answer:
