@@ -49,17 +49,17 @@ _ERROR_KINDS: dict[int, ErrorKind] = {
     pycurl.E_SSL_ENGINE_INITFAILED: "tls",
 }
 
-# Headers that libcurl would set by itself if it saw none of them.
+# Headers that libcurl sets if they are not given.
 _LOOKED_FOR = frozenset({"accept", "content-type", "host"})
-_DEFAULT_ENTRY = "\r\n".join(f"{name}: {value}" for name, value in DEFAULT_HEADERS)  # which begins with Accept
-_ASKED_FOR_BYTES = 1_000_000  # a little less than the body before which libcurl asks, and waits a second for an answer
+_DEFAULT_ENTRY = "\r\n".join(f"{name}: {value}" for name, value in DEFAULT_HEADERS)  # begins with Accept
+_ASKED_FOR_BYTES = 1_000_000  # just below the size of body for which libcurl sends `Expect` and waits up to a second
 
 Shape = tuple[str, bool, str]
 """Of a request: its method, whether it has a body, its unix socket. The options of a handle depend on it."""
 
 
 class Transfer:
-    """A libcurl handle with what one request needs; made for a shape, used again.
+    """A libcurl handle that is made for a shape and used again, with the state of one request.
 
     Attributes:
         unsent: whether the transfer was ended because its connection had been closed before anything was sent.
@@ -79,11 +79,11 @@ class Transfer:
         method, with_body, unix_socket = shape
         handle.setopt(pycurl.NOSIGNAL, 1)
         _trust(handle, ca_bundle)
-        handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they would pass for an answer of the receiver
+        handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they would look like an answer of the receiver
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, _BUFFER_BYTES)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        handle.setopt(pycurl.USERAGENT, "")  # a request has its own among its headers
+        handle.setopt(pycurl.USERAGENT, "")  # a request has its own header
         handle.setopt(pycurl.PATH_AS_IS, 1)
         handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
         handle.setopt(pycurl.HEADERFUNCTION, self.headers.append)
@@ -91,7 +91,7 @@ class Transfer:
         if with_body or method not in ("GET", "HEAD"):
             handle.setopt(pycurl.POST, 1)  # also without a body: then it says Content-Length: 0, as requests does
             handle.setopt(pycurl.POSTFIELDS, b"")
-            if method == "HEAD":  # libcurl sends no body with NOBODY, and without it waits for one in the answer
+            if method == "HEAD":  # with NOBODY libcurl sends no body; without, it waits for one in the answer
                 handle.setopt(pycurl.HEADERFUNCTION, self._on_header_of_head)
         elif method == "HEAD":
             handle.setopt(pycurl.NOBODY, 1)
@@ -101,7 +101,7 @@ class Transfer:
             handle.setopt(pycurl.PROXY, "")
 
     def prepare(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
-        """Sets what differs from request to request."""
+        """Sets the options that differ from request to request."""
         self.request = request
         self.deadline = deadline
         self.redirects = redirects
@@ -124,7 +124,7 @@ class Transfer:
             handle.setopt(pycurl.POSTFIELDS, request.body)
 
     def result(self, code: int, words: str) -> tuple[int, list[tuple[str, str]], Answer]:
-        """Returns status, headers and answer; raises `Failure` when there is no answer."""
+        """Returns status, headers and answer. Raises `Failure` if there is no answer."""
         note = ""
         if not code:
             if (not self.headers or self.headers[-1] != b"\r\n") and not self._is_answered():
@@ -142,7 +142,7 @@ class Transfer:
     def _failure(self, code: int, words: str) -> Failure:
         host = host_of(self.request)
         if code == pycurl.E_ABORTED_BY_CALLBACK and self._sent:
-            if self.request.own_connection:  # libcurl would repeat it after a refusal in HTTP/2 only
+            if self.request.own_connection:  # libcurl repeats such a request only after a refusal in HTTP/2
                 return Failure(
                     "connect", f"{host}: the receiver refused the HTTP/2 stream; it read nothing of the request"
                 )
@@ -151,11 +151,11 @@ class Transfer:
         if kind == "timeout":
             return timed_out(self.request)
         if code == pycurl.E_RECV_ERROR and words.startswith("Too large"):
-            kind = "protocol"  # libcurl has no code of its own for headers that are too large together
+            kind = "protocol"  # libcurl has no code for headers that are too large in total
         return Failure(kind, f"{host}: {_reason(code, words)}")
 
     def forget(self) -> bool:
-        """Lets go of the request and its answer; returns whether what the handle still holds is small."""
+        """Drops the request and its answer; returns whether the memory that the handle still holds is small."""
         body = self.request.body
         self.headers.clear()
         self._body.clear()
@@ -165,9 +165,9 @@ class Transfer:
     def _on_request(self, remote_ip: str, local_ip: str, remote_port: int, local_port: int) -> int:
         """Called by libcurl right before it sends the request; stops it from sending the request twice.
 
-        When a kept connection breaks before any byte of an answer, libcurl sends the request again over another one,
-        and has no option against that. The receiver may have read the first one. A connection that is known to be
-        closed is not used at all.
+        If a kept connection breaks before any byte of an answer, libcurl sends the request again over another one, and
+        no option prevents that. The receiver may have read the first one. A connection that is known to be closed is
+        not used at all.
         """
         if self._sent:
             return _ABORT
@@ -183,7 +183,7 @@ class Transfer:
         return 0 if self._is_answered() else None
 
     def _is_answered(self) -> bool:
-        """Whether all headers of the final answer are there."""
+        """Whether all headers of the final answer have arrived."""
         answered = final = False
         for line in self.headers:
             if line.startswith(b"HTTP/"):
@@ -200,10 +200,10 @@ class Transfer:
     def _final_headers(self, status: int) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         if status == 200 and b"\ncontent-encoding" not in b"".join(self.headers).lower():
-            return found  # of such an answer nothing else is asked for
+            return found  # nobody uses the other headers of such an answer
         for line in self.headers:
             if line.startswith(b"HTTP/"):
-                found.clear()  # what came before belongs to an interim answer, such as 103
+                found.clear()  # earlier headers belong to an interim answer, such as 103
             else:
                 name, colon, value = line.decode("latin-1").partition(":")
                 if colon:
@@ -212,28 +212,28 @@ class Transfer:
 
 
 def _trust(handle: Any, ca_bundle: Path) -> None:
-    """Has a handle trust the authorities of a file or a folder, for receivers and for proxies."""
+    """Makes a handle trust the authorities of a file or a folder, for receivers and for proxies."""
     folder = ca_bundle.is_dir()
     handle.setopt(pycurl.CAPATH if folder else pycurl.CAINFO, str(ca_bundle))
     handle.setopt(pycurl.PROXY_CAPATH if folder else pycurl.PROXY_CAINFO, str(ca_bundle))
 
 
 def _reason(code: int, words: str) -> str:
-    """Why libcurl failed; it has no words for some errors."""
+    """The reason why libcurl failed; for some errors it has no message."""
     if not words.strip() and code == _TOO_LARGE:
         return "the headers of the answer are too large; 100 kB a line and 300 kB in all are read"
     return words.strip() or f"libcurl failed with error {code}"
 
 
 def _header_lines(request: HttpRequest) -> list[bytes]:
-    """The headers as libcurl takes them: entries of a list, each with one header or several.
+    """The headers as libcurl takes them: a list of entries, each with one header or several.
 
-    It copies every entry, frees it, and compares it with each name that it looks for; with three entries in place of
-    eight it takes a tenth less of the processor for a request. What it looks for must begin an entry.
+    libcurl copies and frees each entry, and compares it with each name that it looks for. Three entries in place of
+    eight take a tenth less processor time for a request. A header that it looks for must begin an entry.
     """
     entries: list[bytes] = []
     headers, body = request.headers, request.body
-    entry = ""  # the last one, while more headers may be added to it
+    entry = ""  # the last one, if more headers may be added to it
     if headers[: len(DEFAULT_HEADERS)] == DEFAULT_HEADERS:  # nearly always
         headers = headers[len(DEFAULT_HEADERS) :]
         entry = _DEFAULT_ENTRY
@@ -254,7 +254,7 @@ def _header_lines(request: HttpRequest) -> list[bytes]:
     if entry:
         entries.append(entry.encode("latin-1"))
     if not typed or body is None:
-        entries.append(b"Content-Type:")  # libcurl would say that any body is a form
+        entries.append(b"Content-Type:")  # libcurl would declare any body a form
     if body is not None and len(body) > _ASKED_FOR_BYTES:
         entries.append(b"Expect:")
     return entries

@@ -36,7 +36,7 @@ from qtask.model.link import http_place
 from qtask.model.outcome import Failure
 
 _KEPT_HANDLES = 512
-_ALL_READY_SHARE = 4  # with more than a quarter of all transfers ready at once, one sweep costs less than a call each
+_ALL_READY_SHARE = 4  # if more than a quarter of all transfers are ready, one sweep costs less than a call for each
 
 _EVENTS_OF = {
     pycurl.POLL_NONE: 0,
@@ -47,7 +47,7 @@ _EVENTS_OF = {
 
 
 class HttpDeliverer:
-    """Delivers over HTTP and HTTPS; connections are kept and shared by all deliveries to a host."""
+    """Delivers over HTTP and HTTPS; all deliveries to a host share its kept connections."""
 
     takes_slots = True
 
@@ -66,7 +66,7 @@ class HttpDeliverer:
         self._time_at = self._timer_at = float("inf")
         self._timer: Timer | None = None
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
-        # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/architecture.md.
+        # Deprecated in favour of a call for each socket, whose cost a sweep avoids; see docs/architecture.md.
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
         self._running: dict[Any, Transfer] = {}
         self._idle: dict[Shape, list[Transfer]] = {}
@@ -83,11 +83,11 @@ class HttpDeliverer:
         self.send(request, done)
 
     def send(self, request: HttpRequest, done: Done) -> None:
-        """Puts a request on the wire and follows redirects; `done` gets the answer or the failure."""
+        """Sends a request and follows redirects; `done` gets the answer or the failure."""
         self._begin(request, monotonic() + request.timeout, 0, done)
 
     def close(self) -> None:
-        """Closes every connection; transfers under way are dropped without a report."""
+        """Closes all connections; transfers under way are dropped without a result."""
         for handle in list(self._running):
             self._multi.remove_handle(handle)
             handle.close()
@@ -114,13 +114,13 @@ class HttpDeliverer:
 
     def _on_interest(self, what: int, descriptor: int, multi: Any, data: Any) -> None:
         if what == pycurl.POLL_REMOVE:
-            # It stays in the epoll: a connection that is kept will be used again, and to take it out costs a call.
+            # It stays in the epoll: a kept connection is used again, and removing it costs a call.
             self._watched[descriptor] = False
             return
         if descriptor in self._watched:
             try:
                 self._epoll.modify(descriptor, _EVENTS_OF[what])
-            except FileNotFoundError:  # it was closed meanwhile, and this is another connection with its number
+            except FileNotFoundError:  # it was closed, and this is another connection with its number
                 self._epoll.register(descriptor, _EVENTS_OF[what])
         else:
             self._epoll.register(descriptor, _EVENTS_OF[what])
@@ -153,7 +153,7 @@ class HttpDeliverer:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        # libcurl moves its one timer several times a transfer; ours is set anew only when it must ring earlier.
+        # libcurl moves its timer several times in a transfer; ours is set again only if it must ring earlier.
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = self._time_at
@@ -182,7 +182,7 @@ class HttpDeliverer:
         transfer = self._running.pop(handle)
         self._multi.remove_handle(handle)
         request, deadline, redirects, done = transfer.request, transfer.deadline, transfer.redirects, transfer.done
-        if code and transfer.unsent:  # nothing of it, so this is the same attempt still
+        if code and transfer.unsent:  # nothing was sent, so this is still the same attempt
             self._closed.avoid(request.url)
             self._keep(transfer)
             self._begin(request, deadline, redirects, done)
@@ -206,7 +206,7 @@ class HttpDeliverer:
             self._keep(transfer)
             done(failure)
             return
-        except Exception as error:  # whatever is wrong with one answer, the other transfers go on
+        except Exception as error:  # an error in one answer must not stop the other transfers
             transfer.handle.close()
             done(broken(dict(request.headers).get("QTask-Id", ""), error))
             return
@@ -223,7 +223,7 @@ class HttpDeliverer:
         transfer = idle.pop()
         self._kept -= 1
         if not idle:
-            del self._idle[shape]  # methods are the clients' to choose, so shapes may be without number
+            del self._idle[shape]  # clients choose the methods, so the number of shapes has no limit
         return transfer
 
     def _keep(self, transfer: Transfer) -> None:

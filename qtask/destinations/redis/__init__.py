@@ -1,4 +1,4 @@
-"""`redis` tasks: a message into another Redis, published to a channel, added to a stream or pushed to a list."""
+"""`redis` tasks: a message to another Redis: published to a channel, added to a stream, or pushed to a list."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class RedisAddress(Address, frozen=True, tag_field="type", tag="redis"):
 
 
 class RedisData(Part, frozen=True):
-    """What a `redis` task writes: exactly one of `publish`, `xadd`, `rpush`, and what goes with it.
+    """The data of a `redis` task: exactly one of `publish`, `xadd`, `rpush`, with its body or fields.
 
     Attributes:
         publish: a channel, which gets the body.
         xadd: a stream, which gets an entry with `fields`.
         rpush: a list, which gets the body as its last element.
         json, text, base64: the body: any JSON, text, or bytes in base64; exactly one.
-        fields: of the entry: text is written as it is, everything else as its JSON.
-        maxlen: entries that the stream keeps, or a few more (`XADD … MAXLEN ~`).
+        fields: of the entry; text is written as it is, all other values as JSON.
+        maxlen: how many entries the stream keeps, or a few more (`XADD … MAXLEN ~`).
     """
 
     publish: str | UnsetType = UNSET
@@ -127,7 +127,7 @@ def _check_link(link: str) -> None:
     if address.scheme not in _SCHEMES:
         words = f"a link that begins with redis://, rediss:// or unix:// is needed, got {address.scheme}://"
         raise Refused("invalid_value", FIELD, words)
-    if address.query:  # some of redis-py's options name files of the worker
+    if address.query:  # some options of redis-py name files on the machine of the worker
         words = f"a link has no options; leave out ?{address.query[0][0][:40]}=…, and write the database as in /0"
         raise Refused("invalid_value", FIELD, words)
     if address.hosts and not address.hosts[0][0]:
@@ -161,7 +161,7 @@ def _redis(
     Args:
         publish, rpush: a channel or a list, which gets `json` (any JSON) or `data` (text or bytes).
         xadd: a stream, which gets an entry with `fields`.
-        maxlen: entries that the stream keeps, or a few more.
+        maxlen: how many entries the stream keeps, or a few more.
     """
     command = {"publish": publish, "xadd": xadd, "rpush": rpush, "fields": fields, "maxlen": maxlen}
     sent = given({**command, **body_of_arguments(data)})

@@ -1,4 +1,4 @@
-"""Delivers `socket` tasks: connect, send the JSON, read a bounded answer."""
+"""Delivers `socket` tasks: connects, sends the JSON, reads an answer up to a limit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from qtask.model.link import SocketLink, parse_socket
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
 from qtask.model.task import json_text
 
-# A receiver that reads to the end and closes is done at once. One that keeps the connection open has taken the
-# data too; it gets this long to say something before the delivery counts.
+# A delivery ends at once if the receiver reads everything and closes. A receiver that keeps the connection open has
+# accepted the data too; it has this long to answer before the delivery counts.
 ANSWER_WAIT_SECONDS = 1.0
-_LOOK_SECONDS = 0.1  # between two looks whether the kernel of a receiver that says nothing has everything
-_FIN = 1  # the end of the data, which counts among what is not acknowledged
-_SIOCOUTQNSD = 0x894B  # asks for the bytes that were not even sent: linux/sockios.h
+_LOOK_SECONDS = 0.1  # between two checks whether the kernel of a silent receiver has acknowledged everything
+_FIN = 1  # the end of the data, which counts as a byte that is not acknowledged
+_SIOCOUTQNSD = 0x894B  # asks for the number of bytes that were not sent yet: linux/sockios.h
 
 
 class SocketDeliverer:
@@ -60,7 +60,7 @@ class _Stream(StreamExchange):
         self.loop.watch(connected.fileno(), WRITE, self._on_writable, self.on_error)
         self._on_writable(WRITE)
 
-    # --- sending and what comes after it -----------------------------------------------------------------------
+    # --- sending, and after it ---------------------------------------------------------------------------------
 
     def _on_writable(self, events: int) -> None:
         assert self.socket is not None
@@ -75,7 +75,7 @@ class _Stream(StreamExchange):
             return
         try:
             self.socket.shutdown(socket.SHUT_WR)
-        except OSError as error:  # it was reset meanwhile
+        except OSError as error:  # the receiver has reset the connection
             self._on_reset(error)
             return
         self.set_timer(min(self.deadline, monotonic() + ANSWER_WAIT_SECONDS), self._on_silence)
@@ -92,13 +92,13 @@ class _Stream(StreamExchange):
             return
         self._answer += chunk
         if not chunk:
-            self.loop.unwatch(self.socket.fileno())  # which would be readable for ever
+            self.loop.unwatch(self.socket.fileno())  # it would stay readable
             self._on_silence()
         elif len(self._answer) >= READ_LIMIT_BYTES:
             self._on_silence()
 
     def _on_silence(self) -> None:
-        """The receiver says no more: delivered, as soon as its kernel has acknowledged everything."""
+        """The receiver sends nothing more: ends as delivered as soon as its kernel has acknowledged everything."""
         assert self.socket is not None
         if self._unacknowledged() <= _FIN:
             self._on_delivered()
@@ -110,12 +110,12 @@ class _Stream(StreamExchange):
             self.on_timeout()
 
     def _on_reset(self, error: OSError) -> None:
-        """The receiver reset the connection after everything was handed to our kernel.
+        """The receiver reset the connection after everything was passed to our kernel.
 
-        Over TCP that is a delivery, if its kernel has everything: some receivers close in this way. It may have
-        acknowledged all but the last two segments, for acknowledgements are delayed (RFC 1122, section 4.2.3.2), and
-        one that is due when the connection is reset is never sent. On a unix socket a reset means that something was
-        not read.
+        Over TCP this is a delivery if the kernel of the receiver has everything: some receivers close in this way. It
+        may not have acknowledged the last two segments, because acknowledgements are delayed (RFC 1122, section
+        4.2.3.2), and one that is due at the reset is never sent. On a unix socket a reset means that some data was not
+        read.
         """
         assert self.socket is not None
         if self.link.path:
@@ -128,7 +128,7 @@ class _Stream(StreamExchange):
             self._on_broken(error)
 
     def _unacknowledged(self) -> int:
-        """Bytes that the receiver's kernel has not acknowledged; a unix socket has them all at once."""
+        """How many bytes the kernel of the receiver has not acknowledged; on a unix socket none."""
         return 0 if self.link.path else self._queued(termios.TIOCOUTQ)
 
     def _queued(self, request: int) -> int:

@@ -1,4 +1,4 @@
-"""`websocket` tasks: connect, send one message, wait for an answer if one is wanted, close."""
+"""`websocket` tasks: connect, send one message, wait for an answer if requested, close."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class WebSocketAddress(Address, frozen=True, tag_field="type", tag="websocket"):
 
 
 class WebSocketData(Part, frozen=True):
-    """What a `websocket` task sends: exactly one of `json`, `text`, `base64`.
+    """The data of a `websocket` task: a message (exactly one of `json`, `text`, `base64`) and its options.
 
     Attributes:
         json: any JSON, as a text message.
         text: a text message.
         base64: a binary message, in base64.
-        answer: whether a message is waited for, which is then the answer.
+        answer: whether to wait for a message, which is the answer.
         headers: of the handshake.
-        subprotocol: that the receiver has to choose.
+        subprotocol: the one that the receiver must choose.
     """
 
     json: Raw | UnsetType = UNSET
@@ -44,7 +44,7 @@ class WebSocketData(Part, frozen=True):
 
 
 class Message(NamedTuple):
-    """What is sent, and how; `binary` tells a binary message from a text message."""
+    """The message, and how it is sent; `binary` distinguishes a binary message from a text message."""
 
     content: bytes
     binary: bool
@@ -65,7 +65,7 @@ _READER = DataReader(
 
 
 def message_of(task: Task) -> Message:
-    """What a `websocket` task sends. Raises `Refused` for data of another form."""
+    """The message of a `websocket` task. Raises `Refused` if its data has another form."""
     data = _READER.read(task)
     forms = forms_in(data)
     if not forms:
@@ -110,9 +110,9 @@ def _websocket(
 
     Args:
         data: text for a text message, bytes for a binary one.
-        answer: whether a message is waited for, which is then the answer.
+        answer: whether to wait for a message, which is the answer.
         headers: of the handshake.
-        subprotocol: that the receiver has to choose.
+        subprotocol: the one that the receiver must choose.
     """
     handshake = {"headers": headers, "subprotocol": subprotocol, "answer": answer or None}
     sent = given({**handshake, **body_of_arguments(data)})

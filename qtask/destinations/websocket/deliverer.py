@@ -1,6 +1,6 @@
-"""Delivers `websocket` tasks (RFC 6455), on the loop; the package `websockets` speaks the protocol, without I/O.
+"""Delivers `websocket` tasks (RFC 6455) on the loop; the package `websockets` implements the protocol without I/O.
 
-A task is delivered when the receiver has answered. If no answer is wanted, a ping follows the message, and the pong
+A task is delivered when the receiver has answered. If no answer is requested, a ping follows the message, and the pong
 shows that the receiver has read both (RFC 6455, section 5.5.3).
 """
 
@@ -36,20 +36,20 @@ from qtask.model.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure, ex
 from qtask.model.timing import format_instant
 from qtask.version import VERSION
 
-CLOSE_WAIT_SECONDS = 1.0  # for which a receiver that has read the message may still close with a code that refuses it
-RECEIVE_LIMIT_BYTES = 1_048_576  # of all that a receiver sends, this much is read
+CLOSE_WAIT_SECONDS = 1.0  # how long a receiver may still refuse a message, by the code of its close, after reading it
+RECEIVE_LIMIT_BYTES = 1_048_576  # that are read from a receiver in total
 _CHUNK_BYTES = 65_536
 _SAFE_IN_URL = "!$%&'()*+,/:;=?@~"
 
-# By RFC 6455, section 7.4.1, and the registry of IANA.
+# From RFC 6455, section 7.4.1, and the registry of IANA.
 _CLOSED_WELL = (1000, 1001, 1005)  # normal, going away, no code
 _CLOSED_FOR_NOW = (1011, 1012, 1013, 1014)  # internal error, restart, try again later, bad gateway
 
-_SILENT = logging.Logger("websockets", logging.CRITICAL)  # its lines show headers, which may hold credentials
+_SILENT = logging.Logger("websockets", logging.CRITICAL)  # its lines show headers, which may contain credentials
 
 
 class WebSocketDeliverer:
-    """Delivers to WebSockets, over a connection for each task."""
+    """Delivers to WebSockets, with a connection for each task."""
 
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
@@ -161,7 +161,7 @@ class _Conversation(StreamExchange):
         else:
             if self._tls.established:
                 for data in self._protocol.data_to_send():
-                    if data:  # what is empty stands for the end, and the connection is closed soon anyway
+                    if data:  # empty data means the end, and the connection is closed soon anyway
                         self._tls.send(data)
             self._unsent += self._tls.to_send()
         try:
@@ -178,7 +178,7 @@ class _Conversation(StreamExchange):
     # --- the protocol ------------------------------------------------------------------------------------------
 
     def _on_received(self) -> None:
-        """Acts on what has come; ends the delivery when that decides."""
+        """Handles the received events; ends the delivery if they decide it."""
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 self._on_response(event)
@@ -204,7 +204,7 @@ class _Conversation(StreamExchange):
             return
         self._open = True
         if self._protocol.state is not State.OPEN:
-            return  # the receiver has closed it at once; the next event says how
+            return  # the receiver has closed it at once; the next event has the code
         send = self._protocol.send_binary if self._message.binary else self._protocol.send_text
         send(self._message.content)
         if not self._message.wants_answer:
@@ -228,7 +228,7 @@ class _Conversation(StreamExchange):
         self.end(Answer())
 
     def _say_goodbye(self) -> None:
-        """Sends the close as far as the socket takes it; the delivery does not depend on it any more."""
+        """Sends the close as far as the socket has room; the delivery does not depend on it any more."""
         try:
             self._write()
         except ssl.SSLError:
@@ -275,7 +275,7 @@ class _Conversation(StreamExchange):
 
 
 def uri_of(link: str) -> WebSocketURI:
-    """The URL of a task as the protocol wants it: in ASCII, with its parts taken apart."""
+    """The URL of a task in the form that the protocol needs: in ASCII, split into its parts."""
     parts = urlsplit(link)
     secure = parts.scheme == "wss"
     host = parts.hostname or ""
