@@ -1,4 +1,4 @@
-"""The causes of an error that a library wraps in errors of its own."""
+"""The causes of an error that a library has wrapped in other errors."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Both transports send the request as it stands, so receivers cannot tell them apart. The status decides as soon as all
 headers of the answer have arrived: a receiver that answers 200 has accepted the request, even if the rest of its answer
-is lost. What is lost of the body is noted.
+is lost. A note says what was lost of the body.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import suppress
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 import brotli
-import idna
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from qtask.destinations.http import FormValue, HttpData, Scalar, http_data
 from qtask.destinations.http.browsers import random_browser
+from qtask.destinations.urls import SAFE, ascii_host
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id
 from qtask.model.link import check_url, split_unix
@@ -48,7 +48,6 @@ _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _CLEAN_URL = re.compile(  # possessive, which takes less than half the time; there is only one way to match
     r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|%[0-9A-F]{2})*+", re.ASCII
 )
-_SAFE_IN_URL = "!$%&'()*+,/:;=?@~"  # as requests does it: path and query of RFC 3986, and the percent sign
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -183,9 +182,7 @@ def _url(link: str) -> tuple[str, str]:
     if _CLEAN_URL.fullmatch(link):
         return link, ""
     parts = urlsplit(link)
-    host = parts.hostname or ""
-    if not host.isascii():
-        host = idna.encode(host, uts46=True).decode("ascii")
+    host = ascii_host(parts.hostname or "")
     if ":" in host:
         address, percent, zone = host.partition("%")
         host = f"[{address}{percent and '%25'}{zone.removeprefix('25')}]"  # RFC 6874; curl takes a bare % as well
@@ -195,8 +192,8 @@ def _url(link: str) -> tuple[str, str]:
         authorization = "Basic " + base64.b64encode(user.encode()).decode("ascii")
     place = host if parts.port is None else f"{host}:{parts.port}"
     # Lone surrogates are bytes of a redirect that are not UTF-8; they are sent as these bytes.
-    path = quote(_requote(parts.path or "/"), _SAFE_IN_URL, errors="surrogateescape")
-    query = quote(_requote(parts.query), _SAFE_IN_URL, errors="surrogateescape")
+    path = quote(_requote(parts.path or "/"), SAFE, errors="surrogateescape")
+    query = quote(_requote(parts.query), SAFE, errors="surrogateescape")
     return urlunsplit((parts.scheme, place, path, query, "")), authorization
 
 

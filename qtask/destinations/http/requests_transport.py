@@ -257,7 +257,7 @@ class _Exchange:
             return status, headers, self._read(request, status, headers, response.raw)
 
     def _read(self, request: HttpRequest, status: int, headers: list[tuple[str, str]], raw: Any) -> Answer:
-        """Reads the body, up to a limit. The status has decided already; what is lost of the body is noted."""
+        """Reads the body, up to a limit. The status has decided already; a note says what was lost."""
         if not (length := header(headers, "content-length")).isdigit() and length:
             raise Failure("protocol", f"{host_of(request)}: an invalid Content-Length: {length[:100]!r}")
         body, note = b"", ""

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import idna
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidMessage, InvalidStatus, PayloadTooBig
 from websockets.frames import Frame, Opcode
@@ -28,6 +27,7 @@ from qtask.delivery.claim import Claim, Done
 from qtask.delivery.loop import READ, WRITE, Loop
 from qtask.delivery.resolver import Resolver
 from qtask.delivery.stream import StreamExchange
+from qtask.destinations.urls import SAFE, ascii_host
 from qtask.destinations.websocket import Message, message_of
 from qtask.destinations.websocket.tls import Tls, trusting
 from qtask.model.ids import client_id
@@ -39,7 +39,6 @@ from qtask.version import VERSION
 CLOSE_WAIT_SECONDS = 1.0  # how long a receiver may still refuse a message, by the code of its close, after reading it
 RECEIVE_LIMIT_BYTES = 1_048_576  # that are read from a receiver in total
 _CHUNK_BYTES = 65_536
-_SAFE_IN_URL = "!$%&'()*+,/:;=?@~"
 
 # From RFC 6455, section 7.4.1, and the registry of IANA.
 _CLOSED_WELL = (1000, 1001, 1005)  # normal, going away, no code
@@ -278,12 +277,10 @@ def uri_of(link: str) -> WebSocketURI:
     """The URL of a task in the form that the protocol needs: in ASCII, split into its parts."""
     parts = urlsplit(link)
     secure = parts.scheme == "wss"
-    host = parts.hostname or ""
-    if not host.isascii():
-        host = idna.encode(host, uts46=True).decode("ascii")
+    host = ascii_host(parts.hostname or "")
     user = None if parts.username is None else unquote(parts.username)
     password = None if user is None else unquote(parts.password or "")
-    path, query = quote(parts.path, _SAFE_IN_URL), quote(parts.query, _SAFE_IN_URL)
+    path, query = quote(parts.path, SAFE), quote(parts.query, SAFE)
     return WebSocketURI(secure, host, parts.port or (443 if secure else 80), path, query, user, password)
 
 
