@@ -1,9 +1,9 @@
-# One image for gateway, scheduler and worker: `docker run qtask worker` and the like.
+# One image for gateway, scheduler and worker, such as `docker run qtask worker`.
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/qtask
 ENV PATH=/opt/qtask/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-# What the service runs on (the extra `server` of the package) changes seldom and comes first, so that a new version of QTask is a layer of its own.
+# Dependencies (the extra `server`) change rarely and come first, so that a new version of QTask only adds a layer.
 COPY requirements.lock .
 RUN pip install --quiet --require-hashes -r requirements.lock
 COPY . .
@@ -23,5 +23,5 @@ VOLUME ["/pipes"]
 EXPOSE 5123 5124
 ENTRYPOINT ["qtask"]
 CMD ["gateway"]
-# For the gateway; docker-compose.yml has those of scheduler and worker.
+# This one is for the gateway; docker-compose.yml has those of the scheduler and the worker.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["qtask", "health", "gateway"]

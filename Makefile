@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the targets.
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,71 +22,71 @@ $(READY): requirements.txt requirements-client.txt requirements-dev.txt pyprojec
 	@$(BIN)/python -c 'from qtask.run.server_binary import find_server; find_server()'
 	@touch $(READY)
 
-demo: $(READY) ## show the whole of it, on a Redis of its own
+demo: $(READY) ## show QTask at work, on a temporary Redis
 	@$(BIN)/qtask demo
 
-# Most tests wait for real processes, so more of them run at once than there are cores; a file shares its processes.
+# Most tests wait for real processes, so more run at once than there are cores. The tests of a file share processes.
 test: lint ## check and test everything, in under five minutes
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
 test-quick: $(READY) ## run the tests that need no server, in seconds
 	$(BIN)/python -m pytest -n 2 tests/unit
 
-# The test files in which the server matters, on Valkey; `make test` runs on the newest server of the PATH.
+# Test files that depend on the server, for Valkey. `make test` uses the newest server on the PATH.
 ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler idempotency tasks dead \
 	rq_tools sentinel
 
-test-system: $(READY) ## run the slow tests: signals, full disks, rights, health checks, the client's installation
+test-system: $(READY) ## run the slow tests: signals, full disks, rights, health checks, installing the client
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow
 
-test-valkey: $(READY) ## run the integration tests on the Valkey that is installed with QTask
+test-valkey: $(READY) ## run the tests that depend on the server, on the Valkey that is installed with QTask
 	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(wildcard $(ON_VALKEY:%=tests/*/test_%.py))
 	QTASK_TEST_SERVER=valkey $(BIN)/python -m pytest tests/acceptance/test_full_disk.py
 
-# Measuring makes everything slower, so tests get more time, and the report is shown even if one of them fails.
-coverage: $(READY) ## run the tests of `make test` and show which lines ran, in all processes that they start
+# Measuring coverage is slow, so tests get more time. The report is printed even if a test fails.
+coverage: $(READY) ## run `make test` with coverage, including the processes that tests start
 	rm -f .coverage .coverage.*
 	@status=0; $(BIN)/coverage run -m pytest -n 4 --dist loadfile -m "not slow" --timeout 180 || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
-lint: $(READY) ## style, types, and what may import what
+lint: $(READY) ## check style, types, and imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## put the code into shape
+format: $(READY) ## fix the style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# For the image: Linux and the Python of the Dockerfile. Every file of a version gets its hash, for all processors.
+# For the image: Linux and the Python of the Dockerfile. Every file of a version has its hash, for all processors.
 LOCK_HEAD := \# Exact versions and hashes of what the image installs (requirements.txt on Linux, Python 3.13). Written by `make lock`.
 
-lock: $(READY) ## write requirements.lock from requirements.txt, with the newest versions that fit
+lock: $(READY) ## write requirements.lock with the newest versions that requirements.txt allows
 	$(BIN)/uv pip compile requirements.txt --quiet --upgrade --generate-hashes --python-version 3.13 \
 		--python-platform linux --no-config --no-header --no-annotate --native-tls --output-file requirements.lock
 	@sed -i '1i $(LOCK_HEAD)' requirements.lock
 
-compose-test: $(READY) ## run docker-compose.yml for real (needs docker and docker-compose)
+compose-test: $(READY) ## test docker-compose.yml (needs docker and docker-compose)
 	@docker info >/dev/null 2>&1 || { echo "a running Docker engine is needed (on Debian: apt install docker.io)"; exit 1; }
 	@docker-compose version >/dev/null 2>&1 || { echo "docker-compose is needed (on Debian: apt install docker-compose)"; exit 1; }
 	$(BIN)/python -m pytest tests/compose --timeout 900
 
-chaos: $(READY) ## kill processes at random for ten minutes while 50,000 tasks go through, and print the ledger
+chaos: $(READY) ## kill processes at random for ten minutes under 50,000 tasks, then check and print the ledger
 	$(BIN)/python -m tests.chaos.run
 
-chaos-quick: $(READY) ## the same with 4,000 tasks in a minute, always in the same way
+chaos-quick: $(READY) ## the same with 4,000 tasks in one minute and a fixed seed
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python -m tests.chaos.run --seed 13 --seconds 35 --tasks 4000
 
-soak: $(READY) ## watch the memory of every process for ten minutes at 2,000 tasks/s
+soak: $(READY) ## measure the memory of every process for ten minutes at 2,000 tasks/s
 	$(BIN)/python -m tests.soak.run
 
-bench: $(READY) ## measure QTask and its peers, in an hour: benchmarks/RESULTS.md
+bench: $(READY) ## measure QTask and its peers, in one hour; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(READY) ## measure QTask alone, in two minutes
 	$(BIN)/python -m benchmarks.run --form quick
 
-clean: ## remove what the other targets made
+clean: ## remove the files that other targets created
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build *.egg-info

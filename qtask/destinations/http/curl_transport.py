@@ -66,7 +66,7 @@ class HttpDeliverer:
         self._time_at = self._timer_at = float("inf")
         self._timer: Timer | None = None
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
-        # Deprecated in favour of a call for each socket, whose cost a sweep avoids; see docs/architecture.md.
+        # Deprecated in favour of a call for each socket, whose cost a sweep avoids; see docs/decisions.md.
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
         self._running: dict[Any, Transfer] = {}
         self._idle: dict[Shape, list[Transfer]] = {}
