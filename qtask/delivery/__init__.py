@@ -1,1 +1,1 @@
-"""Deliveries, one module a kind of address."""
+"""What all destinations share: the event loop, look-ups of names, connecting, and how a delivery ends."""

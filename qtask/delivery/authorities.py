@@ -1,4 +1,4 @@
-"""The authorities whose certificates are trusted over HTTPS, chosen in one place for both transports."""
+"""The authorities whose certificates are trusted over TLS, chosen in one place for all destinations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import certifi
 
 from qtask.model.errors import ConfigError
 
-# The last is OpenSSL's. Some systems set it for everyone, so the variables of HTTP clients go before it.
+# The last is OpenSSL's. Some systems set it for all programs, so the variables of HTTP clients have precedence.
 _VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
@@ -18,7 +18,7 @@ def ca_bundle(ca_file: str, environment: Mapping[str, str] | None = None) -> Pat
     """The PEM file, or the folder of certificates, with the authorities to trust.
 
     Args:
-        ca_file: the setting; empty for the first variable of the environment that is set, else certifi's file.
+        ca_file: the setting. If it is empty, the first variable of the environment that is set, else certifi's file.
         environment: as `os.environ`, which is the default.
     """
     environment = os.environ if environment is None else environment
@@ -27,10 +27,10 @@ def ca_bundle(ca_file: str, environment: Mapping[str, str] | None = None) -> Pat
 
 
 def check_ca_file(ca_file: str) -> None:
-    """Raises `ConfigError` when the setting `ca_file` names nothing with certificates in it; empty is allowed."""
+    """Raises `ConfigError` if the setting `ca_file` is not a file or folder with certificates; empty is allowed."""
     if not ca_file:
         return
-    import ssl  # a worker that only speaks plain HTTP needs none of it
+    import ssl  # a worker that delivers only over plain HTTP does not need it
 
     path = Path(ca_file)
     try:

@@ -1,4 +1,4 @@
-"""A task in the hands of a worker, and what is called when its delivery has ended."""
+"""A task that a worker has claimed, and the callback for the end of its delivery."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Claim(Struct, frozen=True):
     """A task that a worker holds a lease of.
 
     Attributes:
-        id: of the task, as it is stored; `ids.client_id` gives the client's.
+        id: of the task, as it is stored; `ids.client_id` gives the one that the client knows.
         attempt: 1 for the first delivery.
-        task: the dict.
+        task: what was submitted.
         due: Unix seconds.
-        retried: whether the task was dead before and is tried again, so that its first delivery lies behind it.
-        foreign: whether another program put the job into Redis, so that QTask never accepted it.
+        retried: whether the task was dead and is retried, so its first delivery was measured before.
+        foreign: whether another program put the job into Redis, so QTask never accepted it.
     """
 
     id: str

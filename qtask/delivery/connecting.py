@@ -14,8 +14,8 @@ from qtask.delivery.resolver import Address, LookUp, Resolver, interleaved, trie
 from qtask.model.link import SocketLink
 from qtask.model.outcome import Failure
 
-ATTEMPT_DELAY_SECONDS = 0.25  # for which an address may be silent before the next is tried as well: RFC 8305, section 8
-_BACKLOG_RETRY_SECONDS = 0.02  # until a unix socket is tried again whose listener has no room
+ATTEMPT_DELAY_SECONDS = 0.25  # how long an address may be silent before the next is tried as well: RFC 8305, section 8
+_BACKLOG_RETRY_SECONDS = 0.02  # before a unix socket whose backlog is full is tried again
 
 
 class Connecting:
@@ -27,9 +27,9 @@ class Connecting:
         loop: on which it works.
         resolver: for stream sockets.
         link: where to.
-        on_connected: gets the socket, which does not block and is the caller's from then on.
-        on_failed: gets the failure, when no address is left.
-        on_error: gets what these two, or a defect here, raise.
+        on_connected: gets the socket, which does not block. The caller closes it.
+        on_failed: gets the failure when no address is left.
+        on_error: gets errors that these two callbacks, or a defect here, raise.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Connecting:
         self._look_up = self._resolver.resolve(self._link, self._on_resolved, self._on_error)
 
     def cancel(self) -> None:
-        """Gives up; neither callback is called any more. Does nothing after the end."""
+        """Stops connecting; neither callback is called after that. Does nothing after the end."""
         if self._look_up is not None:
             self._look_up.cancel()
             self._look_up = None
@@ -71,7 +71,7 @@ class Connecting:
         self._attempts.clear()
 
     def timed_out(self, seconds: float) -> Failure:
-        """The failure when there is no connection after the timeout of the task: how far it came at each address."""
+        """The failure when the timeout of the task ends before a connection is made: what happened at each address."""
         within = f"within {seconds:g} s"
         if not (self._attempts or self._addresses or self._errors):
             return Failure("timeout", f"the addresses of {self._link.host!r} were not found {within}")
@@ -88,7 +88,7 @@ class Connecting:
             self._attempt()
 
     def _attempt(self) -> None:
-        """Begins an attempt at the next address, and sees to it that the one after it gets its turn."""
+        """Begins an attempt at the next address, and sets the timer for the one after it."""
         if self._next is not None:
             self._next.cancel()
         while self._addresses:
@@ -112,7 +112,7 @@ class Connecting:
             one.connect(place)
         except BlockingIOError as error:
             if error.errno != errno.EINPROGRESS:
-                # A unix socket whose listener has a full backlog. The kernel does not tell when it has room again.
+                # A unix socket whose backlog is full. The kernel does not report when it has room again.
                 one.close()
                 self._addresses.append(address)
                 return _BACKLOG_RETRY_SECONDS

@@ -1,4 +1,4 @@
-"""What every destination's deliverer offers, and how one is made."""
+"""The interface of the deliverers of all destinations, and the function that makes them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from qtask.destinations.registry import REGISTRY
 
 
 class Deliverer(Protocol):
-    """Delivers the tasks of one destination without ever blocking the loop.
+    """Delivers the tasks of one destination and never blocks the loop.
 
-    It is made with the loop and the settings, and gets the host slots where its class says `takes_slots = True`.
+    It is made with the loop and the settings, and with the host slots if its class has `takes_slots = True`.
     """
 
     def start(self, claim: Claim, done: Done) -> None:
         """Begins a delivery; `done` is called once, with an answer or a failure, from the loop."""
 
     def close(self) -> None:
-        """Lets go of connections that are kept for the next delivery."""
+        """Closes connections that are kept for the next delivery."""
 
 
 def deliverer(kind: str, loop: Loop, config: Config, slots: HostSlots | None = None) -> Deliverer:
-    """Makes the deliverer of a destination; its module is imported only now.
+    """Makes the deliverer of a destination; its module is not imported before that.
 
     Args:
         kind: `address.type`.
         loop: on which it works.
-        config: what deliveries need of the settings.
-        slots: gets to know which HTTP hosts take many deliveries over one connection.
+        config: the settings.
+        slots: learns which HTTP hosts accept many deliveries over one connection.
     """
     destination = REGISTRY.find(kind)
     assert destination is not None, f"a task of the type {kind!r} could not have been read"

@@ -1,6 +1,6 @@
 """How a delivery ends: its outcome, whether and when it is tried again, and what is settled. No I/O.
 
-The rules are the same for both kinds of worker; a settlement is what QTask's own makes of them.
+The rules are the same for both kinds of worker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_OPTIONS = SettleOptions()  # of most settlements
 
 
 def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
-    """Why a task that was claimed is not to be delivered any more, or None when it is.
+    """The reason why a claimed task must not be delivered any more, or None if it may be delivered.
 
     Args:
         claim: the task.
@@ -46,7 +46,7 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
 
     Args:
         claim: what was delivered.
-        result: what came of it.
+        result: how it ended.
         started: Unix seconds.
         duration: seconds.
     """
@@ -67,12 +67,12 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
 
 
 def unread_outcome(failure: Failure, attempt: int, now: float) -> Outcome:
-    """The outcome of a job that is no task; `now` in Unix seconds."""
+    """The outcome of a job that cannot be read as a task; `now` in Unix seconds."""
     return Outcome("failed", now, now, None, 0.0, attempt, error=failure.kind, message=failure.message)
 
 
 def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
-    """Seconds until a failed delivery is to be tried again; None when the task is dead.
+    """Seconds until a failed delivery is tried again; None when the task is dead.
 
     Args:
         claim: what was delivered.
@@ -92,11 +92,11 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
 def settlement(
     claim: Claim, result: Answer | Failure, started: float, duration: float, idempotency_seconds: float
 ) -> Settlement:
-    """What is settled for a delivery that has ended.
+    """The settlement of a delivery that has ended.
 
     Args:
         claim, result, started, duration: as for `outcome_of`.
-        idempotency_seconds: for how long the id of a delivered task is remembered, where the client chose it.
+        idempotency_seconds: how long the id of a delivered task is remembered if the client chose it.
     """
     outcome = outcome_of(claim, result, started, duration)
     fate: Fate = "finished"
@@ -113,7 +113,7 @@ def settlement(
 
 
 def retry_in(one: Settlement) -> float | None:
-    """Seconds until the next attempt, of a settlement of a failed delivery; None when the task is dead."""
+    """Seconds until the next attempt, from the settlement of a failed delivery; None when the task is dead."""
     return _options(one).delay
 
 
@@ -121,9 +121,9 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
     """Logs a delivery that failed: `attempt_failed` when there will be another, else `dead`.
 
     Args:
-        log: where to.
+        log: gets the line.
         claim: what was to be delivered.
-        outcome: how that failed.
+        outcome: how it failed.
         delay: seconds until the next attempt; None when the task is dead.
     """
     address = claim.task.address
@@ -146,28 +146,28 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
 
 
 def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) -> None:
-    """Logs the death of a job that is no task."""
+    """Logs the death of a job that cannot be read as a task."""
     about: Fields = {"task": client_id(task_id), "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.kind}
     log.write(logging.WARNING, "dead", "unknown", lambda: about)
 
 
 def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
-    """What is settled for a task that was claimed and that no delivery was begun for; `now` in Unix seconds."""
+    """The settlement of a claimed task whose delivery was not begun; `now` in Unix seconds."""
     outcome = replace(outcome_of(claim, failure, now, 0.0), lateness=None)
-    # When its workers died, the lost deliveries stand in its history already.
+    # If its workers died, the lost deliveries are in its history already.
     line = b"" if failure.kind == "lost" else encode_outcome(outcome)
     options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign)
     return _settlement(claim.id, claim.task.kind, "failed", outcome, line, options)
 
 
 def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bool) -> Settlement:
-    """What is settled for a job that is no task.
+    """The settlement of a job that cannot be read as a task.
 
     Args:
         task_id, attempt: of the job.
         failure: what is wrong with it.
         now: Unix seconds.
-        foreign: whether another program put it into Redis, so that QTask never accepted it.
+        foreign: whether another program put it into Redis, so QTask never accepted it.
     """
     outcome = unread_outcome(failure, attempt, now)
     options = SettleOptions(again=attempt > 1, foreign=foreign)
@@ -175,25 +175,25 @@ def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bo
 
 
 def with_history(one: Settlement) -> Settlement:
-    """A settlement whose outcome is added to those before it; see `SettleOptions`."""
+    """A settlement whose outcome is added to earlier ones; see `SettleOptions`."""
     options = _options(one)
     options.again = True
     return _with(one, options)
 
 
 def sent_again(one: Settlement) -> Settlement:
-    """A settlement whose reply was lost, so that its task may have been claimed again; see `SettleOptions`."""
+    """A settlement whose reply was lost, so its task may have been claimed again; see `SettleOptions`."""
     if not one.outcome:
-        return one  # the task is dead, and is not claimed again by itself
+        return one  # the task is dead, so nothing claims it again
     options = _options(one)
     options.attempt = decode_outcomes(one.outcome)[-1].attempt
     return _with(one, options)
 
 
 def by_stock_worker(one: Settlement) -> Settlement:
-    """A settlement by a stock RQ worker, which does something of its own with the job afterwards; see settle.lua.
+    """A settlement by a stock worker, in which RQ moves the job itself afterwards; see settle.lua.
 
-    RQ counts the job as failed after the function has ended, and only then may the scheduler take it for the next
+    RQ counts the job as failed after the function has ended. Only after that may the scheduler release it for the next
     attempt.
     """
     options = _options(one)

@@ -1,4 +1,4 @@
-"""One delivery on the loop: it reports once, and what it holds is released however it ends."""
+"""One delivery on the loop: it reports its result once, and releases what it holds however it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("qtask.delivery")
 
 
 def broken(task_id: str, error: Exception) -> Failure:
-    """Logs an error that should not have happened, with its traceback; returns the failure that it makes."""
+    """Logs an unexpected error with its traceback; returns the failure for it."""
     logger.error("delivery_broke", exc_info=error, extra={"task": client_id(task_id)})
     return Failure("internal", f"QTask could not deliver this: {type(error).__name__}: {error}")
 
@@ -24,7 +24,7 @@ def broken(task_id: str, error: Exception) -> Failure:
 class Exchange(ABC):
     """Base of one delivery.
 
-    Its callbacks are registered with `on_error`, so that one that raises ends this delivery and no other.
+    Its callbacks are registered with `on_error`, so an error in one of them ends this delivery and no other.
 
     Args:
         loop: runs its callbacks.
@@ -51,32 +51,32 @@ class Exchange(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Closes its descriptors and cancels further timers, as far as there are any. Called once."""
+        """Closes descriptors and cancels timers other than that of `set_timer`. Called once."""
 
     def set_timer(self, instant: float, callback: Callable[[], None]) -> None:
-        """Calls back at an instant of `time.monotonic`, in place of the call that was set before."""
+        """Calls back at an instant of `time.monotonic`; replaces the call that was set before."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_at(instant, callback, self.on_error)
 
     def start(self) -> None:
-        """Begins the delivery; whatever goes wrong is reported to `done`."""
+        """Begins the delivery; errors are reported to `done`."""
         try:
             self.begin()
         except Exception as error:
             self.on_error(error)
 
     def end(self, result: Answer | Failure) -> None:
-        """Releases what is held and reports the result. Does nothing when it was reported before."""
+        """Releases what is held and reports the result. Does nothing if a result was reported before."""
         if self._done is not None:
             done, self._done = self._done, None
             self._release()
             done(result)
 
     def on_error(self, error: Exception) -> None:
-        """Ends the delivery as failed, because one of its steps raised an error.
+        """Ends the delivery as failed because one of its steps raised an error.
 
-        Raises the error again when the delivery has ended already: then it came from the code that got the result.
+        Raises the error again if the delivery has ended already: then it came from the code that got the result.
         """
         if self._done is None:
             raise error

@@ -1,7 +1,7 @@
 """A small event loop on epoll: file descriptors, timers, and calls from other threads.
 
-Why not asyncio: libcurl's multi interface wants a callback a socket event and one timer, and through asyncio
-(uvloop included) each of these costs about twice what a bare `epoll` does; that is a third of a delivery.
+It is not asyncio because libcurl's multi interface needs a callback for each socket event, and one timer. In asyncio
+(uvloop included) each of them costs about twice as much as with a bare `epoll`, which is a third of a delivery.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from time import monotonic
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-EVENTS = 256  # descriptors whose calls are made in one turn
-LATE_SECONDS = 0.05  # by which a timer rings too late when this process has more to do than it can, or was stopped
-CANCELLED_KEEP = 1_000  # cancelled timers that may wait for their instant; of more, no more than those that will ring
+EVENTS = 256  # descriptors whose callbacks are called in one turn
+LATE_SECONDS = 0.05  # a timer that is later than this shows that the process is overloaded, or was stopped
+CANCELLED_KEEP = 1_000  # cancelled timers that stay until their instant; above this, at most as many as active ones
 
 
 OnError = Callable[[Exception], None]
 
 
 class Timer:
-    """One call in the future; `cancel` before its instant and it never happens."""
+    """One call in the future; `cancel` before its instant prevents it."""
 
     __slots__ = ("_loop", "callback", "on_error")
 
@@ -37,20 +37,20 @@ class Timer:
         self._loop = loop
 
     def cancel(self) -> None:
-        """Forgets the call."""
+        """Prevents the call."""
         if self.callback is not None:
             self.callback = self.on_error = None
             self._loop.count_cancelled()
 
 
 class Loop:
-    """Calls back when descriptors are ready and when instants have come. Belongs to one thread.
+    """Calls back when descriptors are ready and when timers are due. Belongs to one thread.
 
-    A callback that raises an error does not keep the others from being called. Its error goes to the `on_error` that
-    was registered with it; without one, or when that raises too, to `on_defect`.
+    An error in a callback does not affect the others. It is passed to the `on_error` that was registered with the
+    callback; without one, or if that raises too, to `on_defect`.
 
     Args:
-        on_defect: gets errors that belong to nobody; without it, `run_once` raises them.
+        on_defect: gets errors that have no `on_error`; without it, `run_once` raises them.
     """
 
     def __init__(self, on_defect: OnError | None = None) -> None:
@@ -58,15 +58,15 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, tuple[Callable[[int], None], OnError | None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        self._cancelled = 0  # of these
-        self._order = count()  # timers of one instant run in the order in which they were set
+        self._cancelled = 0  # how many of them are cancelled
+        self._order = count()  # timers for the same instant run in the order in which they were set
         self._from_threads: deque[tuple[Callable[[], None], OnError | None]] = deque()
-        self._closing = threading.RLock()  # a signal may come while its own thread holds it
+        self._closing = threading.RLock()  # reentrant: a signal handler may run while its own thread holds it
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._wake, READ, self._run_from_threads)
 
     def close(self) -> None:
-        """Gives the descriptors back; what other threads still send afterwards is dropped."""
+        """Closes the descriptors; later calls from other threads are dropped."""
         with self._closing:
             self._epoll.close()
             os.close(self._wake)
@@ -86,9 +86,9 @@ class Loop:
         self._callbacks[descriptor] = callback, on_error
 
     def unwatch(self, descriptor: int) -> None:
-        """Stops watching; to be called before the descriptor is closed, or before anything else is opened."""
+        """Stops watching. Call it before the descriptor is closed, or before anything else is opened."""
         if self._callbacks.pop(descriptor, None) is not None:
-            with suppress(OSError):  # of a descriptor that its owner has closed, epoll has let go by itself
+            with suppress(OSError):  # a descriptor that its owner has closed has left the epoll already
                 self._epoll.unregister(descriptor)
 
     def call_at(self, instant: float, callback: Callable[[], None], on_error: OnError | None = None) -> Timer:
@@ -103,16 +103,16 @@ class Loop:
 
     @property
     def waiting(self) -> int:
-        """How many callbacks may still be called: of descriptors, and of timers that were not cancelled."""
+        """How many callbacks may still be called: those of descriptors, and of timers that were not cancelled."""
         return len(self._callbacks) - 1 + sum(1 for _, _, timer in self._timers if timer.callback is not None)
 
     @property
     def timers(self) -> int:
-        """How many timers wait, those that were cancelled and not taken out yet included."""
+        """How many timers are stored, including cancelled ones that were not removed yet."""
         return len(self._timers)
 
     def count_cancelled(self) -> None:
-        """Takes out cancelled timers when they are many: their instants may be minutes away, and memory is not free."""
+        """Removes cancelled timers when there are many: their instants may be minutes away, and they take memory."""
         self._cancelled += 1
         if self._cancelled > max(CANCELLED_KEEP, len(self._timers) // 2):
             self._timers[:] = [entry for entry in self._timers if entry[2].callback is not None]
@@ -120,14 +120,14 @@ class Loop:
             self._cancelled = 0
 
     def call_from_thread(self, callback: Callable[[], None], on_error: OnError | None = None) -> None:
-        """Calls back in the loop's own thread, soon; the one method that other threads (and signals) may use."""
+        """Calls back soon in the loop's own thread; the only method that other threads and signal handlers may use."""
         self._from_threads.append((callback, on_error))
         with self._closing:
-            if self._wake >= 0:  # else the number may belong to somebody else's file by now
+            if self._wake >= 0:  # else the number may belong to another file by now
                 os.eventfd_write(self._wake, 1)
 
     def run_once(self, longest: float = 1.0) -> None:
-        """Waits for events, but no longer than `longest` seconds, and makes the calls that are owed."""
+        """Waits for events, at most `longest` seconds, and calls the callbacks that are due."""
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)
@@ -137,7 +137,7 @@ class Loop:
         self._call(self._epoll.poll(longest, EVENTS))
         if timers and timers[0][0] <= (now := monotonic()):
             if timers[0][0] < now - LATE_SECONDS:
-                # This process stood still, or has much to do: what has happened goes before timers that wait for it.
+                # This process stood still, or is overloaded: events come before the timers that wait for them.
                 self._call(self._epoll.poll(0, max(EVENTS, len(self._callbacks))))
             while timers and timers[0][0] <= now:
                 timer = heapq.heappop(timers)[2]

@@ -1,4 +1,4 @@
-"""Addresses of host names, looked up in threads: the system's resolver may take seconds, and the loop must not."""
+"""Look-ups of host names, in threads: the system's resolver may take seconds, and must not block the loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qtask.model.link import SocketLink
 from qtask.model.outcome import Failure
 
 # A look-up occupies its thread until the system's resolver gives up, by default after 10 s for each name server.
-# Tasks for the same host and port share one look-up, so it takes this many names that hang to keep others waiting.
+# Tasks for the same host and port share one look-up, so only this many names that hang can delay other names.
 THREADS = 32
 
 Address = tuple[int, Any]
-"""Address family, and what `connect` wants."""
+"""Address family, and the address as `connect` takes it."""
 
 Then = Callable[[list[Address] | Failure], None]
 
@@ -39,7 +39,7 @@ def _joined(host: str, port: int) -> str:
 
 
 def tried(link: SocketLink, errors: Iterable[tuple[Address, str]]) -> str:
-    """A link, and what happened at each of its addresses."""
+    """A link and what happened at each of its addresses, for messages."""
     told = [(_spelled(address), words) for address, words in errors]
     if [address for address, _ in told] == [place_of(link)]:
         return f"{told[0][0]}: {told[0][1]}"
@@ -49,7 +49,7 @@ def tried(link: SocketLink, errors: Iterable[tuple[Address, str]]) -> str:
 def interleaved(addresses: list[Address]) -> list[Address]:
     """Addresses with their families in turn, each address once, and otherwise in the order of the system's resolver.
 
-    RFC 8305, section 4: so one family that leads nowhere does not hold up the other for long.
+    So a family that is not reachable does not delay the other for long (RFC 8305, section 4).
     """
     if len(addresses) == 1:
         return addresses
@@ -60,7 +60,7 @@ def interleaved(addresses: list[Address]) -> list[Address]:
 
 
 class LookUp:
-    """What somebody waits for: the addresses of one host and port, which others may wait for as well."""
+    """One caller's request for the addresses of a host and port; other callers may share the look-up."""
 
     __slots__ = ("_shared", "on_error", "then")
 
@@ -71,19 +71,19 @@ class LookUp:
         shared.waiting[self] = None
 
     def call(self, result: list[Address] | Failure) -> None:
-        """Passes the result on, unless nobody waits any more."""
+        """Passes the result on, unless the request was cancelled."""
         if self._shared.waiting.pop(self, self) is None:
             self.then(result)
 
     def cancel(self) -> None:
-        """Nobody waits any more: `then` is not called, and a look-up that is not begun never is."""
+        """Drops the request: `then` is not called, and a look-up that no other caller waits for is not begun."""
         self._shared.waiting.pop(self, None)
         if not self._shared.waiting:
             self._shared.forget()
 
 
 class _Shared:
-    """The look-up of one host and port for all that wait for it."""
+    """The look-up of one host and port for all callers that wait for it."""
 
     __slots__ = ("_forget", "link", "waiting")
 
@@ -93,20 +93,20 @@ class _Shared:
         self._forget = forget
 
     def forget(self) -> None:
-        """Drops it, if it is not begun."""
+        """Drops the look-up if it was not begun."""
         self._forget(self)
 
 
 class Resolver:
     """Looks up links for one kind of socket.
 
-    A look-up has no timeout of its own: whoever waits for it cancels it when its time is over, also while the look-up
-    waits for a thread. Threads are daemons, so that a name server that does not answer delays no exit.
+    A look-up has no timeout: the caller cancels it at the deadline of its task, also while the look-up waits for a
+    thread. Threads are daemons, so a name server that does not answer does not delay the exit of the process.
 
     Args:
         loop: calls back on it.
         kind: `SOCK_STREAM` or `SOCK_DGRAM`.
-        most_threads: look-ups that are made at once.
+        most_threads: how many look-ups run at once.
     """
 
     def __init__(self, loop: Loop, kind: socket.SocketKind, most_threads: int = THREADS) -> None:
@@ -115,7 +115,7 @@ class Resolver:
         self._most_threads = most_threads
         self._under_way: dict[tuple[str, int], _Shared] = {}
         self._changed = threading.Condition()
-        self._queue: deque[_Shared] = deque()  # this and the rest belong to the condition
+        self._queue: deque[_Shared] = deque()  # this and the following are protected by the condition
         self._threads = 0
         self._idle = 0
         self._closed = False
@@ -123,8 +123,8 @@ class Resolver:
     def resolve(self, link: SocketLink, then: Then, on_error: OnError) -> LookUp | None:
         """Calls `then` with the addresses, of which there is at least one, or with a failure.
 
-        Where nothing is to be looked up it is called at once; else a look-up is returned, which can be cancelled.
-        What `then` raises when it is called later goes to `on_error`.
+        If no look-up is needed it is called at once; otherwise the look-up is returned, which can be cancelled. Errors
+        of `then` when it is called later are passed to `on_error`.
         """
         if link.path:
             then([(socket.AF_UNIX, link.path)])
@@ -149,7 +149,7 @@ class Resolver:
         return LookUp(shared, then, on_error)
 
     def close(self) -> None:
-        """Ends the threads; look-ups that wait are dropped."""
+        """Ends the threads; waiting look-ups are dropped."""
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -160,7 +160,7 @@ class Resolver:
         return [(int(family), address) for family, _, _, _, address in found]
 
     def _enqueue(self, shared: _Shared) -> None:
-        """Hands a look-up to a thread. Raises `RuntimeError` when there is none and none can be started."""
+        """Queues a look-up for a thread. Raises `RuntimeError` if there is no thread and none can be started."""
         with self._changed:
             self._queue.append(shared)
             if self._idle >= len(self._queue):
@@ -193,11 +193,11 @@ class Resolver:
 
     def _on_resolved(self, shared: _Shared, result: list[Address] | Failure) -> None:
         del self._under_way[shared.link.host, shared.link.port]
-        for one in shared.waiting:  # each in a call of its own: what one of them raises is not the others' business
+        for one in shared.waiting:  # a call for each, so an error in one does not affect the others
             self._loop.call_from_thread(partial(one.call, result), one.on_error)
 
     def _forget(self, shared: _Shared) -> None:
-        """Drops a look-up that nobody waits for; one that is being made goes on, and may find somebody yet."""
+        """Drops a look-up that no caller waits for; one that has begun goes on, and later callers may share it."""
         with self._changed:
             if shared not in self._queue:
                 return

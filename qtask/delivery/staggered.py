@@ -1,4 +1,4 @@
-"""Connects to a host name that has several addresses, as RFC 8305 ("Happy Eyeballs") has it. Blocks."""
+"""Connects to a host name that has several addresses, by RFC 8305 ("Happy Eyeballs"); for threads, as it blocks."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import selectors
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from time import monotonic
 from typing import Any
 
-STAGGER_SECONDS = 0.25  # the "Connection Attempt Delay" that the RFC recommends
-
-_Found = tuple[int, Any]  # address family and what connect() wants
+from qtask.delivery.connecting import ATTEMPT_DELAY_SECONDS
+from qtask.delivery.resolver import interleaved
 
 
 def connect(
     host: str, port: int, seconds: float, options: Sequence[tuple[int, int, int | bytes]] = ()
 ) -> socket.socket:
-    """Connects to the first address that answers: one after the other, without waiting for an address that is silent.
+    """Connects to the first address that answers; one that is silent does not hold up the next.
 
     Args:
         host: a name or an address.
         port: the port.
-        seconds: for connecting, the look-up of the name not included; later the timeout of the socket's calls.
+        seconds: for connecting, without the look-up of the name; later the timeout of the socket's calls.
         options: as `socket.setsockopt` takes them.
 
-    Raises `socket.gaierror` when the name cannot be resolved, `TimeoutError` when no address has answered in time,
-    and the `OSError` of the last address when all have refused.
+    Raises `socket.gaierror` when the name cannot be resolved, `TimeoutError` when no address answers in time, and the
+    `OSError` of the last address when every address refuses.
     """
-    addresses = _interleaved(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = interleaved([(int(family), address) for family, _, _, _, address in found])
     failure = OSError("the name has no address")
     deadline = monotonic() + seconds
     next_at = 0.0
@@ -42,7 +41,7 @@ def connect(
                     raise TimeoutError(f"no connection within {seconds:g} s")
                 if addresses and now >= next_at:
                     family, address = addresses.pop(0)
-                    next_at = now + STAGGER_SECONDS
+                    next_at = now + ATTEMPT_DELAY_SECONDS
                     try:
                         _begin(selector, family, address, options)
                     except OSError as error:
@@ -54,7 +53,7 @@ def connect(
                     code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not code:
                         attempt.settimeout(seconds)
-                        return attempt  # type: ignore[no-any-return]  # selectors do not keep the type
+                        return attempt  # type: ignore[no-any-return]  # selectors lose the type
                     attempt.close()
                     failure, next_at = OSError(code, os.strerror(code)), now
         finally:
@@ -76,10 +75,3 @@ def _begin(selector: selectors.BaseSelector, family: int, address: Any, options:
     except BaseException:
         attempt.close()
         raise
-
-
-def _interleaved(found: Sequence[tuple[Any, ...]]) -> list[_Found]:
-    """IPv6 and IPv4 in turn, beginning with what the system prefers."""
-    first = [(entry[0], entry[4]) for entry in found if entry[0] == found[0][0]]
-    others = [(entry[0], entry[4]) for entry in found if entry[0] != found[0][0]]
-    return [one for pair in zip_longest(first, others) for one in pair if one is not None]

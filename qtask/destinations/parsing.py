@@ -1,7 +1,7 @@
-"""Reads and checks the dict that QTask accepts: whatever a client sends comes through here before it is stored.
+"""Reads and checks tasks: everything that a client sends passes through here before it is stored.
 
-A task is read in two steps: its frame by msgspec (a tagged union on `address.type`), then its link and data by the
-checks of its destination. Nothing here touches the network, Redis or the clock.
+A task is read in two steps: all fields but the data by msgspec (a tagged union on `address.type`), then its link and
+data by the checks of its destination. Nothing here uses the network, Redis or the clock.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ _Read = TypeVar("_Read")
 
 
 class TaskDecoder(Generic[_Read]):
-    """Decodes JSON that is, or holds, a task of a known destination.
+    """Decodes JSON that is, or contains, a task of a known destination.
 
     Args:
-        shape: from the type of a task to the type of the whole.
+        shape: makes the type of the whole JSON from the type of a task.
 
     Attributes:
-        decoder: for the destinations that are known so far. Where it raises `ValidationError`, `decode_anew` may know
-            more.
+        decoder: for the destinations that are known so far. If it raises `ValidationError`, call `decode_anew`.
     """
 
     def __init__(self, shape: Callable[[Any], Any]) -> None:
@@ -47,7 +46,7 @@ class TaskDecoder(Generic[_Read]):
         self.decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(shape(self._task_type))
 
     def decode_anew(self, raw: bytes, error: msgspec.ValidationError) -> _Read:
-        """Decodes what `decoder` could not, with the destinations of installed packages; without any raises `error`."""
+        """Decodes with the destinations of installed packages as well. Raises `error` if there are none."""
         REGISTRY.look_for_more()
         if self._task_type is REGISTRY.task_type:
             raise error
@@ -60,7 +59,7 @@ _TASK: TaskDecoder[Task] = TaskDecoder(lambda task: task)
 
 
 def read_task(raw: bytes) -> Task:
-    """A task from its JSON, unchecked. Raises `msgspec.DecodeError` for another form."""
+    """A task from its JSON, without the checks. Raises `msgspec.DecodeError` if it has another form."""
     try:
         return _TASK.decoder.decode(raw)
     except msgspec.ValidationError as error:
@@ -68,13 +67,13 @@ def read_task(raw: bytes) -> Task:
 
 
 def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
-    """Reads and checks one dict.
+    """Reads and checks one task.
 
     Args:
         raw: one JSON object in UTF-8, in any layout; a byte order mark before it is ignored.
-        max_bytes: the largest dict to accept.
+        max_bytes: the largest task to accept.
 
-    Raises `Refused`, which names the field, what is wrong and what would be right.
+    Raises `Refused`, which names the field, says what is wrong and what would be right.
     """
     check_size(raw, max_bytes, "a dict")
     check_depth(raw)
@@ -90,20 +89,20 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
         raise refusal_of_text(error, raw, hints=_hints(REGISTRY.known())) from None
     check_title(task.title)
     destination = REGISTRY.find(task.kind)
-    assert destination is not None, "it was read by the union of all that are known"
+    assert destination is not None, "the union of all known destinations has read it"
     destination.check(task)
     delay, instant = check_settings(task.settings, destination.at_once)
     return Checked(task, msgspec.json.format(raw, indent=-1), delay, instant)
 
 
 def check_task(task: Task | Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Checked:
-    """As `parse`, for a `Task` or a dict that Python code made. Raises `Refused`."""
+    """As `parse`, for a `Task` or a dict from Python code. Raises `Refused`."""
     return parse(encode(task), max_bytes)
 
 
 @lru_cache(1)
 def _hints(known: tuple[Destination[...], ...]) -> dict[str, str]:
-    """What is added to messages about an address: the types that there are, and what the link of each is."""
+    """Hints for messages about an address: the existing types, and the form of the link of each."""
     names_by_words: dict[str, list[str]] = {}
     for one in known:
         if one.link_words:

@@ -1,7 +1,7 @@
-"""The destinations that there are: those that come with QTask, one line each, and those of installed packages.
+"""The registry of destinations: the built-in ones, one line each, and those of installed packages.
 
-A package adds destinations by entry points of the group `qtask.destinations`, each of which names a `Destination`. They
-are looked for when something is asked for that QTask itself does not have; a process that needs none never looks.
+A package adds destinations with entry points of the group `qtask.destinations`, each of which names a `Destination`.
+They are loaded when a type, a method or a flag is used that is not built in; a process that needs none never looks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("qtask.destinations")
 
 
 class BuiltIn:
-    """What comes with QTask. Clients inherit from this class, and so have a method for each."""
+    """The built-in destinations. Clients inherit from this class, so they have a method for each."""
 
     http = http.DESTINATION
     socket = socket.DESTINATION
@@ -32,7 +32,7 @@ class BuiltIn:
 
 
 def built_in() -> dict[str, Destination[...]]:
-    """The destinations that come with QTask, by `address.type`."""
+    """The built-in destinations by `address.type`."""
     found = (value for value in vars(BuiltIn).values() if isinstance(value, Destination))
     return {one.name: one for one in found}
 
@@ -41,7 +41,7 @@ class Registry:
     """All destinations that this process knows.
 
     Attributes:
-        task_type: the type of a task whose address is one of those known. It is replaced when more become known.
+        task_type: the type of a task with the address of any known destination. It is replaced when more become known.
     """
 
     def __init__(self, destinations: Mapping[str, Destination[...]]) -> None:
@@ -60,16 +60,16 @@ class Registry:
         return tuple(self._known.values())
 
     def look_for_more(self) -> None:
-        """Loads the destinations of installed packages, once. One that cannot be used is logged and left out."""
+        """Loads the destinations of installed packages, once. One that is not usable is logged and left out."""
         if self._looked:
             return
         self._looked = True
-        from importlib.metadata import entry_points  # takes longer to import than all the rest
+        from importlib.metadata import entry_points  # takes longer to import than everything else here
 
         for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
             try:
                 self._add(entry.load())
-            except Exception as error:  # whatever is wrong in a package of somebody else's, QTask goes on without it
+            except Exception as error:  # an error in another package must not stop QTask
                 about = {"destination": entry.name, "from": entry.value, "error": f"{type(error).__name__}: {error}"}
                 logger.error("destination_unusable", extra=about)
         self.task_type = _task_type(self._known)
@@ -84,7 +84,7 @@ class Registry:
 
 
 def _task_type(destinations: Mapping[str, Destination[...]]) -> Any:
-    """`Task` with the union of all addresses: what a decoder is made for."""
+    """`Task` with the union of all addresses, for decoders."""
     addresses: Any = Union[tuple(one.address for one in destinations.values())]  # noqa: UP007  # made at run time
     return Task[addresses]
 
@@ -93,11 +93,11 @@ REGISTRY = Registry(built_in())
 
 
 def destination_of(name: str, link: str) -> str:
-    """Where a task goes, for logs: a host and its port, never a path or credentials; `unknown` where it cannot be read.
+    """The destination of a task for logs: a host and its port, never a path or credentials; `unknown` for a bad link.
 
     Args:
         name: `address.type`.
-        link: `address.link`, which may be wrong in any way.
+        link: `address.link`, which may be invalid.
     """
     found = REGISTRY.find(name)
     return found.place(link) if found else "unknown"

@@ -18,6 +18,7 @@ from qtask.intake.intake import Answer, Intake, encode_answer
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
 from qtask.store import inbox
+from qtask.store.connect import BACKOFF_SECONDS
 from qtask.store.inbox import Entry, Refusal
 
 COUNT = 500  # entries a read, when they are small
@@ -27,7 +28,6 @@ RETRY_SECONDS = 0.2
 TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not finish
 TAKE_OVER_EVERY_SECONDS = 5.0
 CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long without a read it is dead
-BACKOFF_SECONDS = (0.05, 2.0)
 CANCEL_AGAIN_SECONDS = 0.1
 TURN_BYTES = 65_536  # of dicts that are checked in one turn of the loop
 

@@ -31,7 +31,7 @@ from qtask.private import redis_py
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.store import rights, schedule
-from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
+from qtask.store.connect import BACKOFF_SECONDS, REPLY_TIMEOUT_SECONDS, connect
 from qtask.store.job import FUNCTION, read_data
 from qtask.store.nodes import Nodes
 from qtask.store.rq_job import TaskJob
@@ -44,7 +44,6 @@ TICK_SECONDS = 1.0  # how often dead workers and RQ's registrations are looked a
 DEAD_AFTER_SECONDS = 5.0  # without a heartbeat, after which a worker's tasks are reclaimed
 GAP_IN_TICKS_SECONDS = 3.0  # between two ticks, after which Redis must have been away; less than it takes to be dead
 LOCK_SECONDS = 10
-BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
 FOREIGN_RETRY_SECONDS = 60.0
 RECLAIM_BATCH = 5_000
 LOST_LINES = 10  # of the deliveries that are reclaimed in a tick, so many are logged one by one

@@ -30,6 +30,7 @@ from qtask.model.redis_address import not_an_address, secrets_of, without_passwo
 from qtask.private import redis_py
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+BACKOFF_SECONDS = (0.05, 2.0)  # the first and the longest pause before a process connects again
 REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
 # A connection that was not used for so long is replaced before it is used: a firewall or NAT on the way may have
 # forgotten it, and tells neither side. The shortest limits in use are some minutes.

@@ -1,4 +1,4 @@
-"""Claims: tasks are claimed by the batch, the queue is watched for more, and what cannot be begun is given back."""
+"""Claims: claims tasks in batches, watches the queue for more, and gives back tasks that cannot be begun."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from qtask.worker.held import HeldTasks
 from qtask.worker.link import IDLE_WAIT_SECONDS, Link
 from qtask.worker.settling import Settling
 
-CLAIM_BATCH = 250  # tasks a claim
-HELD_BYTES = 67_108_864  # of dicts that were claimed and are not settled; beyond it no more are claimed
-BACKLOG_SECONDS = 5.0  # for which a claimed task waits for its turn; later its lease might end before its delivery
+CLAIM_BATCH = 250  # tasks in a claim
+HELD_BYTES = 67_108_864  # of claimed tasks that are not settled; above this, nothing is claimed
+BACKLOG_SECONDS = 5.0  # how long a claimed task may wait to begin; after that its lease might end before its delivery
 OUT_OF_MEMORY_PAUSE_SECONDS = 0.05
 
 
 class Exchange(Enum):
-    """What is under way that changes which tasks this worker holds; there is one of these at a time."""
+    """The request under way that changes which tasks this worker holds; there is one at a time."""
 
-    NOTHING = "a claim may be sent, and so may tasks that go back"
-    CLAIM = "tasks may be on their way here"
-    NACK = "tasks go back; what was claimed now would go back as well"
+    NOTHING = "a claim or a nack may be sent"
+    CLAIM = "Redis may have claimed tasks whose ids are not here yet"
+    NACK = "tasks are given back; a claim now would be given back as well"
 
 
 class Queue(Enum):
-    """What is known of the queue."""
+    """What this worker knows about the queue."""
 
-    MAY_HOLD_TASKS = "it is to be looked at by a claim"
-    WATCHED = "Redis replies as soon as it holds a task, and now and then when it does not"
-    NOT_WATCHED = "Redis has no memory to let anybody wait; it is looked at after a pause"
+    MAY_HOLD_TASKS = "a claim will show whether it holds tasks"
+    WATCHED = "Redis replies as soon as it holds a task, and at intervals while it does not"
+    NOT_WATCHED = "Redis is out of memory and rejects the wait; the next claim follows after a pause"
 
 
-# Looked up once: in Python 3.11 a member of an enum costs as much as a call.
+# Looked up once: in Python 3.11 access to a member of an enum costs as much as a call.
 NOTHING, CLAIM, NACK = Exchange
 MAY_HOLD_TASKS, WATCHED, NOT_WATCHED = Queue
 
@@ -50,17 +50,19 @@ MAY_HOLD_TASKS, WATCHED, NOT_WATCHED = Queue
 class Claims:
     """The claims of one worker.
 
-    Its methods send over `link` while that is connected, and raise its `LINK_ERRORS`.
+    Its methods send over `link` while it is connected, and raise its `LINK_ERRORS`.
 
     Args:
         config: `queue` and `concurrency`.
-        token: of the worker, under which it holds leases.
-        loop, link, clock: on which it works, over which it sends, and which its replies set.
-        held: gets what is claimed.
+        token: of the worker, which its leases name.
+        loop: runs its timers.
+        link: sends its requests.
+        clock: is set by the replies.
+        held: gets the claimed tasks.
         deliveries, settling: those of the worker.
 
     Attributes:
-        backlog: tasks that were claimed and whose deliveries were not begun.
+        backlog: claimed tasks whose deliveries were not begun.
     """
 
     def __init__(
@@ -91,13 +93,13 @@ class Claims:
 
     @property
     def idle(self) -> bool:
-        """Whether no claim is under way, and no task on its way back."""
+        """Whether no claim and no nack is under way."""
         return self._exchange is NOTHING
 
     # --- claiming --------------------------------------------------------------------------------------------
 
     def claim(self) -> None:
-        """Claims a batch, when the queue may hold tasks and there is room for them."""
+        """Claims a batch if the queue may hold tasks and there is room for them."""
         if self._queue is not MAY_HOLD_TASKS or self._exchange is not NOTHING:
             return
         in_flight = len(self._deliveries.in_flight)
@@ -109,7 +111,7 @@ class Claims:
     def _claim(self, limit: int) -> None:
         self._exchange = CLAIM
         self._link.claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, limit))
-        self._queue = WATCHED  # by the wait for more, which is sent right after the claim
+        self._queue = WATCHED  # by the wait for more tasks, which is sent right after the claim
         self._link.claims.send(self._on_watched, *workers.wait_for_tasks(self._config.queue, IDLE_WAIT_SECONDS))
 
     def _on_claimed(self, reply: Any) -> None:
@@ -127,7 +129,7 @@ class Claims:
 
     def _on_watched(self, reply: Any) -> None:
         if isinstance(reply, OutOfMemoryError):
-            # Redis lets nobody wait who might write, but claiming and settling free its memory: look again and again.
+            # Redis rejects a wait that might write. Claiming and settling free its memory, so they go on, with pauses.
             self._queue = NOT_WATCHED
             self._loop.call_later(OUT_OF_MEMORY_PAUSE_SECONDS, self._look_again)
         elif isinstance(reply, ResponseError):
@@ -142,7 +144,7 @@ class Claims:
     # --- giving back -----------------------------------------------------------------------------------------
 
     def nack_late(self) -> None:
-        """Gives back what has waited here for too long: for a free place, or for a connection to its host."""
+        """Gives back tasks that have waited too long for a free place, or for a connection to their host."""
         now = monotonic()
         if now - self._claimed_at > BACKLOG_SECONDS:
             self.nack_unbegun()
@@ -153,9 +155,9 @@ class Claims:
                 self._nack()
 
     def nack_unbegun(self) -> None:
-        """Gives back what is not begun: other workers may have room, and a lease does not wait.
+        """Gives back tasks that are not begun: other workers may have room, and the leases go on.
 
-        That is so behind receivers that hang, and when this worker is asked to end.
+        This happens when receivers hang, and when this worker is asked to stop.
         """
         if (self.backlog or self._deliveries.slots) and self._may_nack:
             self._forget_unbegun()
@@ -163,7 +165,7 @@ class Claims:
 
     @property
     def _may_nack(self) -> bool:
-        """Whether all that is leased is known: what is being claimed or settled is neither held nor to go back."""
+        """Whether all leases of this worker are known: tasks in a claim or settle under way are not held here."""
         return self._exchange is NOTHING and not self._settling.under_way
 
     def _nack(self) -> None:
@@ -174,7 +176,7 @@ class Claims:
         self._exchange = NOTHING
         if isinstance(reply, ResponseError):
             raise reply
-        if self._queue is not WATCHED:  # else the wait ends, because tasks have come into the queue
+        if self._queue is not WATCHED:  # else the wait ends, because there are tasks in the queue
             self._queue = MAY_HOLD_TASKS
 
     def _forget_unbegun(self) -> None:
@@ -182,20 +184,20 @@ class Claims:
         self.backlog.clear()
         self._held.let_go(self._deliveries.slots.withdraw())
 
-    # --- when the link comes and goes ------------------------------------------------------------------------
+    # --- when the link is lost or made -----------------------------------------------------------------------
 
     def on_lost(self) -> None:
-        """The replies will not come, whatever was asked."""
+        """Forgets the requests under way, whose replies are lost."""
         self._exchange = NOTHING
         self._queue = MAY_HOLD_TASKS
 
     def on_connecting(self, redis: Redis) -> None:
-        """Gives back all that is not begun, also what an earlier connection claimed without a reply; waits for it."""
+        """Gives back all tasks that are not begun, also those of a claim whose reply was lost. Blocks."""
         self._forget_unbegun()
         leases.nack(self._config.queue, self._token, self._held.sizes).run(redis)
 
     def finish(self, redis: Redis) -> int:
-        """Gives back all that is left, and waits for it; returns how many tasks that were."""
+        """Gives back all remaining tasks, and returns how many there were. Blocks."""
         self._held.sizes.clear()
         back: int = leases.nack(self._config.queue, self._token, self._held.sizes).run(redis)
         return back

@@ -37,20 +37,20 @@ logger = logging.getLogger("qtask.worker")
 
 
 class Deliveries:
-    """Begins the deliveries of claimed tasks, and makes their outcomes.
+    """Begins the deliveries of claimed tasks, and makes their settlements.
 
     Args:
-        config: `concurrency`, `host_connections`, and what the kinds of delivery need.
-        loop: on which it works.
+        config: `concurrency`, `host_connections`, and the settings of the deliverers.
+        loop: runs the deliveries.
         clock: for the instants in outcomes.
-        on_outcome: gets each outcome.
+        on_outcome: gets each settlement.
 
     Attributes:
         in_flight: the start of each delivery under way, by `monotonic`; by the task's id.
-        slots: has the tasks that wait for a connection to their host.
-        failures: the log of deliveries that failed.
-        delivered, failed: how many deliveries have ended, in either way.
-        seconds: that they took together.
+        slots: holds the tasks that wait for a connection to their host.
+        failures: the log of failed deliveries.
+        delivered, failed: how many deliveries have ended, by result.
+        seconds: how long they took together.
     """
 
     def __init__(self, config: Config, loop: Loop, clock: RedisClock, on_outcome: Callable[[Settlement], None]) -> None:
@@ -68,7 +68,7 @@ class Deliveries:
         self.seconds = 0.0
 
     def begin(self, backlog: deque[Entry]) -> None:
-        """Begins as many deliveries as there is room for; first those that have waited for their host."""
+        """Begins as many deliveries as there is room for, first those that have waited for their host."""
         concurrency, slots = self._config.concurrency, self.slots
         while slots.ready and len(self.in_flight) < concurrency:
             self._begin(*slots.ready.popleft()[1])
@@ -99,10 +99,10 @@ class Deliveries:
                 deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config, self.slots)
             deliver.start(claim, partial(self._end, claim))
         except Refused as refused:
-            # What another program put into the queue; QTask's own ways in would have refused it.
+            # Another program put it into the queue; QTask would have refused it when it was submitted.
             self._end_broken(task_id, abs(attempt), claim, Failure("refused", refused.message), data)
-        except Exception as error:  # whatever is wrong with one task, the others must go on
-            if task_id not in self.in_flight:  # then it is not the task: its result was reported
+        except Exception as error:  # an error in one task must not stop the others
+            if task_id not in self.in_flight:  # its result was reported, so the error is not that of the task
                 raise
             self._end_broken(task_id, abs(attempt), claim, broken(task_id, error), data)
 
@@ -121,14 +121,14 @@ class Deliveries:
         self._on_outcome(outcome)
 
     def _end_undelivered(self, claim: Claim, failure: Failure) -> None:
-        """For a task that was claimed and that no delivery was begun for."""
+        """For a claimed task that must not be delivered any more."""
         self.failed += 1
         log_failure(self.failures, claim, failure, None)
-        self.slots.release(claim.id)  # the time in which it was to be delivered passed while it waited
+        self.slots.release(claim.id)  # it may have waited for its host until it expired
         self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
-        """For a job that is no task, and for a task that no delivery could be begun for."""
+        """For a job that cannot be read as a task, and for a task whose delivery could not be begun."""
         if claim is not None:
             self._end(claim, failure)
             return
@@ -138,7 +138,7 @@ class Deliveries:
         self._on_outcome(unread(task_id, attempt, failure, now, is_foreign(data)))
 
     def close(self) -> None:
-        """Lets go of kept connections, and logs what the log of failures has still."""
+        """Closes kept connections, and writes the last lines about failures."""
         self.failures.flush(everything=True)
         for deliver in self._deliverers.values():
             deliver.close()

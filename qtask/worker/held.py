@@ -1,4 +1,4 @@
-"""The tasks that a worker has claimed and whose outcomes are not on their way to Redis."""
+"""The tasks that a worker has claimed and whose outcomes it has not sent to Redis."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 
 class HeldTasks:
-    """Ids of claimed tasks, and how many bytes they take.
+    """Ids and sizes of claimed tasks.
 
     Attributes:
-        sizes: bytes of each dict, by the task's id.
-        total: of these.
-        claimed_again: ids that are held, were reclaimed, and came here a second time.
+        sizes: bytes of each task, by its id.
+        total: the sum of these.
+        claimed_again: ids that are held, were reclaimed, and were claimed by this worker a second time.
     """
 
     def __init__(self) -> None:
@@ -20,9 +20,9 @@ class HeldTasks:
         self.claimed_again: set[str] = set()
 
     def take(self, task_id: str, size: int) -> bool:
-        """Holds a task from now on; returns False when it is held already, so that nothing is to be begun.
+        """Adds a task; returns False if it is held already, so its delivery must not begin a second time.
 
-        That happens to a worker that hung: its task was reclaimed, and claimed by it again, which renewed the lease.
+        This happens when a worker hung: its task was reclaimed, and it claimed it again, which renewed the lease.
         """
         if task_id in self.sizes:
             self.claimed_again.add(task_id)
@@ -32,7 +32,7 @@ class HeldTasks:
         return True
 
     def let_go(self, ids: Iterable[str]) -> None:
-        """Holds these no longer."""
+        """Removes tasks; ids that are not held are ignored."""
         for task_id in ids:
             self.total -= self.sizes.pop(task_id, 0)
             self.claimed_again.discard(task_id)

@@ -1,4 +1,4 @@
-"""The worker's link to Redis: two connections that are made, watched, lost, and made again."""
+"""The link of a worker to Redis: two connections that are made, watched, and made again when they are lost."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from redis.exceptions import RedisError
 from qtask.delivery.loop import READ, Loop
 from qtask.model.errors import ConfigError
 from qtask.store.channel import Channel
+from qtask.store.connect import BACKOFF_SECONDS
 
-BACKOFF_SECONDS = (0.05, 2.0)  # first and longest pause while Redis is away
-STEADY_SECONDS = 5.0  # a connection that has lasted so long starts with the first pause again
-STALL_SECONDS = 10.0  # without a reply that is owed, after which the connection counts as broken
+STEADY_SECONDS = 5.0  # after a connection that lasted this long, the pauses begin with the first again
+STALL_SECONDS = 10.0  # without an expected reply, after which the connection counts as broken
 IDLE_WAIT_SECONDS = 30  # Redis answers a blocked wait at least this often
-LEAVE_WAIT_SECONDS = 1.0  # for an attempt to connect, when asked to stop
+LEAVE_WAIT_SECONDS = 1.0  # at a stop, for an attempt to connect that is under way
 
 LINK_ERRORS = (RedisError, OSError)
-"""What is raised when the link is broken, or when Redis answers an error that a new connection may cure."""
+"""Errors that mean that the link is broken, or that a new connection may help."""
 
 logger = logging.getLogger("qtask.worker")
 
 
 class LinkState(Enum):
-    """Where the link is: LOST, CONNECTING, CONNECTED, and LOST again; an attempt that fails leads back to LOST."""
+    """The states of the link: LOST, CONNECTING, CONNECTED, and LOST again; a failed attempt leads back to LOST."""
 
     LOST = "there is no connection; the next attempt begins after a pause"
     CONNECTING = "a thread makes the connections and prepares them"
-    CONNECTED = "commands may be sent, and replies are called back"
+    CONNECTED = "commands may be sent, and replies are passed to their callbacks"
 
 
-# Looked up once: in Python 3.11 a member of an enum costs as much as a call.
+# Looked up once: in Python 3.11 access to a member of an enum costs as much as a call.
 LOST, CONNECTING, CONNECTED = LinkState
 
 
 class Link:
-    """Two connections to Redis, one for claims and waits, and one for everything that must not stand behind a wait.
+    """Two connections to Redis: one for claims and waits, and one for commands that must not queue behind a wait.
 
-    Whoever sends over them catches `LINK_ERRORS` and calls `lose`.
+    Code that sends over them catches `LINK_ERRORS` and calls `lose`.
 
     Args:
-        redis: a client, whose pool the connections are made by.
-        loop: on which replies are read.
-        prepare: called in a thread once the connections are there; may raise `LINK_ERRORS` and `ConfigError`.
-        on_connecting: called in the loop afterwards, as the last step before CONNECTED; may raise `LINK_ERRORS`.
-        on_lost: called in the loop when the connections are gone, with all replies that were owed.
+        redis: a client, whose pool makes the connections.
+        loop: reads the replies.
+        prepare: called in a thread after the connections are made; may raise `LINK_ERRORS` and `ConfigError`.
+        on_connecting: called in the loop after that, as the last step before CONNECTED; may raise `LINK_ERRORS`.
+        on_lost: called in the loop when the connections, and all expected replies, are lost.
 
     Attributes:
-        claims, settles: the connections, to be used while `connected`.
+        claims, settles: the connections; use them only while `connected`.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Link:
             self.claims.connect()
             self.settles.connect()
             self._prepare()
-        except (*LINK_ERRORS, ConfigError) as error:  # a right may be taken away, and given again, at any time
+        except (*LINK_ERRORS, ConfigError) as error:  # rights in Redis may be revoked and granted at any time
             self._loop.call_from_thread(partial(self.lose, error))
-        except Exception as error:  # a defect: without its thread the worker would stand still, so let it end
+        except Exception as error:  # a defect: the worker cannot go on without this thread, so it ends
             self._loop.call_from_thread(partial(_raise, error))
         else:
             self._loop.call_from_thread(self._finish_connecting)
@@ -118,14 +118,14 @@ class Link:
             self.lose(error)
 
     def check(self) -> None:
-        """Raises `TimeoutError` when a reply has been owed for too long."""
+        """Raises `TimeoutError` if an expected reply is too late."""
         if self.settles.waited() > STALL_SECONDS or self.claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
             raise TimeoutError(f"no reply within {STALL_SECONDS:g} s")
 
     def lose(self, error: Exception) -> None:
-        """Gives the connections up, and connects anew after a pause, which doubles with each attempt that fails."""
+        """Closes the connections, and connects again after a pause, which doubles with each failed attempt."""
         if self._state is LOST:
-            return  # by an earlier error
+            return  # because of an earlier error
         if self._state is CONNECTED and monotonic() - self._connected_at > STEADY_SECONDS:
             self._pause = BACKOFF_SECONDS[0]
         logger.warning("redis_away", extra={"error": str(error), "retry_in_s": self._pause})
@@ -139,7 +139,7 @@ class Link:
         self._pause = min(self._pause * 2, BACKOFF_SECONDS[1])
 
     def leave(self) -> None:
-        """Ends the wait for the queue, and an attempt to connect, which must not register a worker that has gone."""
+        """Ends the wait for tasks, and awaits an attempt to connect: it must not register a worker that has stopped."""
         if self._thread is not None:
             self._thread.join(LEAVE_WAIT_SECONDS)
         self.claims.close()

@@ -1,8 +1,8 @@
 """The worker: claims tasks from its queue, delivers many at once, settles their outcomes.
 
-One thread, one loop, and Redis spoken to by the batch and without waiting. This module has the process: how it starts,
-what it does in each turn of the loop, and how it stops. `link.py`, `registration.py`, `claims.py`, `deliveries.py` and
-`settling.py` have the rest, each without knowing of the process.
+A worker is one thread with one loop. It sends to Redis in batches and does not block for the replies. This module has
+the process: how it starts, what it does in each turn of the loop, and how it stops. `link.py`, `registration.py`,
+`claims.py`, `deliveries.py` and `settling.py` have the rest, and do not depend on this module.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.process.supervisor import Member, Supervisor
 from qtask.store import rights, workers
-from qtask.store.connect import REPLY_TIMEOUT_SECONDS, connect
+from qtask.store.connect import BACKOFF_SECONDS, REPLY_TIMEOUT_SECONDS, connect
 from qtask.worker.claims import Claims
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
 from qtask.worker.held import HeldTasks
-from qtask.worker.link import BACKOFF_SECONDS, LINK_ERRORS, Link
+from qtask.worker.link import LINK_ERRORS, Link
 from qtask.worker.registration import Registration
 from qtask.worker.settling import Settling
 
 TICK_SECONDS = 1.0  # between heartbeats
-GRACE_SECONDS = 8.0  # for deliveries in flight when asked to stop; below the 10 s that Docker gives
-STOOD_STILL_SECONDS = 3.0  # in one turn of the loop; with a little more, others may have taken this worker for dead
-GARBAGE_OBJECTS = 20_000  # made between two looks for cycles of garbage; Python's 700 come many times a batch
+GRACE_SECONDS = 8.0  # for deliveries in flight after a request to stop; less than the 10 s that Docker allows
+STOOD_STILL_SECONDS = 3.0  # in one turn of the loop; a little later a scheduler takes this worker for dead
+GARBAGE_OBJECTS = 20_000  # new objects between two garbage collections; Python's 700 are reached many times in a batch
 
 logger = logging.getLogger("qtask.worker")
 
 
 class Mode(Enum):
-    """What a worker is there for now. STOPPING is the last."""
+    """What a worker does now. STOPPING is final."""
 
     WORKING = "it claims and delivers"
-    SUSPENDED = "`rq suspend` holds it: it claims nothing, and delivers what it has"
-    STOPPING = "it was asked to stop: what is in flight ends and is settled, the rest goes back"
+    SUSPENDED = "`rq suspend` is in effect: it claims nothing, and delivers the tasks that it holds"
+    STOPPING = "it was asked to stop: deliveries in flight end and are settled, other tasks are given back"
 
 
-# Looked up once: in Python 3.11 a member of an enum costs as much as a call.
+# Looked up once: in Python 3.11 access to a member of an enum costs as much as a call.
 WORKING, SUSPENDED, STOPPING = Mode
 
 
@@ -59,9 +59,9 @@ class Worker:
     """Delivers the tasks of one queue.
 
     Args:
-        config: `queue`, `concurrency`, and what the kinds of delivery need.
+        config: the settings.
         redis: a client of Redis.
-        heartbeat: this process's signs of life.
+        heartbeat: that of this process.
     """
 
     def __init__(self, config: Config, redis: Redis, heartbeat: Heartbeat) -> None:
@@ -82,7 +82,7 @@ class Worker:
         self._defect: Exception | None = None
 
     def work(self) -> None:
-        """Delivers until asked to stop. Raises the error that stopped it, if it was a defect."""
+        """Delivers until it is asked to stop. If a defect stopped it, raises its error."""
         self._signals.listen(self._on_signal)
         self._link.connect()
         self._tick()
@@ -92,7 +92,7 @@ class Worker:
                 self._loop.run_once(TICK_SECONDS)
                 last, before = monotonic(), last
                 if last - before > STOOD_STILL_SECONDS and self._link.connected:
-                    # Its tasks may be with others, or on their way here anew: what was under way counts as unknown.
+                    # Its tasks may have been reclaimed, so the results of all requests under way count as unknown.
                     self._link.lose(TimeoutError(f"this worker stood still for {last - before:.1f} s"))
                 self._advance()
             except Exception as error:
@@ -102,7 +102,7 @@ class Worker:
             raise self._defect
 
     def _advance(self) -> None:
-        """What is to be done after each turn of the loop: begin, claim, settle."""
+        """Begins, claims and settles, after each turn of the loop."""
         stopping = self._mode is STOPPING
         if not stopping:
             self._deliveries.begin(self._claims.backlog)
@@ -118,7 +118,7 @@ class Worker:
             self._link.lose(error)
 
     def _tick(self) -> None:
-        """Says that it is alive, and looks for what has waited for too long."""
+        """Sends the heartbeat, and gives back tasks that have waited too long."""
         self._loop.call_later(TICK_SECONDS, self._tick)
         self._deliveries.failures.flush()
         self._heartbeat.beat()
@@ -135,10 +135,10 @@ class Worker:
         if self._mode is not STOPPING:
             self._mode = SUSPENDED if suspended else WORKING
 
-    # --- when the link comes and goes ------------------------------------------------------------------------
+    # --- when the link is lost or made -----------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """In a thread: what is to be done over other connections, and may take its time."""
+        """Runs in a thread: uses other connections, and may block."""
         rights.check(self._redis, "worker")
         self._registration.register()
         workers.load_scripts(self._redis)
@@ -160,10 +160,10 @@ class Worker:
         self._loop.call_from_thread(self._stop)
 
     def _on_defect(self, error: Exception) -> None:
-        """Stops, because an error came from no delivery but from the worker itself, whose state may be wrong.
+        """Stops because of an error in the worker itself, not in a delivery: its state may be wrong.
 
-        What is in flight gets its time to end, and is settled; the rest is given back. At a second error it does
-        not wait. If even that fails, the leases end and a scheduler reclaims the tasks.
+        Deliveries in flight may end and are settled; other tasks are given back. If even that fails, the leases end and
+        a scheduler reclaims the tasks.
         """
         logger.critical("worker_broke", exc_info=error, extra={"in_flight": len(self._deliveries.in_flight)})
         self._defect = self._defect or error
@@ -187,7 +187,7 @@ class Worker:
         return not self._deliveries.in_flight and self._settling.done and self._claims.idle
 
     def _leave(self) -> None:
-        """Gives back what will not be delivered, and says goodbye. Without Redis the leases will end by themselves."""
+        """Gives back tasks that are not delivered, and deregisters. Without Redis, the leases end by themselves."""
         try:
             self._link.leave()
             self._settling.finish(self._redis)
@@ -204,8 +204,8 @@ class Worker:
 def run(config: Config) -> None:
     """Runs a worker until it is asked to stop by a signal; a second signal does not wait for deliveries in flight.
 
-    With `processes` above 1 it runs so many of them as children, and keeps them running. Raises `ConfigError` when
-    Redis runs in cluster mode or lacks a right, or when it cannot use a setting.
+    If `processes` is above 1, it runs that many workers as children and restarts those that end. Raises `ConfigError`
+    if Redis runs in cluster mode, if a right in Redis is missing, or if a setting cannot be used.
     """
     check_ca_file(config.ca_file)
     if config.processes > 1:
@@ -213,7 +213,7 @@ def run(config: Config) -> None:
         return
     config = descriptors.fit(config, "concurrency")
     signals = StopSignals()
-    signals.listen(sys.exit)  # nothing is in its hands yet
+    signals.listen(sys.exit)  # it holds no tasks yet
     heartbeat = Heartbeat("worker", config)
     redis = connect(config.redis, REPLY_TIMEOUT_SECONDS)
     pause = BACKOFF_SECONDS[0]
@@ -221,20 +221,20 @@ def run(config: Config) -> None:
         heartbeat.beat()
         try:
             rights.check(redis, "worker")
-            worker = Worker(config, redis, heartbeat)  # RQ asks Redis what our address is
+            worker = Worker(config, redis, heartbeat)  # RQ asks Redis for our address
             break
         except (RedisError, OSError) as error:
             logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})
             sleep(pause)
             pause = min(pause * 2, BACKOFF_SECONDS[1])
     gc.collect()
-    gc.freeze()  # what is there now stays, and need not be looked at
+    gc.freeze()  # what exists now stays, so the collector need not look at it
     gc.set_threshold(GARBAGE_OBJECTS)
     worker.work()
 
 
 def _run_several(config: Config) -> None:
-    """Runs several workers as children. `qtask health worker` then looks at them and at this process."""
+    """Runs several workers as children. `qtask health worker` then checks them and this process."""
     environment = replace(config, processes=1).as_environment()
     supervisor = Supervisor([Member("worker", environment) for _ in range(config.processes)])
     heartbeat = Heartbeat("worker", config, f"supervisor of {config.processes} workers")

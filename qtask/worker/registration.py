@@ -1,4 +1,4 @@
-"""What others see of a worker: RQ's registry, its heartbeat, and RQ's commands."""
+"""How a worker appears to RQ and to schedulers: the registry of RQ, heartbeats, and the commands of RQ."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger("qtask.worker")
 
 
 class Registration(RegisteredWorker):
-    """An RQ worker as far as `rq info`, `rq suspend` and RQ's commands go; its tasks take another way.
+    """An RQ worker for `rq info`, `rq suspend` and the commands of RQ; it does not run the tasks.
 
     Args:
         queue_name: the queue that the worker serves.
         redis: a client of Redis.
-        token: of the worker, under which it holds leases.
-        deliveries: what the worker has done, for its heartbeat.
+        token: of the worker, which its leases name.
+        deliveries: for the counts in the heartbeat.
         clock: is set by the reply to each heartbeat.
-        on_suspended: called after each heartbeat, with whether `rq suspend` holds all workers.
+        on_suspended: called after each heartbeat, with whether `rq suspend` is in effect.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Registration(RegisteredWorker):
         self._registered = False
 
     def register(self) -> None:
-        """Enters RQ's registry and listens for RQ's commands, unless that was done before. Raises redis-py's errors."""
+        """Registers with RQ and listens for its commands, unless that was done before. Raises redis-py's errors."""
         if not self._registered:
             self._register()
         if self.pubsub_thread is None:
@@ -63,15 +63,15 @@ class Registration(RegisteredWorker):
 
     def _register(self) -> None:
         try:
-            self.connection.delete(self.key)  # an earlier attempt may have come through without our knowing
+            self.connection.delete(self.key)  # an earlier attempt may have succeeded although its reply was lost
             self.register_birth()
             self._registered = True
-            clean_worker_registry(self.queues[0])  # of those that were killed; only a stock worker would else do it
-        except OutOfMemoryError as error:  # RQ's tools do not see us then, but claiming and settling free memory
+            clean_worker_registry(self.queues[0])  # removes killed workers; else only stock workers do it
+        except OutOfMemoryError as error:  # it works on, which frees memory, but RQ's tools do not see it
             logger.warning("not_registered", extra={"error": str(error)})
 
     def beat(self, channel: Channel) -> None:
-        """Sends a heartbeat, and asks whether `rq suspend` holds us. Raises redis-py's errors."""
+        """Sends a heartbeat, and asks whether `rq suspend` is in effect. Raises redis-py's errors."""
         done = self._deliveries
         fields: dict[str, str | int | float] = {
             "last_heartbeat": utcformat(utc_now()),
@@ -79,7 +79,7 @@ class Registration(RegisteredWorker):
             "successful_job_count": done.delivered,
             "failed_job_count": done.failed,
             "total_working_time": done.seconds,
-            "qtask": self._token,  # tells `qtask doctor` that it is one of QTask's
+            "qtask": self._token,  # shows `qtask doctor` that this is a worker of QTask
         }
         channel.run(self._on_clock, workers.heartbeat(self._token, self.key, self.worker_ttl, fields))
         channel.send(self._on_suspension, *workers.is_suspended())
@@ -92,11 +92,11 @@ class Registration(RegisteredWorker):
         self._on_suspended(reply == 1)
 
     def leave(self) -> None:
-        """Leaves the registry, and counts as dead: a scheduler reclaims what is left. Raises redis-py's errors."""
+        """Deregisters; then a scheduler reclaims the tasks that are left. Raises redis-py's errors."""
         workers.leave(self.connection, self._token)
         self.register_death()
 
     def close(self) -> None:
-        """Listens no more for RQ's commands."""
+        """Stops listening for the commands of RQ."""
         if self.pubsub_thread is not None:
             self.pubsub_thread.stop()

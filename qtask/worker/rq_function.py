@@ -1,7 +1,7 @@
 """The function that a stock `rq worker -S rq.serializers.JSONSerializer` calls for each task.
 
-QTask's own worker never comes here. One task at a time, HTTP through requests; other destinations run the same
-code as in QTask's worker, on a loop that lives as long as the delivery. It settles by the same script.
+QTask's own worker does not use it. It delivers one task at a time, HTTP with requests. Other destinations run the same
+code as in QTask's worker, on a loop that exists for the one delivery. It settles with the same script.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.store.rq_job import set_retention
 
-# RQ runs each job in a process of its own, where this bounds nothing; a worker without fork has it for all its jobs.
+# RQ runs each job in a new process, where this has no effect; a worker that does not fork uses it for all its jobs.
 _failures = FailureLog(logging.getLogger("qtask.worker"))
 
 
 def do(task: dict[str, Any]) -> dict[str, Any]:
-    """Delivers a task now, inside the RQ job that it is.
+    """Delivers a task now, inside its RQ job.
 
     Args:
-        task: the dict; it is read from the job again, in the one way in which every worker reads it.
+        task: not used: the task is read from the job, as every worker reads it.
 
-    Returns the outcome as a dict, which RQ keeps as the job's result. Raises `DeliveryFailed`, so that RQ
-    counts the job as failed; the outcome is in the job and in the statistics either way. A task that is to be tried
-    again is in the schedule then, and leaves RQ's failed registry when it is due.
+    Returns the outcome as a dict, which RQ keeps as the result of the job. Raises `DeliveryFailed`, so that RQ counts
+    the job as failed; the outcome is in the job and in the statistics in both cases. A task that is tried again is in
+    the schedule then, and leaves the failed registry of RQ when it is due.
 
-    RQ moves the job to its finished or failed registry after this has returned. The settlement has done so already, so
-    nothing is lost or counted twice when the worker dies in between.
+    RQ moves the job to its finished or failed registry after this has returned. The settlement has done that already,
+    so nothing is lost or counted twice if the worker dies in between.
     """
     job = get_current_job()
     if job is None:
@@ -73,7 +73,7 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     try:
         read, accepted = read_data(job.data)
         claim = Claim(job.id, abs(attempt), read, due_of(read, job.id, begun.due), attempt < 0, not accepted)
-    except Refused as refused:  # what another program put into the queue; QTask's own ways in refuse it earlier
+    except Refused as refused:  # another program put it into the queue; QTask does not accept such jobs
         failure = Failure("refused", refused.message)
         _settle(redis, config, token, unread(job.id, abs(attempt), failure, now, is_foreign(job.data)))
         log.setup_beside(config, "rq-worker")
@@ -95,7 +95,7 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settle(redis: Redis, config: Config, token: str, one: Settlement) -> Settlement:
-    """Settles under the lease of this execution; where that was taken back meanwhile, nothing is settled.
+    """Settles under the lease of this execution; if the task was reclaimed meanwhile, nothing is settled.
 
     Returns the settlement as it was sent.
     """
@@ -105,7 +105,7 @@ def _settle(redis: Redis, config: Config, token: str, one: Settlement) -> Settle
 
 
 def _log(config: Config, claim: Claim, failure: Failure, delay: float | None) -> None:
-    """Logs a failed delivery as QTask's own worker does, also in an `rq worker`, which logs only RQ's events."""
+    """Logs a failed delivery as QTask's own worker does; an `rq worker` logs only the events of RQ."""
     log.setup_beside(config, "rq-worker")
     log_failure(_failures, claim, failure, delay)
 

@@ -1,4 +1,4 @@
-"""Settling: outcomes wait for a batch, are on their way to Redis, and go there again when their reply was lost."""
+"""Settling: collects settlements into batches, sends them to Redis, and sends them again if the reply was lost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from qtask.store.leases import Settlement
 from qtask.worker.held import HeldTasks
 
 SETTLE_BATCH = 100  # outcomes that are settled without waiting for more
-SETTLE_LIMIT = 400  # outcomes that are settled at once
-SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a smaller batch waits for more
+SETTLE_LIMIT = 400  # outcomes in a batch, at most
+SETTLE_WAIT_SECONDS = 0.002  # how long the first outcome of a batch smaller than SETTLE_BATCH waits for more
 
 logger = logging.getLogger("qtask.worker")
 
@@ -30,13 +30,13 @@ class Settling:
     """The outcomes of one worker.
 
     Args:
-        config: `queue`, and how much of the past is kept.
+        config: `queue`, and how long ended tasks are kept.
         token: of the worker.
-        loop: on which it works.
-        held: the tasks of the worker; those whose outcomes are sent are held no longer.
+        loop: runs the timer of a small batch.
+        held: the tasks of the worker; a task is removed when its outcome is sent.
 
     Attributes:
-        under_way: outcomes that were sent and whose reply is owed.
+        under_way: outcomes that were sent and whose reply has not come.
     """
 
     def __init__(self, config: Config, token: str, loop: Loop, held: HeldTasks) -> None:
@@ -46,36 +46,37 @@ class Settling:
         self._held = held
         self._outcomes: deque[Settlement] = deque()
         self.under_way: list[Settlement] = []
-        self._due = 0.0  # when the outcomes that wait are settled though they are few, by monotonic
-        self._renewed: set[str] = set()  # of those under way: ids whose leases a later claim had renewed
-        self._doubtful = 0  # so many outcomes, the first ones, are from before the connection was made
+        self._due = 0.0  # instant of `monotonic` at which even a small batch is sent
+        self._renewed: set[str] = set()  # ids under way whose leases a later claim had renewed
+        self._doubtful = 0  # how many outcomes, from the first, are older than the connection
 
     @property
     def done(self) -> bool:
-        """Whether Redis has all outcomes."""
+        """Whether Redis has confirmed all outcomes."""
         return not (self._outcomes or self.under_way)
 
     @property
     def catching_up(self) -> bool:
-        """Whether outcomes from before the connection was made are to be settled, so that nothing may be claimed.
+        """Whether outcomes that are older than the connection must be settled before anything may be claimed.
 
-        Redis may have them already, and their tasks be queued again: one of them would end the new claim of its task.
+        Redis may have settled them already, and their tasks may be queued again. Such an outcome would end the new
+        claim of its task.
         """
         return self._doubtful > 0
 
     def add(self, outcome: Settlement) -> None:
-        """Takes the outcome of a delivery."""
+        """Adds the outcome of a delivery."""
         if not self._outcomes:
             self._due = monotonic() + SETTLE_WAIT_SECONDS
             self._loop.call_at(self._due, _nothing)
         self._outcomes.append(outcome)
 
     def send(self, channel: Channel, at_once: bool) -> None:
-        """Sends a batch, when there is one and none is under way. Raises redis-py's errors.
+        """Sends a batch if there is one and none is under way. Raises redis-py's errors.
 
         Args:
-            channel: over which it goes.
-            at_once: without waiting for more outcomes.
+            channel: sends it.
+            at_once: whether to send without waiting for more outcomes.
         """
         if self._outcomes and not self.under_way:
             now = monotonic()
@@ -84,7 +85,7 @@ class Settling:
                 channel.run(self._on_settled, leases.settle(self._config, self._token, self.under_way))
 
     def _next_batch(self) -> list[Settlement]:
-        """Takes the next batch to be settled. Its tasks may be claimed anew before the reply is here: to be retried."""
+        """Removes and returns the next batch. Its tasks may be claimed for a retry before the reply arrives."""
         outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_LIMIT))]
         claimed_again = self._held.claimed_again
         self._renewed = {one.id for one in outcomes if one.id in claimed_again} if claimed_again else set()
@@ -109,9 +110,10 @@ class Settling:
             logger.error("dead_dropped", extra=about)
 
     def on_lost(self) -> None:
-        """The reply will not come, so what is under way waits again; but not what was claimed anew since.
+        """Queues the batch under way again, because its reply is lost; except tasks that were claimed again since.
 
-        Its former outcome would end the new claim. A lease that was renewed for a later attempt is the one to be ended.
+        The old outcome of such a task would end its new claim. A lease that was renewed before the outcome was sent is
+        the one that the outcome has to end, so such an outcome is sent unchanged.
         """
         kept = [
             outcome if outcome.id in self._renewed else sent_again(outcome)
@@ -123,11 +125,11 @@ class Settling:
         self.under_way = []
 
     def on_connecting(self) -> None:
-        """A connection was made: what is here by now may be in Redis already."""
+        """Notes that a connection was made: Redis may have settled the outcomes that are here."""
         self._doubtful = len(self._outcomes)
 
     def finish(self, redis: Redis) -> None:
-        """Settles all outcomes, and waits for it. Raises redis-py's errors."""
+        """Settles all outcomes. Blocks. Raises redis-py's errors."""
         self.on_lost()
         while self._outcomes:
             outcomes = self._next_batch()
@@ -136,4 +138,4 @@ class Settling:
 
 
 def _nothing() -> None:
-    """A timer that only ends a turn of the loop."""
+    """Does nothing: its timer only ends a turn of the loop."""

@@ -9,7 +9,6 @@ import base64
 import gzip
 import socket
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from qtask.destinations.http.curl_transport import HttpDeliverer
 from qtask.destinations.http.message import HttpRequest, follow, prepare
 from qtask.destinations.parsing import read_task
 from qtask.model.outcome import ANSWER_LIMIT_BYTES, Answer, Failure
-from tests.support.certificates import self_signed
+from tests.support.certificates import authorities_folder, self_signed
 from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import free_port
 from tests.support.waiting import until
@@ -657,13 +656,7 @@ def names_the_file(path: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def names_the_folder(path: Path, patch: pytest.MonkeyPatch) -> dict[str, str]:
-    folder = path.with_name("folder")
-    folder.mkdir()
-    name = subprocess.run(
-        ["openssl", "x509", "-hash", "-noout", "-in", str(path)], check=True, capture_output=True, text=True
-    )
-    (folder / f"{name.stdout.strip()}.0").write_bytes(path.read_bytes())
-    return {"ca_file": str(folder)}
+    return {"ca_file": str(authorities_folder(path, path.with_name("folder")))}
 
 
 def variable(name: str) -> Callable[[Path, pytest.MonkeyPatch], dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from qtask.destinations.parsing import check_task
 from qtask.destinations.redis.deliverer import CONNECTIONS
 from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
+from qtask.run.server_binary import find_server
 from qtask.store import tasks
+from tests.support.certificates import authorities_folder, self_signed
 from tests.support.command import qtask
 from tests.support.delivering import BODIES, Deliveries, deliveries
 from tests.support.live import Live
@@ -230,6 +233,88 @@ def test_hanging_server_causes_a_timeout_and_does_not_delay_others(
     until(lambda: theirs.llen("list") >= 1)
     assert theirs.llen("list") <= 1 + CONNECTIONS, "tasks that waited for a connection were never sent"
     assert deliver(other.url, {"rpush": "after", "text": "x"}).text == "1"
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------
+
+
+class TlsRedis:
+    """A Redis with a second port that speaks only TLS, and the certificate of that port.
+
+    Args:
+        folder: gets the data of the server and the certificate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self_signed(folder)
+        self.certificate = folder / "certificate.pem"
+        self.port = free_port()
+        self.link = f"rediss://127.0.0.1:{self.port}/0"
+        own = str(self.certificate)
+        self.server = RedisServer(
+            folder,
+            *("--tls-port", str(self.port), "--tls-cert-file", own, "--tls-key-file", own),
+            *("--tls-ca-cert-file", own, "--tls-auth-clients", "no"),
+        )
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRedis]:
+    # A server that was built with TLS ends because the certificate is missing; others do not know the option, or TLS.
+    absent = [find_server(), "--port", "0", "--tls-port", "1", "--tls-cert-file", str(Path("absent.pem").absolute())]
+    said = subprocess.run(absent, capture_output=True, text=True, timeout=30, check=False)
+    if "Bad directive" in said.stdout + said.stderr or "Failed finding TLS support" in said.stdout:
+        pytest.skip(f"{find_server()} was built without TLS")
+    made = TlsRedis(tmp_path_factory.mktemp("tls"))
+    yield made
+    made.server.kill()
+
+
+def test_rediss_link_delivers_over_tls_and_keeps_the_connection(tls: TlsRedis) -> None:
+    with deliveries("redis", ca_file=str(tls.certificate)) as deliver, tls.server.client() as theirs:
+        before: Any = theirs.info("stats")
+        assert deliver(tls.link, {"rpush": "over-tls", "json": {"a": 1}}).text == "1"
+        assert deliver(tls.link, {"rpush": "over-tls", "text": "second"}).text == "2"
+        assert theirs.lrange("over-tls", 0, -1) == [b'{"a":1}', b"second"]
+        after: Any = theirs.info("stats")
+        assert after["total_connections_received"] - before["total_connections_received"] == 1
+
+
+def test_rediss_link_trusts_a_folder_of_authorities(tls: TlsRedis, tmp_path: Path) -> None:
+    folder = authorities_folder(tls.certificate, tmp_path / "authorities")
+    with deliveries("redis", ca_file=str(folder)) as deliver:
+        assert deliver(tls.link, {"rpush": "folder", "text": "x"}).text == "1"
+
+
+def test_rediss_link_with_an_unknown_authority_fails_as_tls(tls: TlsRedis, tmp_path: Path) -> None:
+    self_signed(tmp_path)
+    push = {"rpush": "untrusted", "text": "x"}
+    for ca_file in ("", str(tmp_path / "certificate.pem")):
+        with deliveries("redis", ca_file=ca_file) as deliver:
+            failed = deliver.failure(tls.link, push)
+        assert (failed.kind, "verify failed" in failed.message) == ("tls", True), failed.message
+        assert failed.message.startswith(f"127.0.0.1:{tls.port}: ")
+    absent = tmp_path / "absent.pem"
+    with deliveries("redis", ca_file=str(absent)) as deliver:
+        failed = deliver.failure(tls.link, push)
+    assert failed.kind == "tls"
+    assert f"the certificates to trust, {absent}, do not exist" in failed.message
+    with tls.server.client() as theirs:
+        assert theirs.exists("untrusted") == 0
+
+
+def test_rediss_link_with_the_certificate_of_another_host_fails_as_tls(tls: TlsRedis) -> None:
+    with deliveries("redis", ca_file=str(tls.certificate)) as deliver:
+        failed = deliver.failure(f"rediss://localhost:{tls.port}/0", {"rpush": "untrusted", "text": "x"})
+    assert (failed.kind, "verify failed" in failed.message) == ("tls", True), failed.message
+
+
+def test_redis_link_to_a_port_with_tls_fails_as_connect(tls: TlsRedis) -> None:
+    with deliveries("redis") as deliver:
+        failed = deliver.failure(f"redis://127.0.0.1:{tls.port}/0", {"rpush": "plain", "text": "x"})
+    assert failed.kind == "connect", failed
+    with tls.server.client() as theirs:
+        assert theirs.exists("plain") == 0
 
 
 # --- connections -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+import subprocess
 from pathlib import Path
 
 from cryptography import x509
@@ -38,3 +39,12 @@ def self_signed(folder: Path, address: str = "127.0.0.1") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     return context
+
+
+def authorities_folder(certificate: Path, folder: Path) -> Path:
+    """Makes a folder in which OpenSSL finds a certificate: under the hash of its subject. Returns the folder."""
+    folder.mkdir()
+    words = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate)]
+    subject = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    (folder / f"{subject}.0").write_bytes(certificate.read_bytes())
+    return folder

@@ -1,4 +1,4 @@
-"""`__graph__` tasks: a picture of how punctual deliveries were, kept in Redis for a day, if it is among the newest."""
+"""`__graph__` tasks: a graph of how punctual deliveries were. Redis keeps the newest ones for a day."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtask.model.task import Address, Task
 
 
 class GraphAddress(Address, frozen=True, tag_field="type", tag="__graph__"):
-    """A graph of how punctual deliveries were; it needs no link."""
+    """The address of a graph; it needs no link."""
 
     link: str = ""
 

@@ -1,4 +1,4 @@
-"""Delivers `__graph__` tasks: draws the picture in a process of its own, and keeps it in Redis."""
+"""Delivers `__graph__` tasks: draws the graph in a child process, and stores it in Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NICENESS = 10  # a picture can wait for a core, a delivery cannot
 
 
 def draw_into_redis(redis: Redis, task_ids: list[str]) -> list[str]:
-    """Draws the graph of now, keeps it under each of the ids, and says where it is: JSON, one text a task."""
+    """Draws the current graph and stores it under each of the ids. Returns a JSON text for each, which says where."""
     from qtask.observe.graph import render
 
     picture = render(redis, "png")
@@ -46,7 +46,7 @@ def draw_into_redis(redis: Redis, task_ids: list[str]) -> list[str]:
 
 
 class _Wanted(Exchange):
-    """A task that waits for its picture."""
+    """A task that waits for its graph."""
 
     def __init__(
         self, loop: Loop, claim: Claim, done: Done, draw: Callable[[_Wanted], None], give_up: Callable[[], None]
@@ -57,7 +57,7 @@ class _Wanted(Exchange):
         self._give_up = give_up
 
     def begin(self) -> None:
-        """Asks for the picture."""
+        """Requests the graph."""
         self.set_timer(self.deadline, self._on_timeout)
         self._draw(self)
 
@@ -70,9 +70,9 @@ class _Wanted(Exchange):
 
 
 class GraphDeliverer:
-    """Draws in a process of its own, one picture at a time: a second of drawing must not delay a delivery.
+    """Draws in a child process, one graph at a time: a second of drawing must not delay a delivery.
 
-    Tasks that come while it draws share the next picture, so that none waits for more than two.
+    Tasks that arrive while it draws share the next graph, so none waits for more than two.
     """
 
     def __init__(self, loop: Loop, config: Config) -> None:
@@ -87,7 +87,7 @@ class GraphDeliverer:
         _Wanted(self._loop, claim, done, self._want, self._give_up).start()
 
     def close(self) -> None:
-        """Ends the drawing under way, which nobody waits for any more."""
+        """Stops the drawing under way."""
         if self._process is not None:
             self._process.kill()
 
@@ -97,11 +97,11 @@ class GraphDeliverer:
             self._draw()
 
     def _draw(self) -> None:
-        """Begins to draw for all that wait, if any do."""
+        """Begins to draw for all waiting tasks, if there are any."""
         self._drawn_for, self._waiting = [one for one in self._waiting if not one.ended], []
         if not self._drawn_for:
             return
-        # The address may hold a password, so it goes over standard input and not into the list of processes.
+        # The address may contain a password, so it is passed over standard input: arguments show in the process list.
         order = json.dumps([self._redis_url, [one.id for one in self._drawn_for]])
         process: subprocess.Popen[str] | None = None
         try:
@@ -149,7 +149,7 @@ class GraphDeliverer:
 
     def _give_up(self) -> None:
         if self._process is not None and all(one.ended for one in self._drawn_for):
-            self._process.kill()  # nobody waits for this picture any more, and it keeps others waiting
+            self._process.kill()  # no task waits for this graph any more, and other tasks wait for the next
 
 
 if __name__ == "__main__":

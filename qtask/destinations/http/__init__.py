@@ -1,13 +1,13 @@
-"""`http` tasks: a request in the words of requests, over HTTP or HTTPS."""
+"""`http` tasks: a request over HTTP or HTTPS, with the parameter names of the requests library."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 from msgspec import UNSET, Raw, UnsetType
 
+from qtask.destinations.bodies import body_of_arguments, check_one, given
 from qtask.model import link
 from qtask.model.destination import Destination, Flag, Options, Parts
 from qtask.model.errors import QTaskError, Refused
@@ -15,10 +15,10 @@ from qtask.model.headers import TOKEN, check_headers
 from qtask.model.task import Address, Part, Task, decode_base64, is_given
 from qtask.model.validation import DataReader
 
-Scalar = str | int | float | bool  # int beside float, or a long number such as an id would lose its last digits
+Scalar = str | int | float | bool  # with int, because a long number such as an id would lose digits as a float
 FormValue = Scalar | list[Scalar] | None
 
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the usual ones, for which nobody need look
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"})  # the usual ones, which need no further check
 
 
 class HttpAddress(Address, frozen=True, tag_field="type", tag="http"):
@@ -26,13 +26,13 @@ class HttpAddress(Address, frozen=True, tag_field="type", tag="http"):
 
 
 class HttpData(Part, frozen=True):
-    """What an `http` task sends, in the words of requests; at most one of `json`, `data`, `body_base64`.
+    """The data of an `http` task, named as in requests; at most one of `json`, `data`, `body_base64`.
 
     Attributes:
         method: any HTTP method; the default is GET.
         headers: a dict of text, or `auto` for the headers of a random current browser.
         params: added to the query of the link; a list repeats its key, null leaves it out.
-        json: the JSON text that is sent, as the client wrote it; null means none.
+        json: any JSON, which is sent as the client wrote it; null means no body.
         data: text, or a dict that is sent as a form.
         body_base64: bytes, in base64.
     """
@@ -58,7 +58,7 @@ _READER = DataReader(
 
 
 def http_data(task: Task) -> HttpData:
-    """The data of an `http` task. Raises `Refused` when it has another form."""
+    """The data of an `http` task. Raises `Refused` if it has another form."""
     return _READER.read(task)
 
 
@@ -84,12 +84,7 @@ def _is_method(method: str) -> bool:
 def _check_bodies(data: HttpData) -> None:
     bodies = ["json"] if is_given(data.json) else []
     bodies += [key for key in ("data", "body_base64") if getattr(data, key) not in (UNSET, None)]
-    if len(bodies) > 1:
-        raise Refused(
-            "invalid_value",
-            f"settings.data.{bodies[1]}",
-            f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out",
-        )
+    check_one(bodies)
     if data.body_base64 is not UNSET:
         decode_base64(data.body_base64)
 
@@ -104,22 +99,18 @@ def _http(
     data: str | bytes | Mapping[str, Any] | None = None,
     **options: Unpack[Options],
 ) -> Parts:
-    """Submits an HTTP request, in the words of requests.
+    """Submits an HTTP request, with the arguments of requests.
 
     Args:
         method: by default POST with a body (`json` or `data`), else GET.
     """
-    given = {"headers": headers, "params": params, "json": json}
-    if isinstance(data, bytes | bytearray):
-        given["body_base64"] = base64.b64encode(data).decode()
-    else:
-        given["data"] = data
-    body = {key: value for key, value in given.items() if value is not None}
+    body = body_of_arguments(data, "data", "body_base64")
+    sent = given({"headers": headers, "params": params, "json": json, **body})
     if method is None and (json is not None or data is not None):
         method = "POST"
     if method is not None and method != "GET":
-        body["method"] = method
-    return Parts(url, body or UNSET)
+        sent["method"] = method
+    return Parts(url, sent or UNSET)
 
 
 def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:

@@ -1,4 +1,4 @@
-"""Header sets of current browsers (late 2026), for `"headers": "auto"`; in the order in which they send them."""
+"""Headers of current browsers (late 2026) for `"headers": "auto"`, in the order in which the browsers send them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SYSTEMS = (
 
 
 def random_browser() -> list[tuple[str, str]]:
-    """The headers that a random current browser sends with a page it opens."""
+    """The headers that a random current browser sends when it opens a page."""
     return random.choice((_chrome, _edge, _firefox, _safari))(random.choice(_LANGUAGES))  # noqa: S311  # no secret
 
 

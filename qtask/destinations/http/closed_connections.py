@@ -1,7 +1,7 @@
 """Kept connections that receivers have closed, so that libcurl sends no request over them.
 
-libcurl does not check a connection that it has used, or checked, less than a second before. It would send a request
-over a connection that it could know to be closed.
+libcurl does not check a connection that it used or checked less than a second before. So it would send a request over a
+connection whose close has already arrived.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import socket
 from time import monotonic
 
 UNCHECKED_SECONDS = 1.1  # a little more than libcurl's second
-KEPT = 1_000  # entries, before those whose time has passed are taken out
+KEPT = 1_000  # entries, before expired ones are removed
 
-_TCP_ESTABLISHED = 1  # of the kernel's states
+_TCP_ESTABLISHED = 1  # among the states of the kernel
 
 
 class ClosedConnections:
-    """Local ports of connections that were closed within the last second, and the places that they led to.
+    """Local ports of connections that were closed within the last second, and the places that they were connected to.
 
     Attributes:
-        ports: local port to the instant (of `monotonic`) from which on libcurl checks the connection by itself.
-        places: scheme and host, with the port where the URL has one, to the instant until which their requests go over
-            new connections.
+        ports: maps a local port to the instant of `monotonic` from which on libcurl checks the connection itself.
+        places: maps scheme and host, and the port if the URL has one, to the instant until which requests go over new
+            connections.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class ClosedConnections:
         self.places: dict[str, float] = {}
 
     def note(self, descriptor: int) -> None:
-        """Notes a connection on which something happened while no request was under way, if the receiver closed it."""
+        """Notes a connection that became readable without a request under way, if the receiver has closed it."""
         connection = socket.socket(fileno=descriptor)
         try:
             if connection.family in (socket.AF_INET, socket.AF_INET6) and not _is_established(connection):
@@ -37,20 +37,20 @@ class ClosedConnections:
                 _take_out(self.ports, now)
                 self.ports[connection.getsockname()[1]] = now + UNCHECKED_SECONDS
         except OSError:
-            pass  # a request may break on it then, which counts as an attempt
+            pass  # a request may fail on it then, which counts as an attempt
         finally:
-            connection.detach()  # it is libcurl's
+            connection.detach()  # the descriptor belongs to libcurl
 
     def has(self, local_port: int) -> bool:
-        """Whether the connection from a local port, over which libcurl is about to send a request, was closed."""
+        """Whether the receiver has closed the connection from a local port, over which libcurl is about to send."""
         now = monotonic()
         if self.ports.get(local_port, 0.0) <= now:
             return False
-        self.ports[local_port] = now + UNCHECKED_SECONDS  # libcurl counts this as use
+        self.ports[local_port] = now + UNCHECKED_SECONDS  # for libcurl, the connection was used now
         return True
 
     def avoid(self, url: str) -> None:
-        """Has the requests of the next second to a place go over new connections: more of the kept may be closed."""
+        """Makes requests to a place use new connections for a second: more of the kept ones may be closed."""
         now = monotonic()
         _take_out(self.places, now)
         self.places[_place(url)] = now + UNCHECKED_SECONDS
@@ -71,4 +71,4 @@ def _is_established(connection: socket.socket) -> bool:
 def _take_out(until: dict[int, float] | dict[str, float], now: float) -> None:
     if len(until) >= KEPT:
         for key in [key for key, instant in until.items() if instant <= now]:
-            del until[key]  # type: ignore[arg-type]  # the key is of this very dict
+            del until[key]  # type: ignore[arg-type]  # the key is from this dict

@@ -1,14 +1,13 @@
-"""`http` tasks at full speed: libcurl's multi interface, thousands of transfers in one thread.
+"""`http` tasks at full speed: libcurl's multi interface, with thousands of transfers in one thread.
 
-The other transport, for a stock `rq worker`, is `http_requests`; both put an `HttpRequest` on the wire as it
-stands, and one conformance suite holds for both.
+`requests_transport` is the other transport, for a stock `rq worker`. Both send an `HttpRequest` as it stands, and the
+same conformance tests hold for both.
 """
 
 from __future__ import annotations
 
 import select
 import warnings
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -20,68 +19,35 @@ from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import broken
 from qtask.delivery.loop import READ, WRITE, Loop, Timer
-from qtask.destinations.http.answer import (
-    BROKEN_HEADERS,
-    BROKEN_KEPT_CONNECTION,
-    REDIRECTS,
-    answer_of,
-    judge,
-    lost,
-    redirect_target,
-)
 from qtask.destinations.http.closed_connections import ClosedConnections
+from qtask.destinations.http.curl_transfer import Shape, Transfer
 from qtask.destinations.http.host_slots import HostSlots
 from qtask.destinations.http.message import (
-    DEFAULT_HEADERS,
     MAX_REDIRECTS,
+    REDIRECTS,
     HttpRequest,
     follow,
-    host_of,
+    judge,
     prepare,
+    redirect_target,
     timed_out,
 )
 from qtask.model.link import http_place
-from qtask.model.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure
+from qtask.model.outcome import Failure
 
-_BUFFER_BYTES = 16_384  # libcurl's default, four times as much, makes 280 MB of 5,000 transfers in flight
 _KEPT_HANDLES = 512
-_KEPT_BODY_BYTES = 16_384  # a handle holds on to the body that it sent last, so after a larger one it is not kept
-_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl has no name for
-_SEND: int = pycurl.PREREQFUNC_OK
-_ABORT: int = pycurl.PREREQFUNC_ABORT
-_TOO_LARGE = 100  # CURLE_TOO_LARGE, which pycurl has no name for
+_ALL_READY_SHARE = 4  # if more than a quarter of all transfers are ready, one sweep costs less than a call for each
 
-_ERROR_KINDS: dict[int, ErrorKind] = {
-    pycurl.E_COULDNT_RESOLVE_HOST: "dns",
-    pycurl.E_COULDNT_RESOLVE_PROXY: "dns",
-    pycurl.E_COULDNT_CONNECT: "connect",
-    pycurl.E_GOT_NOTHING: "connect",
-    pycurl.E_SEND_ERROR: "connect",
-    pycurl.E_RECV_ERROR: "connect",
-    pycurl.E_PARTIAL_FILE: "connect",
-    pycurl.E_OPERATION_TIMEDOUT: "timeout",
-    pycurl.E_SSL_CONNECT_ERROR: "tls",
-    pycurl.E_PEER_FAILED_VERIFICATION: "tls",
-    pycurl.E_SSL_CERTPROBLEM: "tls",
-    pycurl.E_SSL_CIPHER: "tls",
-    pycurl.E_SSL_CACERT_BADFILE: "tls",
-    pycurl.E_SSL_ENGINE_INITFAILED: "tls",
+_EVENTS_OF = {
+    pycurl.POLL_NONE: 0,
+    pycurl.POLL_IN: READ,
+    pycurl.POLL_OUT: WRITE,
+    pycurl.POLL_INOUT: READ | WRITE,
 }
-
-# Headers that libcurl would set by itself if it saw none of them.
-_LOOKED_FOR = frozenset({"accept", "content-type", "host"})
-_DEFAULT_ENTRY = "\r\n".join(f"{name}: {value}" for name, value in DEFAULT_HEADERS)  # which begins with Accept
-_ASKED_FOR_BYTES = 1_000_000  # a little less than the body before which libcurl asks, and waits a second for an answer
-
-_ALL_READY_SHARE = 4  # with more than a quarter of all transfers ready at once, one sweep costs less than a call each
-
-
-_Shape = tuple[str, bool, str]
-"""Of a request: its method, whether it has a body, its unix socket."""
 
 
 class HttpDeliverer:
-    """Delivers over HTTP and HTTPS; connections are kept and shared by all deliveries to a host."""
+    """Delivers over HTTP and HTTPS; all deliveries to a host share its kept connections."""
 
     takes_slots = True
 
@@ -100,10 +66,10 @@ class HttpDeliverer:
         self._time_at = self._timer_at = float("inf")
         self._timer: Timer | None = None
         loop.watch(self._epoll.fileno(), READ, self._on_ready)
-        # Deprecated in favour of a call a socket, which is what sweeping saves; see docs/decisions.md.
+        # Deprecated in favour of a call for each socket, whose cost a sweep avoids; see docs/decisions.md.
         warnings.filterwarnings("ignore", "socket_all is deprecated", DeprecationWarning)
-        self._running: dict[Any, _Transfer] = {}
-        self._idle: dict[_Shape, list[_Transfer]] = {}
+        self._running: dict[Any, Transfer] = {}
+        self._idle: dict[Shape, list[Transfer]] = {}
         self._kept = 0
         self._closed = ClosedConnections()
 
@@ -117,11 +83,11 @@ class HttpDeliverer:
         self.send(request, done)
 
     def send(self, request: HttpRequest, done: Done) -> None:
-        """Puts a request on the wire and follows redirects; `done` gets the answer or the failure."""
+        """Sends a request and follows redirects; `done` gets the answer or the failure."""
         self._begin(request, monotonic() + request.timeout, 0, done)
 
     def close(self) -> None:
-        """Closes every connection; transfers under way are dropped without a report."""
+        """Closes all connections; transfers under way are dropped without a result."""
         for handle in list(self._running):
             self._multi.remove_handle(handle)
             handle.close()
@@ -148,13 +114,13 @@ class HttpDeliverer:
 
     def _on_interest(self, what: int, descriptor: int, multi: Any, data: Any) -> None:
         if what == pycurl.POLL_REMOVE:
-            # It stays in the epoll: a connection that is kept will be used again, and to take it out costs a call.
+            # It stays in the epoll: a kept connection is used again, and removing it costs a call.
             self._watched[descriptor] = False
             return
         if descriptor in self._watched:
             try:
                 self._epoll.modify(descriptor, _EVENTS_OF[what])
-            except FileNotFoundError:  # it was closed meanwhile, and this is another connection with its number
+            except FileNotFoundError:  # it was closed, and this is another connection with its number
                 self._epoll.register(descriptor, _EVENTS_OF[what])
         else:
             self._epoll.register(descriptor, _EVENTS_OF[what])
@@ -187,7 +153,7 @@ class HttpDeliverer:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        # libcurl moves its one timer several times a transfer; ours is set anew only when it must ring earlier.
+        # libcurl moves its timer several times in a transfer; ours is set again only if it must ring earlier.
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = self._time_at
@@ -216,7 +182,7 @@ class HttpDeliverer:
         transfer = self._running.pop(handle)
         self._multi.remove_handle(handle)
         request, deadline, redirects, done = transfer.request, transfer.deadline, transfer.redirects, transfer.done
-        if code and transfer.unsent:  # nothing of it, so this is the same attempt still
+        if code and transfer.unsent:  # nothing was sent, so this is still the same attempt
             self._closed.avoid(request.url)
             self._keep(transfer)
             self._begin(request, deadline, redirects, done)
@@ -240,7 +206,7 @@ class HttpDeliverer:
             self._keep(transfer)
             done(failure)
             return
-        except Exception as error:  # whatever is wrong with one answer, the other transfers go on
+        except Exception as error:  # an error in one answer must not stop the other transfers
             transfer.handle.close()
             done(broken(dict(request.headers).get("QTask-Id", ""), error))
             return
@@ -250,229 +216,19 @@ class HttpDeliverer:
         else:
             done(answer)
 
-    def _take(self, shape: _Shape) -> _Transfer:
+    def _take(self, shape: Shape) -> Transfer:
         idle = self._idle.get(shape)
         if idle is None:
-            return _Transfer(shape, self._ca_bundle, self._closed)
+            return Transfer(shape, self._ca_bundle, self._closed)
         transfer = idle.pop()
         self._kept -= 1
         if not idle:
-            del self._idle[shape]  # methods are the clients' to choose, so shapes may be without number
+            del self._idle[shape]  # clients choose the methods, so the number of shapes has no limit
         return transfer
 
-    def _keep(self, transfer: _Transfer) -> None:
+    def _keep(self, transfer: Transfer) -> None:
         if self._kept < _KEPT_HANDLES and transfer.forget():
             self._idle.setdefault(transfer.shape, []).append(transfer)
             self._kept += 1
         else:
             transfer.handle.close()
-
-
-_EVENTS_OF = {
-    pycurl.POLL_NONE: 0,
-    pycurl.POLL_IN: READ,
-    pycurl.POLL_OUT: WRITE,
-    pycurl.POLL_INOUT: READ | WRITE,
-}
-
-
-class _Transfer:
-    """A libcurl handle with what one request needs; made for a shape, used again.
-
-    Attributes:
-        unsent: whether the transfer was ended because its connection had been closed before anything was sent.
-    """
-
-    def __init__(self, shape: _Shape, ca_bundle: Path, closed: ClosedConnections) -> None:
-        self.shape = shape
-        self.handle = handle = pycurl.Curl()
-        self.headers: list[bytes] = []
-        self._body: list[bytes] = []
-        self._size = 0
-        self._milliseconds = 0
-        self._own_connection = False
-        self._closed = closed
-        self._closed_ports = closed.ports
-        self._sent = self.unsent = False
-        method, with_body, unix_socket = shape
-        handle.setopt(pycurl.NOSIGNAL, 1)
-        _trust(handle, ca_bundle)
-        handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they would pass for an answer of the receiver
-        handle.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
-        handle.setopt(pycurl.UPLOAD_BUFFERSIZE, _BUFFER_BYTES)
-        handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        handle.setopt(pycurl.USERAGENT, "")  # a request has its own among its headers
-        handle.setopt(pycurl.PATH_AS_IS, 1)
-        handle.setopt(pycurl.WRITEFUNCTION, self._on_body)
-        handle.setopt(pycurl.HEADERFUNCTION, self.headers.append)
-        handle.setopt(pycurl.PREREQFUNCTION, self._on_request)
-        if with_body or method not in ("GET", "HEAD"):
-            handle.setopt(pycurl.POST, 1)  # also without a body: then it says Content-Length: 0, as requests does
-            handle.setopt(pycurl.POSTFIELDS, b"")
-            if method == "HEAD":  # libcurl sends no body with NOBODY, and without it waits for one in the answer
-                handle.setopt(pycurl.HEADERFUNCTION, self._on_header_of_head)
-        elif method == "HEAD":
-            handle.setopt(pycurl.NOBODY, 1)
-        handle.setopt(pycurl.CUSTOMREQUEST, method)
-        if unix_socket:
-            handle.setopt(pycurl.UNIX_SOCKET_PATH, unix_socket)
-            handle.setopt(pycurl.PROXY, "")
-
-    def prepare(self, request: HttpRequest, deadline: float, redirects: int, done: Done) -> None:
-        """Sets what differs from request to request."""
-        self.request = request
-        self.deadline = deadline
-        self.redirects = redirects
-        self.done = done
-        self._size = 0
-        self._sent = self.unsent = False
-        handle = self.handle
-        handle.setopt(pycurl.URL, request.url)
-        handle.setopt(pycurl.HTTPHEADER, _header_lines(request))
-        seconds = deadline - monotonic() if redirects else request.timeout
-        milliseconds = max(1, int(seconds * 1000))
-        if milliseconds != self._milliseconds:
-            handle.setopt(pycurl.TIMEOUT_MS, milliseconds)
-            self._milliseconds = milliseconds
-        if request.own_connection != self._own_connection:
-            self._own_connection = request.own_connection
-            handle.setopt(pycurl.FRESH_CONNECT, int(request.own_connection))
-            handle.setopt(pycurl.FORBID_REUSE, int(request.own_connection))
-        if request.body is not None:
-            handle.setopt(pycurl.POSTFIELDS, request.body)
-
-    def result(self, code: int, words: str) -> tuple[int, list[tuple[str, str]], Answer]:
-        """Returns status, headers and answer; raises `Failure` when there is no answer."""
-        note = ""
-        if not code:
-            if (not self.headers or self.headers[-1] != b"\r\n") and not self._is_answered():
-                raise Failure("connect", f"{host_of(self.request)}: {BROKEN_HEADERS}")
-        else:
-            if not self._is_answered():
-                raise self._failure(code, words)
-            ended = code == pycurl.E_WRITE_ERROR and (self._size > READ_LIMIT_BYTES or self.request.method == "HEAD")
-            if not ended:
-                note = lost("" if code == pycurl.E_OPERATION_TIMEDOUT else _reason(code, words), self.request.timeout)
-        status = self.handle.getinfo(pycurl.RESPONSE_CODE)
-        headers = self._final_headers(status)
-        return status, headers, answer_of(status, headers, b"".join(self._body), note)
-
-    def _failure(self, code: int, words: str) -> Failure:
-        host = host_of(self.request)
-        if code == pycurl.E_ABORTED_BY_CALLBACK and self._sent:
-            if self.request.own_connection:  # libcurl would repeat it after a refusal in HTTP/2 only
-                return Failure(
-                    "connect", f"{host}: the receiver refused the HTTP/2 stream; it read nothing of the request"
-                )
-            return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
-        kind = _ERROR_KINDS.get(code, "protocol")
-        if kind == "timeout":
-            return timed_out(self.request)
-        if code == pycurl.E_RECV_ERROR and words.startswith("Too large"):
-            kind = "protocol"  # libcurl has no code of its own for headers that are too large together
-        return Failure(kind, f"{host}: {_reason(code, words)}")
-
-    def forget(self) -> bool:
-        """Lets go of the request and its answer; returns whether what the handle still holds is small."""
-        body = self.request.body
-        self.headers.clear()
-        self._body.clear()
-        del self.request, self.done
-        return body is None or len(body) <= _KEPT_BODY_BYTES
-
-    def _on_request(self, remote_ip: str, local_ip: str, remote_port: int, local_port: int) -> int:
-        """Called by libcurl right before it sends the request; stops it from sending the request twice.
-
-        When a kept connection breaks before any byte of an answer, libcurl sends the request again over another one,
-        and has no option against that. The receiver may have read the first one. A connection that is known to be
-        closed is not used at all.
-        """
-        if self._sent:
-            return _ABORT
-        if self._closed_ports and not self._own_connection and self._closed.has(local_port):
-            self.unsent = True
-            return _ABORT
-        self._sent = True
-        return _SEND
-
-    def _on_header_of_head(self, line: bytes) -> int | None:
-        """Ends the transfer after the headers: an answer to HEAD has no body, whatever its headers say."""
-        self.headers.append(line)
-        return 0 if self._is_answered() else None
-
-    def _is_answered(self) -> bool:
-        """Whether all headers of the final answer are there."""
-        answered = final = False
-        for line in self.headers:
-            if line.startswith(b"HTTP/"):
-                final = not line.partition(b" ")[2].lstrip().startswith(b"1")  # 1xx is an interim answer
-            elif not line.strip():
-                answered = final
-        return answered
-
-    def _on_body(self, chunk: bytes) -> int | None:
-        self._size += len(chunk)
-        self._body.append(chunk)
-        return 0 if self._size > READ_LIMIT_BYTES else None
-
-    def _final_headers(self, status: int) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        if status == 200 and b"\ncontent-encoding" not in b"".join(self.headers).lower():
-            return found  # of such an answer nothing else is asked for
-        for line in self.headers:
-            if line.startswith(b"HTTP/"):
-                found.clear()  # what came before belongs to an interim answer, such as 103
-            else:
-                name, colon, value = line.decode("latin-1").partition(":")
-                if colon:
-                    found.append((name, value.strip()))
-        return found
-
-
-def _trust(handle: Any, ca_bundle: Path) -> None:
-    """Has a handle trust the authorities of a file or a folder, for receivers and for proxies."""
-    folder = ca_bundle.is_dir()
-    handle.setopt(pycurl.CAPATH if folder else pycurl.CAINFO, str(ca_bundle))
-    handle.setopt(pycurl.PROXY_CAPATH if folder else pycurl.PROXY_CAINFO, str(ca_bundle))
-
-
-def _reason(code: int, words: str) -> str:
-    """Why libcurl failed; it has no words for some errors."""
-    if not words.strip() and code == _TOO_LARGE:
-        return "the headers of the answer are too large; 100 kB a line and 300 kB in all are read"
-    return words.strip() or f"libcurl failed with error {code}"
-
-
-def _header_lines(request: HttpRequest) -> list[bytes]:
-    """The headers as libcurl takes them: entries of a list, each with one header or several.
-
-    It copies every entry, frees it, and compares it with each name that it looks for; with three entries in place of
-    eight it takes a tenth less of the processor for a request. What it looks for must begin an entry.
-    """
-    entries: list[bytes] = []
-    headers, body = request.headers, request.body
-    entry = ""  # the last one, while more headers may be added to it
-    if headers[: len(DEFAULT_HEADERS)] == DEFAULT_HEADERS:  # nearly always
-        headers = headers[len(DEFAULT_HEADERS) :]
-        entry = _DEFAULT_ENTRY
-    typed = False
-    for name, value in headers:
-        lower = name.lower()
-        if entry:
-            if value and lower not in _LOOKED_FOR:
-                entry += f"\r\n{name}: {value}"
-                continue
-            entries.append(entry.encode("latin-1"))
-        if value:
-            entry = f"{name}: {value}"
-        else:
-            entry = ""
-            entries.append(f"{name};".encode("latin-1"))
-        typed = typed or lower == "content-type"
-    if entry:
-        entries.append(entry.encode("latin-1"))
-    if not typed or body is None:
-        entries.append(b"Content-Type:")  # libcurl would say that any body is a form
-    if body is not None and len(body) > _ASKED_FOR_BYTES:
-        entries.append(b"Expect:")
-    return entries

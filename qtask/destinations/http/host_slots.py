@@ -1,6 +1,6 @@
-"""Which deliveries may begin under `host_connections`, and which wait for a connection to their host. No I/O.
+"""The limit `host_connections`: which deliveries may begin, and which wait for a connection to their host. No I/O.
 
-libcurl has such a limit, too, but the timeout of a request runs while libcurl has it wait.
+libcurl has such a limit too, but there the timeout of a request runs while it waits.
 """
 
 from __future__ import annotations
@@ -8,33 +8,33 @@ from __future__ import annotations
 from collections import deque
 
 Entry = tuple[str, int, bytes, bytes]
-"""A claimed task whose delivery has not begun; the first is its id."""
+"""A claimed task whose delivery has not begun; the first element is its id."""
 
-STREAMS = 100  # that libcurl opens on one HTTP/2 connection; see CURLMOPT_MAX_CONCURRENT_STREAMS
+STREAMS = 100  # how many libcurl opens on one HTTP/2 connection; see CURLMOPT_MAX_CONCURRENT_STREAMS
 
 
 class HostSlots:
-    """Gives each host as many deliveries at once as it may have connections, and those that wait their turn in order.
+    """Gives each host as many deliveries at once as it may have connections; other tasks wait in order.
 
     Attributes:
-        ready: tasks that have waited and may begin now, each with the instant from which it waited.
+        ready: tasks that have waited and may begin now, each with the instant at which its wait began.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._multiplexing: set[str] = set()
-        self._held: dict[str, str] = {}  # id of a task to the place for which it has a slot
+        self._held: dict[str, str] = {}  # by the id of a task, the place for which it has a slot
         self._used: dict[str, int] = {}  # slots of each place
         self._waiting: dict[str, deque[tuple[float, Entry]]] = {}
         self._waiting_count = 0
         self.ready: deque[tuple[float, Entry]] = deque()
 
     def __len__(self) -> int:
-        """How many tasks wait, those that are ready included."""
+        """How many tasks wait, including those that are ready."""
         return self._waiting_count + len(self.ready)
 
     def multiplexes(self, place: str) -> None:
-        """Notes that a host speaks HTTP/2, so that many deliveries share a connection."""
+        """Notes that a host uses HTTP/2, where many deliveries share a connection."""
         if place in self._multiplexing:
             return
         self._multiplexing.add(place)
@@ -43,7 +43,7 @@ class HostSlots:
             self._make_ready(place)
 
     def take(self, place: str, entry: Entry, now: float) -> bool:
-        """Returns whether the delivery of a task may begin; if not, the task waits and will be in `ready`.
+        """Returns whether the delivery of a task may begin; if not, the task waits, and is in `ready` later.
 
         Args:
             place: see `link.http_place`.
@@ -63,7 +63,7 @@ class HostSlots:
         return True
 
     def release(self, task_id: str) -> None:
-        """Ends the use of a slot, if the task has one; the task that has waited longest for the same host is ready."""
+        """Frees the slot of a task, if it has one; the task that has waited longest for the same host becomes ready."""
         place = self._held.pop(task_id, None)
         if place is None:
             return
@@ -84,7 +84,7 @@ class HostSlots:
         self.ready.append(one)
 
     def withdraw(self, before: float = float("inf")) -> list[str]:
-        """Gives up on the tasks that have waited since before an instant of `monotonic`; returns their ids."""
+        """Removes the tasks whose wait began before an instant of `monotonic`; returns their ids."""
         withdrawn: list[str] = []
         for place in list(self._waiting):
             waiting = self._waiting[place]

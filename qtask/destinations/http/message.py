@@ -1,25 +1,39 @@
-"""What an HTTP delivery sends, decided once for both transports, so that receivers cannot tell them apart."""
+"""The HTTP message of both transports: the request that a task becomes, and what the answer to it means.
+
+Both transports send the request as it stands, so receivers cannot tell them apart. The status decides as soon as all
+headers of the answer have arrived: a receiver that answers 200 has accepted the request, even if the rest of its answer
+is lost. A note says what was lost of the body.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Collection, Mapping
+import sys
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
-import idna
+import brotli
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from qtask.destinations.http import FormValue, HttpData, Scalar, http_data
 from qtask.destinations.http.browsers import random_browser
+from qtask.destinations.urls import SAFE, ascii_host
 from qtask.model.errors import Refused
 from qtask.model.ids import client_id
 from qtask.model.link import check_url, split_unix
-from qtask.model.outcome import Failure
+from qtask.model.outcome import ANSWER_LIMIT_BYTES, Answer, Failure, excerpt
 from qtask.model.task import Task, decode_base64, is_given, json_text
 from qtask.model.timing import format_instant
 from qtask.version import VERSION
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdDecompressor, ZstdError
+else:
+    from backports.zstd import ZstdDecompressor, ZstdError
 
 MAX_REDIRECTS = 5
 USER_AGENT = f"qtask/{VERSION}"
@@ -27,23 +41,36 @@ USER_AGENT = f"qtask/{VERSION}"
 _Headers = list[tuple[str, str]]
 
 DEFAULT_HEADERS = (("Accept", "*/*"), ("Accept-Encoding", "gzip, deflate, br, zstd"), ("User-Agent", USER_AGENT))
-# They speak of one connection, not of the message, and the connection is the transport's.
+# They are about the connection and not the message, and the transport decides about the connection.
 _CONNECTION_HEADERS = frozenset({"connection", "keep-alive", "proxy-connection", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-type", "content-encoding", "content-language"})
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
-_CLEAN_URL = re.compile(  # possessive, which takes less than half the time: there is one way only to match
+_CLEAN_URL = re.compile(  # possessive, which takes less than half the time; there is only one way to match
     r"https?://[a-zA-Z0-9.-]+(?::[0-9]+)?/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|%[0-9A-F]{2})*+", re.ASCII
 )
-_SAFE_IN_URL = "!$%&'()*+,/:;=?@~"  # as requests puts it on the wire: RFC 3986's path and query, and the percent sign
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+# For a connection that was used before: the receiver may have closed it, or read the request and then failed.
+BROKEN_KEPT_CONNECTION = "the kept connection broke before any answer; whether the request was read is not known"
+
+# Then it is not known what the receiver did (RFC 9112, section 8).
+BROKEN_HEADERS = "the connection broke within the headers of the answer"
+HEADERS_LIMIT_BYTES = 307_200  # for all headers of an answer in total; the limit of libcurl, applied by both transports
+
+# A small body may decompress to a very large one, so decoding stops here.
+_DECODE_LIMIT_BYTES = ANSWER_LIMIT_BYTES
+
+# --- the request --------------------------------------------------------------------------------------------------
 
 
 class HttpRequest(Struct, frozen=True):
-    """One request, ready to be put on the wire as it stands.
+    """One request, complete, as it is sent.
 
     Attributes:
         method: as sent.
         url: absolute, percent-encoded, ASCII, without fragment or user.
-        headers: in the order in which they are sent; Host, Content-Length and Connection are the transport's.
+        headers: in the order in which they are sent; the transport adds Host, Content-Length and Connection.
         body: None when there is none.
         timeout: seconds for all of it, redirects included.
         unix_socket: path of the unix socket on which the receiver listens; empty for the host and port of `url`.
@@ -63,16 +90,16 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
     """The request of an `http` task.
 
     Args:
-        task: the dict.
-        task_id: as it is stored; the client's form of it is sent as `QTask-Id`, the same on every attempt, so that a
-            receiver can tell duplicates.
+        task: what was submitted.
+        task_id: as it is stored; the client's form of it is sent as `QTask-Id`. It is the same in every attempt, so a
+            receiver can recognize duplicates.
         attempt: sent as `QTask-Attempt`, from 1.
         due: Unix seconds, sent as `QTask-Due` in ISO 8601.
 
-    A retry gets a connection of its own: the connections that are kept may all be dead, and a task must not use up its
-    attempts on them.
+    A retry gets a new connection: the kept connections may all be dead, and a task must not use up its attempts on
+    them.
 
-    Raises `Refused` when the data is not that of an `http` task.
+    Raises `Refused` if the data is not that of an `http` task.
     """
     data = http_data(task)
     url, unix_socket, authorization = task.address.link, "", ""
@@ -96,7 +123,7 @@ def prepare(task: Task, task_id: str, attempt: int, due: float) -> HttpRequest:
 
 
 def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
-    """What the task says, with the defaults for what it does not; and the names that it says, in lower case."""
+    """The headers of the task, completed with the defaults; and the names that the task gives, in lower case."""
     if not data.headers:
         return list(DEFAULT_HEADERS), ()
     if isinstance(data.headers, dict):
@@ -108,10 +135,10 @@ def _headers(data: HttpData) -> tuple[_Headers, Collection[str]]:
 
 
 def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
-    """The request that a redirect asks for, by the rules of RFC 9110, section 15.4, and of browsers.
+    """The request after a redirect, by the rules of RFC 9110, section 15.4, and of browsers.
 
-    303 becomes a GET, and so do 301 and 302 after a POST; the body and its headers go with it. 307 and 308 repeat
-    the request. Credentials are not shown to another origin. Raises `Failure` when `location` leads nowhere.
+    303 becomes a GET, and so do 301 and 302 after a POST; the body and its headers are dropped. 307 and 308 repeat the
+    request. Credentials are not sent to another origin. Raises `Failure` if `location` is not usable.
     """
     try:
         target, _ = _url(urljoin(request.url, location))
@@ -135,13 +162,13 @@ def follow(request: HttpRequest, status: int, location: str) -> HttpRequest:
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:
-    """Scheme, host and port by which two URLs have one origin, however they are spelled (RFC 6454, section 4)."""
+    """Scheme, host and port, which are equal for two URLs of the same origin (RFC 6454, section 4)."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def host_of(request: HttpRequest) -> str:
-    """The host of a request, and its port where the URL has one, as messages name it."""
+    """The host of a request, and its port if the URL has one, for messages."""
     return request.url.split("/", 3)[2]
 
 
@@ -151,13 +178,11 @@ def timed_out(request: HttpRequest) -> Failure:
 
 
 def _url(link: str) -> tuple[str, str]:
-    """Returns the URL as it goes on the wire, and the Authorization header that its user part stands for."""
+    """Returns the URL as it is sent, and the Authorization header for its user and password."""
     if _CLEAN_URL.fullmatch(link):
         return link, ""
     parts = urlsplit(link)
-    host = parts.hostname or ""
-    if not host.isascii():
-        host = idna.encode(host, uts46=True).decode("ascii")
+    host = ascii_host(parts.hostname or "")
     if ":" in host:
         address, percent, zone = host.partition("%")
         host = f"[{address}{percent and '%25'}{zone.removeprefix('25')}]"  # RFC 6874; curl takes a bare % as well
@@ -166,9 +191,9 @@ def _url(link: str) -> tuple[str, str]:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = "Basic " + base64.b64encode(user.encode()).decode("ascii")
     place = host if parts.port is None else f"{host}:{parts.port}"
-    # Lone surrogates are bytes of a redirect that are not UTF-8; they stay the bytes that they are.
-    path = quote(_requote(parts.path or "/"), _SAFE_IN_URL, errors="surrogateescape")
-    query = quote(_requote(parts.query), _SAFE_IN_URL, errors="surrogateescape")
+    # Lone surrogates are bytes of a redirect that are not UTF-8; they are sent as these bytes.
+    path = quote(_requote(parts.path or "/"), SAFE, errors="surrogateescape")
+    query = quote(_requote(parts.query), SAFE, errors="surrogateescape")
     return urlunsplit((parts.scheme, place, path, query, "")), authorization
 
 
@@ -210,3 +235,95 @@ def _body(data: HttpData) -> tuple[bytes | None, str]:
     if data.body_base64 is not UNSET:
         return decode_base64(data.body_base64), "application/octet-stream"
     return None, ""
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def header(headers: Sequence[tuple[str, str]], name: str) -> str:
+    """The value of a header by its lower-case name: the last of several, or an empty text if there is none."""
+    found = ""
+    for key, value in headers:
+        if key.lower() == name:
+            found = value
+    return found
+
+
+def redirect_target(status: int, headers: Sequence[tuple[str, str]]) -> str:
+    """The target of a redirect; empty if the answer is not one.
+
+    Args:
+        status: the HTTP status.
+        headers: of the final answer, decoded as Latin-1.
+
+    Receivers send a `Location` that is not ASCII in UTF-8. Bytes that are not UTF-8 become lone surrogates (PEP 383).
+    """
+    target = header(headers, "location") if status in REDIRECTS else ""
+    return target if target.isascii() else target.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def answer_of(status: int, headers: Sequence[tuple[str, str]], body: bytes, note: str = "") -> Answer:
+    """The answer, decompressed and shortened.
+
+    Args:
+        status: the HTTP status.
+        headers: of the final answer.
+        body: its beginning as it was received, still compressed; it may be cut anywhere.
+        note: what was lost of the answer; empty if nothing was.
+    """
+    codings = header(headers, "content-encoding") if headers else ""
+    if codings:
+        for coding in reversed(codings.lower().split(",")):
+            decode = _DECODERS.get(coding.strip())
+            if decode is not None:
+                with suppress(zlib.error, brotli.error, ZstdError, EOFError):
+                    body = decode(body) or body  # if the header is wrong, the body is kept as it was received
+    return Answer(status, excerpt(body), note)
+
+
+def lost(reason: str, timeout: float) -> str:
+    """The note about an answer whose body is incomplete.
+
+    Args:
+        reason: why; empty for a timeout.
+        timeout: seconds of the task.
+    """
+    return f"the rest of the answer was lost: {reason or f'it did not come within {timeout:g} s'}"
+
+
+def judge(status: int, headers: Sequence[tuple[str, str]], answer: Answer) -> None:
+    """Raises `Failure` unless the status means that the receiver accepted the delivery: 2xx or 304."""
+    if 200 <= status < 300 or status == 304:
+        return
+    if status in REDIRECTS:
+        raise Failure("redirect", f"the receiver answered {status}, a redirect without a target", answer)
+    message = f"the receiver answered {status}" + (f"; {answer.note}" if answer.note else "")
+    raise Failure("status", message, answer, header(headers, "retry-after"))
+
+
+def _gzip(body: bytes) -> bytes:
+    return zlib.decompressobj(wbits=47).decompress(body, _DECODE_LIMIT_BYTES)  # 47: gzip or zlib
+
+
+def _deflate(body: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(body, _DECODE_LIMIT_BYTES)
+    except zlib.error:  # some receivers send the raw stream without the zlib header
+        return zlib.decompressobj(wbits=-15).decompress(body, _DECODE_LIMIT_BYTES)
+
+
+def _brotli(body: bytes) -> bytes:
+    return bytes(brotli.Decompressor().process(body, output_buffer_limit=_DECODE_LIMIT_BYTES))
+
+
+def _zstd(body: bytes) -> bytes:
+    return ZstdDecompressor().decompress(body, _DECODE_LIMIT_BYTES)
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": _deflate,
+    "br": _brotli,
+    "zstd": _zstd,
+}

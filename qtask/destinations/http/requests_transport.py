@@ -21,28 +21,34 @@ from urllib3.connection import HTTPSConnection
 from qtask.config import Config
 from qtask.delivery import staggered
 from qtask.delivery.authorities import ca_bundle
+from qtask.delivery.causes import causes_of
 from qtask.delivery.claim import Claim
-from qtask.destinations.http.answer import (
+from qtask.destinations.http.message import (
     BROKEN_HEADERS,
     BROKEN_KEPT_CONNECTION,
     HEADERS_LIMIT_BYTES,
+    MAX_REDIRECTS,
+    HttpRequest,
     answer_of,
+    follow,
     header,
+    host_of,
     judge,
     lost,
+    prepare,
     redirect_target,
+    timed_out,
 )
-from qtask.destinations.http.message import MAX_REDIRECTS, HttpRequest, follow, host_of, prepare, timed_out
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure
 from qtask.private.urllib3 import Connection, Response, allow_header_fields
 
 _CHUNK_BYTES = 8_192
-allow_header_fields(5_000)  # as libcurl; some receivers send more than 100
-_kept: list[requests.Session] = []  # the one session, while no thread uses it
+allow_header_fields(5_000)  # like libcurl; some receivers send more than 100
+_kept: list[requests.Session] = []  # the session, while no thread uses it
 
 
 class _KeptConnectionBroke(ConnectionError):
-    """A connection that had served a request before broke before any answer to the next one."""
+    """A kept connection broke before any answer."""
 
 
 class _BrokenHeaders(OSError):
@@ -50,7 +56,7 @@ class _BrokenHeaders(OSError):
 
 
 class _Head:
-    """Reads lines of the headers, no more than `HEADERS_LIMIT_BYTES`, and knows whether they came to their end."""
+    """Reads the lines of headers, at most `HEADERS_LIMIT_BYTES`, and notes whether their end was reached."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -72,15 +78,15 @@ class _Head:
 
 
 class _FinalResponse(Response):
-    """Reads whole headers only, and passes over interim answers (RFC 9110, section 15.2).
+    """Accepts only complete headers, and skips interim answers (RFC 9110, section 15.2).
 
-    http.client takes headers for whole where the connection breaks, and passes over 100 alone.
+    http.client accepts incomplete headers when the connection breaks, and skips only the interim answer 100.
     """
 
     def begin(self) -> None:
         """Reads status and headers."""
         head: Any = _Head(self.fp)
-        self.fp = head  # for as long as lines are read
+        self.fp = head  # while lines are read
         try:
             super().begin()
         finally:
@@ -99,7 +105,7 @@ class _FinalResponse(Response):
 
 
 class _Connection(Connection):
-    """To the first address of the host that answers; knows whether it has served a request before."""
+    """A connection to the first address of the host that answers; notes whether it has served a request before."""
 
     response_class = _FinalResponse
     _served = False
@@ -111,7 +117,7 @@ class _Connection(Connection):
         return staggered.connect(self.name_to_resolve, self.port, self.timeout, self.socket_options or ())
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 has it
-        """As urllib3's, but says when a kept connection broke."""
+        """As urllib3's, but raises `_KeptConnectionBroke` if a kept connection broke."""
         try:
             response = super().getresponse()
         except ConnectionError as error:
@@ -123,11 +129,11 @@ class _Connection(Connection):
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
-    """The same with TLS."""
+    """The same over TLS."""
 
 
 class _UnixConnection(_Connection):
-    """To a unix socket, whatever the URL says of host and port."""
+    """A connection to a unix socket; the host and port of the URL are not used."""
 
     path = ""
 
@@ -145,7 +151,7 @@ class _UnixConnection(_Connection):
 
 
 class _UnixAdapter(HTTPAdapter):
-    """requests' adapter, to a unix socket."""
+    """The adapter of requests for a unix socket."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -157,12 +163,12 @@ class _UnixAdapter(HTTPAdapter):
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter, on connections that pass over interim answers."""
+    """The adapter of requests with connections that skip interim answers."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
-        pool.host = pool.host.replace("%25", "%")  # the zone of an IPv6 address, which is looked up as it stands
+        pool.host = pool.host.replace("%25", "%")  # the zone of an IPv6 address is not encoded in a look-up
         return pool
 
 
@@ -174,10 +180,10 @@ def _new_session() -> requests.Session:
 
 
 class _Exchange:
-    """A request and its redirects, on a thread of its own.
+    """A request and its redirects, in a thread.
 
     Attributes:
-        seen: status, headers and body so far of the answer that is being read; None before its headers are there.
+        seen: status, headers and the body so far of the answer that is being read; None until its headers are complete.
     """
 
     def __init__(self, session: requests.Session, request: HttpRequest, authorities: Path) -> None:
@@ -188,21 +194,21 @@ class _Exchange:
         self.seen: tuple[int, list[tuple[str, str]], bytes] | None = None
 
     def run(self, report: Callable[[Answer | Failure], None]) -> None:
-        """Reports how it ended, once."""
+        """Reports the result, once."""
         try:
             report(self._follow_redirects())
         except Failure as failure:
             report(failure)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             found = _failure(self._request, error)
-            if any(isinstance(cause, ssl.SSLError) and cause.library == "X509" for cause in _causes(error)):
+            if any(isinstance(cause, ssl.SSLError) and cause.library == "X509" for cause in causes_of(error)):
                 found = Failure("tls", f"{found.message}: {self._authorities}")
             report(found)
-        except Exception as error:  # a thread that dies in silence would be taken for a slow receiver
+        except Exception as error:  # a thread that ends without a report would look like a slow receiver
             report(Failure("internal", f"{type(error).__name__}: {error}"))
 
     def result_at_timeout(self) -> Answer:
-        """The answer as far as it came, if its headers did. Raises `Failure` when they say so, or did not come."""
+        """The incomplete answer, if its headers are complete. Raises `Failure` if they are not, or by its status."""
         seen = self.seen
         if seen is None or redirect_target(*seen[:2]):
             raise timed_out(self._request)
@@ -232,7 +238,7 @@ class _Exchange:
         if request.body is not None or request.method not in ("GET", "HEAD"):
             prepared.headers["Content-Length"] = str(len(request.body or b""))
         left = max(0.001, self._deadline - monotonic())
-        # The adapter and not the session sends: a session would follow redirects, and keep cookies from task to task.
+        # The adapter sends and not the session: a session would follow redirects, and keep cookies between tasks.
         adapter: BaseAdapter
         settings: Any
         if request.unix_socket:
@@ -251,7 +257,7 @@ class _Exchange:
             return status, headers, self._read(request, status, headers, response.raw)
 
     def _read(self, request: HttpRequest, status: int, headers: list[tuple[str, str]], raw: Any) -> Answer:
-        """Reads the body within bounds. The status has decided already; what is lost of the body is noted."""
+        """Reads the body, up to a limit. The status has decided already; a note says what was lost."""
         if not (length := header(headers, "content-length")).isdigit() and length:
             raise Failure("protocol", f"{host_of(request)}: an invalid Content-Length: {length[:100]!r}")
         body, note = b"", ""
@@ -265,7 +271,7 @@ class _Exchange:
                     break
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raw.close()
-            causes = _causes(error)
+            causes = causes_of(error)
             is_late = any(isinstance(cause, TimeoutError) for cause in causes)
             if is_late and redirect_target(status, headers):
                 raise timed_out(self._request) from None
@@ -279,14 +285,14 @@ def deliver_claim(claim: Claim, config: Config) -> Answer:
 
 
 def deliver(request: HttpRequest, ca_file: str = "") -> Answer:
-    """Sends a request, follows redirects, and returns the answer of a receiver that took it.
+    """Sends a request, follows redirects, and returns the answer of a receiver that accepted it.
 
     Args:
         request: what to send.
-        ca_file: the setting, which says whose certificates are trusted.
+        ca_file: the setting, which names the authorities to trust.
 
-    Raises `Failure`, also when `request.timeout` seconds have passed in all: requests bounds single reads only, so
-    the exchange runs in a thread of its own, which is left behind when its time is over.
+    Raises `Failure`, also when `request.timeout` seconds have passed in total. requests limits only single reads, so
+    the exchange runs in a thread, which is abandoned at the timeout.
     """
     session = _kept.pop() if _kept and not request.own_connection else _new_session()
     results: SimpleQueue[Answer | Failure] = SimpleQueue()
@@ -295,7 +301,7 @@ def deliver(request: HttpRequest, ca_file: str = "") -> Answer:
     try:
         result = results.get(timeout=request.timeout)
     except Empty:
-        return exchange.result_at_timeout()  # the session goes with the thread that still uses it
+        return exchange.result_at_timeout()  # the session is dropped with the thread that still uses it
     if request.own_connection:
         session.close()
     else:
@@ -306,7 +312,7 @@ def deliver(request: HttpRequest, ca_file: str = "") -> Answer:
 
 
 def _chunks(raw: Any) -> Iterator[bytes]:
-    """The body as it comes in, still compressed, without waiting until a chunk is full."""
+    """The body as it arrives, still compressed, without waiting for full chunks."""
     if raw.chunked:
         yield from raw.read_chunked(_CHUNK_BYTES, decode_content=False)
     else:
@@ -316,7 +322,7 @@ def _chunks(raw: Any) -> Iterator[bytes]:
 
 def _failure(request: HttpRequest, error: Exception) -> Failure:
     host = host_of(request)
-    causes = _causes(error)
+    causes = causes_of(error)
     if any(isinstance(cause, _KeptConnectionBroke) for cause in causes):
         return Failure("connect", f"{host}: {BROKEN_KEPT_CONNECTION}", at_once=True)
     if any(isinstance(cause, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) for cause in causes):
@@ -333,16 +339,5 @@ def _failure(request: HttpRequest, error: Exception) -> Failure:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says; some say nothing, and then its type does."""
+    """The message of an error, or its type if it has none."""
     return str(error).strip() or type(error).__name__
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what lies under it, outermost first: requests wraps urllib3's errors, which wrap others."""
-    found: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None and below not in found:
-        found.append(below)
-        inner = [part for part in (getattr(below, "reason", None), *below.args) if isinstance(part, BaseException)]
-        below = inner[0] if inner else below.__cause__ or below.__context__
-    return found

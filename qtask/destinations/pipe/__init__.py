@@ -1,4 +1,4 @@
-"""`pipe` tasks: the JSON of `settings.data.data`, as one line, into a FIFO of the pipe folder."""
+"""`pipe` tasks: the JSON of `settings.data.data`, as one line, to a FIFO in the pipe folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PipeAddress(Address, frozen=True, tag_field="type", tag="pipe"):
 
 
 class PipeData(Part, frozen=True):
-    """What a `pipe` task writes: the JSON text of `data`, as one line."""
+    """The data of a `pipe` task: the JSON of `data` is written as one line."""
 
     data: Raw
 
@@ -31,12 +31,12 @@ _READER = DataReader(PipeData, {"data": "; any JSON for pipe"})
 
 
 def pipe_data(task: Task) -> PipeData:
-    """The data of a `pipe` task. Raises `Refused` when it has another form."""
+    """The data of a `pipe` task. Raises `Refused` if it has another form."""
     return _READER.read(task)
 
 
 def check_pipe(link: str) -> str:
-    """Returns the name of a pipe as it came. Raises `Refused` for what could leave the pipe folder."""
+    """Returns the name of a pipe unchanged. Raises `Refused` for a name that could leave the pipe folder."""
     if not _NAME.fullmatch(link):
         raise Refused(
             "invalid_value",

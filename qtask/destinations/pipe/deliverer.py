@@ -20,7 +20,7 @@ _LOCK_RETRY_SECONDS = 0.002
 
 
 class PipeDeliverer:
-    """Delivers to named pipes; a pipe that nobody reads fails at once, a full one at the timeout."""
+    """Delivers to named pipes. A pipe without a reader fails at once, a full one at the timeout."""
 
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
@@ -61,7 +61,7 @@ class PipeDeliverer:
 
 
 class _Line(Exchange):
-    """One line on its way. A lock keeps lines whole: writes beyond 4 KiB are not atomic on a pipe."""
+    """The delivery of one line. A lock keeps lines whole, because writes above 4 KiB are not atomic on a pipe."""
 
     def __init__(self, loop: Loop, descriptor: int, name: str, line: bytes, claim: Claim, done: Done) -> None:
         super().__init__(loop, claim, done)
@@ -70,7 +70,7 @@ class _Line(Exchange):
         self._unsent = memoryview(line)
 
     def begin(self) -> None:
-        """Takes the lock, or tries again soon, and writes as the pipe takes it."""
+        """Takes the lock, or tries again soon, and writes as far as the pipe has room."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

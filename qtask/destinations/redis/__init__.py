@@ -1,26 +1,25 @@
-"""`redis` tasks: a message into another Redis, published to a channel, added to a stream or pushed to a list."""
+"""`redis` tasks: a message to another Redis: published to a channel, added to a stream, or pushed to a list."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from qtask.destinations.bodies import body_of_arguments, check_one, content_of, forms_in, given
 from qtask.model import redis_address
 from qtask.model.destination import Destination, Flag, Options, Parts
 from qtask.model.errors import ConfigError, QTaskError, Refused
 from qtask.model.link import FIELD, MAX_HOST_LENGTH, check_length
-from qtask.model.task import Address, Part, Task, decode_base64, json_text
+from qtask.model.task import Address, Part, Task, json_text
 from qtask.model.validation import DataReader
 
 Value = str | bytes | int
 
 _SCHEMES = ("redis", "rediss", "unix")
 _COMMANDS = ("publish", "xadd", "rpush")
-_BODIES = ("json", "text", "base64")
 _ONE_COMMAND = "exactly one of publish (a channel), xadd (a stream) and rpush (a list) is needed"
 
 
@@ -29,15 +28,15 @@ class RedisAddress(Address, frozen=True, tag_field="type", tag="redis"):
 
 
 class RedisData(Part, frozen=True):
-    """What a `redis` task writes: exactly one of `publish`, `xadd`, `rpush`, and what goes with it.
+    """The data of a `redis` task: exactly one of `publish`, `xadd`, `rpush`, with its body or fields.
 
     Attributes:
         publish: a channel, which gets the body.
         xadd: a stream, which gets an entry with `fields`.
         rpush: a list, which gets the body as its last element.
         json, text, base64: the body: any JSON, text, or bytes in base64; exactly one.
-        fields: of the entry: text is written as it is, everything else as its JSON.
-        maxlen: entries that the stream keeps, or a few more (`XADD … MAXLEN ~`).
+        fields: of the entry; text is written as it is, all other values as JSON.
+        maxlen: how many entries the stream keeps, or a few more (`XADD … MAXLEN ~`).
     """
 
     publish: str | UnsetType = UNSET
@@ -67,13 +66,13 @@ def command_of(task: Task) -> list[Value]:
     """The command of a `redis` task, such as `["PUBLISH", channel, message]`. Raises `Refused` for a wrong task."""
     _check_link(task.address.link)
     data = _READER.read(task)
-    given = [name for name in _COMMANDS if getattr(data, name) is not UNSET]
-    if not given:
+    names = [name for name in _COMMANDS if getattr(data, name) is not UNSET]
+    if not names:
         raise Refused("missing_field", "settings.data", _ONE_COMMAND)
-    if len(given) > 1:
-        words = f"both {given[0]} and {given[1]} are given; {_ONE_COMMAND}"
-        raise Refused("invalid_value", f"settings.data.{given[1]}", words)
-    (name,) = given
+    if len(names) > 1:
+        words = f"both {names[0]} and {names[1]} are given; {_ONE_COMMAND}"
+        raise Refused("invalid_value", f"settings.data.{names[1]}", words)
+    (name,) = names
     key: str = getattr(data, name)
     if not key:
         raise Refused("invalid_value", f"settings.data.{name}", "a name is needed, got an empty text")
@@ -86,22 +85,17 @@ def command_of(task: Task) -> list[Value]:
 
 
 def _body(data: RedisData, name: str) -> bytes:
-    bodies = [body for body in _BODIES if getattr(data, body) is not UNSET]
-    if not bodies:
+    forms = forms_in(data)
+    if not forms:
         raise Refused("missing_field", "settings.data", f"{name} needs json, text or base64")
-    if len(bodies) > 1:
-        words = f"one body is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out"
-        raise Refused("invalid_value", f"settings.data.{bodies[1]}", words)
-    if data.text is not UNSET:
-        return data.text.encode()
-    return json_text(data.json) if data.base64 is UNSET else decode_base64(data.base64, "settings.data.base64")
+    check_one(forms)
+    return content_of(data)
 
 
 def _fields(data: RedisData) -> list[Value]:
-    for body in _BODIES:
-        if getattr(data, body) is not UNSET:
-            words = f"an entry of a stream has fields and no {body}; leave it out"
-            raise Refused("invalid_value", f"settings.data.{body}", words)
+    for form in forms_in(data):
+        words = f"an entry of a stream has fields and no {form}; leave it out"
+        raise Refused("invalid_value", f"settings.data.{form}", words)
     if data.fields is UNSET or not data.fields:
         raise Refused("missing_field", "settings.data.fields", 'xadd needs at least one field, such as {"order": 7}')
     found: list[Value] = []
@@ -133,7 +127,7 @@ def _check_link(link: str) -> None:
     if address.scheme not in _SCHEMES:
         words = f"a link that begins with redis://, rediss:// or unix:// is needed, got {address.scheme}://"
         raise Refused("invalid_value", FIELD, words)
-    if address.query:  # some of redis-py's options name files of the worker
+    if address.query:  # some options of redis-py name files on the machine of the worker
         words = f"a link has no options; leave out ?{address.query[0][0][:40]}=…, and write the database as in /0"
         raise Refused("invalid_value", FIELD, words)
     if address.hosts and not address.hosts[0][0]:
@@ -167,28 +161,24 @@ def _redis(
     Args:
         publish, rpush: a channel or a list, which gets `json` (any JSON) or `data` (text or bytes).
         xadd: a stream, which gets an entry with `fields`.
-        maxlen: entries that the stream keeps, or a few more.
+        maxlen: how many entries the stream keeps, or a few more.
     """
-    given: dict[str, Any] = {"publish": publish, "xadd": xadd, "rpush": rpush, "fields": fields, "maxlen": maxlen}
-    sent = {key: value for key, value in given.items() if value is not None}
-    if isinstance(data, bytes | bytearray):
-        sent["base64"] = base64.b64encode(data).decode()
-    elif data is not None:
-        sent["text"] = data
+    command = {"publish": publish, "xadd": xadd, "rpush": rpush, "fields": fields, "maxlen": maxlen}
+    sent = given({**command, **body_of_arguments(data)})
     if json is not UNSET:
         sent["json"] = json
     return Parts(url, sent)
 
 
 def _data_of_flags(flags: Mapping[str, Any], data: Raw | None) -> Any:
-    given = {name: flags[name] for name in _COMMANDS if flags[name]}
+    command = {name: flags[name] for name in _COMMANDS if flags[name]}
     if data is None:
-        return given or UNSET
-    if "xadd" not in given:
-        return {**given, "json": data}
+        return command or UNSET
+    if "xadd" not in command:
+        return {**command, "json": data}
     if not bytes(data).startswith(b"{"):
         raise QTaskError("--xadd wants the fields of the entry as --data, such as '{\"order\": 7}'")
-    return {**given, "fields": data}
+    return {**command, "fields": data}
 
 
 DESTINATION = Destination(

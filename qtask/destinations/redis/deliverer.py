@@ -1,7 +1,7 @@
-"""Delivers `redis` tasks: each command in a thread, over a connection that is kept for the next one.
+"""Delivers `redis` tasks: runs each command in a thread, over a connection that is kept for the next one.
 
-redis-py makes the connections (look-up, TLS, login, database) and speaks the protocol. It blocks, hence the threads. A
-server that hangs holds up a few of them, and never the loop: the timeout of a task is a timer of the loop.
+redis-py makes the connections (look-up, TLS, login, database) and implements the protocol. It blocks, so it needs the
+threads. A server that hangs blocks only a few of them and never the loop, where a timer ends each task at its timeout.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qtask.config import Config
 from qtask.delivery.authorities import ca_bundle
+from qtask.delivery.causes import causes_of
 from qtask.delivery.claim import Claim, Done
 from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import Loop
@@ -41,15 +42,15 @@ from qtask.destinations.redis import DESTINATION, Value, command_of
 from qtask.model.outcome import Answer, Failure, excerpt
 from qtask.store.connect import connect, reason_of
 
-THREADS = 64  # commands that are sent at once
+THREADS = 64  # how many commands are sent at once
 CONNECTIONS = 4  # to one server
 SERVERS = 64  # whose connections are kept
-IDLE_SECONDS = 60.0  # for which a thread without work stays
-STEP_SECONDS = 10.0  # for one step of connecting, or for sending: no thread hangs for longer than that
+IDLE_SECONDS = 60.0  # how long a thread without work stays
+STEP_SECONDS = 10.0  # for one step of connecting, or for sending: no thread blocks for longer
 
-# How Redis says that it takes nothing, or no writes, at the moment.
+# The errors of a Redis that accepts no commands, or no writes, at the moment.
 _UNAVAILABLE = (BusyLoadingError, OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
-_UNAVAILABLE_WORDS = ("BUSY ", "MISCONF ", "NOREPLICAS ")  # of these redis-py makes no errors of their own
+_UNAVAILABLE_WORDS = ("BUSY ", "MISCONF ", "NOREPLICAS ")  # redis-py has no classes for these errors
 _KEPT_CONNECTION_BROKE = "a kept connection broke before the answer came"
 
 
@@ -65,17 +66,17 @@ class RedisDeliverer:
         Command(self._loop, command_of(claim.task), claim, done, self._threads.add).start()
 
     def close(self) -> None:
-        """Closes the connections, and ends the threads as soon as they have nothing under way."""
+        """Closes the connections, and ends each thread after its command."""
         self._threads.close()
 
 
 class Command(Exchange):
-    """One command on its way.
+    """The delivery of one command.
 
     Attributes:
         url: of the server.
         place: the same without credentials, for messages.
-        words: the command.
+        words: the command and its arguments.
         sent: whether it may have reached the server; a thread sets it.
     """
 
@@ -95,7 +96,7 @@ class Command(Exchange):
         self._add(self)
 
     def release(self) -> None:
-        """Nothing is held; a thread that is at work on it notices at its next step that it has ended."""
+        """Nothing is held; a thread that runs the command sees at its next step that the delivery has ended."""
 
     def _on_timeout(self) -> None:
         what = "did not answer" if self.sent else "did not take a connection"
@@ -103,16 +104,16 @@ class Command(Exchange):
 
 
 class Server:
-    """A server, and its connections that are free.
+    """A server and its free connections.
 
     Args:
-        url: of it.
-        authorities: a file or folder with those whose certificates are trusted.
+        url: of the server.
+        authorities: the file or folder of the authorities to trust.
     """
 
     def __init__(self, url: str, authorities: Path) -> None:
         self._redis: Redis = connect(url, STEP_SECONDS)
-        self._free: list[Any] = []  # redis-py's connections have no types worth the name
+        self._free: list[Any] = []  # redis-py has no useful types for connections
         self._needs: Path | None = None
         if url.startswith("rediss://"):
             self._needs = authorities
@@ -120,7 +121,7 @@ class Server:
             self._redis.connection_pool.connection_kwargs[option] = str(authorities)
 
     def run(self, command: Command) -> Answer:
-        """Runs a command. Raises `Failure`, or the errors of redis-py and of sockets where it could not be sent."""
+        """Runs a command. Raises `Failure`, or the error of redis-py or of a socket."""
         if self._needs and not self._needs.exists():
             raise Failure("tls", f"{command.place}: the certificates to trust, {self._needs}, do not exist")
         connection, kept = self._connection()
@@ -146,12 +147,12 @@ class Server:
         return _answer(command.words[0], reply)
 
     def close(self) -> None:
-        """Closes the connections that are free."""
+        """Closes the free connections."""
         while self._free:
             self._free.pop().disconnect()
 
     def _connection(self) -> tuple[Any, bool]:
-        """A connection, and whether it was used before. One that the server has closed meanwhile is made anew."""
+        """A connection, and whether it was used before. One that the server has closed is connected again."""
         try:
             kept = self._free.pop()
         except IndexError:
@@ -169,26 +170,26 @@ class Server:
 
 
 class Threads:
-    """Threads that run the commands, and what they share. A server gets a few of them at most."""
+    """The threads that run the commands, and their shared state. A server gets at most a few of them."""
 
     def __init__(self, loop: Loop, ca_file: str) -> None:
         self._loop = loop
         self._authorities = ca_bundle(ca_file)
-        self._changed = threading.Condition()  # all that follows belongs to it
-        self._waiting: OrderedDict[str, deque[Command]] = OrderedDict()  # by server; the first is served next
-        self._servers: OrderedDict[str, Server] = OrderedDict()  # the one that was used last at the end
+        self._changed = threading.Condition()  # protects everything below
+        self._waiting: OrderedDict[str, deque[Command]] = OrderedDict()  # by server; the first server is next
+        self._servers: OrderedDict[str, Server] = OrderedDict()  # the last used is at the end
         self._busy: Counter[str] = Counter()
         self._threads = 0
         self._idle = 0
         self._closed = False
 
     def add(self, command: Command) -> None:
-        """Has a thread run a command. Raises `RuntimeError` when there is none and none can be started."""
+        """Queues a command for a thread. Raises `RuntimeError` if there is no thread and none can be started."""
         with self._changed:
             queue = self._waiting.setdefault(command.url, deque())
             queue.append(command)
             if len(queue) + self._busy[command.url] > CONNECTIONS:
-                return  # the threads that are at work for this server go on with it
+                return  # the threads that already serve this server will run it
             if self._idle:
                 self._idle -= 1
                 self._changed.notify()
@@ -205,7 +206,7 @@ class Threads:
                 self._threads += 1
 
     def close(self) -> None:
-        """Drops what waits, and ends the threads."""
+        """Drops waiting commands, and ends the threads."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -232,7 +233,7 @@ class Threads:
             self._loop.call_from_thread(partial(command.end, result), command.on_error)
 
     def _take(self) -> tuple[Command, Server] | None:
-        """The next command, and its server; None when this thread is to end."""
+        """The next command and its server; None if this thread must end."""
         with self._changed:
             waited = False
             while (command := self._next()) is None:
@@ -244,7 +245,7 @@ class Threads:
                 self._idle += 1
                 if not self._changed.wait(IDLE_SECONDS):
                     waited = True
-                    self._idle = max(0, self._idle - 1)  # who notifies has done so for this thread
+                    self._idle = max(0, self._idle - 1)  # a notification reduces it too, so it may be 0 already
             self._busy[command.url] += 1
             return command, self._server(command.url)
 
@@ -259,7 +260,7 @@ class Threads:
             if queue:
                 command = queue.popleft()
                 if queue:
-                    self._waiting[url] = queue  # behind the other servers
+                    self._waiting[url] = queue  # after the other servers
                 return command
         return None
 
@@ -267,7 +268,7 @@ class Threads:
         server = self._servers.pop(url, None) or Server(url, self._authorities)
         self._servers[url] = server
         while len(self._servers) > SERVERS:
-            oldest = next(one for one in self._servers if not self._busy[one])  # there are fewer threads than that
+            oldest = next(one for one in self._servers if not self._busy[one])  # there are fewer threads than servers
             self._servers.pop(oldest).close()
             del self._busy[oldest]
         return server
@@ -279,10 +280,10 @@ class Threads:
 
 
 def failure_of(error: Exception, command: Command) -> Failure:
-    """What an error of redis-py or of a socket means for a task; its words hold no secrets of the address."""
+    """The failure for an error of redis-py or of a socket; its message contains no secrets of the address."""
     said = reason_of(error, command.url)
     words = f"{command.place}: {said}"
-    causes = _causes(error)
+    causes = causes_of(error)
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return Failure("dns", words)
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
@@ -298,17 +299,7 @@ def failure_of(error: Exception, command: Command) -> Failure:
     return Failure("connect", words)
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what lies under it, outermost first."""
-    found: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None and below not in found:
-        found.append(below)
-        below = below.__cause__ or below.__context__
-    return found
-
-
 def _answer(name: Value, reply: Any) -> Answer:
-    """Of PUBLISH how many subscribers got it, of XADD the id of the entry, of RPUSH the length of the list."""
+    """For PUBLISH the number of subscribers, for XADD the id of the entry, for RPUSH the length of the list."""
     text = excerpt(reply) if isinstance(reply, bytes) else str(reply)
     return Answer(text=text, note="nobody subscribes to the channel" if name == "PUBLISH" and reply == 0 else "")

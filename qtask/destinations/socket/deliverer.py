@@ -1,4 +1,4 @@
-"""Delivers `socket` tasks: connect, send the JSON, read a bounded answer."""
+"""Delivers `socket` tasks: connects, sends the JSON, reads an answer up to a limit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from time import monotonic
 
 from qtask.config import Config
 from qtask.delivery.claim import Claim, Done
-from qtask.delivery.connecting import Connecting
-from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import READ, WRITE, Loop
-from qtask.delivery.resolver import Resolver, place_of
+from qtask.delivery.resolver import Resolver
+from qtask.delivery.stream import StreamExchange
 from qtask.model.link import SocketLink, parse_socket
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
 from qtask.model.task import json_text
 
-# A receiver that reads to the end and closes is done at once. One that keeps the connection open has taken the
-# data too; it gets this long to say something before the delivery counts.
+# A delivery ends at once if the receiver reads everything and closes. A receiver that keeps the connection open has
+# accepted the data too; it has this long to answer before the delivery counts.
 ANSWER_WAIT_SECONDS = 1.0
-_LOOK_SECONDS = 0.1  # between two looks whether the kernel of a receiver that says nothing has everything
-_FIN = 1  # the end of the data, which counts among what is not acknowledged
-_SIOCOUTQNSD = 0x894B  # asks for the bytes that were not even sent: linux/sockios.h
+_LOOK_SECONDS = 0.1  # between two checks whether the kernel of a silent receiver has acknowledged everything
+_FIN = 1  # the end of the data, which counts as a byte that is not acknowledged
+_SIOCOUTQNSD = 0x894B  # asks for the number of bytes that were not sent yet: linux/sockios.h
 
 
 class SocketDeliverer:
@@ -44,41 +43,29 @@ class SocketDeliverer:
         self._resolver.close()
 
 
-class _Stream(Exchange):
-    """One delivery: connecting, sending, reading the answer; each step when the socket is ready for it."""
+class _Stream(StreamExchange):
+    """One delivery: it sends, and reads the answer; each step when the socket is ready for it."""
 
     def __init__(self, loop: Loop, resolver: Resolver, link: SocketLink, data: bytes, claim: Claim, done: Done) -> None:
-        super().__init__(loop, claim, done)
-        self._link = link
+        super().__init__(loop, resolver, link, claim, done)
         self._unsent = memoryview(data)
-        self._connecting = Connecting(loop, resolver, link, self._on_connected, self.end, self.on_error)
-        self._socket: socket.socket | None = None  # when it is connected
         self._answer = bytearray()
 
-    def begin(self) -> None:
-        """Connects."""
-        self.set_timer(self.deadline, self._on_timeout)
-        self._connecting.start()
+    def missing(self) -> str:
+        """See `StreamExchange`."""
+        return "take the data"
 
-    def release(self) -> None:
-        """See `Exchange`."""
-        self._connecting.cancel()
-        if self._socket is not None:
-            self.loop.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-
-    def _on_connected(self, connected: socket.socket) -> None:
-        self._socket = connected
+    def on_connected(self, connected: socket.socket) -> None:
+        """Sends."""
         self.loop.watch(connected.fileno(), WRITE, self._on_writable, self.on_error)
         self._on_writable(WRITE)
 
-    # --- sending and what comes after it -----------------------------------------------------------------------
+    # --- sending, and after it ---------------------------------------------------------------------------------
 
     def _on_writable(self, events: int) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         try:
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            self._unsent = self._unsent[self.socket.send(self._unsent) :]
         except BlockingIOError:
             return
         except OSError as error:
@@ -87,17 +74,17 @@ class _Stream(Exchange):
         if self._unsent:
             return
         try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError as error:  # it was reset meanwhile
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:  # the receiver has reset the connection
             self._on_reset(error)
             return
         self.set_timer(min(self.deadline, monotonic() + ANSWER_WAIT_SECONDS), self._on_silence)
-        self.loop.watch(self._socket.fileno(), READ, self._on_readable, self.on_error)
+        self.loop.watch(self.socket.fileno(), READ, self._on_readable, self.on_error)
 
     def _on_readable(self, events: int) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         try:
-            chunk = self._socket.recv(READ_LIMIT_BYTES)
+            chunk = self.socket.recv(READ_LIMIT_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -105,58 +92,52 @@ class _Stream(Exchange):
             return
         self._answer += chunk
         if not chunk:
-            self.loop.unwatch(self._socket.fileno())  # which would be readable for ever
+            self.loop.unwatch(self.socket.fileno())  # it would stay readable
             self._on_silence()
         elif len(self._answer) >= READ_LIMIT_BYTES:
             self._on_silence()
 
     def _on_silence(self) -> None:
-        """The receiver says no more: delivered, as soon as its kernel has acknowledged everything."""
-        assert self._socket is not None
+        """The receiver sends nothing more: ends as delivered as soon as its kernel has acknowledged everything."""
+        assert self.socket is not None
         if self._unacknowledged() <= _FIN:
             self._on_delivered()
-        elif code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        elif code := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._on_reset(OSError(code, os.strerror(code)))
         elif monotonic() < self.deadline:
             self.set_timer(min(self.deadline, monotonic() + _LOOK_SECONDS), self._on_silence)
         else:
-            self._on_timeout()
+            self.on_timeout()
 
     def _on_reset(self, error: OSError) -> None:
-        """The receiver reset the connection after everything was handed to our kernel.
+        """The receiver reset the connection after everything was passed to our kernel.
 
-        Over TCP that is a delivery, if its kernel has everything: some receivers close in this way. It may have
-        acknowledged all but the last two segments, for acknowledgements are delayed (RFC 1122, section 4.2.3.2), and
-        one that is due when the connection is reset is never sent. On a unix socket a reset means that something was
-        not read.
+        Over TCP this is a delivery if the kernel of the receiver has everything: some receivers close in this way. It
+        may not have acknowledged the last two segments, because acknowledgements are delayed (RFC 1122, section
+        4.2.3.2), and one that is due at the reset is never sent. On a unix socket a reset means that some data was not
+        read.
         """
-        assert self._socket is not None
-        if self._link.path:
+        assert self.socket is not None
+        if self.link.path:
             self._on_broken(error)
             return
-        delayed = 2 * self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) + _FIN
+        delayed = 2 * self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) + _FIN
         if self._unacknowledged() <= delayed and not self._queued(_SIOCOUTQNSD):
             self._on_delivered()
         else:
             self._on_broken(error)
 
     def _unacknowledged(self) -> int:
-        """Bytes that the receiver's kernel has not acknowledged; a unix socket has them all at once."""
-        return 0 if self._link.path else self._queued(termios.TIOCOUTQ)
+        """How many bytes the kernel of the receiver has not acknowledged; on a unix socket none."""
+        return 0 if self.link.path else self._queued(termios.TIOCOUTQ)
 
     def _queued(self, request: int) -> int:
-        assert self._socket is not None
-        found: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), request, bytes(4)))[0]
+        assert self.socket is not None
+        found: int = struct.unpack("i", fcntl.ioctl(self.socket.fileno(), request, bytes(4)))[0]
         return found
 
     def _on_delivered(self) -> None:
         self.end(Answer(text=excerpt(bytes(self._answer))))
 
     def _on_broken(self, error: OSError) -> None:
-        self.end(Failure("connect", f"{place_of(self._link)} broke the connection: {error.strerror}"))
-
-    def _on_timeout(self) -> None:
-        if self._socket is None:
-            self.end(self._connecting.timed_out(self.timeout))
-        else:
-            self.end(Failure("timeout", f"{place_of(self._link)} did not take the data within {self.timeout:g} s"))
+        self.end(Failure("connect", f"{self.place} broke the connection: {error.strerror}"))

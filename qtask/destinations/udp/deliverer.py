@@ -16,8 +16,8 @@ from qtask.model.link import SocketLink, parse_socket
 from qtask.model.outcome import READ_LIMIT_BYTES, Answer, Failure, excerpt
 from qtask.model.task import json_text
 
-# UDP does not tell whether a datagram arrived. It may tell that nobody listens, and a receiver may answer; this long
-# the delivery waits for either, and then counts.
+# UDP does not report whether a datagram arrived. It may report that nobody listens, and a receiver may answer. A
+# delivery waits this long for either, and then counts.
 ANSWER_WAIT_SECONDS = 0.1
 
 
@@ -39,7 +39,7 @@ class UdpDeliverer:
 
 
 class _Datagram(Exchange):
-    """One datagram, and the wait for what may come back. An address that refuses it is followed by the next."""
+    """One datagram, and the wait for an answer or an error. If an address refuses it, the next is tried."""
 
     def __init__(self, loop: Loop, resolver: Resolver, link: SocketLink, data: bytes, claim: Claim, done: Done) -> None:
         super().__init__(loop, claim, done)
@@ -75,7 +75,7 @@ class _Datagram(Exchange):
             self._send()
 
     def _send(self) -> None:
-        """Sends to the next address that takes it, connected, so that the kernel says when nobody listens."""
+        """Sends to the next address that accepts it, on a connected socket: so the kernel reports if nobody listens."""
         while self._addresses:
             family, place = address = self._addresses.popleft()
             try:

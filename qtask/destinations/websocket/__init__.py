@@ -1,21 +1,20 @@
-"""`websocket` tasks: connect, send one message, wait for an answer if one is wanted, close."""
+"""`websocket` tasks: connect, send one message, wait for an answer if requested, close."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Unpack
 
 from msgspec import UNSET, Raw, UnsetType
 
+from qtask.destinations.bodies import body_of_arguments, check_one, content_of, forms_in, given
 from qtask.model import link
 from qtask.model.destination import Destination, Flag, Options, Parts
 from qtask.model.errors import Refused
 from qtask.model.headers import TOKEN, check_headers
-from qtask.model.task import Address, Part, Task, decode_base64, json_text
+from qtask.model.task import Address, Part, Task
 from qtask.model.validation import DataReader
 
-_BODIES = ("json", "text", "base64")
 # The handshake sets them; see RFC 6455, section 4.1.
 _HANDSHAKE_HEADERS = ("connection", "upgrade", "host", "sec-websocket-")
 
@@ -25,15 +24,15 @@ class WebSocketAddress(Address, frozen=True, tag_field="type", tag="websocket"):
 
 
 class WebSocketData(Part, frozen=True):
-    """What a `websocket` task sends: exactly one of `json`, `text`, `base64`.
+    """The data of a `websocket` task: a message (exactly one of `json`, `text`, `base64`) and its options.
 
     Attributes:
         json: any JSON, as a text message.
         text: a text message.
         base64: a binary message, in base64.
-        answer: whether a message is waited for, which is then the answer.
+        answer: whether to wait for a message, which is the answer.
         headers: of the handshake.
-        subprotocol: that the receiver has to choose.
+        subprotocol: the one that the receiver must choose.
     """
 
     json: Raw | UnsetType = UNSET
@@ -45,7 +44,7 @@ class WebSocketData(Part, frozen=True):
 
 
 class Message(NamedTuple):
-    """What is sent, and how; `binary` tells a binary message from a text message."""
+    """The message, and how it is sent; `binary` distinguishes a binary message from a text message."""
 
     content: bytes
     binary: bool
@@ -66,25 +65,19 @@ _READER = DataReader(
 
 
 def message_of(task: Task) -> Message:
-    """What a `websocket` task sends. Raises `Refused` for data of another form."""
+    """The message of a `websocket` task. Raises `Refused` if its data has another form."""
     data = _READER.read(task)
-    bodies = [body for body in _BODIES if getattr(data, body) is not UNSET]
-    if not bodies:
+    forms = forms_in(data)
+    if not forms:
         raise Refused("missing_field", "settings.data", "a message is needed: json, text or base64")
-    if len(bodies) > 1:
-        words = f"one message is sent, but both {bodies[0]} and {bodies[1]} are given; leave one out"
-        raise Refused("invalid_value", f"settings.data.{bodies[1]}", words)
+    check_one(forms, "message")
     headers = {} if data.headers is UNSET else data.headers
     _check_headers(headers)
     subprotocol = "" if data.subprotocol is UNSET else data.subprotocol
     if data.subprotocol is not UNSET and not TOKEN.fullmatch(subprotocol):
         words = f"the name of a subprotocol is letters, digits and '-', got {subprotocol[:60]!r}"
         raise Refused("invalid_value", "settings.data.subprotocol", words)
-    if data.base64 is not UNSET:
-        content = decode_base64(data.base64, "settings.data.base64")
-        return Message(content, True, data.answer, headers, subprotocol)
-    content = json_text(data.json) if data.text is UNSET else data.text.encode()
-    return Message(content, False, data.answer, headers, subprotocol)
+    return Message(content_of(data), data.base64 is not UNSET, data.answer, headers, subprotocol)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
@@ -117,18 +110,14 @@ def _websocket(
 
     Args:
         data: text for a text message, bytes for a binary one.
-        answer: whether a message is waited for, which is then the answer.
+        answer: whether to wait for a message, which is the answer.
         headers: of the handshake.
-        subprotocol: that the receiver has to choose.
+        subprotocol: the one that the receiver must choose.
     """
-    given: dict[str, Any] = {"headers": headers, "subprotocol": subprotocol, "answer": answer or None}
-    sent = {key: value for key, value in given.items() if value is not None}
+    handshake = {"headers": headers, "subprotocol": subprotocol, "answer": answer or None}
+    sent = given({**handshake, **body_of_arguments(data)})
     if json is not UNSET:
         sent["json"] = json
-    if isinstance(data, bytes | bytearray):
-        sent["base64"] = base64.b64encode(data).decode()
-    elif data is not None:
-        sent["text"] = data
     return Parts(url, sent)
 
 

@@ -1,6 +1,6 @@
-"""Delivers `websocket` tasks (RFC 6455), on the loop; the package `websockets` speaks the protocol, without I/O.
+"""Delivers `websocket` tasks (RFC 6455) on the loop; the package `websockets` implements the protocol without I/O.
 
-A task is delivered when the receiver has answered. If no answer is wanted, a ping follows the message, and the pong
+A task is delivered when the receiver has answered. If no answer is requested, a ping follows the message, and the pong
 shows that the receiver has read both (RFC 6455, section 5.5.3).
 """
 
@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import idna
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidMessage, InvalidStatus, PayloadTooBig
 from websockets.frames import Frame, Opcode
@@ -25,10 +24,10 @@ from websockets.uri import WebSocketURI
 from qtask.config import Config
 from qtask.delivery.authorities import ca_bundle
 from qtask.delivery.claim import Claim, Done
-from qtask.delivery.connecting import Connecting
-from qtask.delivery.exchange import Exchange
 from qtask.delivery.loop import READ, WRITE, Loop
-from qtask.delivery.resolver import Resolver, place_of
+from qtask.delivery.resolver import Resolver
+from qtask.delivery.stream import StreamExchange
+from qtask.destinations.urls import SAFE, ascii_host
 from qtask.destinations.websocket import Message, message_of
 from qtask.destinations.websocket.tls import Tls, trusting
 from qtask.model.ids import client_id
@@ -37,20 +36,19 @@ from qtask.model.outcome import READ_LIMIT_BYTES, Answer, ErrorKind, Failure, ex
 from qtask.model.timing import format_instant
 from qtask.version import VERSION
 
-CLOSE_WAIT_SECONDS = 1.0  # for which a receiver that has read the message may still close with a code that refuses it
-RECEIVE_LIMIT_BYTES = 1_048_576  # of all that a receiver sends, this much is read
+CLOSE_WAIT_SECONDS = 1.0  # how long a receiver may still refuse a message, by the code of its close, after reading it
+RECEIVE_LIMIT_BYTES = 1_048_576  # that are read from a receiver in total
 _CHUNK_BYTES = 65_536
-_SAFE_IN_URL = "!$%&'()*+,/:;=?@~"
 
-# By RFC 6455, section 7.4.1, and the registry of IANA.
+# From RFC 6455, section 7.4.1, and the registry of IANA.
 _CLOSED_WELL = (1000, 1001, 1005)  # normal, going away, no code
 _CLOSED_FOR_NOW = (1011, 1012, 1013, 1014)  # internal error, restart, try again later, bad gateway
 
-_SILENT = logging.Logger("websockets", logging.CRITICAL)  # its lines show headers, which may hold credentials
+_SILENT = logging.Logger("websockets", logging.CRITICAL)  # its lines show headers, which may contain credentials
 
 
 class WebSocketDeliverer:
-    """Delivers to WebSockets, over a connection for each task."""
+    """Delivers to WebSockets, with a connection for each task."""
 
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
@@ -76,7 +74,7 @@ class WebSocketDeliverer:
         self._resolver.close()
 
 
-class _Conversation(Exchange):
+class _Conversation(StreamExchange):
     """One connection: TCP, TLS for wss, handshake, message, answer, close."""
 
     def __init__(
@@ -89,17 +87,13 @@ class _Conversation(Exchange):
         claim: Claim,
         done: Done,
     ) -> None:
-        super().__init__(loop, claim, done)
+        super().__init__(loop, resolver, SocketLink(uri.host, uri.port), claim, done)
         self._uri = uri
         self._context = context
         self._message = message
         self._headers = _headers(message, claim)
-        link = SocketLink(uri.host, uri.port)
-        self._place = place_of(link)
-        self._connecting = Connecting(loop, resolver, link, self._on_connected, self.end, self.on_error)
         chosen = [Subprotocol(message.subprotocol)] if message.subprotocol else None
         self._protocol = ClientProtocol(uri, subprotocols=chosen, max_size=READ_LIMIT_BYTES, logger=_SILENT)
-        self._socket: socket.socket | None = None
         self._tls: Tls | None = None
         self._unsent = b""
         self._received = 0
@@ -107,21 +101,14 @@ class _Conversation(Exchange):
         self._confirmed = False  # whether the receiver has read the message
         self._answer = bytearray()
 
-    def begin(self) -> None:
-        """Connects."""
-        self.set_timer(self.deadline, self._on_timeout)
-        self._connecting.start()
+    def missing(self) -> str:
+        """See `StreamExchange`."""
+        if not self._open:
+            return "complete the handshake"
+        return "answer" if self._message.wants_answer else "read the message"
 
-    def release(self) -> None:
-        """See `Exchange`."""
-        self._connecting.cancel()
-        if self._socket is not None:
-            self.loop.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-
-    def _on_connected(self, connected: socket.socket) -> None:
-        self._socket = connected
+    def on_connected(self, connected: socket.socket) -> None:
+        """Begins the handshakes: TLS for wss, then that of the WebSocket."""
         if self._uri.secure:
             assert self._context is not None
             self._tls = Tls(self._context, self._uri.host)
@@ -143,15 +130,15 @@ class _Conversation(Exchange):
     # --- the socket --------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         try:
-            data = self._socket.recv(_CHUNK_BYTES)
+            data = self.socket.recv(_CHUNK_BYTES)
             self._received += len(data)
             plain = self._tls.receive(data) if self._tls is not None and data else data
         except BlockingIOError:
             return
         except ssl.SSLError as error:
-            self.end(Failure("tls", f"{self._place}: {_words(error)}"))
+            self.end(Failure("tls", f"{self.place}: {_words(error)}"))
             return
         except OSError as error:
             self._on_broken(error.strerror or str(error))
@@ -164,33 +151,33 @@ class _Conversation(Exchange):
         if not self.ended and not data:
             self._on_broken("it closed the connection")
         elif not self.ended and self._received > RECEIVE_LIMIT_BYTES:
-            self.end(Failure("protocol", f"{self._place} sends more than {RECEIVE_LIMIT_BYTES} bytes"))
+            self.end(Failure("protocol", f"{self.place} sends more than {RECEIVE_LIMIT_BYTES} bytes"))
 
     def _write(self) -> None:
-        assert self._socket is not None
+        assert self.socket is not None
         if self._tls is None:
             self._unsent += b"".join(self._protocol.data_to_send())
         else:
             if self._tls.established:
                 for data in self._protocol.data_to_send():
-                    if data:  # what is empty stands for the end, and the connection is closed soon anyway
+                    if data:  # empty data means the end, and the connection is closed soon anyway
                         self._tls.send(data)
             self._unsent += self._tls.to_send()
         try:
             if self._unsent:
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
         except BlockingIOError:
             pass
         except OSError as error:
             self._on_broken(error.strerror or str(error))
             return
         events = READ | WRITE if self._unsent else READ
-        self.loop.watch(self._socket.fileno(), events, self._on_event, self.on_error)
+        self.loop.watch(self.socket.fileno(), events, self._on_event, self.on_error)
 
     # --- the protocol ------------------------------------------------------------------------------------------
 
     def _on_received(self) -> None:
-        """Acts on what has come; ends the delivery when that decides."""
+        """Handles the received events; ends the delivery if they decide it."""
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 self._on_response(event)
@@ -206,17 +193,17 @@ class _Conversation(Exchange):
     def _on_response(self, response: Response) -> None:
         if isinstance(self._protocol.handshake_exc, InvalidStatus):
             answer = Answer(response.status_code, excerpt(bytes(response.body or b"")))
-            words = f"{self._place} answered {response.status_code} to the handshake"
+            words = f"{self.place} answered {response.status_code} to the handshake"
             self.end(Failure("status", words, answer, response.headers.get("Retry-After", "")))
             return
         if self._protocol.handshake_exc is not None:
             return
         if self._message.subprotocol and self._protocol.subprotocol is None:
-            self.end(Failure("rejected", f"{self._place} does not speak {self._message.subprotocol!r}"))
+            self.end(Failure("rejected", f"{self.place} does not speak {self._message.subprotocol!r}"))
             return
         self._open = True
         if self._protocol.state is not State.OPEN:
-            return  # the receiver has closed it at once; the next event says how
+            return  # the receiver has closed it at once; the next event has the code
         send = self._protocol.send_binary if self._message.binary else self._protocol.send_text
         send(self._message.content)
         if not self._message.wants_answer:
@@ -240,7 +227,7 @@ class _Conversation(Exchange):
         self.end(Answer())
 
     def _say_goodbye(self) -> None:
-        """Sends the close as far as the socket takes it; the delivery does not depend on it any more."""
+        """Sends the close as far as the socket has room; the delivery does not depend on it any more."""
         try:
             self._write()
         except ssl.SSLError:
@@ -253,20 +240,20 @@ class _Conversation(Exchange):
         said = f"{code} {reason}".strip()
         if code not in _CLOSED_WELL:
             kind: ErrorKind = "unavailable" if code in _CLOSED_FOR_NOW else "rejected"
-            self.end(Failure(kind, f"{self._place} closed the WebSocket: {said}"))
+            self.end(Failure(kind, f"{self.place} closed the WebSocket: {said}"))
         elif self._message.wants_answer:
-            self.end(Failure("protocol", f"{self._place} closed the WebSocket without an answer: {said}"))
+            self.end(Failure("protocol", f"{self.place} closed the WebSocket without an answer: {said}"))
         elif self._confirmed:
             self.end(Answer())
         else:
-            words = f"{self._place} closed the WebSocket before it had read the message: {said}"
+            words = f"{self.place} closed the WebSocket before it had read the message: {said}"
             self.end(Failure("connect", words))
 
     def _on_no_handshake(self, error: Exception) -> None:
         if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
             self._on_broken("it closed the connection")
         else:
-            self.end(Failure("protocol", f"{self._place} does not speak WebSocket: {error}"))
+            self.end(Failure("protocol", f"{self.place} does not speak WebSocket: {error}"))
 
     def _on_invalid(self, error: Exception) -> None:
         if isinstance(error, EOFError):
@@ -274,7 +261,7 @@ class _Conversation(Exchange):
         elif isinstance(error, PayloadTooBig) and self._message.wants_answer:
             self.end(Answer(note=f"the answer is larger than {READ_LIMIT_BYTES} bytes and was not read"))
         else:
-            self.end(Failure("protocol", f"{self._place} does not keep to the protocol: {error}"))
+            self.end(Failure("protocol", f"{self.place} does not keep to the protocol: {error}"))
 
     def _on_broken(self, why: str) -> None:
         if self.ended:
@@ -283,27 +270,17 @@ class _Conversation(Exchange):
             self.end(Answer())
             return
         when = "before it had read the message" if self._open else "before the handshake was done"
-        self.end(Failure("connect", f"{self._place} broke the connection {when}: {why}"))
-
-    def _on_timeout(self) -> None:
-        if self._socket is None:
-            self.end(self._connecting.timed_out(self.timeout))
-            return
-        wanted = "answer" if self._message.wants_answer else "read the message"
-        what = wanted if self._open else "complete the handshake"
-        self.end(Failure("timeout", f"{self._place} did not {what} within {self.timeout:g} s"))
+        self.end(Failure("connect", f"{self.place} broke the connection {when}: {why}"))
 
 
 def uri_of(link: str) -> WebSocketURI:
-    """The URL of a task as the protocol wants it: in ASCII, with its parts taken apart."""
+    """The URL of a task in the form that the protocol needs: in ASCII, split into its parts."""
     parts = urlsplit(link)
     secure = parts.scheme == "wss"
-    host = parts.hostname or ""
-    if not host.isascii():
-        host = idna.encode(host, uts46=True).decode("ascii")
+    host = ascii_host(parts.hostname or "")
     user = None if parts.username is None else unquote(parts.username)
     password = None if user is None else unquote(parts.password or "")
-    path, query = quote(parts.path, _SAFE_IN_URL), quote(parts.query, _SAFE_IN_URL)
+    path, query = quote(parts.path, SAFE), quote(parts.query, SAFE)
     return WebSocketURI(secure, host, parts.port or (443 if secure else 80), path, query, user, password)
 
 

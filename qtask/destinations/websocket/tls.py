@@ -1,4 +1,4 @@
-"""TLS without a socket: bytes in, bytes out, for a loop that reads and writes by itself."""
+"""TLS without a socket: bytes in, bytes out; the caller reads and writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHUNK_BYTES = 65_536
 
 
 def trusting(authorities: Path) -> ssl.SSLContext:
-    """A context for clients. Raises `OSError` when the file or folder of authorities cannot be read.
+    """A context for clients. Raises `OSError` if the file or folder of authorities cannot be read.
 
     Args:
         authorities: as `ca_bundle` returns it.
@@ -24,8 +24,8 @@ class Tls:
     """The client's side of one connection.
 
     Args:
-        context: whom it trusts.
-        host: whose certificate is expected.
+        context: has the trusted authorities.
+        host: the name that the certificate must have.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
@@ -36,7 +36,7 @@ class Tls:
         self._shake_hands()
 
     def receive(self, data: bytes) -> bytes:
-        """Takes what the socket received; returns what it holds for the protocol above. Raises `ssl.SSLError`."""
+        """Takes received bytes; returns what they contain for the protocol above. Raises `ssl.SSLError`."""
         self._received.write(data)
         if not self.established:
             self._shake_hands()
@@ -48,11 +48,11 @@ class Tls:
         return plain
 
     def send(self, data: bytes) -> None:
-        """Encrypts what is to be sent. Only after the handshake."""
+        """Encrypts data for `to_send`. Only after the handshake."""
         self._object.write(data)
 
     def to_send(self) -> bytes:
-        """What is to be written to the socket."""
+        """The bytes to write to the socket."""
         return self._out.read()
 
     def _shake_hands(self) -> None:
