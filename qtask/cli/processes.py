@@ -12,7 +12,8 @@ from qtask.cli.options import CONCERNS, GATEWAY, LOGS, LOOK, STORE, WORKER, sett
 from qtask.config import Config
 from qtask.model.errors import QTaskError
 
-_SERVICE_PACKAGES = ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib")
+# Packages that the processes import, some of them only for the first task that needs them.
+_SERVICE_PACKAGES = ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib", "websockets")
 
 
 @click.command()
@@ -74,7 +75,7 @@ def health(config: Config, process: str) -> None:
 
 
 def need_service() -> None:
-    """Raises `ModuleNotFoundError` when only the client is installed, before processes are started that would fail."""
+    """Raises `ModuleNotFoundError` when a package of the service is missing, before any process is started."""
     for package in _SERVICE_PACKAGES:
         if find_spec(package) is None:
             raise ModuleNotFoundError(name=package)

@@ -80,11 +80,11 @@ class DeliveryFailed(QTaskError):
 
 
 def without_extra(error: ModuleNotFoundError) -> str:
-    """What is said when a package is missing that only the service needs. Raises the error when it is one of ours."""
+    """The message for a missing package that only the service needs. Raises the error if the module is one of ours."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "qtask"):
         raise error
     return (
-        f"the package {package} is not installed (this is the client alone); install the service with "
-        "pip install 'qtask[server]'"
+        f"the package {package} is not installed, which the service needs and the client alone does not: "
+        "run pip install 'qtask[server]'"
     )

@@ -369,16 +369,16 @@ def test_send_of_one_task_has_no_progress(installation: Installation, receiver: 
     [
         (
             [],
-            "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
+            "a destination is needed: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
             "--to-redis URL, --websocket URL, "
             "or a FILE of dicts",
         ),
-        (["--http", "http://x/", "--pipe", "y"], "say where to: one of"),
+        (["--http", "http://x/", "--pipe", "y"], "a destination is needed: one of"),
         (["--http", "http://x/", "--in", "1", "--at", "2"], "either --in or --at says when, not both"),
-        (["--http", "http://x/", "--data", "text"], '--data wants JSON, such as {"a": 1} or "text" in quotes:'),
+        (["--http", "http://x/", "--data", "text"], '--data must be JSON, such as {"a": 1} or "text" in quotes:'),
         (["--http", "http://x/", "--header", "X"], "--header wants NAME:VALUE, or `auto` alone, got 'X'"),
         (["--pipe", "x", "--method", "PUT"], "--method and --header go with --http"),
-        (["-", "--title", "x"], "the dicts of a FILE say everything themselves: leave the other flags out"),
+        (["-", "--title", "x"], "FILE holds complete dicts: leave out the flags that describe a task"),
         (["-"], "there is nothing to send: the file is empty"),
     ],
 )
@@ -741,3 +741,15 @@ def test_a_gateway_whose_port_is_taken_says_so_in_one_event(flag: str, redis_ser
         event = json.loads(refused(qtask("gateway", "--redis", redis_server.url, *flags)))
     assert (event["level"], event["event"]) == ("error", "failed")
     assert ports[flag] in event["error"] and "--http-port" in event["error"]
+
+
+@pytest.mark.parametrize("package", ["rq", "matplotlib", "websockets"])
+@pytest.mark.parametrize("name", ["up", "demo"])
+def test_missing_package_is_named_before_any_process_starts(name: str, package: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from qtask.cli.main import main; main()"
+    command = [sys.executable, "-c", code, name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    words = "which the service needs and the client alone does not: run pip install 'qtask[server]'"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"qtask: the package {package} is not installed, {words}\n"
+    assert not any(tmp_path.iterdir())
