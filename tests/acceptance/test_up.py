@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_an_address_that_is_none_is_told_once(tmp_path: Path) -> None:
     words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address")
-    assert words.startswith("'…' is no address of a Redis: it must begin with redis://")
+    assert words.startswith("'…' is not the address of a Redis: it must begin with redis://")
 
 
 def test_a_process_that_does_not_start_ends_it(tmp_path: Path) -> None:

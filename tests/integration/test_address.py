@@ -58,7 +58,7 @@ def test_an_address_that_cannot_be_used(url: str, words: str) -> None:
     for make in (connect, connect_async):
         with pytest.raises(ConfigError) as error:
             make(url)
-        assert words in str(error.value) and "is no address of a Redis" in str(error.value)
+        assert words in str(error.value) and "is not the address of a Redis" in str(error.value)
         assert "S3" not in str(error.value) and "cret" not in str(error.value)
         assert error.value.__context__ is None or error.value.__suppress_context__, "a trace would show the cause"
 

@@ -130,7 +130,7 @@ def test_no_redis_at_all(config: Config) -> None:
 
 
 def test_an_address_that_is_none(config: Config) -> None:
-    assert found(replace(config, redis_url="http://127.0.0.1"), "is no address of a Redis").level == "wrong"
+    assert found(replace(config, redis_url="http://127.0.0.1"), "is not the address of a Redis").level == "wrong"
 
 
 def test_a_redis_that_forgets(config: Config, redis: Redis) -> None:
