@@ -19,10 +19,10 @@ _SERVICE_PACKAGES = ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib", "we
 @click.command()
 @settings("redis_url", "redis_memory_mib", "workers", *dict.fromkeys((*GATEWAY[1:], *WORKER[1:])))
 def up(config: Config) -> None:
-    """Run all of QTask, on a Redis of its own.
+    """Run all of QTask, with its own Redis.
 
-    Starts a gateway, a scheduler and workers, each as a process of its own, and restarts those that die. They use the
-    Redis given with --redis; without it, QTask starts one and keeps its data in --data-dir.
+    Starts a gateway, a scheduler and workers as separate processes, and restarts those that die. They use the Redis
+    given with --redis; without it, QTask starts one and keeps its data in --data-dir.
     """
     from qtask.run.up import up as run
 
@@ -63,9 +63,9 @@ def worker(config: Config) -> None:
 def health(config: Config, process: str) -> None:
     """Check that a process is healthy.
 
-    For health checks of a container or host; exits with 0 if the process is healthy, else with 1. A gateway must
-    answer. The schedulers or workers on this host, for this Redis and queue, must have sent a heartbeat recently.
-    Whether Redis answers is not checked.
+    For health checks of a container or host. Exits with 0 if the process is healthy, else with 1. A gateway must
+    answer. The schedulers or workers on this host, for this Redis and queue, must have sent a heartbeat recently. It
+    does not check whether Redis answers.
     """
     from qtask.run.doctor.health import health as look
 
@@ -82,7 +82,7 @@ def need_service() -> None:
 
 
 def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
-    """Runs a process. A foreseen error is logged as its last event, and the exit code is 1."""
+    """Runs a process. An expected error is logged as its last event, and the exit code is 1."""
     from qtask.observe import log
 
     log.setup(config, process)

@@ -56,8 +56,8 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     """Submit a task, or a file of them.
 
     Submits one task from flags, or many from FILE (`-` for standard input). FILE holds NDJSON, one JSON object in any
-    layout, or a JSON array. Tasks go to the gateway, or with --redis straight into Redis. Exits with 1 if any task was
-    refused; all others are still accepted.
+    layout, or a JSON array. Tasks go to the gateway, or with --redis directly to Redis. Exits with 1 if any task was
+    refused; all others are accepted.
     """
     from qtask.cli import sending, task_files
     from qtask.model.mask import mask_of

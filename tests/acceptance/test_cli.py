@@ -374,7 +374,7 @@ def test_send_of_one_task_has_no_progress(installation: Installation, receiver: 
             "or a FILE of dicts",
         ),
         (["--http", "http://x/", "--pipe", "y"], "a destination is needed: one of"),
-        (["--http", "http://x/", "--in", "1", "--at", "2"], "either --in or --at says when, not both"),
+        (["--http", "http://x/", "--in", "1", "--at", "2"], "give either --in or --at, not both"),
         (["--http", "http://x/", "--data", "text"], '--data must be JSON, such as {"a": 1} or "text" in quotes:'),
         (["--http", "http://x/", "--header", "X"], "--header wants NAME:VALUE, or `auto` alone, got 'X'"),
         (["--pipe", "x", "--method", "PUT"], "--method and --header go with --http"),
@@ -603,8 +603,8 @@ def test_graph_draws_in_the_format_that_the_name_says(installation: Installation
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "of.jpg"], "the name of the picture ends in .png or .svg, got 'of.jpg'"),
-        (["-o", "of.svg", "--id", "x"], "the name of the picture ends in .png, got 'of.svg'"),
+        (["-o", "of.jpg"], "the name of the picture must end in .png or .svg, got 'of.jpg'"),
+        (["-o", "of.svg", "--id", "x"], "the name of the picture must end in .png, got 'of.svg'"),
         (["-o", "of.png", "--id", "nothing"], "there is no graph 'nothing'; graphs are kept for a day"),
         (["-o", "/nowhere/of.png"], "/nowhere/of.png cannot be written: there is no folder /nowhere"),
     ],
@@ -675,7 +675,7 @@ def test_without_a_redis_or_a_qtask_up_the_default_is_tried(tmp_path: Path) -> N
 def test_an_error_of_redis_is_told_in_one_line(redis: Redis, redis_server: RedisServer) -> None:
     redis.set(keys.COUNTERS, "what somebody else keeps here")
     words = refused(qtask("stats", "--redis", redis_server.url))
-    assert words.startswith("qtask: Redis did not do it: ") and "wrong kind of value" in words
+    assert words.startswith("qtask: Redis rejected the command: ") and "wrong kind of value" in words
 
 
 @pytest.mark.parametrize(
@@ -684,11 +684,11 @@ def test_an_error_of_redis_is_told_in_one_line(redis: Redis, redis_server: Redis
         (["list", "--redis", "http://x"], {}, "'http://…' is no address of a Redis"),
         (["gateway", "--port", "70000"], {}, "--port must be from 0 to 65535, got 70000"),
         (["worker"], {"QTASK_CONCURRENCY": "many"}, "QTASK_CONCURRENCY must be a whole number, got 'many'"),
-        (["worker", "--log-level", "loud"], {}, "log_level is debug, info, warning or error, got 'loud'"),
-        (["up", "--log-format", "xml"], {}, "log_format is auto, human or json, got 'xml'"),
+        (["worker", "--log-level", "loud"], {}, "log_level must be debug, info, warning or error, got 'loud'"),
+        (["up", "--log-format", "xml"], {}, "log_format must be auto, human or json, got 'xml'"),
         (["stats", "--config", "absent.toml"], {}, "the configuration file absent.toml cannot be read: No such file"),
         (["stats"], {"QTASK_CONFIG": "bad.toml"}, "the configuration file bad.toml is not TOML: "),
-        (["stats"], {"QTASK_CONFIG": "odd.toml"}, "'prot' in odd.toml is no setting; the settings are: "),
+        (["stats"], {"QTASK_CONFIG": "odd.toml"}, "'prot' in odd.toml is not a setting; the settings are: "),
         (["show", "x"], {"QTASK_PORT": "-1"}, "QTASK_PORT must be from 0 to 65535, got '-1'"),
     ],
 )

@@ -68,7 +68,7 @@ def fine(findings: list[Finding]) -> list[str]:
     ("given", "words", "advice"),
     [
         ("wrong", "rejects the user or the password", "Check both in QTASK_REDIS_URL"),
-        ("", "wants a password", "redis://USER:PASSWORD@HOST:PORT/0"),
+        ("", "requires a password", "redis://USER:PASSWORD@HOST:PORT/0"),
     ],
 )
 def test_a_redis_with_another_password(tmp_path: Path, given: str, words: str, advice: str) -> None:
@@ -95,10 +95,8 @@ def test_a_redis_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         finally:
             server.signal(signal.SIGCONT)
             server.kill()
-    (what,) = [
-        what for what in findings if what.startswith(f"what listens at redis://127.0.0.1:{server.port}/0 accepts")
-    ]
-    assert findings[what].level == "wrong" and "it hangs: look at its log" in findings[what].advice
+    (what,) = [what for what in findings if what.startswith(f"the server at redis://127.0.0.1:{server.port}/0 accepts")]
+    assert findings[what].level == "wrong" and "it hangs: check its log" in findings[what].advice
     (what,) = [what for what in findings if "is not well: Redis does not answer" in what]
     assert findings[what].level == "wrong"
     assert not any("something else" in what for what in findings)

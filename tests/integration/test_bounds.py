@@ -379,7 +379,7 @@ def test_each_bound_of_the_document_is_the_one_in_force() -> None:
             if colon:
                 value = getattr(importlib.import_module(f"qtask.{module}"), constant)
             else:
-                assert name in settings, f"{name} is no setting"
+                assert name in settings, f"{name} is not a setting"
                 value = settings[name]
             shown = f"{value:,.0f}".replace(",", " ")
             assert re.search(rf"\b{shown}\b", bound), f"{name} is {shown}, the document says {bound!r}"

@@ -94,7 +94,7 @@ def test_flag_comes_before_environment_before_file_before_default(tmp_path: Path
 def test_what_the_page_says_of_mistakes_is_true(tmp_path: Path) -> None:
     file = tmp_path / "qtask.toml"
     file.write_text("prot = 1\n")
-    with pytest.raises(ConfigError, match=r"'prot' in .* is no setting; the settings are: .*port"):
+    with pytest.raises(ConfigError, match=r"'prot' in .* is not a setting; the settings are: .*port"):
         load(environment={}, file=file)
     with pytest.raises(ConfigError, match="QTASK_PORT must be from 0 to 65535, got '70000'"):
         load(environment={"QTASK_PORT": "70000"})
