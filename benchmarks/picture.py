@@ -1,4 +1,4 @@
-"""The results as a picture: bars for all systems, QTask's in colour."""
+"""Draws the results: bars for all systems, those of QTask in colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABELS = {**_OWN, **{peer.name: peer.label for peer in PEERS}}
 
 @dataclass(frozen=True)
 class _Panel:
-    """What one part of the picture shows; `limit` is the measure of the raw limit that is drawn beside."""
+    """One part of the picture; `limit` is the measure of the raw limit that is drawn with it."""
 
     title: str
     unit: str
@@ -53,7 +53,7 @@ _PANELS = (
 
 
 def draw(kept: Results, path: Path) -> None:
-    """Draws the picture into a file; its ending says the format."""
+    """Draws the picture to a file, in the format of its extension."""
     settings: Any = {"svg.hashsalt": "qtask", "font.size": 9, "text.color": _INK, "ytick.color": _INK}
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(3, 2, figsize=(11.5, 13), layout=ConstrainedLayoutEngine(h_pad=0.18, w_pad=0.12))

@@ -1,4 +1,4 @@
-"""The results in words: tables for the terminal, and `RESULTS.md`."""
+"""Reports the results: tables for the terminal, and `RESULTS.md`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 PICTURE = Path(__file__).with_name("results.svg")
 
 _OWN = ("qtask", "qtask-one", "qtask-memory")
-_COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # what it is called, measure, value, whether more is better
+_COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # title, measure, value, whether more is better
     ("tasks submitted a second", "submit", "rate", True),
     ("bytes of Redis a waiting task", "submit", "bytes", False),
     ("deliveries a second of a burst", "burst", "rate", True),
@@ -30,7 +30,7 @@ _COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # what it is called, measu
 
 
 def one_line(values: Values) -> str:
-    """Values in one line, for watching a run."""
+    """Values in one line, to follow a run."""
     return ", ".join(
         f"{name} {value:,.4g}" if abs(value) < 10 else f"{name} {value:,.0f}" for name, value in values.items()
     )
@@ -72,7 +72,7 @@ def _names(kept: Results) -> list[str]:
 
 
 def _spread(kept: Results, system: str, measure: str, value: str, form: str = ",.0f") -> str:
-    """Median, and least and greatest where there is more than one."""
+    """The median, and the least and the greatest value if there are several."""
     found = kept.all(system, measure, value)
     median = kept.median(system, measure, value)
     if median is None:
@@ -130,7 +130,7 @@ def _lateness_cell(kept: Results, system: str, measure: str) -> str:
 
 
 def _losses(kept: Results) -> str:
-    """Where QTask is beaten, and where it is not, in the same words."""
+    """The columns in which QTask loses and those in which it wins, in the same words."""
     lost: list[str] = []
     won: list[str] = []
     for title, measure, value, more in _COLUMNS:
@@ -174,7 +174,7 @@ def _limits(kept: Results) -> str:
 
 
 def _burst_costs(kept: Results) -> str:
-    """What bounds a burst: who used the processor."""
+    """What limits a burst: the CPU time of each part."""
     rows = []
     for name in (name for name in _names(kept) if name in _OWN):
         if kept.median(name, "burst", "rate") is None:
@@ -259,7 +259,7 @@ _ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _
 
 
 def _trust(kept: Results) -> str:
-    """What went wrong: deliveries that are missing or came twice, tasks due before all were submitted, errors."""
+    """Problems of the run: missing or duplicate deliveries, tasks due before all were submitted, errors."""
     lines = [*_miscounts(kept), *(f"- {place}: not measured, {words}" for place, words in kept.errors.items())]
     alone = kept.all("limit", "receiver", "rate")
     if alone and min(alone) < 50_000:

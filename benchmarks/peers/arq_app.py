@@ -21,7 +21,7 @@ async def deliver(context: dict[Any, Any], path: str) -> None:
 
 
 class WorkerSettings:
-    """What the `arq` command reads; with its default `poll_delay` of half a second it would be that much later."""
+    """Settings of the `arq` command. Its default `poll_delay` of half a second would add that much lateness."""
 
     functions = (deliver,)
     redis_settings = RedisSettings.from_dsn(redis_url())

@@ -23,6 +23,6 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`apply_async` with an `eta`, a call a task."""
+    """`apply_async` with an `eta`, one call per task."""
     for due, path in tasks:
         deliver.apply_async((path,), eta=datetime.fromtimestamp(due, UTC))

@@ -22,6 +22,6 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`schedule` with an `eta` in local time, a call a task."""
+    """`schedule` with an `eta` in local time, one call per task."""
     for due, path in tasks:
         deliver.schedule(args=(path,), eta=datetime.fromtimestamp(due))

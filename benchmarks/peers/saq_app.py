@@ -1,4 +1,4 @@
-"""SAQ, whose schedule knows whole seconds."""
+"""SAQ, whose schedule has whole seconds."""
 
 # mypy: disable-error-code="import-not-found"
 # The packages are in an environment of their own, where mypy does not look.
@@ -24,7 +24,7 @@ settings = {"queue": queue, "functions": [deliver], "concurrency": concurrency()
 
 
 async def submit(tasks: list[Task]) -> None:
-    """`enqueue` with `scheduled`, which wants whole seconds, a hundred calls at once."""
+    """`enqueue` with `scheduled` in whole seconds, a hundred calls at once."""
 
     async def enqueue(due: float, path: str) -> None:
         await queue.enqueue("deliver", path=path, scheduled=int(due))

@@ -24,7 +24,7 @@ async def deliver(path: str) -> None:
 
 
 async def submit(tasks: list[Task]) -> None:
-    """`enqueue_many`, which goes by the batch."""
+    """`enqueue_many`, in batches."""
     async with worker:
         for first in range(0, len(tasks), _BATCH):
             await worker.enqueue_many(

@@ -108,7 +108,7 @@ def troubles(process: str, redis_url: str, queue: str) -> tuple[int, list[str]]:
             pid = path.name.rpartition("-")[2]
             silent = time.monotonic() - float(beat_at or 0)
             if silent > float(wait or 0):
-                wrong.append(f"the {role} with process id {pid} hangs: no sign of life for {silent:.0f} s")
+                wrong.append(f"the {role} with process id {pid} hangs: no heartbeat for {silent:.0f} s")
             elif trouble:
                 wrong.append(f"the {role} with process id {pid}: {trouble}")
     return found, wrong

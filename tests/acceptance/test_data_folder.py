@@ -162,7 +162,7 @@ def test_a_folder_that_others_can_change_and_we_cannot_close_is_refused(reachabl
         (reachable / "data").chmod(0o777)
         words = as_somebody(lambda: print(make_private(reachable / "data", reachable / "pipes")))
         assert words == (
-            f"QTaskError: any user of this host can change {reachable}/data: "
+            f"QTaskError: any user of this host can change {reachable}/data; "
             f"run `chmod go-rwx {reachable}/data` as its owner"
         )
         (reachable / "data").chmod(0o755)

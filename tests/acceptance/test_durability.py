@@ -191,7 +191,7 @@ def test_a_file_that_is_not_forced_while_it_is_rewritten_is_told(kept: Redis, re
     kept.config_set("appendfsync", "always")
     kept.config_set("no-appendfsync-on-rewrite", "yes")
     finding = about_the_file(Config(redis_url=redis_server.url))
-    assert finding.level == "note" and "while it rewrites it" in finding.what
+    assert finding.level == "note" and "during a rewrite" in finding.what
     assert "CONFIG SET no-appendfsync-on-rewrite no" in finding.advice
 
 
@@ -201,7 +201,7 @@ def test_where_redis_does_not_tell_its_settings_the_doctor_says_what_it_sees(
     with guest(kept, redis_server.url, "+@all", "-config") as url:
         finding = about_the_file(Config(redis_url=url))
     assert finding.level == "note"
-    assert finding.what.endswith("when it is forced onto the disk was not looked at")
+    assert finding.what.endswith("when it is synced to the disk was not checked")
 
 
 def test_a_redis_that_forgets_or_evicts_is_wrong(redis: Redis, redis_server: RedisServer) -> None:

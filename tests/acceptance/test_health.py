@@ -89,7 +89,7 @@ def test_a_process_that_hangs_is_ill_and_those_beside_it_are_not(live: Live, tmp
                     f"the {process} to be ill",
                     every=0.5,
                 )
-                said = rf"BAD   the {role} with process id {pid} hangs: no sign of life for \d+ s\n .*"
+                said = rf"BAD   the {role} with process id {pid} hangs: no heartbeat for \d+ s\n .*"
                 assert re.match(said, words) and words.count("hangs") == 1, words
             assert well(live, "worker", "other"), "a healthy one beside it"
         until(lambda: well(live, "worker", "two") and well(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
