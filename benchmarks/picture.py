@@ -45,10 +45,10 @@ class _Bar:
 _PANELS = (
     _Panel("Burst", "deliveries a second", "burst", "rate", True, limit="libcurl"),
     _Panel("Lateness at 200 a second", "p99 in ms", "lateness 200", "p99", False, logarithmic=True),
-    _Panel("Processor time", "µs a task", "burst", "cpu_us", False, logarithmic=True, limit="libcurl"),
+    _Panel("Processor time", "µs per task", "burst", "cpu_us", False, logarithmic=True, limit="libcurl"),
     _Panel("Submitting", "tasks a second", "submit", "rate", True),
     _Panel("Receiver that answers after 1 s", "deliveries a second", "slow 1", "rate", True),
-    _Panel("A waiting task", "bytes in Redis; QTask's without its dict", "submit", "bytes", False),
+    _Panel("A waiting task", "bytes in Redis; for QTask without the dict", "submit", "bytes", False),
 )
 
 
@@ -87,7 +87,7 @@ def _draw_panel(axis: Any, kept: Results, panel: _Panel) -> None:
     axis.annotate(unit, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=_FAINT, va="bottom")
     behind = _fell_behind(kept, panel)
     if behind:
-        axis.set_xlabel(f"left out, for they fall behind: {', '.join(behind)}", loc="left", color=_FAINT)
+        axis.set_xlabel(f"left out because they fall behind: {', '.join(behind)}", loc="left", color=_FAINT)
 
 
 def _bars(kept: Results, panel: _Panel) -> list[_Bar]:

@@ -214,7 +214,9 @@ def _run(arguments: argparse.Namespace) -> Results:
     kept.errors = {}
     kept.machine = {**qtask_measures.versions(), "load before": f"{os.getloadavg()[0]:.2f}"}
     if os.getloadavg()[0] > _LOAD_THAT_SPOILS:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.2f}): the figures will be worse than they could be.")
+        print(
+            f"The machine is busy (load {os.getloadavg()[0]:.2f}): the figures will be worse than on an idle machine."
+        )
     systems = [
         system for system in _systems() if (system.name == "qtask" if quick else not only or system.name in only)
     ]

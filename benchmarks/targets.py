@@ -78,7 +78,7 @@ def _burst(kept: Results) -> Iterator[Target]:
     raw = kept.median("limit", "libcurl", "rate")
     for other, name, bound in (
         (python, "the best Python peer", 7.0),
-        (python, "the best Python peer (the dream)", 10.0),
+        (python, "the best Python peer (stretch goal)", 10.0),
         (node, "BullMQ", 5.0),
         (raw, "raw libcurl", 0.35),
     ):
@@ -157,9 +157,9 @@ def _crowd(kept: Results) -> Iterator[Target]:
         ratio = _times(large, small)
         yield _target(
             f"{step}, 1,000,000 waiting against 10,000",
-            "at most 1.2 times dearer",
+            "at most 1.2 times the time",
             [ratio, large, small],
-            "{:.2f} times ({:.1f} µs against {:.1f} µs of Redis a task)",
+            "{:.2f} times ({:.1f} µs against {:.1f} µs of Redis per task)",
             _most(ratio, 1.2),
         )
 

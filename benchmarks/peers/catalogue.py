@@ -58,7 +58,7 @@ PEERS = (
         burst=180,
         submit_rate=1000,
         concurrency=(1, 1),
-        remark="a process a job; the schedule knows whole seconds",
+        remark="one process per job; the schedule has whole seconds",
     ),
     Peer(
         name="rq-simple",
@@ -73,7 +73,7 @@ PEERS = (
         burst=1500,
         submit_rate=1000,
         concurrency=(1, 1),
-        remark="the schedule knows whole seconds",
+        remark="the schedule has whole seconds",
     ),
     Peer(
         name="celery",
@@ -124,7 +124,7 @@ PEERS = (
         submit_rate=3000,
         processes=1,
         concurrency=(64, 64),
-        remark="its scheduler looks once a second, which is the least that it allows",
+        remark="its scheduler checks once a second, which is the shortest interval that it allows",
     ),
     Peer(
         name="arq",
@@ -148,7 +148,7 @@ PEERS = (
         ),
         burst=6000,
         submit_rate=1000,
-        remark="its scheduler looks once a second",
+        remark="its scheduler checks once a second",
     ),
     Peer(
         name="streaq",
@@ -159,7 +159,7 @@ PEERS = (
         commands=("streaq run benchmarks.peers.streaq_app:worker --workers 2",),
         burst=6000,
         submit_rate=1500,
-        remark="its workers look twice a second",
+        remark="its workers check twice a second",
         redis_major=7,
     ),
     Peer(
@@ -171,7 +171,7 @@ PEERS = (
         commands=("saq benchmarks.peers.saq_app.settings --workers 2",),
         burst=15_000,
         submit_rate=2000,
-        remark="the schedule knows whole seconds",
+        remark="the schedule has whole seconds",
     ),
     Peer(
         name="bullmq",
