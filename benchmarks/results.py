@@ -1,4 +1,4 @@
-"""What was measured, kept in a file after each measure, so that a run that was ended can be gone on with."""
+"""The results of a run. They are written to a file after each measure, so that an interrupted run can continue."""
 
 from __future__ import annotations
 

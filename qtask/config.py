@@ -47,15 +47,15 @@ class Config:
     host_connections: int = _setting(
         0, "connections that one worker process has to one HTTP host at once; 0: as many as `concurrency`", 0, 50_000
     )
-    processes: int = _setting(1, "processes of `qtask worker`, one a core", 1, 256)
+    processes: int = _setting(1, "processes of `qtask worker`, one per core", 1, 256)
     data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
     redis_memory_mib: int = _setting(
-        0, "memory that the embedded Redis may take, in MiB; 0: half of this machine's", 0, 16_777_216
+        0, "memory that the embedded Redis may use, in MiB; 0: half of this machine's", 0, 16_777_216
     )
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     ca_file: str = _setting(
         "",
-        "PEM file, or folder as of `c_rehash`, of the authorities whose certificates are trusted over TLS; empty: "
+        "PEM file of trusted certificate authorities for TLS, or a folder made by `c_rehash`; empty: "
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, else the authorities that browsers trust",
     )
     queue: str = _setting("qtask", "name of the RQ queue")
@@ -73,7 +73,7 @@ class Config:
     )
     accept_retry_seconds: float = _setting(
         1.0,
-        "seconds for which the gateway retries when Redis does not take a task, before it answers `unavailable`",
+        "seconds for which the gateway retries when Redis does not accept a task, before it answers `unavailable`",
         0,
         3_600,
     )

@@ -1,7 +1,7 @@
 """Delivery of asyncio peers: POST with aiohttp, one `ClientSession` per process, no limit of connections."""
 
 # mypy: disable-error-code="import-not-found"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 

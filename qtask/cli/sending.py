@@ -88,7 +88,7 @@ def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answe
     """The answer to each dict, in order; dicts that are refused here are not sent to the client."""
     owed: deque[tuple[str, Refused | None]] = deque()
 
-    def sound() -> Iterator[Mapping[str, Any]]:
+    def valid() -> Iterator[Mapping[str, Any]]:
         for place, item in items:
             if isinstance(item, Refused):
                 owed.append((place, item))
@@ -100,7 +100,7 @@ def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answe
         while owed and (known := owed[0][1]) is not None:
             yield owed.popleft()[0], known
 
-    for answer in client.send_iter(sound()):
+    for answer in client.send_iter(valid()):
         yield from refused_here()
         yield owed.popleft()[0], answer
     yield from refused_here()

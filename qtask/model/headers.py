@@ -23,7 +23,9 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         _check_header(name, value)
     if len({name.lower() for name in headers}) < len(headers):
-        raise Refused("invalid_value", "settings.data.headers", "each header may be given only once, whatever its case")
+        raise Refused(
+            "invalid_value", "settings.data.headers", "each header may be given only once; case does not matter"
+        )
 
 
 def _check_header(name: str, value: str) -> None:

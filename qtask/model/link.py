@@ -25,7 +25,7 @@ _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
 _AUTHORITY = re.compile(r"[a-z]+://([^/?#]*)")
 _PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
-_ENCODE = "percent-encode what is special in the user and the password"
+_ENCODE = "percent-encode special characters in the user and the password"
 _MASK = Mask()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_FILE_WIDTH = 200  # characters; a terminal has a width of its own
+_FILE_WIDTH = 200  # characters; a terminal has its own width
 _NARROW = 110  # a terminal with fewer columns has no column for the type
 _ID_WIDTH = 12  # of an id that QTask makes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

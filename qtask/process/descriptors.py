@@ -1,4 +1,4 @@
-"""The limit of open files: a shell allows a process 1,024, but thousands of connections are meant to be open."""
+"""Raises the limit of open files, which is 1,024 in a shell, to allow thousands of connections."""
 
 from __future__ import annotations
 

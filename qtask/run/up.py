@@ -119,7 +119,7 @@ class Stack:
         while not self._supervisor.signals.asked:
             for process in self._supervisor.members:
                 if process.exit_code is not None:
-                    raise QTaskError(f"the {process.name} did not start; what it said stands above")
+                    raise QTaskError(f"the {process.name} did not start; see its output above")
             if time.monotonic() > deadline:
                 raise QTaskError(f"the gateway does not answer after {READY_SECONDS:g} s")
             if self._gateway_answers():

@@ -146,7 +146,7 @@ def is_misconf(error: Exception) -> bool:
 
 
 def trouble(error: Exception, url: str) -> tuple[str, str]:
-    """What is wrong with a Redis that did not answer PING, and what to do about it.
+    """The problem of a Redis that did not answer PING, and advice.
 
     Args:
         error: the error of redis-py.

@@ -141,7 +141,7 @@ class Place(NamedTuple):
     Attributes:
         key: of the sorted set.
         reverse: whether the highest score comes first.
-        shared: whether it holds tasks of other queues, too.
+        shared: whether it also holds tasks of other queues.
         bounded: whether tasks that are added at the end while pages are read are left out.
     """
 

@@ -107,7 +107,7 @@ RIGHTS: dict[Role, Rights] = {
     "scheduler": Rights(
         direct=(
             *(*_CONNECTING, "TIME", "GET", "SET", "EXPIRE", "SMEMBERS", "HMGET", "ZSCORE", "SUBSCRIBE", "UNSUBSCRIBE"),
-            # rq-scheduler: its registration, and the jobs of its own API
+            # rq-scheduler: its registration, and jobs that were made with its API
             *("DEL", "HSET", "HGETALL", "EXISTS", "MULTI", "EXEC", "ZADD", "ZREM", "ZINCRBY", "SADD", "RPUSH"),
             *("HEXISTS", "HGET", "HDEL", "WATCH", "UNWATCH", "PERSIST", "PUBLISH"),
         ),

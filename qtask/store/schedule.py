@@ -159,7 +159,7 @@ class Reclaimed(NamedTuple):
 
 
 def read_reclaimed(redis: Redis, ids: Sequence[str]) -> list[Reclaimed]:
-    """What the log needs to know about tasks that were reclaimed."""
+    """The data and the attempts of reclaimed tasks, for the log."""
     with redis.pipeline(transaction=False) as pipeline:
         for task_id in ids:
             pipeline.hmget(keys.job(task_id), "data", "attempt")

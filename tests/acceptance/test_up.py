@@ -255,5 +255,5 @@ def test_a_process_that_does_not_start_ends_it(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "ImportError: this uvloop is broken" in result.stderr
     last = json.loads(result.stderr.splitlines()[-1])
-    assert (last["event"], last["error"]) == ("failed", "the gateway did not start; what it said stands above")
+    assert (last["event"], last["error"]) == ("failed", "the gateway did not start; see its output above")
     assert processes_of(tmp_path) == set()
