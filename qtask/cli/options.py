@@ -30,7 +30,7 @@ _RETENTION = (
 GATEWAY = (*STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *LOGS)
 WORKER = (*STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_RETENTION, *LOGS)
 
-json_flag = click.option("--json", "as_json", is_flag=True, help="output for programs: one line of JSON each")
+json_flag = click.option("--json", "as_json", is_flag=True, help="print JSON for programs, one line each")
 
 
 def duration(text: str) -> float:

@@ -22,7 +22,7 @@ _TASK_FLAGS = (
     click.option("--title", help="name of the task"),
     click.option("--data", metavar="JSON", help="the data to send, as JSON (for --http the JSON body)"),
     click.option("--timeout", type=duration, help="how long a delivery may take"),
-    click.option("--attempts", type=int, metavar="N", help="how often delivery is tried in all  [default: 5]"),
+    click.option("--attempts", type=int, metavar="N", help="deliveries in all, retries included  [default: 5]"),
     click.option("--expires", type=duration, help="how long after its due instant a delivery may still begin"),
     click.option("--id", "task_id", metavar="ID", help="idempotency key: a second task with it is a duplicate"),
 )

@@ -268,7 +268,7 @@ def _last_lines(log: Path, start: int) -> list[str]:
 
 
 def reachable_url(config: Config) -> str:
-    """The address of Redis for a command: from the settings, else of a `qtask up` on the data folder, else RQ's."""
+    """The address of Redis for a command: as set, else of a `qtask up` on the data folder, else the default."""
     return config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
 
 

@@ -1,4 +1,4 @@
-"""The rights in Redis that each process needs: one table, which is checked at start and from which the docs are made.
+"""The rights in Redis that each process needs: one table, for the check at start and for the documented ACL.
 
 A missing right would show up late and in unexpected places: without the right to publish, tasks are accepted and never
 delivered. So each process checks all of its rights when it starts.
