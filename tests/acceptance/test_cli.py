@@ -681,7 +681,7 @@ def test_an_error_of_redis_is_told_in_one_line(redis: Redis, redis_server: Redis
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["list", "--redis", "http://x"], {}, "'http://…' is no address of a Redis"),
+        (["list", "--redis", "http://x"], {}, "'http://…' is not the address of a Redis"),
         (["gateway", "--port", "70000"], {}, "--port must be from 0 to 65535, got 70000"),
         (["worker"], {"QTASK_CONCURRENCY": "many"}, "QTASK_CONCURRENCY must be a whole number, got 'many'"),
         (["worker", "--log-level", "loud"], {}, "log_level must be debug, info, warning or error, got 'loud'"),

@@ -147,7 +147,7 @@ def test_a_redis_that_forgets(config: Config, redis: Redis) -> None:
 def test_a_redis_that_throws_away(config: Config, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        finding = found(config, "may throw tasks away when memory is short (maxmemory-policy allkeys-lru)")
+        finding = found(config, "may evict tasks when memory is short (maxmemory-policy allkeys-lru)")
     finally:
         redis.config_set("maxmemory-policy", "noeviction")
     assert (finding.level, finding.advice) == ("wrong", "CONFIG SET maxmemory-policy noeviction")
