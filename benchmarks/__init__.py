@@ -1,1 +1,1 @@
-"""Benchmarks of QTask and its peers; `README.md` beside this file says how to run and read them."""
+"""Benchmarks of QTask and its peers; `README.md` in this folder says how to run and read them."""

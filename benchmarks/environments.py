@@ -1,4 +1,4 @@
-"""The environments of the peers: a virtual environment or a folder of npm packages each, with pinned versions."""
+"""The environments of the peers: each has a virtual environment or a folder of npm packages, with pinned versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PEERS = Path(__file__).parent / "peers"
 
 
 def python_environment(name: str) -> Path:
-    """The `bin` folder of the virtual environment for `peers/requirements/NAME.txt`; made when it is not there."""
+    """The `bin` folder of the virtual environment for `peers/requirements/NAME.txt`; created if it does not exist."""
     requirements = _PEERS / "requirements" / f"{name}.txt"
     folder = _FOLDER / name
     if not _is_made(folder, requirements):
@@ -28,9 +28,9 @@ def python_environment(name: str) -> Path:
 
 
 def node_environment(name: str) -> Path:
-    """The folder of the npm packages of `peers/NAME/package.json`; made when it is not there.
+    """The folder of the npm packages of `peers/NAME/package.json`; created if it does not exist.
 
-    The peer's own files are copied into it, since Node looks for packages beside the file that wants them.
+    The peer's own files are copied into it, because Node looks for packages in the folder of the importing file.
     """
     source = _PEERS / name
     folder = _FOLDER / name
@@ -54,7 +54,7 @@ def python_versions(name: str) -> dict[str, str]:
 
 
 def node_versions(name: str) -> dict[str, str]:
-    """Version of each npm package that an environment asked for, and of Node."""
+    """Version of each npm package that an environment requires, and of Node."""
     folder = node_environment(name)
     wanted = json.loads((folder / "package.json").read_text())["dependencies"]
     found = {

@@ -1,4 +1,4 @@
-"""What the machine can do without any task system: bare libcurl, bare Redis, and the receiver by itself."""
+"""The limits of the machine without any task system: bare libcurl, bare Redis, and the receiver alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SELECT_SECONDS = 1.0
 
 
 def libcurl(receiver: Receiver, seconds: float) -> Values:
-    """libcurl's multi interface by `perform` and `select`, 128 connections: `rate` of POSTs a second, µs of each."""
+    """libcurl's multi interface with `perform` and `select`, 128 connections: `rate` of POSTs per second, µs each."""
     multi = pycurl.CurlMulti()
     handles = []
     for number in range(CONNECTIONS):
@@ -53,7 +53,7 @@ def libcurl(receiver: Receiver, seconds: float) -> Values:
 
 
 def redis_set(shipped: bool, seconds: float) -> Values:
-    """Pipelined `SET` of a task's JSON under a key of its own, by 500 on one connection: `rate` a second."""
+    """Pipelines of 500 `SET` of a task's JSON, each to another key, on one connection: `rate` per second."""
     value = encode(dictionary(time.time(), "http://127.0.0.1:12345", f"/{time.time():.6f}/12345"))
     with RedisServer(shipped) as redis, socket.create_connection(("127.0.0.1", redis.port), 10.0) as connection:
         done = 0
@@ -68,7 +68,7 @@ def redis_set(shipped: bool, seconds: float) -> Values:
 
 
 def receiver_alone(receiver: Receiver, seconds: float) -> Values:
-    """The receiver with requests pipelined by 64 on four connections: `rate` that it sustains."""
+    """The receiver alone, with pipelines of 64 requests on four connections: `rate` that it sustains."""
     batch = 64
     request = (
         f"POST /0/0 HTTP/1.1\r\nHost: 127.0.0.1:{receiver.port}\r\nContent-Type: application/json\r\n"

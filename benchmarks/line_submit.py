@@ -1,6 +1,6 @@
-"""A client of the gateway's socket in its barest form, for `benchmarks.submit`: lines out, lines in, on one connection.
+"""A minimal client of the gateway's socket, for `benchmarks.submit`: it writes lines and reads lines on one connection.
 
-It shows what the gateway can take, without the cost of a client in Python.
+It shows how much the gateway can accept, without the cost of a client in Python.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ANSWER_SECONDS = 30.0
 
 
 def prepare(tasks: list[Task]) -> bytes:
-    """All lines in one piece."""
+    """All lines in one text."""
     return b"".join(encode(task) + b"\n" for task in dictionaries(tasks))
 
 
 def submit(lines: bytes) -> None:
-    """Writes the lines as fast as the gateway takes them and counts its answers."""
+    """Writes the lines as fast as the gateway reads them, and counts its answers."""
     address = urlsplit(os.environ["QTASK_URL"])
     wanted, answered, sent = lines.count(b"\n"), 0, 0
     view = memoryview(lines)

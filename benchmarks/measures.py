@@ -1,4 +1,4 @@
-"""What is measured of every system: submitting, a burst, lateness, slow receivers."""
+"""The measures of every system: submission, burst, lateness, slow receivers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from benchmarks.stage import Stage
 Values = dict[str, float]
 
 BURST_SECONDS = 90.0  # the longest that a burst may take after it is due
-BEHIND_SECONDS = 10.0  # whoever has not delivered all so long after the last due instant falls behind
+BEHIND_SECONDS = 10.0  # a system that has not delivered everything this long after the last due instant falls behind
 _FAR_SECONDS = 3600.0
 _TAIL_SECONDS = 0.5  # in which the last outcomes are settled
 
 
 class FellBehind(Exception):
-    """The system could not keep up: what is left of the measure would spoil the next one.
+    """The system could not keep up, and the rest of its tasks would spoil the next measure.
 
     Attributes:
-        values: what was measured all the same.
+        values: the values measured so far.
     """
 
     def __init__(self, values: Values) -> None:
@@ -29,7 +29,7 @@ class FellBehind(Exception):
 
 
 def waiting(stage: Stage, count: int) -> Values:
-    """Submits tasks that are due in an hour, with nobody delivering: `rate` a second, `bytes` of Redis a task."""
+    """Submits tasks that are due in an hour, without delivery: `rate` per second, `bytes` in Redis per task."""
     before = stage.redis.used_memory()
     submitted = stage.submit_far(count, _FAR_SECONDS)
     time.sleep(_TAIL_SECONDS)
@@ -38,10 +38,10 @@ def waiting(stage: Stage, count: int) -> Values:
 
 
 def burst(stage: Stage, count: int) -> Values:
-    """All due at one instant: `rate` a second from the first arrival to the last, and processor time a task.
+    """All tasks due at one instant: `rate` per second from the first arrival to the last, and CPU time per task.
 
-    `cpu_us` is that of schedulers and workers from the submission on, since some fetch tasks long before they are
-    due; the others are from the due instant on.
+    `cpu_us` is the time of schedulers and workers since the submission, because some fetch tasks long before they are
+    due; the other times are since the due instant.
     """
     stage.receiver.reset()
     start = stage.used()
@@ -73,7 +73,7 @@ def burst(stage: Stage, count: int) -> Values:
 
 
 def lateness(stage: Stage, rate: int, seconds: float) -> Values:
-    """So many a second at random instants: arrival at the receiver minus due, in ms."""
+    """`rate` tasks per second at random instants: arrival at the receiver minus due, in ms."""
     stage.receiver.reset()
     count = int(rate * seconds)
     start = stage.used()
@@ -91,7 +91,7 @@ def lateness(stage: Stage, rate: int, seconds: float) -> Values:
 
 
 def slow_receiver(stage: Stage, delay: float, seconds: float) -> Values:
-    """A burst at a receiver that answers after `delay` seconds: `rate` a second, and the `most` in flight."""
+    """A burst to a receiver that answers after `delay` seconds: `rate` per second, and the `most` in flight."""
     system = stage.system
     expected = min(system.burst / 6, system.in_flight[1] / delay)
     count = max(20, int(expected * seconds))
@@ -101,7 +101,7 @@ def slow_receiver(stage: Stage, delay: float, seconds: float) -> Values:
     arrivals = stage.arrivals()
     most = float(stage.receiver.stats()["most_waiting"])
     time.sleep(delay + _TAIL_SECONDS)
-    # The last wave takes the receiver's delay, too; without it two waves would look like one.
+    # The last wave takes the receiver's delay as well; without it two waves would look like one.
     took = arrivals.arrival[-1] - arrivals.arrival[0] + delay if len(arrivals.arrival) else delay
     values = {
         "rate": float(len(arrivals.arrival) / took),
@@ -116,7 +116,7 @@ def slow_receiver(stage: Stage, delay: float, seconds: float) -> Values:
 
 
 def _counted(stage: Stage, count: int) -> Values:
-    """`lost`: tasks that did not arrive; `twice`: arrivals beyond the first of a task; `early`: before their due."""
+    """`lost`: tasks that did not arrive; `twice`: arrivals beyond the first of a task; `early`: arrivals before due."""
     arrivals = stage.arrivals()
     return {
         "lost": float(count - arrivals.distinct),

@@ -1,4 +1,4 @@
-"""The results as a picture: bars for all systems, QTask's in colour."""
+"""Draws the results: bars for all systems, those of QTask in colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABELS = {**_OWN, **{peer.name: peer.label for peer in PEERS}}
 
 @dataclass(frozen=True)
 class _Panel:
-    """What one part of the picture shows; `limit` is the measure of the raw limit that is drawn beside."""
+    """One part of the picture; `limit` is the measure of the raw limit that is drawn with it."""
 
     title: str
     unit: str
@@ -45,15 +45,15 @@ class _Bar:
 _PANELS = (
     _Panel("Burst", "deliveries a second", "burst", "rate", True, limit="libcurl"),
     _Panel("Lateness at 200 a second", "p99 in ms", "lateness 200", "p99", False, logarithmic=True),
-    _Panel("Processor time", "µs a task", "burst", "cpu_us", False, logarithmic=True, limit="libcurl"),
+    _Panel("Processor time", "µs per task", "burst", "cpu_us", False, logarithmic=True, limit="libcurl"),
     _Panel("Submitting", "tasks a second", "submit", "rate", True),
     _Panel("Receiver that answers after 1 s", "deliveries a second", "slow 1", "rate", True),
-    _Panel("A waiting task", "bytes in Redis; QTask's without its dict", "submit", "bytes", False),
+    _Panel("A waiting task", "bytes in Redis; for QTask without the dict", "submit", "bytes", False),
 )
 
 
 def draw(kept: Results, path: Path) -> None:
-    """Draws the picture into a file; its ending says the format."""
+    """Draws the picture to a file, in the format of its extension."""
     settings: Any = {"svg.hashsalt": "qtask", "font.size": 9, "text.color": _INK, "ytick.color": _INK}
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(3, 2, figsize=(11.5, 13), layout=ConstrainedLayoutEngine(h_pad=0.18, w_pad=0.12))
@@ -87,7 +87,7 @@ def _draw_panel(axis: Any, kept: Results, panel: _Panel) -> None:
     axis.annotate(unit, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=_FAINT, va="bottom")
     behind = _fell_behind(kept, panel)
     if behind:
-        axis.set_xlabel(f"left out, for they fall behind: {', '.join(behind)}", loc="left", color=_FAINT)
+        axis.set_xlabel(f"left out because they fall behind: {', '.join(behind)}", loc="left", color=_FAINT)
 
 
 def _bars(kept: Results, panel: _Panel) -> list[_Bar]:

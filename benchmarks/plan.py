@@ -1,6 +1,6 @@
-"""What a submitting process is told to do, and what it reports; it runs in the environment of each peer.
+"""The plan that a submitting process gets, and its report. This module runs in the environment of each peer.
 
-Only the standard library is imported here, and only names that every peer's Python has.
+It imports only the standard library, and only names that every peer's Python has.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Plan:
     """Which tasks to submit.
 
     Attributes:
-        count: how many.
+        count: number of tasks.
         lead: seconds between the start of the submission and the first due instant.
-        spread: seconds over which due instants are random; 0 makes all due at one instant, a whole second, so that
-            those who know only whole seconds are served, too.
-        first: number of the first task; no two plans of a run share numbers, so that what arrives late is not taken
-            for what is measured now.
+        spread: seconds over which due instants are random; with 0 all tasks are due at one instant, a whole second,
+            because some systems only have whole seconds.
+        first: number of the first task. Plans of a run share no numbers, so that late arrivals of another measure are
+            not counted.
     """
 
     count: int
@@ -52,11 +52,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a plan.
+    """The report of a submission.
 
     Attributes:
-        seconds: from the first task's submission to the last one's.
-        began: start of it, in Unix seconds.
+        seconds: from the submission of the first task to that of the last one.
+        began: start of the submission in Unix seconds.
         first_due, last_due: in Unix seconds.
     """
 
@@ -82,7 +82,7 @@ def receiver_url() -> str:
 
 
 def concurrency() -> int:
-    """Deliveries at once in one worker process, for workers that take it from their code."""
+    """Deliveries at once in one worker process, for systems that configure it in code."""
     return int(os.environ["BENCH_CONCURRENCY"])
 
 
@@ -90,8 +90,8 @@ def run(submit: Callable[[Any], None], prepare: Callable[[list[Task]], Any] = la
     """Submits the plan given as JSON in the first argument, and prints the report as JSON.
 
     Args:
-        submit: submits all tasks; this is what is timed.
-        prepare: makes of the tasks what `submit` gets; not timed.
+        submit: submits all tasks; only this is timed.
+        prepare: makes the argument of `submit` from the tasks; not timed.
     """
     plan = Plan(**json.loads(sys.argv[1]))
     tasks = plan.tasks(time.time())

@@ -1,4 +1,4 @@
-"""What processes used, read from /proc, and starting and ending the processes of a measure."""
+"""Starts and ends the processes of a measure, and reads their resource usage from /proc."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts a process in a group of its own; what it prints goes to the end of `log`."""
+    """Starts a process in its own group; its output is appended to `log`."""
     with log.open("ab") as output:
         return children.start(command, environment, output)
 
 
 def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to end and waits; what is left of their groups after that is killed."""
+    """Asks processes to end and waits; then kills the rest of their groups."""
     processes = list(processes)
     for process in processes:
         if process.poll() is None:
@@ -33,12 +33,12 @@ def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, until - time.monotonic()))
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # each was started as the leader of a group of its own
+            os.killpg(process.pid, signal.SIGKILL)  # each was started as the leader of its own group
         process.wait()
 
 
 def tree(roots: Iterable[int]) -> list[int]:
-    """The processes given and all their descendants that live now."""
+    """The given processes and all their living descendants."""
     offspring: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -55,7 +55,7 @@ def tree(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
-    """Processor time of processes and their descendants until now, those that ended and were waited for included."""
+    """CPU time of processes and their descendants until now, including those that ended and were waited for."""
     ticks = 0
     for pid in tree(roots):
         fields = _stat(pid)
@@ -65,7 +65,7 @@ def cpu_seconds(roots: Iterable[int]) -> float:
 
 
 def machine_seconds() -> tuple[float, float]:
-    """Processor time of the whole machine until now: busy, and in all."""
+    """CPU time of the whole machine until now: busy, and in total."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = fields[3] + fields[4]
     return (sum(fields) - idle) / _TICKS, sum(fields) / _TICKS
@@ -85,7 +85,7 @@ def has_loaded(pid: int, package: str) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on; none when the process has ended."""
+    """The fields of /proc/PID/stat from the third on; none if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

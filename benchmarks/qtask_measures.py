@@ -1,4 +1,4 @@
-"""What is measured of QTask alone: crowds, idling, scaling, thousands in flight, round trips, starting."""
+"""The measures of QTask alone: crowds, idling, scaling, thousands in flight, round trips, start-up."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from qtask.store import leases
 from qtask.worker.claims import CLAIM_BATCH
 
 FAR_SECONDS = 86_400.0
-_SCRIPT_ROUNDS = 5  # of releasing and claiming; their median leaves out one in which Redis lost its core
+_SCRIPT_ROUNDS = 5  # of releasing and claiming; the median ignores a round in which Redis lost its core
 SCALING_CONCURRENCY = 100
 SCALING_DELAY = 0.1
-_ROUND_TRIP_BLOCK = 100  # gateway and Redis take turns by so many, so that both see the same machine
+_ROUND_TRIP_BLOCK = 100  # gateway and Redis take turns in blocks, so that the machine is the same for both
 
 
 def ways_of_submitting(receiver: Receiver, sizes: Sizes) -> Values:
-    """Tasks a second through each door: `client`, `lines` (a bare client of the socket), `redis` (straight in)."""
+    """Tasks per second for each way in: `client`, `lines` (a bare client of the socket), `redis` (directly)."""
     system = QTask("qtask-ways")
     found: Values = {}
     with Stage(system, receiver) as stage:
@@ -58,7 +58,7 @@ def ways_of_submitting(receiver: Receiver, sizes: Sizes) -> Values:
 
 
 def crowd(receiver: Receiver, sizes: Sizes, waiting: int) -> Values:
-    """Beside so many waiting tasks: the `rate` of a burst, and µs of Redis's time a task to release and to claim."""
+    """With many waiting tasks: `rate` of a burst, and µs of Redis's time per task to release and to claim."""
     system = QTask("qtask-crowd")
     with Stage(system, receiver) as stage:
         redis = stage.redis
@@ -80,7 +80,7 @@ def crowd(receiver: Receiver, sizes: Sizes, waiting: int) -> Values:
 
 
 def _script_costs(redis: RedisServer, receiver: Receiver, count: int) -> tuple[float, float]:
-    """µs of Redis's time a task that releasing and claiming take, by Redis's own account of its scripts."""
+    """µs of Redis's time per task to release and to claim, by Redis's own statistics of scripts."""
     queue = "bench"
     with Client(redis.url, queue=queue) as client:
         now = time.time()
@@ -107,7 +107,7 @@ def _script_us(redis: RedisServer) -> float:
 
 
 def idle(receiver: Receiver, sizes: Sizes) -> Values:
-    """Percent of a core that each idle process uses; lateness (ms) of single tasks that come after idling."""
+    """Percent of a core that each idle process uses; lateness (ms) of single tasks after idling."""
     system = QTask("qtask-idle")
     found: Values = {}
     with Stage(system, receiver) as stage:
@@ -136,7 +136,7 @@ def idle(receiver: Receiver, sizes: Sizes) -> Values:
 
 
 def scaling(receiver: Receiver, sizes: Sizes, workers: int) -> Values:
-    """Steady `rate` with so many workers of 100 in flight each at a receiver that answers after 100 ms."""
+    """Steady `rate` of `workers` workers with 100 in flight each, to a receiver that answers after 100 ms."""
     system = QTask("qtask-scaling", workers=workers, concurrency=SCALING_CONCURRENCY)
     ideal = workers * SCALING_CONCURRENCY / SCALING_DELAY
     values = _steady(Stage(system, receiver), int(ideal * sizes.scaling_seconds), SCALING_DELAY, sizes.scaling_seconds)
@@ -144,7 +144,7 @@ def scaling(receiver: Receiver, sizes: Sizes, workers: int) -> Values:
 
 
 def many_in_flight(receiver: Receiver, sizes: Sizes) -> Values:
-    """Thousands in flight in one worker at a receiver that answers after 1 s: steady `rate`, memory of the worker."""
+    """Thousands in flight in one worker, receiver answers after 1 s: steady `rate`, memory of the worker."""
     system = QTask("qtask-many", workers=1, concurrency=sizes.many_in_flight)
     return _steady(Stage(system, receiver), int(sizes.many_in_flight * sizes.many_seconds), 1.0, sizes.many_seconds)
 
@@ -229,7 +229,7 @@ def starting(sizes: Sizes) -> Values:
 
 
 def versions() -> dict[str, str]:
-    """What all of it ran on."""
+    """The machine and the versions that the benchmarks ran on."""
     model = next(
         (
             line.partition(":")[2].strip()

@@ -27,7 +27,7 @@ def prepare(tasks: list[Task]) -> list[dict[str, Any]]:
 
 
 def submit(dictionaries: list[dict[str, Any]]) -> None:
-    """Sends them; raises when one is refused."""
+    """Sends the dicts; raises if one is refused."""
     with Client() as client:
         for answer in client.send_iter(dictionaries):
             if isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""QTask itself: its real processes, each started as a user starts it."""
+"""QTask itself: its real processes, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ START_SECONDS = 20.0
 
 
 class QTask(System):
-    """QTask with so many workers.
+    """QTask with a number of workers.
 
     Args:
-        name: on the command line.
+        name: name on the command line.
         workers: worker processes.
         concurrency: deliveries in flight in each, for a fast and for a slow receiver.
-        shipped: whether Redis has the settings that QTask ships, else its defaults without persistence, as the peers.
+        shipped: whether Redis has the settings that QTask ships, or its defaults without persistence, as for peers.
         burst: tasks of a burst.
     """
 
@@ -53,10 +53,10 @@ class QTask(System):
         self.port = 0
 
     def prepare(self) -> None:
-        """Nothing: it runs in this environment."""
+        """Does nothing: QTask runs in this environment."""
 
     def versions(self) -> dict[str, str]:
-        """Versions of what bears on its speed."""
+        """Versions of the packages that matter for its speed."""
         packages = ("redis", "hiredis", "rq", "rq-scheduler", "msgspec", "pycurl", "uvloop", "requests")
         found = {package: importlib.metadata.version(package) for package in packages}
         return {"qtask": VERSION, **found, "libcurl": pycurl.version_info()[1]}
@@ -87,7 +87,7 @@ class QTask(System):
         return self.submit_by(place, plan, f"socket://127.0.0.1:{self.port}")
 
     def submit_by(self, place: Place, plan: Plan, url: str, module: str = "benchmarks.qtask_submit") -> Submitted:
-        """As `submit`, another way: to another address, or with another module's client."""
+        """As `submit`, but to another address or with the client of another module."""
         command = [sys.executable, "-m", "benchmarks.submit", module]
         return self._run_submission(command, {**variables(place, 0), "QTASK_URL": url}, plan)
 

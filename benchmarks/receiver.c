@@ -4,11 +4,11 @@
  *   receiver        listens on a free loopback port and prints it
  *
  * Any method on /DUE/NUMBER is a delivery: DUE is the task's due instant in Unix seconds, NUMBER counts the tasks of
- * one measure. It notes when the delivery arrived and answers 200, at once or after a fixed delay. Control, by GET:
+ * one measure. It records when the delivery arrived and answers 200, at once or after a fixed delay. Control, by GET:
  *
- *   /_reset?delay=MS   forgets all arrivals; from now on answers come MS milliseconds after their request
+ *   /_reset?delay=MS   forgets all arrivals; from now on answers are sent MS milliseconds after their request
  *   /_stats            counts as JSON
- *   /_arrivals         everything noted since the reset: 24 bytes each, in the machine's own order:
+ *   /_arrivals         everything recorded since the reset: 24 bytes each, in the byte order of the machine:
  *                      double due, double arrival (Unix seconds), uint64 number
  */
 #define _GNU_SOURCE
@@ -33,7 +33,7 @@
 
 #define MAX_DESCRIPTORS 65536
 #define BUFFER_BYTES 8192      /* a whole request must fit */
-#define MAX_ARRIVALS 4000000   /* later ones are counted, not noted */
+#define MAX_ARRIVALS 4000000   /* later ones are counted, but not recorded */
 #define DELAYED_SLOTS 131072   /* answers that may wait for their delay at once; a power of two */
 #define COPIES 128             /* answers in one send */
 
@@ -48,10 +48,10 @@ struct arrival {
 };
 
 struct connection {
-    uint32_t generation;  /* tells a descriptor's connections apart */
+    uint32_t generation;  /* distinguishes connections of one descriptor */
     int used;             /* bytes in buffer */
-    size_t owed;          /* bytes of answers that are to be sent */
-    size_t phase;         /* where in an answer the next byte stands */
+    size_t owed;          /* bytes of answers still to be sent */
+    size_t phase;         /* offset of the next byte in an answer */
     int wants_write;
     int close_when_sent;
     char buffer[BUFFER_BYTES];
@@ -92,10 +92,10 @@ static void die(const char *what) {
 static void close_connection(int descriptor) {
     free(connections[descriptor]);
     connections[descriptor] = NULL;
-    close(descriptor);  /* which takes it out of the epoll, too */
+    close(descriptor);  /* which also removes it from the epoll */
 }
 
-/* Sends what is owed, as far as the socket takes it; returns 0 when the connection is gone. */
+/* Sends what is owed, as much as the socket accepts; returns 0 if the connection is closed. */
 static int send_owed(int descriptor) {
     struct connection *connection = connections[descriptor];
     while (connection->owed) {
@@ -149,7 +149,7 @@ static void answer_later(int descriptor) {
     if (next_delayed - first_delayed == 1) arm_timer();
 }
 
-/* Answers whose delay is over; the delay is the same for all, so they wait in the order in which they end. */
+/* Sends answers whose delay is over. The delay is the same for all, so they are in order. */
 static void answer_delayed(void) {
     uint64_t expirations;
     if (read(timer, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timer");
@@ -165,7 +165,7 @@ static void answer_delayed(void) {
     arm_timer();
 }
 
-/* Sends all of it, waiting for the client: control answers are rare, and asked for when nothing else happens. */
+/* Sends all data and waits for the client: control answers are rare and requested when nothing else happens. */
 static void send_all(int descriptor, const void *data, size_t bytes) {
     const char *next = data;
     while (bytes) {
@@ -218,7 +218,7 @@ static void note(const char *path, double now) {
     count++;
 }
 
-/* Length of the body, from the headers between first and end; -1 for a body that comes in chunks. */
+/* Length of the body, from the headers between first and end; -1 for a chunked body. */
 static long body_length(const char *first, const char *end, int *closes) {
     long length = 0;
     for (const char *line = first; line < end;) {

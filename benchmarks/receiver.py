@@ -1,4 +1,4 @@
-"""The receiver of all deliveries: builds `receiver.c`, runs it, and reads what arrived."""
+"""The receiver of all deliveries: builds and runs `receiver.c`, and reads what has arrived."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ARRIVAL = np.dtype([("due", "f8"), ("arrival", "f8"), ("number", "u8")])
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What arrived since the reset, in order of arrival.
+    """The arrivals since the reset, in order.
 
     Attributes:
         due, arrival: Unix seconds.
-        number: of the task within its plan.
+        number: number of the task.
     """
 
     due: npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ class Arrivals:
         return self.arrival - self.due
 
     def of(self, first: int, count: int) -> Arrivals:
-        """Those of so many tasks from this number on."""
+        """The arrivals of `count` tasks from number `first` on."""
         ours = (self.number >= first) & (self.number < first + count)
         return Arrivals(self.due[ours], self.arrival[ours], self.number[ours])
 
@@ -51,16 +51,16 @@ class Arrivals:
 
     @property
     def rate(self) -> float:
-        """Deliveries a second, from the first arrival to the last."""
+        """Deliveries per second, from the first arrival to the last."""
         if len(self.arrival) < 2:
             return 0.0
         return float((len(self.arrival) - 1) / max(1e-9, self.arrival[-1] - self.arrival[0]))
 
     def steady_rate(self, warm: float, period: float) -> float:
-        """Deliveries a second without beginning and end, over whole periods, since waves come with a slow receiver.
+        """Deliveries per second without beginning and end, over whole periods, since a slow receiver causes waves.
 
         Args:
-            warm: seconds that are left out at both ends.
+            warm: seconds to leave out at both ends.
             period: the receiver's delay in seconds.
         """
         begin = self.arrival[0] + warm
@@ -72,7 +72,7 @@ class Arrivals:
 
 
 class Receiver:
-    """The receiver as a process of its own; a context manager.
+    """The receiver as a separate process; a context manager.
 
     Attributes:
         url: its address, without a slash at the end.
@@ -94,7 +94,7 @@ class Receiver:
         return self._child.pid
 
     def reset(self, delay: float = 0.0) -> None:
-        """Forgets what arrived; from now on each answer comes `delay` seconds after its request."""
+        """Forgets all arrivals; from now on each answer is sent `delay` seconds after its request."""
         self._get(f"/_reset?delay={delay * 1000:g}")
 
     def stats(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Receiver:
         return Arrivals(rows["due"], rows["arrival"], rows["number"])
 
     def wait(self, count: int, until: float) -> bool:
-        """Waits until so many have arrived; False when they have not by `until` (Unix seconds)."""
+        """Waits until `count` tasks have arrived; returns False if they have not by `until` (Unix seconds)."""
         while self.stats()["count"] < count:
             if time.time() > until:
                 return False
@@ -125,7 +125,7 @@ class Receiver:
 
 
 def build() -> Path:
-    """Compiles the receiver when its source is newer than what was compiled before; returns its path."""
+    """Compiles the receiver if its source is newer than the program; returns the path of the program."""
     if not _BINARY.exists() or _BINARY.stat().st_mtime < _SOURCE.stat().st_mtime:
         _BINARY.parent.mkdir(exist_ok=True)
         subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(_BINARY), str(_SOURCE)], check=True)

@@ -1,4 +1,4 @@
-"""The Redis of a measure: a fresh `redis-server` on a loopback port, with QTask's settings or its own."""
+"""The Redis of a measure: a new `redis-server` on a loopback port, with QTask's settings or its defaults."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._child.kill()  # nothing of it is wanted any more
+        self._child.kill()  # its data is not needed any more
         self._child.wait()
         self._folder.cleanup()
 
@@ -64,17 +64,17 @@ class RedisServer:
         return self._child.pid
 
     def info(self) -> dict[str, Any]:
-        """What Redis says of itself."""
+        """The reply of INFO."""
         found: dict[str, Any] = self.client.info("everything")
         return found
 
     def used_memory(self) -> int:
-        """Bytes that Redis has in use, less the buffers of connections and of the append-only file, which pass."""
+        """Bytes that Redis uses, without the temporary buffers of connections and of the append-only file."""
         info = self.info()
         return int(info["used_memory"] - info.get("mem_clients_normal", 0) - info.get("mem_aof_buffer", 0))
 
     def wait_for_rewrite(self) -> None:
-        """Waits until no rewrite of the append-only file is under way, which would take a core away."""
+        """Waits until no rewrite of the append-only file is running, which would take a core away."""
         until = time.monotonic() + REWRITE_SECONDS
         while self.info().get("aof_rewrite_in_progress") or self.info().get("aof_rewrite_scheduled"):
             if time.monotonic() > until:
@@ -83,7 +83,7 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The results in words: tables for the terminal, and `RESULTS.md`."""
+"""Reports the results: tables for the terminal, and `RESULTS.md`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 PICTURE = Path(__file__).with_name("results.svg")
 
 _OWN = ("qtask", "qtask-one", "qtask-memory")
-_COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # what it is called, measure, value, whether more is better
+_COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # title, measure, value, whether more is better
     ("tasks submitted a second", "submit", "rate", True),
-    ("bytes of Redis a waiting task", "submit", "bytes", False),
+    ("bytes in Redis per waiting task", "submit", "bytes", False),
     ("deliveries a second of a burst", "burst", "rate", True),
-    ("processor time a task", "burst", "cpu_us", False),
+    ("CPU time per task", "burst", "cpu_us", False),
     ("p99 of lateness at 200/s", "lateness 200", "p99", False),
     ("p99 of lateness at 1,000/s", "lateness 1000", "p99", False),
     ("p99 of lateness at 5,000/s", "lateness 5000", "p99", False),
@@ -30,7 +30,7 @@ _COLUMNS: tuple[tuple[str, str, str, bool], ...] = (  # what it is called, measu
 
 
 def one_line(values: Values) -> str:
-    """Values in one line, for watching a run."""
+    """Values in one line, to follow a run."""
     return ", ".join(
         f"{name} {value:,.4g}" if abs(value) < 10 else f"{name} {value:,.0f}" for name, value in values.items()
     )
@@ -51,7 +51,7 @@ def write(kept: Results) -> list[Path]:
     minutes = (max(instants) - min(instants)) / 60 if instants else 0
     head = (
         "# Results\n\n"
-        "Written by `make bench`; what each figure means and how it is taken, [README.md](README.md) says.\n\n"
+        "Written by `make bench`. [README.md](README.md) explains each figure and how it is measured.\n\n"
         f"One run on {day}, {minutes:.0f} minutes, {repetitions} repetitions: the median, and in brackets the least "
         f"and the greatest. {kept.machine.get('cores', '?')} cores ({kept.machine.get('processor', '?')}), shared by "
         "Redis, the system that is measured and the receiver.\n\n"
@@ -72,7 +72,7 @@ def _names(kept: Results) -> list[str]:
 
 
 def _spread(kept: Results, system: str, measure: str, value: str, form: str = ",.0f") -> str:
-    """Median, and least and greatest where there is more than one."""
+    """The median, and the least and the greatest value if there are several."""
     found = kept.all(system, measure, value)
     median = kept.median(system, measure, value)
     if median is None:
@@ -99,7 +99,7 @@ def _targets(kept: Results) -> str:
 def _comparison(kept: Results) -> str:
     rates = [rate for rate in RATES if any(row["measure"] == f"lateness {rate}" for row in kept.rows)]
     delays = [delay for delay in ("0.1", "1") if any(row["measure"] == f"slow {delay}" for row in kept.rows)]
-    head = ["", "submit/s", "bytes a waiting task", "burst/s", "CPU µs a task"]
+    head = ["", "submit/s", "bytes per waiting task", "burst/s", "CPU µs per task"]
     head += [f"lateness at {rate:,}/s, p50 / p99 ms" for rate in rates] + ["earliest ms"]
     head += [f"receiver answers after {delay} s, /s" for delay in delays]
     rows = []
@@ -130,7 +130,7 @@ def _lateness_cell(kept: Results, system: str, measure: str) -> str:
 
 
 def _losses(kept: Results) -> str:
-    """Where QTask is beaten, and where it is not, in the same words."""
+    """The columns in which QTask loses and those in which it wins, in the same words."""
     lost: list[str] = []
     won: list[str] = []
     for title, measure, value, more in _COLUMNS:
@@ -151,8 +151,8 @@ def _losses(kept: Results) -> str:
     nothing = "- nothing in this run"
     return "\n\n".join(
         [
-            "## Lost and won\n\nQTask as shipped, with two workers, against the best peer of each column (those that "
-            "fall behind left out).",
+            "## Where QTask loses and wins\n\nQTask as shipped, with two workers, against the best peer of each column "
+            "(those that fall behind left out).",
             "Lost:\n\n" + ("\n".join(lost) or nothing),
             "Won:\n\n" + ("\n".join(won) or nothing),
         ]
@@ -162,7 +162,7 @@ def _losses(kept: Results) -> str:
 def _limits(kept: Results) -> str:
     rows = []
     for measure, words in (
-        ("receiver", "the receiver by itself, requests pipelined (it must sustain 50,000/s)"),
+        ("receiver", "the receiver alone, pipelined requests (it must sustain 50,000/s)"),
         ("libcurl", "libcurl's multi interface alone, `perform` and `select`, 128 connections"),
         ("set", "pipelined `SET` of a task's JSON, Redis without persistence"),
         ("set, as shipped", "pipelined `SET` of a task's JSON, Redis as shipped"),
@@ -174,7 +174,7 @@ def _limits(kept: Results) -> str:
 
 
 def _burst_costs(kept: Results) -> str:
-    """What bounds a burst: who used the processor."""
+    """What limits a burst: the CPU time of each part."""
     rows = []
     for name in (name for name in _names(kept) if name in _OWN):
         if kept.median(name, "burst", "rate") is None:
@@ -184,8 +184,15 @@ def _burst_costs(kept: Results) -> str:
         ]
         busy = kept.median(name, "burst", "busy") or 0.0
         rows.append([kept.titles[name], *cells, f"{busy:.0%}"])
-    head = ["µs of a core a task", "scheduler and workers", "Redis", "receiver", "gateway (accepting)", "machine busy"]
-    return "## Where a burst spends the processor\n\n" + _table(head, rows) if rows else ""
+    head = [
+        "µs of a core per task",
+        "scheduler and workers",
+        "Redis",
+        "receiver",
+        "gateway (accepting)",
+        "machine busy",
+    ]
+    return "## CPU time of a burst\n\n" + _table(head, rows) if rows else ""
 
 
 def _alone(kept: Results) -> str:
@@ -203,7 +210,7 @@ def _ways(kept: Results) -> str:
         cells = [_spread(kept, QTASK, "ways", value) for value in (way, f"{way}_gateway_us", f"{way}_redis_us")]
         if cells[0]:
             rows.append([words, *cells])
-    return _table(["submitting", "tasks/s", "gateway's CPU µs a task", "Redis's"], rows) if rows else ""
+    return _table(["submitting", "tasks/s", "gateway's CPU µs per task", "Redis's"], rows) if rows else ""
 
 
 def _round_trips(kept: Results) -> str:
@@ -251,7 +258,13 @@ def _crowds(kept: Results) -> str:
         cells += [_spread(kept, QTASK, measure, "rate"), _spread(kept, QTASK, measure, "memory_mb")]
         if cells[0]:
             rows.append([f"{waiting:,}", *cells])
-    head = ["tasks waiting", "release, µs of Redis a task", "claim", "burst/s beside them", "Redis's memory, MB"]
+    head = [
+        "tasks waiting",
+        "release, µs of Redis per task",
+        "claim",
+        "burst/s with them waiting",
+        "Redis's memory, MB",
+    ]
     return _table(head, rows) if rows else ""
 
 
@@ -259,13 +272,13 @@ _ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _
 
 
 def _trust(kept: Results) -> str:
-    """What went wrong: deliveries that are missing or came twice, tasks due before all were submitted, errors."""
+    """Problems of the run: missing or duplicate deliveries, tasks due before all were submitted, errors."""
     lines = [*_miscounts(kept), *(f"- {place}: not measured, {words}" for place, words in kept.errors.items())]
     alone = kept.all("limit", "receiver", "rate")
     if alone and min(alone) < 50_000:
-        lines.append(f"- the receiver by itself sustained only {min(alone):,.0f}/s: burst figures are bounded by it")
-    head = "## What to know before trusting this\n\n"
-    return head + ("\n".join(lines) or "- every delivery arrived exactly once; every measure was taken")
+        lines.append(f"- the receiver alone sustained only {min(alone):,.0f}/s: it limits the burst figures")
+    head = "## Problems of this run\n\n"
+    return head + ("\n".join(lines) or "- every delivery arrived exactly once, and every measure was taken")
 
 
 def _miscounts(kept: Results) -> Iterator[str]:
@@ -276,7 +289,7 @@ def _miscounts(kept: Results) -> Iterator[str]:
         if values.get("twice"):
             words.append(f"{values['twice']:.0f} came twice")
         if values.get("bad"):
-            words.append(f"{values['bad']:.0f} requests were no HTTP that the receiver reads")
+            words.append(f"{values['bad']:.0f} requests were not HTTP that the receiver understands")
         if values.get("in_time") == 0.0:
             words.append("the first tasks were due before the last was submitted")
         if words:

@@ -1,4 +1,4 @@
-"""What was measured, kept in a file after each measure, so that a run that was ended can be gone on with."""
+"""The results of a run. They are written to a file after each measure, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FOLDER = Path(__file__).parent / ".results"
 
 @dataclass
 class Results:
-    """All of one run.
+    """The results of one run.
 
     Attributes:
         form: `full`, `quick` or `check`.
-        path: where it is kept.
-        machine: what it ran on.
+        path: file of the results.
+        machine: the machine it ran on.
         versions: packages and their versions, by system.
-        titles, remarks: of the systems, by name.
-        rows: what was measured: system, measure, repetition, values, and the instant in Unix seconds.
-        errors: what could not be measured, and why, by system and measure.
+        titles, remarks: titles and remarks of the systems, by name.
+        rows: the measures: system, measure, repetition, values, and the instant in Unix seconds.
+        errors: why something could not be measured, by system and measure.
     """
 
     form: str
@@ -38,7 +38,7 @@ class Results:
     errors: dict[str, str] = field(default_factory=dict)
 
     def add(self, system: str, measure: str, repetition: int, values: Values) -> None:
-        """Keeps the values of one measure, in place of what it gave before."""
+        """Stores the values of one measure, replacing earlier ones."""
         self.rows = [row for row in self.rows if not self._is(row, system, measure, repetition)]
         self.rows.append(
             {"system": system, "measure": measure, "repetition": repetition, "values": values, "at": time.time()}
@@ -50,17 +50,17 @@ class Results:
         return any(self._is(row, system, measure, repetition) for row in self.rows)
 
     def all(self, system: str, measure: str, value: str) -> list[float]:
-        """A value of every repetition."""
+        """A value from every repetition."""
         found = (row["values"] for row in self.rows if row["system"] == system and row["measure"] == measure)
         return [values[value] for values in found if value in values]
 
     def median(self, system: str, measure: str, value: str) -> float | None:
-        """The median of its repetitions; None when it was not measured."""
+        """The median of all repetitions; None if it was not measured."""
         found = self.all(system, measure, value)
         return statistics.median(found) if found else None
 
     def save(self) -> None:
-        """Writes the file, in one step."""
+        """Writes the file, atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({key: value for key, value in asdict(self).items() if key != "path"}, indent=1)
         unfinished = self.path.with_suffix(".tmp")
@@ -73,7 +73,7 @@ class Results:
 
 
 def load(form: str) -> Results:
-    """What the last run of this form left; empty when there was none."""
+    """The results of the last run of this form; empty if there was none."""
     path = FOLDER / f"{form}.json"
     if not path.exists():
         return Results(form, path)

@@ -36,8 +36,8 @@ class Run:
 
     Args:
         form: `full`, `quick` or `check`.
-        receiver: where everything is delivered to.
-        kept: where results go; what is in there already is not measured again.
+        receiver: the receiver of all deliveries.
+        kept: the results; measures that it has already are not repeated.
         wanted: names of the measures.
     """
 
@@ -49,16 +49,16 @@ class Run:
         self._began = time.monotonic()
 
     def limits(self, repetition: int) -> None:
-        """What the machine can do by itself."""
+        """Measures the limits of the machine."""
         seconds = self._sizes.limit_seconds
-        self._receiver.reset()  # the last measure of a repetition before may have made it slow
+        self._receiver.reset()  # the last measure of the repetition before may have made it slow
         self._measure("limit", "receiver", repetition, partial(limit.receiver_alone, self._receiver, seconds))
         self._measure("limit", "libcurl", repetition, partial(limit.libcurl, self._receiver, seconds))
         self._measure("limit", "set", repetition, partial(limit.redis_set, False, seconds))
         self._measure("limit", "set, as shipped", repetition, partial(limit.redis_set, True, seconds))
 
     def system(self, system: System, repetition: int) -> None:
-        """Everything that is measured of every system."""
+        """Takes the measures of every system."""
         sizes, name = self._sizes, system.name
         try:
             system.prepare()
@@ -76,14 +76,14 @@ class Run:
             fast[f"lateness {rate}"] = partial(measures.lateness, rate=rate, seconds=sizes.lateness_seconds)
         self._on_stage(system, False, repetition, fast)
         if repetition and isinstance(system, PeerSystem):
-            return  # slow receivers are measured once for peers, since a run would take hours
+            return  # for peers, slow receivers are measured once, or a run would take hours
         slow: dict[str, Callable[[Stage], Values]] = {}
         for delay in sizes.slow_delays:
             slow[f"slow {delay:g}"] = partial(measures.slow_receiver, delay=delay, seconds=sizes.slow_seconds)
         self._on_stage(system, True, repetition, slow)
 
     def qtask_only(self, repetition: int) -> None:
-        """Everything that is measured of QTask alone."""
+        """Takes the measures of QTask alone."""
         sizes, receiver = self._sizes, self._receiver
         self._measure("qtask", "ways", repetition, partial(qtask_measures.ways_of_submitting, receiver, sizes))
         self._measure("qtask", "round-trips", repetition, partial(qtask_measures.round_trips, receiver, sizes))
@@ -93,7 +93,7 @@ class Run:
                 "qtask", f"scaling {workers}", repetition, partial(qtask_measures.scaling, receiver, sizes, workers)
             )
         self._measure("qtask", "many", repetition, partial(qtask_measures.many_in_flight, receiver, sizes))
-        for waiting in () if repetition else sizes.crowds:  # once: a million takes its time
+        for waiting in () if repetition else sizes.crowds:  # once, because a million tasks take long
             self._measure(
                 "qtask", f"crowd {waiting}", repetition, partial(qtask_measures.crowd, receiver, sizes, waiting)
             )
@@ -107,7 +107,7 @@ class Run:
         todo: dict[str, Callable[[Stage], Values]],
         delivering: bool = True,
     ) -> None:
-        """Measures on one stage, and on a new one after a measure that the system could not keep up with."""
+        """Measures on one stage, and on a new one after a measure in which the system fell behind."""
         left = [name for name in todo if self._is_wanted(name) and not self._kept.has(system.name, name, repetition)]
         while left:
             try:
@@ -131,7 +131,7 @@ class Run:
                 clean = self._measure(system, name, repetition, partial(_in_time, todo[name], stage))
 
     def _measure(self, system: str, measure: str, repetition: int, take: Callable[[], Values]) -> bool:
-        """Measures and keeps the values; False when the stage is spoiled."""
+        """Takes a measure and stores its values; returns False if the stage is spoiled."""
         if not self._is_wanted(measure) or self._kept.has(system, measure, repetition):
             return True
         try:
@@ -150,7 +150,7 @@ class Run:
         return ("limit" if first in ("receiver", "libcurl", "set") else first) in self._wanted
 
     def _is_hopeless(self, system: str, measure: str, repetition: int) -> bool:
-        """Notes without measuring that a system falls behind: its burst is slower, or it did so at a lower rate."""
+        """Records without measuring that a system falls behind, if its burst is slower or it did at a lower rate."""
         if self._sizes is CHECK or not measure.startswith("lateness"):
             return False
         rate = int(measure.split()[1])
@@ -172,7 +172,7 @@ class Run:
 
 
 def _in_time(take: Callable[[Stage], Values], stage: Stage) -> Values:
-    """Measures; once more when tasks were due before the last was submitted, for that spoils the figures."""
+    """Takes a measure, and repeats it if tasks were due before the last was submitted, which spoils the figures."""
     values = take(stage)
     return values if values.get("in_time", 1.0) else take(stage)
 
@@ -190,12 +190,12 @@ def _arguments() -> argparse.Namespace:
     names = ["limit", *(system.name for system in _systems())]
     measure_names = ["limit", *COMMON, *QTASK_ONLY]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--form", choices=list(FORMS), default="full", help="how much of everything [full]")
+    parser.add_argument("--form", choices=list(FORMS), default="full", help="size of the run [full]")
     parser.add_argument("--only", help=f"systems, with commas: {', '.join(names)}")
     parser.add_argument("--measures", help=f"measures, with commas: {', '.join(measure_names)}")
-    parser.add_argument("--repetitions", type=int, help="how often each is measured [3; 1 unless full]")
-    parser.add_argument("--resume", action="store_true", help="go on with the last run of this form")
-    parser.add_argument("--report", action="store_true", help="measure nothing, write the report of the last run")
+    parser.add_argument("--repetitions", type=int, help="repetitions of each measure [3; 1 unless full]")
+    parser.add_argument("--resume", action="store_true", help="continue the last run of this form")
+    parser.add_argument("--report", action="store_true", help="measure nothing, but write the report of the last run")
     arguments = parser.parse_args()
     for given, known in ((arguments.only, names), (arguments.measures, measure_names)):
         for name in given.split(",") if given else ():
@@ -214,7 +214,9 @@ def _run(arguments: argparse.Namespace) -> Results:
     kept.errors = {}
     kept.machine = {**qtask_measures.versions(), "load before": f"{os.getloadavg()[0]:.2f}"}
     if os.getloadavg()[0] > _LOAD_THAT_SPOILS:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.2f}): the figures will be worse than they could be.")
+        print(
+            f"The machine is busy (load {os.getloadavg()[0]:.2f}): the figures will be worse than on an idle machine."
+        )
     systems = [
         system for system in _systems() if (system.name == "qtask" if quick else not only or system.name in only)
     ]
@@ -233,11 +235,11 @@ def _run(arguments: argparse.Namespace) -> Results:
 
 
 def _end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # so that every process that was started is ended on the way out
+    raise SystemExit(128 + number)  # so that all started processes are ended
 
 
 def main() -> None:
-    """Measures, prints the tables, and after a full run over everything writes RESULTS.md and results.svg."""
+    """Measures and prints the tables; after a full run of everything, writes RESULTS.md and results.svg."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, _end)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,4 +1,4 @@
-"""How much of everything is measured: in full, in the short form, and just enough to see that all of it works."""
+"""The sizes of all measures: for a full run, a quick run, and a check that everything works."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ class Sizes:
     """The sizes of one form.
 
     Attributes:
-        share: of each system's burst.
-        waiting: tasks that wait while their bytes are counted.
-        rates: a second, at which lateness is measured.
-        lateness_seconds: for how long.
+        share: share of each system's burst.
+        waiting: waiting tasks whose bytes are counted.
+        rates: tasks per second at which lateness is measured.
+        lateness_seconds: how long that takes.
         slow_delays: seconds after which slow receivers answer.
-        slow_seconds: for how long they are measured.
-        crowds: tasks waiting, of the two crowds that are compared.
-        crowd_burst: tasks delivered beside them.
-        idle_seconds: for how long idle processes are watched.
+        slow_seconds: how long they are measured.
+        crowds: waiting tasks, two numbers that are compared.
+        crowd_burst: tasks delivered in addition to them.
+        idle_seconds: how long idle processes are observed.
         scaling: numbers of workers.
-        scaling_seconds: for how long each is measured.
-        many_in_flight, many_seconds: deliveries in flight in one worker, and for how long.
+        scaling_seconds: how long each number is measured.
+        many_in_flight, many_seconds: deliveries in flight in one worker, and how long.
         round_trips: requests sent one at a time.
-        limit_seconds: for how long the raw limits are measured.
-        ways: tasks for each way of submitting.
-        starts: of `qtask --help`.
+        limit_seconds: how long the raw limits are measured.
+        ways: tasks for each way of submission.
+        starts: how often `qtask --help` is started.
     """
 
     share: float

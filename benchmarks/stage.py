@@ -1,4 +1,4 @@
-"""One system set up for measuring: a fresh Redis, its processes, and the receiver."""
+"""A system that is ready for measuring: a new Redis, the processes of the system, and the receiver."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from benchmarks.receiver import Arrivals, Receiver
 from benchmarks.redis_server import RedisServer
 from benchmarks.system import Place, System
 
-READY_SECONDS = 60.0  # for the first deliveries of a system that was just started
+READY_SECONDS = 60.0  # for the first deliveries after the start of a system
 _PROBES = 20
-_LEAD_SECONDS = 1.0  # before the first task is due, beside the time that the submission is expected to take
+_LEAD_SECONDS = 1.0  # before the first task is due, in addition to the expected time of the submission
 _FAR_SPREAD_SECONDS = 600.0
-_LEARN_FROM = 100  # the least tasks of a submission from which its rate is learned
-_CAUTION = 0.7  # of that rate are expected of the next submission
-_SETTLE_SECONDS = 1.0  # after which all processes are taken to be ready, and nothing of a start goes on
+_LEARN_FROM = 100  # tasks; smaller submissions do not change the expected rate
+_CAUTION = 0.7  # share of the measured rate that is expected of the next submission
+_SETTLE_SECONDS = 1.0  # after which all processes are assumed to be ready
 
 
 @dataclass(frozen=True)
 class Used:
-    """Processor seconds used until some instant."""
+    """CPU seconds used until an instant."""
 
     delivering: float
     accepting: float
@@ -32,7 +32,7 @@ class Used:
     machine: float
 
     def minus(self, earlier: Used) -> Used:
-        """What was used since."""
+        """The CPU seconds used since then."""
         return Used(
             self.delivering - earlier.delivering,
             self.accepting - earlier.accepting,
@@ -47,8 +47,8 @@ class Stage:
     """A system with its own Redis; a context manager.
 
     Args:
-        system: what is measured.
-        receiver: where deliveries go.
+        system: the system to measure.
+        receiver: the receiver of all deliveries.
     """
 
     def __init__(self, system: System, receiver: Receiver) -> None:
@@ -73,7 +73,7 @@ class Stage:
         self.redis.__exit__()
 
     def start_delivering(self, slow: bool = False) -> None:
-        """Starts schedulers and workers, and returns when deliveries have come from them."""
+        """Starts schedulers and workers, and returns when they have delivered something."""
         self.system.start_delivering(self.place, slow)
         self.receiver.reset()
         probes = self._submit(Plan(_PROBES, 0.3, 0.5))
@@ -82,26 +82,26 @@ class Stage:
         time.sleep(_SETTLE_SECONDS)
 
     def submit(self, count: int, spread: float = 0.0) -> Submitted:
-        """Submits so early that the submission has ended before the first task is due."""
+        """Submits early enough for the submission to end before the first task is due."""
         return self._submit(Plan(count, count / self.system.submit_rate + _LEAD_SECONDS, spread))
 
     def submit_far(self, count: int, lead: float) -> Submitted:
-        """Submits tasks that are due at random instants of the minutes after `lead` seconds."""
+        """Submits tasks that are due at random instants within minutes after `lead` seconds."""
         return self._submit(Plan(count, lead, _FAR_SPREAD_SECONDS))
 
     def wait(self, until: float) -> bool:
-        """Waits until every task of the last submission has arrived; False when some have not by `until`."""
+        """Waits until every task of the last submission has arrived; returns False if some have not by `until`."""
         wanted = self._last.count
         while self.receiver.wait(wanted, until):
             arrivals = self.receiver.arrivals()
             missing = self._last.count - arrivals.of(self._last.first, self._last.count).distinct
             if not missing:
                 return True
-            wanted = len(arrivals.number) + missing  # others arrived too, or some twice
+            wanted = len(arrivals.number) + missing  # other tasks arrived as well, or some arrived twice
         return False
 
     def arrivals(self) -> Arrivals:
-        """What arrived of the last submission."""
+        """The arrivals of the last submission."""
         return self.receiver.arrivals().of(self._last.first, self._last.count)
 
     def _submit(self, plan: Plan) -> Submitted:
@@ -113,7 +113,7 @@ class Stage:
         return submitted
 
     def used(self) -> Used:
-        """Processor seconds used until now."""
+        """CPU seconds used until now."""
         busy, machine = processes.machine_seconds()
         return Used(
             processes.cpu_seconds(self.system.delivering()),

@@ -1,6 +1,6 @@
-"""Submits a plan through one system's own client: `python -m benchmarks.submit MODULE PLAN`, in its environment.
+"""Submits a plan with a system's own client: `python -m benchmarks.submit MODULE PLAN`, in its environment.
 
-The module has `submit(tasks)`, as function or coroutine function, and may have `prepare(tasks)`, see `plan.run`.
+The module has `submit(tasks)`, a function or coroutine function, and may have `prepare(tasks)`; see `plan.run`.
 """
 
 from __future__ import annotations

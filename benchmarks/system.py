@@ -1,4 +1,4 @@
-"""What is measured, in one shape for all: a task system that gets tasks and delivers them by its own processes."""
+"""The interface of all measured systems: a task system accepts tasks and delivers them with its own processes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class System(ABC):
     """One task system in one configuration.
 
     Attributes:
-        name: short, for the command line.
+        name: short name, for the command line.
         title: name, version and configuration, for the table.
-        burst: tasks of a burst that takes it 5 to 20 seconds on two cores.
-        submit_rate: tasks a second that its client submits at least, until it is measured.
+        burst: tasks that it delivers in 5 to 20 seconds on two cores.
+        submit_rate: tasks per second that its client submits at least; replaced by the measured rate.
         in_flight: deliveries at once in all its workers together, and the same for a slow receiver.
-        remark: what a reader of its figures must know.
-        payload_bytes: of a waiting task, what does not count as the system's own; for QTask the JSON of the dict.
-        shipped_redis: whether Redis has the settings that QTask ships, else its defaults without persistence.
+        remark: remark for readers of its figures.
+        payload_bytes: bytes of a waiting task that are not overhead of the system; for QTask the JSON of the dict.
+        shipped_redis: whether Redis has the settings that QTask ships, or its defaults without persistence.
     """
 
     name: str
@@ -54,35 +54,35 @@ class System(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Makes its environment; costs nothing when it is there."""
+        """Creates its environment, unless it exists."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Versions of what it runs on."""
+        """Versions of its packages."""
 
     @abstractmethod
     def start_accepting(self, place: Place) -> None:
-        """Starts what must run for tasks to be accepted; nothing where clients write to Redis themselves."""
+        """Starts the processes that accept tasks; none if clients write to Redis themselves."""
 
     @abstractmethod
     def start_delivering(self, place: Place, slow: bool) -> None:
         """Starts schedulers and workers.
 
         Args:
-            place: where.
-            slow: whether the receiver is slow, so that more deliveries at once are wanted.
+            place: its Redis and receiver.
+            slow: whether the receiver is slow, so that more deliveries at once are needed.
         """
 
     @abstractmethod
     def submit(self, place: Place, plan: Plan) -> Submitted:
-        """Submits tasks from a process of its own."""
+        """Submits tasks from a separate process."""
 
     def delivering(self) -> list[int]:
         """Process ids of schedulers and workers, without their children."""
         return [process.pid for process in self._running]
 
     def accepting(self) -> list[int]:
-        """Process ids of what must run for tasks to be accepted."""
+        """Process ids of the processes that accept tasks."""
         return []
 
     def stop_delivering(self) -> None:
@@ -95,12 +95,12 @@ class System(ABC):
         self.stop_delivering()
 
     def log(self) -> Path:
-        """The file that gets what its processes print."""
+        """The file with the output of its processes."""
         LOGS.mkdir(parents=True, exist_ok=True)
         return LOGS / f"{self.name}.log"
 
     def log_end(self) -> str:
-        """The last lines of it, for an error message."""
+        """The last lines of the log, for an error message."""
         return "\n".join(self.log().read_text(errors="replace").splitlines()[-15:]) if self.log().exists() else ""
 
     def _run_submission(self, command: list[str], environment: Mapping[str, str], plan: Plan) -> Submitted:

@@ -1,4 +1,4 @@
-"""The targets that QTask was given, each with what was measured."""
+"""The performance targets of QTask, each with the measured figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.results import Results
 QTASK = "qtask"
 NODE_PEERS = ("bullmq",)
 RATES = (200, 1000, 5000)
-FULL_CORES = 0.9  # of the machine's time; beyond it more workers cannot deliver more
+FULL_CORES = 0.9  # of the machine's time; above it more workers cannot deliver more
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Target:
     """One target.
 
     Attributes:
-        measure: what was measured.
+        measure: name of the measure.
         wanted: the target in words.
-        found: the figure in words; empty when it was not measured.
-        met: whether it was met; None when it was not measured.
+        found: the figure in words; empty if it was not measured.
+        met: whether the target is met; None if it was not measured.
     """
 
     measure: str
@@ -32,7 +32,7 @@ class Target:
 
 
 def targets(kept: Results) -> list[Target]:
-    """All of them."""
+    """All targets."""
     return [
         *_burst(kept),
         *_lateness(kept),
@@ -46,7 +46,7 @@ def targets(kept: Results) -> list[Target]:
 
 
 def _target(measure: str, wanted: str, figures: list[float | None], words: str, met: bool | None) -> Target:
-    """A target whose words hold `{}` for the figures; not measured when one of them is missing."""
+    """A target whose words have `{}` for the figures; not measured if one of them is missing."""
     if any(figure is None for figure in figures):
         return Target(measure, wanted, "", None)
     return Target(measure, wanted, words.format(*figures), met)
@@ -78,7 +78,7 @@ def _burst(kept: Results) -> Iterator[Target]:
     raw = kept.median("limit", "libcurl", "rate")
     for other, name, bound in (
         (python, "the best Python peer", 7.0),
-        (python, "the best Python peer (the dream)", 10.0),
+        (python, "the best Python peer (stretch goal)", 10.0),
         (node, "BullMQ", 5.0),
         (raw, "raw libcurl", 0.35),
     ):
@@ -157,9 +157,9 @@ def _crowd(kept: Results) -> Iterator[Target]:
         ratio = _times(large, small)
         yield _target(
             f"{step}, 1,000,000 waiting against 10,000",
-            "at most 1.2 times dearer",
+            "at most 1.2 times the time",
             [ratio, large, small],
-            "{:.2f} times ({:.1f} µs against {:.1f} µs of Redis a task)",
+            "{:.2f} times ({:.1f} µs against {:.1f} µs of Redis per task)",
             _most(ratio, 1.2),
         )
 

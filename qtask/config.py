@@ -1,7 +1,7 @@
 """Every setting of QTask in one table, read from flags, the environment and `qtask.toml`, in that order.
 
-Each setting bears one name in all three: the field `http_port` below is `--http-port`, `QTASK_HTTP_PORT` and
-`http_port = …`. The one short form is `--redis` for `redis_url`. Nothing is read at import time.
+Each setting has the same name in all three: the field `http_port` below is `--http-port`, `QTASK_HTTP_PORT` and
+`http_port = …`. The only short form is `--redis` for `redis_url`. Nothing is read at import time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one process; each field's `about` says what it is and in which unit."""
+    """The settings of one process; the `about` of each field describes it, with its unit."""
 
     redis_url: str = _setting(
         "", f"address of Redis; empty: `up` starts its own, others use {DEFAULT_REDIS_URL}", secret=True
@@ -39,29 +39,30 @@ class Config:
     port: int = _setting(5123, "port of the gateway's socket; 0 lets the system choose", 0, 65535)
     http_port: int = _setting(5124, "port of the gateway's HTTP; 0 lets the system choose", 0, 65535)
     allowed_hosts: str = _setting(
-        "", "names that the gateway's HTTP serves beside loopback names, separated by commas; `*.NAME` and `*` too"
+        "",
+        "names that the gateway's HTTP serves in addition to loopback names, separated by commas; `*.NAME` and `*` too",
     )
     workers: int = _setting(1, "worker processes that `up` starts", 1, 256)
     concurrency: int = _setting(1000, "deliveries in flight in one worker process", 1, 50_000)
     host_connections: int = _setting(
         0, "connections that one worker process has to one HTTP host at once; 0: as many as `concurrency`", 0, 50_000
     )
-    processes: int = _setting(1, "processes of `qtask worker`, one a core", 1, 256)
+    processes: int = _setting(1, "processes of `qtask worker`, one per core", 1, 256)
     data_dir: str = _setting("qtask-data", "folder of the embedded Redis")
     redis_memory_mib: int = _setting(
-        0, "memory that the embedded Redis may take, in MiB; 0: half of this machine's", 0, 16_777_216
+        0, "memory that the embedded Redis may use, in MiB; 0: half of this machine's", 0, 16_777_216
     )
     pipe_dir: str = _setting("", "folder of the pipes; empty: `pipes` in data_dir")
     ca_file: str = _setting(
         "",
-        "PEM file, or folder as of `c_rehash`, of the authorities whose certificates are trusted over TLS; empty: "
+        "PEM file of trusted certificate authorities for TLS, or a folder made by `c_rehash`; empty: "
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, else the authorities that browsers trust",
     )
     queue: str = _setting("qtask", "name of the RQ queue")
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
     max_held_bytes: int = _setting(
         268_435_456,
-        "unfinished texts and untaken answers that the gateway holds for all clients together, in bytes; it is never "
+        "unfinished texts and unread answers that the gateway holds for all clients together, in bytes; it is never "
         "less than twice the largest array",
         1_048_576,
         1_099_511_627_776,
@@ -72,7 +73,7 @@ class Config:
     )
     accept_retry_seconds: float = _setting(
         1.0,
-        "seconds for which the gateway retries when Redis does not take a task, before it answers `unavailable`",
+        "seconds for which the gateway retries when Redis does not accept a task, before it answers `unavailable`",
         0,
         3_600,
     )
@@ -103,7 +104,7 @@ class Config:
 
     @property
     def local_host(self) -> str:
-        """Where processes of this machine reach the gateway: `host`, or loopback when it listens everywhere."""
+        """The address at which processes of this machine reach the gateway: `host`, or loopback for all addresses."""
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
 
     @property
@@ -112,13 +113,13 @@ class Config:
         return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
 
     def as_environment(self) -> dict[str, str]:
-        """All settings as variables of the environment, for a process that is to have the same and read no file."""
+        """All settings as environment variables, for a process with the same settings that reads no file."""
         settings = {environment_name(setting.name): str(getattr(self, setting.name)) for setting in fields(self)}
         return settings | {FILE_VARIABLE: os.devnull}
 
 
 def in_url(host: str) -> str:
-    """A host as it stands before `:PORT`: an IPv6 address in brackets."""
+    """A host as written before `:PORT`: an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -133,7 +134,7 @@ def flag_name(name: str) -> str:
 
 
 def is_duration(name: str) -> bool:
-    """Whether a setting is a span of time, which may be given as `10m`, too."""
+    """Whether a setting is a duration, which may also be given as `10m`."""
     return name.endswith("_seconds")
 
 
@@ -142,15 +143,15 @@ def load(
     environment: Mapping[str, str] | None = None,
     file: str | Path | None = None,
 ) -> Config:
-    """Puts the settings together: flags first, then the environment, then the file, then the defaults.
+    """Reads the settings: from flags first, then the environment, then the file, then the defaults.
 
     Args:
-        flags: settings by field name; None as a value means that the flag was not given.
-        environment: as `os.environ`, which is the default. An empty variable counts as not given, since compose files
-            and scripts pass on variables in that way.
-        file: path of a TOML file; None reads `QTASK_CONFIG`, else `qtask.toml` where it exists.
+        flags: settings by field name; a value of None means that the flag was not given.
+        environment: by default `os.environ`. An empty variable counts as not given, because compose files and scripts
+            pass on unset variables as empty ones.
+        file: path of a TOML file; by default `QTASK_CONFIG`, else `qtask.toml` if it exists.
 
-    Raises `ConfigError`, which names the setting, where it came from and what it may be.
+    Raises `ConfigError`, which names the setting, its source and the valid values.
     """
     environment = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
@@ -169,7 +170,7 @@ def load(
 
 
 def concerns(environment: Mapping[str, str] | None = None, file: str | Path | None = None) -> list[str]:
-    """What is questionable in the settings and does not keep a process from running, a sentence each.
+    """Warnings about questionable settings that do not keep a process from running, one sentence each.
 
     Args:
         environment, file: as for `load`.
@@ -196,7 +197,7 @@ def _is_service_link(name: str, environment: Mapping[str, str]) -> bool:
 
 
 def _file(file: str | Path | None, environment: Mapping[str, str]) -> Path | None:
-    """The file that settings are read from."""
+    """The file to read settings from."""
     path = file or environment.get(FILE_VARIABLE) or (FILE_NAME if Path(FILE_NAME).is_file() else None)
     return Path(path) if path else None
 
@@ -211,7 +212,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     known = {setting.name for setting in fields(Config)}
     for name in stored:
         if name not in known:
-            raise ConfigError(f"{name!r} in {path} is no setting; the settings are: {', '.join(sorted(known))}")
+            raise ConfigError(f"{name!r} in {path} is not a setting; the settings are: {', '.join(sorted(known))}")
     return stored
 
 
@@ -223,7 +224,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
             got = repr(value) if setting.repr else type(value).__name__
             raise ConfigError(f"{source} must be text, got {got}")
         if setting.default and not value.strip():
-            # An empty host would listen on every network, an empty folder write where the process happens to stand.
+            # With an empty host the gateway would listen on all addresses. An empty folder is the working directory.
             raise ConfigError(f"{source} must not be empty; leave it out for {setting.default!r}")
         return value
     given, needed = value, DURATION_FORMS if is_duration(name) else "number"

@@ -1,4 +1,4 @@
-"""What a child process made by `os.fork` must not share with its parent: connections, and the numbers in ids."""
+"""Keeps a child process made by `os.fork` from sharing connections and node numbers with its parent."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ class Forked(Protocol):
     """Something that belongs to the process that made it."""
 
     def after_fork(self) -> None:
-        """Called in the child, before anything else runs there. It must not change anything that the parent uses."""
+        """Called in the child before other code runs there. It must not change anything that the parent uses."""
 
 
 _registered: WeakSet[Forked] = WeakSet()
 
 
 def register(one: Forked) -> None:
-    """Has `after_fork` called in every child that is forked while `one` is alive."""
+    """Makes every child that is forked while `one` is alive call its `after_fork`."""
     _registered.add(one)
 
 
 class Transport(Protocol):
-    """What this needs of asyncio's transports."""
+    """The methods of asyncio's transports that are used here."""
 
     def is_closing(self) -> bool: ...
     def get_extra_info(self, name: str) -> Any: ...
 
 
 def release(transport: Transport) -> None:
-    """Gives up the child's copy of a connection that an event loop of the parent owns.
+    """Releases the child's copy of a connection that belongs to an event loop of the parent.
 
-    Its descriptor then refers to /dev/null. It cannot simply be closed: the loop would later close whatever has got
-    the same number by then. And if the child's loop took the connection out of its epoll, which the parent shares, the
-    parent would hear nothing on it any more.
+    Its descriptor then refers to /dev/null. It cannot just be closed: the loop would later close whatever has the same
+    number by then. And if the child's loop removed the connection from its epoll, which it shares with the parent, the
+    parent would get no more events for it.
     """
-    if transport.is_closing():  # its descriptor may be another's by now
+    if transport.is_closing():  # its descriptor may belong to something else by now
         return
     descriptor = transport.get_extra_info("socket").fileno()
-    with suppress(OSError):  # no descriptor is free, for example; then the copy stays open until the child ends
+    with suppress(OSError):  # for example if no descriptor is free; then the copy stays open until the child ends
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.dup2(null, descriptor, inheritable=False)

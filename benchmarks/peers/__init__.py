@@ -1,1 +1,1 @@
-"""The peers: one file each that runs in the environment of its own, and the catalogue that starts them."""
+"""The peers: one file each, which runs in the environment of that peer, and the catalogue that starts them."""

@@ -1,7 +1,7 @@
-"""How asyncio peers deliver: a POST with aiohttp, one `ClientSession` a process, without a limit of connections."""
+"""Delivery of asyncio peers: POST with aiohttp, one `ClientSession` per process, no limit of connections."""
 
 # mypy: disable-error-code="import-not-found"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _sessions: list[aiohttp.ClientSession] = []
 
 
 async def post(path: str) -> None:
-    """Posts the body; raises when the answer is an error."""
+    """Posts the body; raises if the answer is an error."""
     if not _sessions:
         _sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), raise_for_status=True))
     headers = {"Content-Type": "application/json"}
@@ -25,6 +25,6 @@ async def post(path: str) -> None:
 
 
 async def each(tasks: list[Task], submit: Callable[[float, str], Awaitable[object]], at_once: int = 100) -> None:
-    """Submits tasks with some of them under way at once, for clients that know no batches."""
+    """Submits tasks, `at_once` at a time, for clients without batches."""
     for first in range(0, len(tasks), at_once):
         await asyncio.gather(*(submit(due, path) for due, path in tasks[first : first + at_once]))

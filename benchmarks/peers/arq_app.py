@@ -1,7 +1,7 @@
 """arq."""
 
 # mypy: disable-error-code="import-not-found"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def deliver(context: dict[Any, Any], path: str) -> None:
 
 
 class WorkerSettings:
-    """What the `arq` command reads; with its default `poll_delay` of half a second it would be that much later."""
+    """Settings of the `arq` command. Its default `poll_delay` of half a second would add that much lateness."""
 
     functions = (deliver,)
     redis_settings = RedisSettings.from_dsn(redis_url())

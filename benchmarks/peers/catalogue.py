@@ -1,4 +1,4 @@
-"""The peers: what each is started with, in the way its documentation shows, with its best documented concurrency."""
+"""The peers and how to start them: as their documentation shows, with the best documented concurrency."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Peer:
     """One peer in one configuration.
 
     Attributes:
-        name: on the command line.
-        label: in the picture.
-        title: in the table; `{NAME}` stands for the version of a package.
+        name: name on the command line.
+        label: name in the picture.
+        title: name in the table; `{NAME}` stands for the version of a package.
         environment: name of its requirements file, or of its folder of npm packages.
-        module: of its app in this package; empty for Node.
-        commands: its schedulers and workers; `{redis}` and `{concurrency}` are filled in, and the program is taken
-            from the environment.
-        burst: tasks that take it 5 to 20 seconds.
-        submit_rate: tasks a second that its client submits at least.
+        module: module of its app in this package; empty for Node.
+        commands: its schedulers and workers; `{redis}` and `{concurrency}` are filled in, and the program is from its
+            environment.
+        burst: tasks that it delivers in 5 to 20 seconds.
+        submit_rate: tasks per second that its client submits at least.
         processes: worker processes.
         concurrency: deliveries at once in one worker process, for a fast and for a slow receiver.
-        remark: what a reader must know.
+        remark: remark for readers.
         redis_major: the oldest major version of Redis that it runs on.
     """
 
@@ -58,7 +58,7 @@ PEERS = (
         burst=180,
         submit_rate=1000,
         concurrency=(1, 1),
-        remark="a process a job; the schedule knows whole seconds",
+        remark="one process per job; the schedule has whole seconds",
     ),
     Peer(
         name="rq-simple",
@@ -73,7 +73,7 @@ PEERS = (
         burst=1500,
         submit_rate=1000,
         concurrency=(1, 1),
-        remark="the schedule knows whole seconds",
+        remark="the schedule has whole seconds",
     ),
     Peer(
         name="celery",
@@ -124,7 +124,7 @@ PEERS = (
         submit_rate=3000,
         processes=1,
         concurrency=(64, 64),
-        remark="its scheduler looks once a second, which is the least that it allows",
+        remark="its scheduler checks once a second, which is the shortest interval that it allows",
     ),
     Peer(
         name="arq",
@@ -148,7 +148,7 @@ PEERS = (
         ),
         burst=6000,
         submit_rate=1000,
-        remark="its scheduler looks once a second",
+        remark="its scheduler checks once a second",
     ),
     Peer(
         name="streaq",
@@ -159,7 +159,7 @@ PEERS = (
         commands=("streaq run benchmarks.peers.streaq_app:worker --workers 2",),
         burst=6000,
         submit_rate=1500,
-        remark="its workers look twice a second",
+        remark="its workers check twice a second",
         redis_major=7,
     ),
     Peer(
@@ -171,7 +171,7 @@ PEERS = (
         commands=("saq benchmarks.peers.saq_app.settings --workers 2",),
         burst=15_000,
         submit_rate=2000,
-        remark="the schedule knows whole seconds",
+        remark="the schedule has whole seconds",
     ),
     Peer(
         name="bullmq",
@@ -187,7 +187,7 @@ PEERS = (
 
 
 class PeerSystem(System):
-    """A peer as something that can be measured."""
+    """A peer as a system to be measured."""
 
     def __init__(self, peer: Peer) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class PeerSystem(System):
         self.remark = peer.remark
 
     def prepare(self) -> None:
-        """Makes its environment, and puts its versions into its title. Raises `RuntimeError` for too old a Redis."""
+        """Creates its environment, and adds versions to its title. Raises `RuntimeError` if Redis is too old."""
         if int(server_version().partition(".")[0]) < self._peer.redis_major:
             raise RuntimeError(f"it needs a redis-server of version {self._peer.redis_major} or newer on the PATH")
         self.title = self._peer.title.format(**self.versions())
@@ -212,7 +212,7 @@ class PeerSystem(System):
         return environments.node_versions(self._peer.environment)
 
     def start_accepting(self, place: Place) -> None:
-        """Nothing: its clients write to Redis themselves."""
+        """Does nothing: its clients write to Redis themselves."""
 
     def start_delivering(self, place: Place, slow: bool) -> None:
         """Starts its schedulers and workers."""

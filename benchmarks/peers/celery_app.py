@@ -1,7 +1,7 @@
 """Celery on its Redis transport, without a result backend."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`apply_async` with an `eta`, a call a task."""
+    """`apply_async` with an `eta`, one call per task."""
     for due, path in tasks:
         deliver.apply_async((path,), eta=datetime.fromtimestamp(due, UTC))

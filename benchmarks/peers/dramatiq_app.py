@@ -1,7 +1,7 @@
 """Dramatiq on its Redis broker."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`send_with_options` with a `delay`, a call a task."""
+    """`send_with_options` with a `delay`, one call per task."""
     for due, path in tasks:
         deliver.send_with_options(args=(path,), delay=max(0, math.ceil((due - time.time()) * 1000)))

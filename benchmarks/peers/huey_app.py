@@ -1,7 +1,7 @@
 """Huey on Redis."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`schedule` with an `eta` in local time, a call a task."""
+    """`schedule` with an `eta` in local time, one call per task."""
     for due, path in tasks:
         deliver.schedule(args=(path,), eta=datetime.fromtimestamp(due))

@@ -1,4 +1,4 @@
-"""How synchronous peers deliver: a POST with requests, a `Session` a thread."""
+"""Delivery of synchronous peers: POST with requests, one `Session` per thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _local = threading.local()
 
 
 def post(path: str) -> None:
-    """Posts the body; raises when the answer is an error."""
+    """Posts the body; raises if the answer is an error."""
     session: requests.Session | None = getattr(_local, "session", None)
     if session is None:
         session = _local.session = requests.Session()

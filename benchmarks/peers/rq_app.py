@@ -17,7 +17,7 @@ def deliver(path: str) -> None:
 
 
 def submit(tasks: list[Task]) -> None:
-    """`enqueue_at`, a call a task: rq-scheduler knows no batches."""
+    """`enqueue_at`, one call per task: rq-scheduler has no batches."""
     scheduler = Scheduler(connection=Redis.from_url(redis_url()))
     for due, path in tasks:
         scheduler.enqueue_at(datetime.fromtimestamp(due, UTC), deliver, path)

@@ -1,7 +1,7 @@
-"""SAQ, whose schedule knows whole seconds."""
+"""SAQ, whose schedule has whole seconds."""
 
 # mypy: disable-error-code="import-not-found"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ settings = {"queue": queue, "functions": [deliver], "concurrency": concurrency()
 
 
 async def submit(tasks: list[Task]) -> None:
-    """`enqueue` with `scheduled`, which wants whole seconds, a hundred calls at once."""
+    """`enqueue` with `scheduled` in whole seconds, a hundred calls at once."""
 
     async def enqueue(due: float, path: str) -> None:
         await queue.enqueue("deliver", path=path, scheduled=int(due))

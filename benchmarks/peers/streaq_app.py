@@ -1,7 +1,7 @@
 """streaQ."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def deliver(path: str) -> None:
 
 
 async def submit(tasks: list[Task]) -> None:
-    """`enqueue_many`, which goes by the batch."""
+    """`enqueue_many`, in batches."""
     async with worker:
         for first in range(0, len(tasks), _BATCH):
             await worker.enqueue_many(

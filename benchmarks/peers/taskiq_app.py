@@ -1,7 +1,7 @@
 """taskiq with taskiq-redis: its stream broker, and its schedule source and scheduler."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
-# The packages are in an environment of their own, where mypy does not look.
+# The packages are in a separate environment, which mypy does not see.
 
 from __future__ import annotations
 

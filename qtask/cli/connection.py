@@ -1,4 +1,4 @@
-"""The Redis that a command works on."""
+"""Connects a command to its Redis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 10.0
 
 
 def connected(config: Config) -> Redis:
-    """A client of the Redis of the settings, which has answered. Raises `QTaskError` when it does not."""
+    """A client of the Redis in the settings, which has answered. Raises `QTaskError` if it does not answer."""
     from qtask.run.embedded import reachable_url
     from qtask.store.connect import connect, require
 

@@ -1,4 +1,4 @@
-"""`qtask retry`, `remove`: decide about dead letters."""
+"""`qtask retry`, `remove`: retry or remove dead letters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def _filter_flags(command: _Command) -> _Command:
     """Adds the flags that select dead letters."""
     for option in (
-        click.option("--title", metavar="TEXT", help="those whose title contains this"),
-        click.option("--link", metavar="TEXT", help="those whose link contains this"),
-        click.option("--error", metavar="KIND", help="those that failed with this: timeout, connect, 404, …"),
-        click.option("--type", "kind", metavar="TYPE", help="those of one type: http, socket, …"),
-        click.option("--all", "everything", is_flag=True, help="all of them"),
+        click.option("--title", metavar="TEXT", help="tasks whose title contains this"),
+        click.option("--link", metavar="TEXT", help="tasks whose link contains this"),
+        click.option("--error", metavar="KIND", help="tasks that failed with this: timeout, connect, 404, …"),
+        click.option("--type", "kind", metavar="TYPE", help="tasks of this type: http, socket, …"),
+        click.option("--all", "everything", is_flag=True, help="all dead tasks"),
     ):
         command = option(command)
     return command
@@ -41,7 +41,7 @@ def _filter_flags(command: _Command) -> _Command:
 def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
     """Retry dead tasks.
 
-    Selects them by id, by the flags below, or with --all. They get all their attempts again.
+    Select them by id, with the flags below, or with --all. They get all their attempts again.
     """
     from qtask.store import tasks
 
@@ -60,8 +60,8 @@ def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) ->
 def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
     """Remove dead tasks.
 
-    Selects them by id, by the flags below, or with --all. The ids of removed tasks may be used again. For tasks that
-    wait there is `cancel`, for delivered ones `forget`.
+    Select them by id, with the flags below, or with --all. The ids of removed tasks may be used again. To remove tasks
+    that wait, use `cancel`; for delivered tasks, use `forget`.
     """
     from qtask.store import tasks
 
@@ -80,7 +80,9 @@ def _selected(redis: Redis, queue: str, ids: tuple[str, ...], wanted: dict[str, 
     everything = wanted.pop("everything")
     fits = Filter(**wanted)
     if (bool(ids) + everything + (fits != Filter())) != 1:
-        raise QTaskError("say which: IDs, or --all, or what they have in common (--type, --error, --link, --title)")
+        raise QTaskError(
+            "select tasks by IDs, with --all, or by what they have in common (--type, --error, --link, --title)"
+        )
     return iter([ids]) if ids else dead_pages(redis, queue, fits)
 
 

@@ -1,4 +1,4 @@
-"""`qtask demo`: all of QTask in a few seconds."""
+"""`qtask demo`: shows all of QTask in a few seconds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from qtask.cli.processes import need_service
 def demo(output: Path) -> None:
     """Show all of QTask in a few seconds.
 
-    Starts everything on a Redis of its own, submits tasks of every type, delivers them to receivers of its own, and
-    draws a graph. Nothing is left behind but the graph.
+    Starts everything with its own Redis, submits tasks of every type, delivers them to its own receivers, and draws a
+    graph. Only the graph remains.
     """
     from qtask.run.demo import run
 

@@ -1,4 +1,4 @@
-"""`qtask doctor`, `audit`: find out what is wrong."""
+"""`qtask doctor`, `audit`: find problems."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def doctor(config: Config, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--write-off", is_flag=True, help="count what is missing as gone, so that later audits balance")
+@click.option("--write-off", is_flag=True, help="count missing tasks as gone, so that later audits balance")
 @json_flag
 @settings(*LOOK)
 def audit(config: Config, as_json: bool, write_off: bool) -> None:
     """Check that every accepted task is accounted for.
 
     Prints, for all queues together, that accepted = waiting + queued + in flight + delivered + dead + cancelled +
-    removed, and the ids of tasks that do not fit. It may run at any time. Exits with 1 when it does not balance.
+    removed, and the ids of tasks that do not fit. It may run at any time. Exits with 1 if it does not balance.
     """
     from qtask.observe import tables
     from qtask.store import audit as auditing

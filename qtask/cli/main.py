@@ -1,7 +1,7 @@
 """The command line: the table of commands, and errors as one line.
 
-`qtask --help` has to be fast. So the module of a command is imported when the command is looked up, imports only
-click and the settings at its top, and everything else inside the command.
+`qtask --help` must be fast. So the module of a command is imported when the command is looked up. It imports only click
+and the settings at the top, and everything else inside the command.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Commands(MutableMapping[str, click.Command]):
 
 
 class _InOrder(click.Group):
-    """Lists the commands in the order of the table, not of the alphabet."""
+    """Lists the commands in the order of the table instead of alphabetically."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -78,11 +78,11 @@ class _InOrder(click.Group):
 )
 @click.version_option(VERSION, prog_name="qtask")
 def cli() -> None:
-    """QTask delivers requests later. Begin with `qtask demo`, go on with `qtask up`."""
+    """QTask delivers requests later. Start with `qtask demo`, then try `qtask up`."""
 
 
 def main() -> None:
-    """Runs the command line; a foreseen error becomes one line on standard error and exit code 1."""
+    """Runs the command line; an expected error becomes one line on standard error and exit code 1."""
     streams.prepare()
     try:
         cli(prog_name="qtask")
@@ -101,7 +101,7 @@ def main() -> None:
         elif isinstance(error, RedisError):
             from qtask.store.connect import reason_of
 
-            _fail(f"Redis did not do it: {reason_of(error)}")
+            _fail(f"Redis rejected the command: {reason_of(error)}")
         else:
             raise
 

@@ -1,4 +1,4 @@
-"""What the commands share: flags of settings, groups of settings, `--json`, and the check of an output file."""
+"""Shared by the commands: flags of settings, groups of settings, `--json`, and the check of an output file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qtask.model.timing import parse_duration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-CONCERNS = "qtask.concerns"  # in the context's `meta`: what is questionable in the settings, for the log
+CONCERNS = "qtask.concerns"  # in the context's `meta`: warnings about the settings, for the log
 
 STORE = ("redis_url", "queue")
 LOGS = ("log_level", "log_format", "mask_headers")
-# Commands that only read from Redis find the one that `qtask up` started by its data folder.
+# Commands on Redis find the one that `qtask up` started by its data folder.
 LOOK = (*STORE, "data_dir")
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "accept_retry_seconds", "wait_replicas")
 _RETENTION = (
@@ -30,11 +30,11 @@ _RETENTION = (
 GATEWAY = (*STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *LOGS)
 WORKER = (*STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_RETENTION, *LOGS)
 
-json_flag = click.option("--json", "as_json", is_flag=True, help="for programs: JSON, a line each")
+json_flag = click.option("--json", "as_json", is_flag=True, help="print JSON for programs, one line each")
 
 
 def duration(text: str) -> float:
-    """Reads a flag that is a duration: seconds, or a text such as 10m. The function's name appears in the help."""
+    """Parses a flag that is a duration: seconds, or text such as 10m. The function's name appears in the help."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -42,14 +42,14 @@ def duration(text: str) -> float:
 
 
 def settings(*names: str) -> Callable[[_Command], _Command]:
-    """Adds the flags of some settings, and `--config`, to a command; the command gets them as a `Config`.
+    """Adds the flags of some settings, and `--config`, to a command, which gets them as a `Config`.
 
     Args:
         names: fields of `Config`, in the order in which the help lists them.
     """
 
     def decorate(command: _Command) -> _Command:
-        @wraps(command)  # takes along the flags that click has noted at the function
+        @wraps(command)  # copies the flags that click has stored on the function
         def wrapped(config_file: str | None, **arguments: Any) -> Any:
             flags = {name: arguments.pop(name) for name in names}
             config = load(flags, file=config_file)
@@ -69,13 +69,13 @@ def settings(*names: str) -> Callable[[_Command], _Command]:
             default = "" if setting.default == "" else f"  [default: {setting.default}]"
             about = setting.metadata["about"] + default
             decorated = click.option(flag_name(name), name, type=kind, default=None, help=about)(decorated)
-        flag = click.option("--config", "config_file", type=click.Path(dir_okay=False), help="a TOML file of settings")
+        flag = click.option("--config", "config_file", type=click.Path(dir_okay=False), help="TOML file with settings")
         return flag(decorated)  # type: ignore[return-value]
 
     return decorate
 
 
 def check_folder(path: Path) -> None:
-    """Raises `QTaskError` when the folder of an output file does not exist, before the work is done for nothing."""
+    """Raises `QTaskError` if the folder of an output file does not exist. Call it before doing the work."""
     if not path.parent.is_dir():
         raise QTaskError(f"{path} cannot be written: there is no folder {path.parent}")

@@ -12,16 +12,17 @@ from qtask.cli.options import CONCERNS, GATEWAY, LOGS, LOOK, STORE, WORKER, sett
 from qtask.config import Config
 from qtask.model.errors import QTaskError
 
-_SERVICE_PACKAGES = ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib")
+# Packages that the processes import, some of them only for the first task that needs them.
+_SERVICE_PACKAGES = ("uvloop", "pycurl", "rq", "rq_scheduler", "matplotlib", "websockets")
 
 
 @click.command()
 @settings("redis_url", "redis_memory_mib", "workers", *dict.fromkeys((*GATEWAY[1:], *WORKER[1:])))
 def up(config: Config) -> None:
-    """Run all of QTask, on a Redis of its own.
+    """Run all of QTask, with its own Redis.
 
-    Starts a gateway, a scheduler and workers, each as a process of its own, and restarts those that die. They use the
-    Redis given with --redis; without it, QTask starts one and keeps its data in --data-dir.
+    Starts a gateway, a scheduler and workers as separate processes, and restarts those that die. They use the Redis
+    given with --redis; without it, QTask starts one and keeps its data in --data-dir.
     """
     from qtask.run.up import up as run
 
@@ -62,9 +63,9 @@ def worker(config: Config) -> None:
 def health(config: Config, process: str) -> None:
     """Check that a process is healthy.
 
-    For health checks of a container or host; exits with 0 if the process is healthy, else with 1. A gateway must
-    answer. The schedulers or workers on this host, for this Redis and queue, must have sent a heartbeat recently.
-    Whether Redis answers is not checked.
+    For health checks of a container or host. Exits with 0 if the process is healthy, else with 1. A gateway must
+    answer. The schedulers or workers on this host, for this Redis and queue, must have sent a heartbeat recently. It
+    does not check whether Redis answers.
     """
     from qtask.run.doctor.health import health as look
 
@@ -74,14 +75,14 @@ def health(config: Config, process: str) -> None:
 
 
 def need_service() -> None:
-    """Raises `ModuleNotFoundError` when only the client is installed, before processes are started that would fail."""
+    """Raises `ModuleNotFoundError` when a package of the service is missing, before any process is started."""
     for package in _SERVICE_PACKAGES:
         if find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
 
 
 def _run(process: str, run: Callable[[Config], None], config: Config) -> None:
-    """Runs a process. A foreseen error is logged as its last event, and the exit code is 1."""
+    """Runs a process. An expected error is logged as its last event, and the exit code is 1."""
     from qtask.observe import log
 
     log.setup(config, process)

@@ -1,4 +1,4 @@
-"""What `qtask send` does: makes a dict from flags, submits dicts through a client, and prints the answers."""
+"""Implements `qtask send`: makes a dict from flags, submits dicts through a client, and prints the answers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qtask.model.mask import Mask
 from qtask.model.task import MAX_TITLE_CHARACTERS
 from qtask.model.timing import format_instant
 
-_SHOWN = 20  # accepted tasks, and as many refused ones, are listed one by one
+_SHOWN = 20  # accepted tasks that are listed, and refused ones as well
 
 
 def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
-    """The one dict that flags describe, with a default title that holds no credentials.
+    """The one dict that the flags describe. Its default title contains no credentials.
 
-    Raises `QTaskError` when the destination is missing, or when flags do not go together.
+    Raises `QTaskError` if the destination is missing, or if flags do not go together.
     """
     destination, link = destination_flags.chosen(flags)
     settings = _when(flags)
@@ -50,8 +50,8 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: b
     Args:
         url, queue: for the client.
         items: the dicts.
-        as_json: print each answer as a line of JSON as it comes; else print the first ones in words, at the end.
-        with_bar: show the progress on standard error if that is a terminal, until the answers are printed.
+        as_json: print each answer as a line of JSON when it arrives; else print the first ones in words, at the end.
+        with_bar: show progress on standard error if that is a terminal, until the answers are printed.
     """
     refused: list[tuple[str, Refused]] = []
     shown: list[str] = []
@@ -71,7 +71,7 @@ def send(url: str, queue: str, items: Iterable[Item], as_json: bool, with_bar: b
                     elif accepted <= _SHOWN:
                         again_in_words = "  was accepted before" if answer.duplicate else ""
                         shown.append(f"{answer.id}  due {format_instant(answer.due)}{again_in_words}")
-    finally:  # also when the connection breaks in the middle
+    finally:  # also if the connection breaks
         if not as_json:
             for line in shown:
                 click.echo(line)
@@ -88,7 +88,7 @@ def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answe
     """The answer to each dict, in order; dicts that are refused here are not sent to the client."""
     owed: deque[tuple[str, Refused | None]] = deque()
 
-    def sound() -> Iterator[Mapping[str, Any]]:
+    def valid() -> Iterator[Mapping[str, Any]]:
         for place, item in items:
             if isinstance(item, Refused):
                 owed.append((place, item))
@@ -100,7 +100,7 @@ def _answers(client: Client, items: Iterable[Item]) -> Iterator[tuple[str, Answe
         while owed and (known := owed[0][1]) is not None:
             yield owed.popleft()[0], known
 
-    for answer in client.send_iter(sound()):
+    for answer in client.send_iter(valid()):
         yield from refused_here()
         yield owed.popleft()[0], answer
     yield from refused_here()
@@ -113,7 +113,7 @@ def _with_progress(answers: Iterable[tuple[str, Answer]], with_bar: bool) -> Gen
     try:
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    except ModuleNotFoundError:  # a client alone does without it
+    except ModuleNotFoundError:  # only the client is installed
         yield from answers
         return
 
@@ -129,7 +129,7 @@ def _when(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags["at"] is None:
         return {"time": flags["delay"] or 0.0}
     if flags["delay"] is not None:
-        raise QTaskError("either --in or --at says when, not both")
+        raise QTaskError("give either --in or --at, not both")
     try:
         return {"at": float(flags["at"])}
     except ValueError:

@@ -1,4 +1,4 @@
-"""`qtask stats`, `graph`: how punctual deliveries were."""
+"""`qtask stats`, `graph`: show how punctual deliveries were."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def stats(config: Config, as_json: bool) -> None:
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="a .png or .svg file"
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="file to write, .png or .svg"
 )
-@click.option("--id", "task_id", help="instead of drawing: fetch the picture (PNG) of a __graph__ task")
+@click.option("--id", "task_id", help="fetch the picture (PNG) of this __graph__ task instead of drawing one")
 @settings(*LOOK)
 def graph(config: Config, output: Path, task_id: str | None) -> None:
     """Draw how punctual deliveries were."""
     kind = output.suffix.lower()
     if kind not in (".png", ".svg") or (task_id and kind != ".png"):
         raise QTaskError(
-            f"the name of the picture ends in {'.png' if task_id else '.png or .svg'}, got {str(output)!r}"
+            f"the name of the picture must end in {'.png' if task_id else '.png or .svg'}, got {str(output)!r}"
         )
     check_folder(output)
     redis = connected(config)

@@ -1,4 +1,4 @@
-"""Standard input, output and errors of the command line, which must be usable whatever the process was started with."""
+"""Makes standard input, output and errors of the command line usable, however the process was started."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import json
 import os
 import sys
 
-# What writing to a file on a full or broken disk fails with.
+# Errors of writing to a file on a full or broken disk.
 OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def prepare() -> None:
     """Makes the three streams usable.
 
-    A closed stream becomes /dev/null. Otherwise Python has None for it, the next socket or file gets its number, and
-    errors would be written into that. A character that the encoding of an output lacks is written as a JSON escape.
-    Arguments are read as UTF-8, also where the locale says ASCII.
+    A closed stream becomes /dev/null. Otherwise it is None in Python, the next socket or file gets its number, and
+    errors would be written to that. Characters that the encoding of an output lacks are written as JSON escapes.
+    Arguments are read as UTF-8, even if the locale says ASCII.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -35,7 +35,7 @@ def prepare() -> None:
 
 
 def discard_output() -> None:
-    """Sends standard output to /dev/null, so that Python does not fail once more when it flushes it at exit."""
+    """Redirects standard output to /dev/null, so that Python does not fail again when it flushes it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -20,10 +20,10 @@ _TASK_FLAGS = (
     ),
     click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds"),
     click.option("--title", help="name of the task"),
-    click.option("--data", metavar="JSON", help="what is sent: JSON (for --http the JSON body)"),
+    click.option("--data", metavar="JSON", help="the data to send, as JSON (for --http the JSON body)"),
     click.option("--timeout", type=duration, help="how long a delivery may take"),
-    click.option("--attempts", type=int, metavar="N", help="deliveries in all, while they fail  [default: 5]"),
-    click.option("--expires", type=duration, help="how long after it is due a delivery may still begin"),
+    click.option("--attempts", type=int, metavar="N", help="deliveries in all, retries included  [default: 5]"),
+    click.option("--expires", type=duration, help="how long after its due instant a delivery may still begin"),
     click.option("--id", "task_id", metavar="ID", help="idempotency key: a second task with it is a duplicate"),
 )
 
@@ -43,7 +43,8 @@ class _WithDestinations(click.Command):
 
         own = super().get_params(ctx)
         arguments = [one for one in own if isinstance(one, click.Argument)]
-        return [*arguments, *options(), *own[len(arguments) :]]
+        flags = {flag for one in own if isinstance(one, click.Option) for flag in (*one.opts, *one.secondary_opts)}
+        return [*arguments, *options(flags), *own[len(arguments) :]]
 
 
 @click.command(cls=_WithDestinations)
@@ -55,15 +56,15 @@ def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     """Submit a task, or a file of them.
 
     Submits one task from flags, or many from FILE (`-` for standard input). FILE holds NDJSON, one JSON object in any
-    layout, or a JSON array. Tasks go to the gateway, or with --redis straight into Redis. Exits with 1 if any task was
-    refused; all others are still accepted.
+    layout, or a JSON array. Tasks go to the gateway, or with --redis directly to Redis. Exits with 1 if any task was
+    refused; all others are accepted.
     """
     from qtask.cli import sending, task_files
     from qtask.model.mask import mask_of
 
     given = [name for name, value in flags.items() if value not in (None, False, ())]
     if file is not None and given:
-        raise QTaskError("the dicts of a FILE say everything themselves: leave the other flags out")
+        raise QTaskError("FILE holds complete dicts: leave out the flags that describe a task")
     items = task_files.read(file) if file is not None else sending.from_flags(flags, mask_of(config.mask_headers))
     url = config.redis_url or f"socket://{in_url(config.local_host)}:{config.port}"
     with_bar = file is not None and not file.isatty() and not as_json

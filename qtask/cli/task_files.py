@@ -1,4 +1,4 @@
-"""The dicts of a file: NDJSON, one JSON object in any layout, or a JSON array."""
+"""Reads the dicts of a file: NDJSON, one JSON object in any layout, or a JSON array."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qtask.model.validation import bare
 _OneLevel = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
 
 Item = tuple[str, Mapping[str, Any] | Refused]
-"""The place of a dict in the file ("line 3"), and the dict, or why there is none."""
+"""The place of a dict in the file ("line 3"), and the dict or the reason why it is invalid."""
 
 
 def read(file: BinaryIO) -> Iterator[Item]:
     """The dicts of a file, one after the other.
 
-    A broken line of NDJSON costs only itself; byte order marks are ignored. Raises `QTaskError` when the file is empty
-    or not JSON at all.
+    An invalid line of NDJSON does not affect the others. Byte order marks are ignored. Raises `QTaskError` if the file
+    is empty or not JSON.
     """
     lines = ((number, line) for number, line in enumerate(file, 1) if bare(line))
     number, first = next(((number, bare(line)) for number, line in lines), (0, b""))
@@ -48,7 +48,7 @@ def read(file: BinaryIO) -> Iterator[Item]:
 
 
 def decode(text: bytes | str) -> Any:
-    """Reads JSON one level deep, so that the values in a list or an object keep the text in which they were written.
+    """Parses JSON one level deep, so that the values in a list or an object keep their original text.
 
     Raises `msgspec.DecodeError`.
     """
@@ -67,7 +67,7 @@ def _line(number: int, line: bytes) -> Iterator[Item]:
 
 
 def _checked(found: Any) -> Mapping[str, Any] | Refused:
-    """A dict as it is; for anything else, the reason why it is refused."""
+    """A dict unchanged; for anything else, the refusal."""
     if isinstance(found, msgspec.Raw):
         found = decode(bytes(found))
     if isinstance(found, dict):
@@ -76,4 +76,4 @@ def _checked(found: Any) -> Mapping[str, Any] | Refused:
         parse(msgspec.json.encode(found))
     except Refused as refused:
         return refused
-    raise AssertionError("a value that is no dict is never a task")
+    raise AssertionError("a value that is not a dict is never a task")

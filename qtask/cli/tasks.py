@@ -1,4 +1,4 @@
-"""`qtask list`, `show`, `cancel`, `forget`: look at tasks, and decide about single ones."""
+"""`qtask list`, `show`, `cancel`, `forget`: show tasks, and remove single ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     default="scheduled",
     show_default=True,
 )
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="tasks of each state")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="most tasks of each state"
+)
 @json_flag
 @settings(*LOOK, "mask_headers")
 def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
     """List tasks in one state, or in all.
 
-    Tasks that are due next come first; of tasks that have ended, the newest. A task that waits for its next attempt is
-    scheduled; the table shows it as `retrying`, with the time of that attempt.
+    Tasks that are due next come first; of tasks that have ended, the newest. A task that waits for a retry is
+    scheduled; the table shows it as `retrying`, with the time of the next attempt.
     """
     from qtask.model.mask import mask_of
     from qtask.model.record import STATES
@@ -54,7 +56,7 @@ def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
 
 
 def _each_once(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
-    """Leaves out what was listed already: a task may move from one state to the next meanwhile."""
+    """Leaves out tasks that were already listed, because they moved to another state meanwhile."""
     seen: set[str] = set()
     for record in records:
         if record.id not in seen:
@@ -86,8 +88,7 @@ def show(config: Config, id: str, as_json: bool) -> None:
 def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel tasks that wait to be delivered.
 
-    Their ids may be used again. Tasks that are being delivered or have ended are not cancelled; the exit code is then
-    1.
+    Their ids may be used again. Exits with 1 if a task is being delivered or has ended, which cannot be cancelled.
     """
     from qtask.store import tasks
 
@@ -101,7 +102,7 @@ def cancel(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
 def forget(config: Config, ids: tuple[str, ...], as_json: bool) -> None:
     """Forget delivered tasks.
 
-    Everything that is kept about them is deleted, except an id that the client chose: it stays known for
+    Deletes everything that is kept of them, except ids that the client chose: these stay known for
     `idempotency_seconds`, so that the same task is not delivered twice.
     """
     from qtask.store import tasks

@@ -1,7 +1,7 @@
-"""What describes a destination: one object, from which the parser, the clients, the command line and the workers work.
+"""The description of a destination, which the parser, the clients, the command line and the workers share.
 
-A description is pure, and is imported wherever tasks are read. What delivers is named as text and imported when the
-first task needs it, so that a client or a worker loads nothing that it does not use.
+A description does no I/O and is imported wherever tasks are read. It names its deliverer as text; that module is
+imported for the first task that needs it, so that clients and workers load nothing that they do not use.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _Sent_co = TypeVar("_Sent_co", covariant=True)
 
 
 class Options(TypedDict, total=False):
-    """What a shorthand of a client takes for any destination.
+    """Options that every shorthand of a client accepts.
 
     Attributes:
-        delay, at: when; with neither the task is due at once. A `datetime` needs its zone.
+        delay, at: when the task is due; at once if neither is given. A `datetime` must have a time zone.
         title: name of the task.
         timeout: seconds that one delivery may take.
-        retry: how a failed delivery is tried again; see docs/retries.md.
-        expires: seconds or a `timedelta` after due, from which on no delivery begins.
-        id: of your choosing: a second task with it is answered with the first, and does nothing.
+        retry: how failed deliveries are retried; see docs/retries.md.
+        expires: seconds or a `timedelta` after due, after which no delivery begins.
+        id: idempotency key: a second task with the same id changes nothing and gets the answer of the first.
     """
 
     delay: Delay | None
@@ -45,7 +45,7 @@ class Options(TypedDict, total=False):
 
 
 class Parts(NamedTuple):
-    """What a shorthand makes of its own arguments: `address.link`, and `settings.data`, which may be `UNSET`."""
+    """What a shorthand makes from its arguments: `address.link`, and `settings.data` (or `UNSET`)."""
 
     link: str
     data: Any = UNSET
@@ -56,7 +56,7 @@ class Flag(NamedTuple):
 
     Attributes:
         name: such as `--http`.
-        metavar: what stands for its value in the help; empty for a flag without a value.
+        metavar: placeholder for its value in the help; empty for a flag without a value.
         about: its line in the help.
         many: whether it may be given more than once; its value is then a tuple.
     """
@@ -68,7 +68,7 @@ class Flag(NamedTuple):
 
     @property
     def key(self) -> str:
-        """By which its value is found: `--body-file` → `body_file`."""
+        """The name of its value: `--body-file` → `body_file`."""
         return self.name.removeprefix("--").replace("-", "_")
 
 
@@ -80,32 +80,32 @@ class Submits(Protocol[_Sent_co]):
 
 
 def data_as_given(flags: Mapping[str, Any], data: Raw | None) -> Any:
-    """`settings.data` of a destination that sends any JSON: that of `--data`; `UNSET` without it."""
+    """`settings.data` of a destination that accepts any JSON: the value of `--data`, or `UNSET`."""
     return UNSET if data is None else data
 
 
 @dataclass(frozen=True, eq=False)
 class Destination(Generic[_Arguments]):
-    """One kind of place that tasks go to.
+    """A type of destination.
 
-    As an attribute of a class of clients it is that client's shorthand: `client.udp(…)`.
+    As an attribute of a client class it is a shorthand of that client: `client.udp(…)`.
 
     Attributes:
         name: `address.type`.
         address: struct of `address`; its tag is `name`.
-        check: raises `Refused` for a link or data that is wrong; gets a task whose address is of this kind.
-        shorthand: takes what a client's method takes, and returns the parts of the task; it leaves `options` alone.
-        flag: of `qtask send`, whose value is the link.
+        check: raises `Refused` for an invalid link or invalid data of a task of this type.
+        shorthand: takes the arguments of the client's method and returns the parts of the task; ignores `options`.
+        flag: flag of `qtask send`; its value is the link.
         deliverer: `MODULE:CLASS` of the deliverer; see `qtask.delivery.deliverer.Deliverer`.
-        place: from a link to where it leads, for logs: a host and its port, never a path or credentials; `unknown` for
-            a link that cannot be read. It must not raise.
-        link_words: what a link is, in a few words; empty where none is needed.
+        place: maps a link to its target, for logs: a host and its port, never a path or credentials; `unknown` for a
+            link that cannot be parsed. It must not raise.
+        link_words: describes a link in a few words; empty if the destination needs no link.
         flags: further flags of `qtask send`.
-        data_of_flags: makes `settings.data` of the values of `flags` and the JSON of `--data`; `UNSET` for none. Raises
-            `QTaskError`.
+        data_of_flags: makes `settings.data` from the values of `flags` and the JSON of `--data`; `UNSET` for none.
+            Raises `QTaskError`.
         at_once: whether a task without `time` and `at` is due at once.
         blocking: `MODULE:FUNCTION` that delivers a `Claim` with a `Config` in a stock `rq worker` and returns the
-            `Answer` or raises the `Failure`; empty: there, too, the deliverer does, on a loop of its own.
+            `Answer` or raises the `Failure`; if empty, the deliverer runs there as well, on a loop that it starts.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Destination(Generic[_Arguments]):
         return self.name.strip("_")
 
     def title_of(self, link: str) -> str:
-        """The title of a task that is given none; it may hold the credentials of the link."""
+        """The default title of a task; it may contain credentials from the link."""
         return f"{self.word} {link}".strip()
 
     @overload

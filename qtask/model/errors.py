@@ -1,4 +1,4 @@
-"""Every error that QTask raises on purpose, worded for the person who reads it."""
+"""The errors that QTask raises on purpose. Their messages are written for people."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 
 class QTaskError(Exception):
-    """Base of all errors below; catching it catches whatever QTask raises on purpose."""
+    """Base class of all errors that QTask raises on purpose."""
 
 
 class ConfigError(QTaskError):
-    """A setting has a value that QTask cannot use; the message names the setting and where it came from."""
+    """A setting has an invalid value; the message names the setting and its source."""
 
 
 class Refused(QTaskError):
     """A dict (or a connection) was refused.
 
     Attributes:
-        code: a word for programs, one of `CODES`.
-        field: path of the offending part, such as `settings.time`; empty when it is the whole.
-        message: what is wrong and what would be right, for a person.
+        code: one of `CODES`, for programs.
+        field: path of the invalid field, such as `settings.time`; empty for the dict as a whole.
+        message: what is wrong and what is expected, for people.
     """
 
     CODES = (
@@ -53,7 +53,7 @@ class Unavailable(QTaskError):
     """QTask or its Redis cannot be reached; the message names the address and says what to try.
 
     Attributes:
-        answers: when many tasks were sent at once, the answers that had come before, in order.
+        answers: if several tasks were sent at once, the answers received before the error, in order.
     """
 
     answers: Sequence[Any] = ()
@@ -64,10 +64,10 @@ class NotFound(QTaskError):
 
 
 class WrongState(QTaskError):
-    """What was asked for cannot be done with a task in this state.
+    """The operation is not possible in the present state of the task.
 
     Attributes:
-        state: of the task: `scheduled`, `queued`, `started`, `delivered` or `dead`.
+        state: state of the task: `scheduled`, `queued`, `started`, `delivered` or `dead`.
     """
 
     def __init__(self, state: str, message: str) -> None:
@@ -80,11 +80,11 @@ class DeliveryFailed(QTaskError):
 
 
 def without_extra(error: ModuleNotFoundError) -> str:
-    """What is said when a package is missing that only the service needs. Raises the error when it is one of ours."""
+    """The message for a missing package that only the service needs. Raises the error if the module is one of ours."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "qtask"):
         raise error
     return (
-        f"the package {package} is not installed (this is the client alone); install the service with "
-        "pip install 'qtask[server]'"
+        f"the package {package} is not installed, which the service needs and the client alone does not: "
+        "run pip install 'qtask[server]'"
     )

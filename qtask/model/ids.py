@@ -1,10 +1,10 @@
 """Task ids: those that QTask makes, and how those that clients choose are stored.
 
-QTask's own have twelve characters that sort by time and cannot collide.
+Ids made by QTask have twelve characters, sort by time and cannot collide.
 
-An id is seven characters of milliseconds, three of the node (a number that Redis leases to one process at a time,
-see `qtask.store.nodes`) and two of a sequence within the millisecond. The alphabet is in ASCII order, so that ids sort
-as their instants do, and holds only what RQ allows in a job id.
+Such an id has seven characters of milliseconds, three of the node number (which Redis leases to one process at a
+time, see `qtask.store.nodes`) and two of a sequence number within the millisecond. The alphabet is in ASCII order, so
+ids sort like their instants, and has only characters that RQ allows in a job id.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class IdSource:
     """Makes ids under one node number.
 
     Args:
-        node: the number of this process, below `NODE_LIMIT`.
-        clock: Unix time in nanoseconds; Redis's, where an id is to tell when its task was accepted.
+        node: the node number of this process, below `NODE_LIMIT`.
+        clock: Unix time in nanoseconds; must be Redis's clock if ids are to tell when their tasks were accepted.
     """
 
     def __init__(self, node: int, clock: Callable[[], int] = time.time_ns) -> None:
@@ -43,7 +43,7 @@ class IdSource:
         self._prefix = ""
 
     def next(self) -> str:
-        """Returns a new id; a clock that stands still or steps back borrows from the milliseconds to come."""
+        """Returns a new id. When the clock stands still or steps back, ids take milliseconds from the future."""
         now = self._clock() // 1_000_000
         if now > self._millisecond:
             self._start(now)
@@ -69,8 +69,8 @@ def instant_of(task_id: str) -> float | None:
     return number / 1000
 
 
-# RQ allows letters, digits, '-' and '_' in the id of a job, and splits some of its keys at ':'. Any other id is stored
-# in an escaped form, which begins with this. No id that QTask makes does: it would be one of the years 1972 to 1974.
+# RQ allows letters, digits, '-' and '_' in the id of a job, and splits some of its keys at ':'. Other ids are stored in
+# an escaped form with this prefix. No id made by QTask begins with it: that id would be from the years 1972 to 1974.
 _ESCAPED = "0__"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _TO_ESCAPE = re.compile(r"[^A-Za-z0-9-]", re.ASCII)
@@ -78,10 +78,10 @@ _ESCAPE = re.compile(r"_([0-9A-F]{2})", re.ASCII)
 
 
 def stored_id(task_id: str) -> str:
-    """The form in which Redis holds an id: as it is, or escaped where RQ would not accept it.
+    """The form in which Redis stores an id: unchanged, or escaped if RQ would not accept it.
 
-    `order:7` is stored as `0__order_3A7`; an id that begins with `0__` is escaped as well, so that no two ids have the
-    same form. Anything but a letter, a digit or `-` becomes `_` and two hexadecimal digits for each byte of its UTF-8.
+    `order:7` is stored as `0__order_3A7`. An id that begins with `0__` is escaped as well, so that no two ids have the
+    same form. All characters but letters, digits and `-` become `_` and two hexadecimal digits for each byte of UTF-8.
     """
     if _PLAIN.fullmatch(task_id) and not task_id.startswith(_ESCAPED):
         return task_id

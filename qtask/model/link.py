@@ -1,4 +1,4 @@
-"""What `address.link` may be, one reader a kind of link. Pure: nothing is resolved or opened here."""
+"""Parses `address.link`, with one function for each kind of link. Pure: nothing is resolved or opened here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtask.model.mask import MASKED, Mask
 
 FIELD = "address.link"
 MAX_LENGTH = 8_192  # characters; receivers refuse longer URLs themselves
-MAX_HOST_LENGTH = 253  # characters; DNS knows no longer names
+MAX_HOST_LENGTH = 253  # characters; DNS allows no longer names
 
 _NAME = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 _HOST = re.compile(_NAME, re.ASCII)
@@ -25,13 +25,13 @@ _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
 _AUTHORITY = re.compile(r"[a-z]+://([^/?#]*)")
 _PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
-_ENCODE = "percent-encode what is special in the user and the password"
+_ENCODE = "percent-encode special characters in the user and the password"
 _MASK = Mask()
 
 
 @dataclass(frozen=True, slots=True)
 class SocketLink:
-    """Where a socket delivery goes: `host` and `port`, or the `path` of a unix socket."""
+    """The target of a socket delivery: `host` and `port`, or the `path` of a unix socket."""
 
     host: str
     port: int
@@ -39,10 +39,10 @@ class SocketLink:
 
 
 def check_http(link: str) -> str:
-    """Returns an http or https URL as it came. Raises `Refused` when it is none.
+    """Returns an http or https URL unchanged. Raises `Refused` if it is not one.
 
-    `http://unix:/run/app.sock:/path` is the URL `http://localhost/path` of a receiver on a unix socket, as nginx
-    writes it.
+    `http://unix:/run/app.sock:/path` is nginx's notation for the URL `http://localhost/path` of a receiver on a unix
+    socket.
     """
     check_length(link)
     if link.startswith(_UNIX_URL):
@@ -55,7 +55,7 @@ def check_http(link: str) -> str:
 
 
 def check_url(link: str, schemes: tuple[str, str] = ("http", "https")) -> None:
-    """Checks a URL of any length. Raises `Refused` when it is none.
+    """Checks a URL of any length. Raises `Refused` if it is not one.
 
     Args:
         link: the URL; its scheme may be in capitals (RFC 3986, section 3.1).
@@ -71,18 +71,20 @@ def check_url(link: str, schemes: tuple[str, str] = ("http", "https")) -> None:
         words = f"a link that begins with {plain}:// or {secure}:// is needed, got {shown(link)}"
         raise Refused("invalid_value", FIELD, words)
     if _UNSAFE.search(link):
-        raise Refused("invalid_value", FIELD, "a link has no blanks or control characters; write %20 and the like")
+        raise Refused(
+            "invalid_value", FIELD, "a link must not contain blanks or control characters; percent-encode them"
+        )
     try:
         parts = urlsplit(link)
         host, port = parts.hostname, parts.port
-    except ValueError:  # its words may hold a password that has not been percent-encoded
+    except ValueError:  # its message may contain a password that is not percent-encoded
         hint = _ENCODE if "@" in link else f"{plain}://example.org:8080/path is one"
         raise Refused("invalid_value", FIELD, f"{shown(link)} is not a URL; {hint}") from None
     if not host:
         raise Refused("invalid_value", FIELD, f"{shown(link)} names no host; {plain}://example.org/path does")
     if "[" in parts.netloc:
         if not _BRACKETED.fullmatch(parts.netloc.rpartition("@")[2]):
-            raise Refused("invalid_value", FIELD, f"behind […] stands a port or nothing, got {shown(link)}")
+            raise Refused("invalid_value", FIELD, f"only a port may follow […], got {shown(link)}")
         _check_ipv6(host, link)
     else:
         _host_name(host, link)
@@ -91,10 +93,10 @@ def check_url(link: str, schemes: tuple[str, str] = ("http", "https")) -> None:
 
 
 def place_of_url(link: str) -> str:
-    """Host and port of a URL, or `unix:` and the path of its unix socket, for logs; `unknown` where it has none.
+    """Host and port of a URL, or `unix:` and the path of its unix socket, for logs; `unknown` if it has neither.
 
     Args:
-        link: which may be wrong in any way.
+        link: may be invalid in any way.
     """
     if link.startswith(_UNIX_URL):
         return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
@@ -110,7 +112,7 @@ def place_of_socket(link: str) -> str:
 
 
 def split_unix(link: str) -> tuple[str, str]:
-    """Splits `http://unix:/run/app.sock:/path` into the socket's path and the URL; of other URLs the path is empty."""
+    """Splits `http://unix:/run/app.sock:/path` into the socket's path and the URL; for other URLs the path is empty."""
     if not link.startswith(_UNIX_URL):
         return "", link
     path, _, target = link[len(_UNIX_URL) - 1 :].partition(":")
@@ -118,7 +120,7 @@ def split_unix(link: str) -> tuple[str, str]:
 
 
 def http_place(link: str) -> str:
-    """Where the connections for an http or https URL lead: the same text for each URL of one host and port.
+    """The target of the connections for an http or https URL: the same text for all URLs of one host and port.
 
     Args:
         link: as `check_http` accepts it.
@@ -132,7 +134,7 @@ def http_place(link: str) -> str:
 
 
 def parse_socket(link: str) -> SocketLink:
-    """Reads `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` when it is none of them."""
+    """Parses `HOST:PORT`, `[IPv6]:PORT` or `unix:/path`. Raises `Refused` if it is none of them."""
     check_length(link)
     if link.startswith("unix:"):
         _check_unix_path(link[5:], link)
@@ -156,15 +158,19 @@ def check_length(link: str) -> None:
 
 def _check_unix_path(path: str, link: str) -> None:
     if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
-        raise Refused("invalid_value", FIELD, f"unix: wants an absolute path of at most 107 bytes, got {shown(link)}")
+        raise Refused(
+            "invalid_value",
+            FIELD,
+            f"unix: must be followed by an absolute path of at most 107 bytes, got {shown(link)}",
+        )
 
 
 def _host_name(host: str, link: str) -> str:
-    """Returns a host name as DNS knows it: in ASCII, also for a name in another script."""
+    """Returns a host name in ASCII, as DNS knows it."""
     try:
         name = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
     except UnicodeError as error:
-        raise Refused("invalid_value", FIELD, f"{shown(link)} names a host that cannot be: {error}") from None
+        raise Refused("invalid_value", FIELD, f"{shown(link)} has an invalid host name: {error}") from None
     if not _HOST.fullmatch(name) or len(name) > MAX_HOST_LENGTH:
         raise Refused(
             "invalid_value", FIELD, f"a host name, an address, or an IPv6 address in […] is needed, got {shown(link)}"
@@ -177,7 +183,7 @@ def _check_ipv6(host: str, link: str) -> None:
         ipaddress.IPv6Address(host)
     except ValueError:
         raise Refused(
-            "invalid_value", FIELD, f"[…] wants an IPv6 address, such as [::1]:5000, got {shown(link)}"
+            "invalid_value", FIELD, f"[…] must contain an IPv6 address, such as [::1]:5000, got {shown(link)}"
         ) from None
 
 
@@ -189,7 +195,7 @@ def _check_port(port: str, link: str) -> int:
 
 
 def shown(link: str) -> str:
-    """A link for an error message, without credentials; in a link that cannot be read they may be anywhere before @."""
+    """A link for an error message, without credentials. In an invalid link they may be anywhere before the @."""
     before, at, rest = link.rpartition("@")
     scheme, slashes, _ = before.partition("://")
     shown = _MASK.text(f"{scheme}{slashes}{MASKED}@{rest}" if slashes else f"{MASKED}@{rest}") if at else link

@@ -1,8 +1,8 @@
-"""Which parts of a task are credentials, and how a task looks without them. Pure.
+"""Masks the credentials in a task. Pure.
 
-Redis and deliveries keep the real values. Every place that shows a task to a person or a program masks it here:
-`tasks.show` and `tasks.list_tasks` (the commands, the gateway's HTTP, the Python client), the logs, and the default
-title of a task.
+Redis and deliveries use the real values. Whatever shows a task to a person or a program masks it with this module:
+`tasks.show` and `tasks.list_tasks` (for the commands, the gateway's HTTP and the Python client), the logs, and the
+default title of a task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = (
 _LEAST_SECRET = 4  # characters; replacing a shorter one in an answer would garble the answer
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[^0-9a-z*?]+")
-# In any text: the user and password of a URL, and the query parameters of one (`;` and `#` separate them, too).
+# In any text: the user and password of a URL, and its query parameters (which `;` and `#` separate as well).
 _USERINFO = re.compile(r"(?<=://)[^/?#\s\"'<>]*(?=@)")
 _PARAMETER = re.compile(r"(?<=[?&;#])([^=&;#?\s\"'<>]{1,200})=([^&;#\s\"'<>]+)")
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
@@ -40,7 +40,7 @@ _Step = Callable[[Raw, set[str]], Raw]
 
 
 class Mask:
-    """Replaces credentials by `***`.
+    """Replaces credentials with `***`.
 
     Args:
         more: names of further headers and query parameters that are credentials, such as `X-Session` or `*-Pin`.
@@ -64,7 +64,7 @@ class Mask:
 
         Args:
             text: any text.
-            found: gets the credentials that were masked.
+            found: the masked credentials are added to it.
         """
         found = set() if found is None else found
         if "@" in text:
@@ -77,7 +77,7 @@ class Mask:
         """A task without its credentials, and those credentials.
 
         Args:
-            body: its JSON. Everything that is not masked stays as it is, digit by digit.
+            body: its JSON. Everything that is not masked stays as written, digit by digit.
         """
         found: set[str] = set()
         data = _fields({"headers": self._named, "params": self._named})
@@ -89,7 +89,7 @@ class Mask:
         return bytes(_fields(steps)(Raw(body), found)), frozenset(found)
 
     def answer(self, text: str, found: Iterable[str]) -> str:
-        """What came back for a task, without the credentials of the task: receivers and errors may repeat them.
+        """An answer without the credentials of its task, which receivers and errors may repeat.
 
         Args:
             text: an answer or an error message.
@@ -150,7 +150,7 @@ def _hide_userinfo(userinfo: str, found: set[str]) -> str:
 
 
 def _forms(value: Any) -> Iterable[str]:
-    """The texts by which the value of a header or parameter could be repeated: the whole, and `xyz` of `Bearer xyz`."""
+    """The texts in which an answer may repeat the value of a header or parameter, such as `xyz` of `Bearer xyz`."""
     for one in value if isinstance(value, list) else [value]:
         if one is None or isinstance(one, bool | dict):
             continue
@@ -168,7 +168,7 @@ def _forms(value: Any) -> Iterable[str]:
 
 
 def _fields(steps: dict[str, _Step]) -> _Step:
-    """A step for a JSON object: those of its members that are named go through steps of their own."""
+    """A step for a JSON object, which applies the given steps to the members with these names."""
 
     def step(raw: Raw, found: set[str]) -> Raw:
         fields = _read_object(raw)

@@ -1,4 +1,4 @@
-"""How a delivery ended. Pure; written by every kind of delivery, read by statistics and by people."""
+"""The outcome of a delivery. Pure."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-ANSWER_LIMIT_BYTES = 2_048  # of what the receiver answered, this much is kept
-OUTCOMES_KEEP = 20  # of a task; the newest
-READ_LIMIT_BYTES = 65_536  # of what the receiver answers, this much is read; then the connection is closed
+ANSWER_LIMIT_BYTES = 2_048  # that are kept of a receiver's answer
+OUTCOMES_KEEP = 20  # that are kept of a task, the newest ones
+READ_LIMIT_BYTES = 65_536  # that are read of a receiver's answer; then the connection is closed
 
 Status = Literal["delivered", "failed"]
 
 ErrorKind = Literal[
-    "dns",  # the host name leads nowhere
+    "dns",  # the host name cannot be resolved
     "connect",  # no connection: refused, unreachable, broken before an answer
     "timeout",  # the receiver took longer than settings.timeout
     "tls",  # the certificate or the handshake
-    "protocol",  # what came back is not the protocol
-    "redirect",  # too many redirects, or one that leads to no http(s) URL
+    "protocol",  # the answer does not follow the protocol
+    "redirect",  # too many redirects, or one to something else than an http(s) URL
     "status",  # an HTTP status of 400 or more
     "no_reader",  # a pipe that nobody reads
-    "unavailable",  # the receiver says that it takes nothing at the moment
-    "rejected",  # the receiver says that it does not take this
-    "refused",  # the stored dict is no task
+    "unavailable",  # the receiver accepts nothing at the moment
+    "rejected",  # the receiver does not accept this task
+    "refused",  # the stored dict is not a task
     "expired",  # settings.expires had passed before a delivery could begin
-    "lost",  # the worker died or hung; whether the receiver got it is not known
-    "internal",  # a defect of QTask's own
+    "lost",  # the worker died or hung; the receiver may have got the task or not
+    "internal",  # a bug in QTask
 ]
 
 
 class Answer(Struct, frozen=True):
-    """What a receiver answered to a delivery that reached it.
+    """The answer of a receiver.
 
     Attributes:
-        code: the HTTP status; 0 for kinds that have none.
+        code: the HTTP status; 0 for destinations without one.
         text: the beginning of the answer, at most `ANSWER_LIMIT_BYTES` as UTF-8.
-        note: what went wrong after the receiver had decided, such as a body that broke off; empty when nothing did.
+        note: what went wrong after the receiver had accepted or rejected the task, such as a truncated body; usually
+            empty.
     """
 
     code: int = 0
@@ -50,10 +51,10 @@ class Failure(Exception):
     """A delivery that failed.
 
     Attributes:
-        kind: for programs.
-        message: for people.
-        answer: what the receiver answered, if it did.
-        retry_after: its header `Retry-After`, empty when there was none.
+        kind: kind of the error, for programs.
+        message: the reason, for people.
+        answer: the receiver's answer, if there was one.
+        retry_after: its header `Retry-After`; empty if there was none.
         at_once: whether the next attempt, if one is left, needs no delay.
     """
 
@@ -85,7 +86,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
         code: HTTP status, 0 where there is none.
         answer: the beginning of what the receiver answered.
         error: kind of the failure, empty when delivered.
-        message: the failure in words; for a delivered task what was lost of the answer, usually nothing.
+        message: the reason of the failure; for a delivered task the `note` of the answer.
     """
 
     status: Status
@@ -114,8 +115,8 @@ def decode_outcomes(lines: bytes) -> list[Outcome]:
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of an answer as text, without a character that is cut off; what is not UTF-8 is shown as �."""
-    if len(body) * 3 <= ANSWER_LIMIT_BYTES:  # three bytes are what a byte can become
+    """The beginning of an answer as text. It never ends inside a character; bytes that are not UTF-8 become �."""
+    if len(body) * 3 <= ANSWER_LIMIT_BYTES:  # an invalid byte becomes three bytes
         return body.decode("utf-8", "replace")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(body[:ANSWER_LIMIT_BYTES], final=len(body) <= ANSWER_LIMIT_BYTES)

@@ -1,4 +1,4 @@
-"""A task as it is shown to people and programs, whichever way they ask. Pure."""
+"""A task as it is shown to people and programs. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """One task as QTask knows it.
+    """One task.
 
-    A job that another program put into the queue, and that is no task, is shown too: with the kind `unknown`, no
+    A job that another program put into the queue and that is not a task is shown as well: with the kind `unknown`, no
     title, and None for the dict.
 
     Attributes:
         id: its id.
-        state: where it is on its way.
+        state: its state.
         queue: name of its RQ queue.
         due: Unix seconds.
-        retry_at: Unix seconds of the next delivery, while the task waits to be tried again.
-        accepted: Unix seconds, None where the client chose the id.
-        attempts: deliveries begun so far, since the last time that it was dead and retried.
+        retry_at: Unix seconds of the next delivery, while the task waits for a retry.
+        accepted: Unix seconds; None if the client chose the id.
+        attempts: deliveries begun so far, since it was last retried as a dead letter.
         title, kind, link: of the dict.
         task: the dict.
-        outcomes: of the deliveries that ended, oldest first.
+        outcomes: the outcomes of its deliveries, oldest first.
     """
 
     id: str

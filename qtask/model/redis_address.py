@@ -1,7 +1,7 @@
-"""The address of a Redis: how it is read, and how it is shown without its passwords. Pure.
+"""Parses the address of a Redis, and shows it without passwords. Pure.
 
-QTask reads it itself, because the errors of the standard library and of redis-py quote parts of an address that
-they cannot read, and a password with special characters is the usual reason why they cannot.
+QTask parses it itself, because the errors of the standard library and of redis-py quote parts of an invalid address,
+and the usual reason why an address is invalid is a password with special characters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SENTINEL_SCHEME = "redis+sentinel"
 SCHEMES = ("redis", "rediss", "unix", SENTINEL_SCHEME)
 
 _SENTINEL_PORT = 26_379
-_LEAST_SECRET = 4  # characters; a shorter one would be replaced in the middle of words that have nothing to do with it
+_LEAST_SECRET = 4  # characters; replacing a shorter one would garble unrelated words
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@]*))(?::([0-9]{1,5}))?")
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -27,13 +27,13 @@ _ENCODE = "percent-encode the user and the password (/ as %2F, ? as %3F, # as %2
 
 
 class Address(NamedTuple):
-    """An address, read.
+    """A parsed address.
 
     Attributes:
         scheme: one of `SCHEMES`.
         user, password: decoded; empty when there is none.
-        hosts: host and port of each server; the port is 0 where none is given. Empty for `unix://`.
-        path: what follows the hosts: `/0`, the path of a unix socket, or `/SERVICE/0` for sentinels.
+        hosts: host and port of each server; the port is 0 if none is given. Empty for `unix://`.
+        path: the part after the hosts: `/0`, the path of a unix socket, or `/SERVICE/0` for sentinels.
         query: name and value of each option, decoded.
     """
 
@@ -52,7 +52,7 @@ class Address(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The address for redis-py: whatever it could misread is percent-encoded."""
+        """The address for redis-py, with everything percent-encoded that it could misread."""
         credentials = ""
         if self.user or self.password:
             credentials = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@"
@@ -78,7 +78,7 @@ class SentinelAddress(NamedTuple):
 
 
 def parse(url: str) -> Address:
-    """Reads an address. Raises `ConfigError` with the reason, which holds no part of a password."""
+    """Parses an address. Raises `ConfigError` with a reason that contains no part of a password."""
     try:
         return _parse(url)
     except ValueError as error:
@@ -86,9 +86,9 @@ def parse(url: str) -> Address:
 
 
 def parse_sentinel(url: str) -> SentinelAddress:
-    """Reads `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…/SERVICE[/DB][?sentinel_password=…]`.
+    """Parses `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…/SERVICE[/DB][?sentinel_password=…]`.
 
-    User and password are those of Redis; the sentinels' own follow the question mark. Raises `ConfigError`.
+    User and password are those of Redis; the sentinels have theirs after the question mark. Raises `ConfigError`.
     """
     example = "redis+sentinel://HOST:26379,HOST:26379/SERVICE/0"
     address = parse(url)
@@ -107,11 +107,11 @@ def parse_sentinel(url: str) -> SentinelAddress:
 
 def not_an_address(url: str, reason: str) -> ConfigError:
     """The error for an address that cannot be used. `reason` must not quote the address."""
-    return ConfigError(f"{without_password(url)!r} is no address of a Redis: {reason}")
+    return ConfigError(f"{without_password(url)!r} is not the address of a Redis: {reason}")
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown. One that cannot be read may hold a password anywhere: only its scheme is shown."""
+    """An address without credentials. An invalid one may have a password anywhere, so only its scheme is shown."""
     try:
         return _parse(url).plain
     except ValueError:
@@ -127,7 +127,7 @@ def without_secrets(text: str, secrets: Iterable[str]) -> str:
 
 
 def secrets_of(url: str) -> list[str]:
-    """The secrets in an address, as they stand there and decoded, the longest first."""
+    """The secrets in an address, as written and decoded, the longest first."""
     try:
         address = _parse(url)
     except ValueError:
@@ -144,18 +144,18 @@ def _parse(url: str) -> Address:
     if scheme is None or scheme[1] not in SCHEMES:
         raise ValueError(f"it must begin with {', '.join(f'{known}://' for known in SCHEMES)}")
     if _BLANK.search(url):
-        raise ValueError("it holds blanks, line breaks or control characters; leave them out, or percent-encode them")
+        raise ValueError("it contains blanks, line breaks or control characters; remove or percent-encode them")
     if "#" in url:
-        raise ValueError(f"it holds a #; {_ENCODE}")
+        raise ValueError(f"it contains a #; {_ENCODE}")
     rest = url[scheme.end() :]
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     path, _, query = rest[len(authority) :].partition("?")
     credentials, _, hosts = authority.rpartition("@")
-    # In the path of a unix socket an @ is fine; elsewhere it is the one before the host, behind a / or ? of a password.
+    # The path of a unix socket may contain an @. Elsewhere it belongs before the host, and the password has a / or ?.
     if "@" in query or ("@" in path and (scheme[1] != "unix" or authority)):
         raise ValueError(f"there is an @ after the host; {_ENCODE}")
     if _ESCAPE.search(rest):
-        raise ValueError(f"it holds a % that is not followed by two hexadecimal digits; {_ENCODE}")
+        raise ValueError(f"it contains a % that is not followed by two hexadecimal digits; {_ENCODE}")
     user, _, password = credentials.partition(":")
     options = parse_qsl(query, keep_blank_values=True)
     if scheme[1] == "unix":

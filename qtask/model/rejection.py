@@ -1,4 +1,4 @@
-"""Why a dict is refused, where msgspec says it: its words into ours, which name the field and what would be right."""
+"""Turns msgspec's errors into `Refused`, whose messages name the field and say what is expected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtask.model.retry import CAUSES, Retry
 from qtask.model.task import MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
 from qtask.private import msgspec_messages as says
 
-_BEGINNINGS = (  # the longer of two that begin alike comes first
+_BEGINNINGS = (  # a longer one comes before its own prefix
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
     (b"\xff\xfe", "UTF-16"),
@@ -37,7 +37,7 @@ _REMEDIES = {
     "zstd": "send it uncompressed",
     "TLS": "connect without TLS",
 }
-_WORDS = {  # in the order in which they are told
+_WORDS = {  # in the order in which messages name them
     "str": "text",
     "int": "a whole number",
     "float": "a number",
@@ -52,7 +52,7 @@ _KEYS_OF = {
     "settings": Settings.__struct_fields__,
     "settings.retry": Retry.__struct_fields__,
 }
-_HINTS = {  # those of an address and of the data are the destinations'
+_HINTS = {  # the destinations have those for addresses and data
     "title": "; the name of the task",
     "address": '; {"type": …, "link": …}',
     "settings": '; {"time": …, "data": …}',
@@ -70,19 +70,19 @@ _HINTS = {  # those of an address and of the data are the destinations'
 def refusal_of_text(
     error: Exception, raw: bytes, wanted: str = "object", hints: Mapping[str, str] | None = None
 ) -> Refused:
-    """Why a text could not be read as what it has to be.
+    """The refusal for a text that could not be parsed.
 
     Args:
-        error: that of msgspec, or of Python where it went through msgspec.
+        error: the error of msgspec, or one of Python that msgspec passed on.
         raw: the text.
-        wanted: what it has to be, behind the words "one JSON".
-        hints: by path of a field, what is added to the message about it.
+        wanted: what is expected; the message puts it after "one JSON".
+        hints: path of a field to the text that is added to the message about it.
     """
     if (refused := refusal_of_form(raw)) is not None:
         return refused
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
-        return Refused("invalid_json", "", f"JSON is written in UTF-8, where byte {byte:#04x} cannot stand as it does")
+        return Refused("invalid_json", "", f"JSON must be in UTF-8, where byte {byte:#04x} is not valid here")
     if isinstance(error, RecursionError):
         return too_deep()
     if isinstance(error, msgspec.ValidationError):
@@ -102,13 +102,13 @@ def refusal_of_text(
 def refusal_of_data(
     error: msgspec.ValidationError, data: bytes, kind: type[Struct], hints: Mapping[str, str]
 ) -> Refused:
-    """Why `settings.data` has not the form of its kind.
+    """The refusal for `settings.data` that does not fit its destination.
 
     Args:
-        error: what msgspec said of it.
-        data: its JSON.
-        kind: the struct that it has to fit.
-        hints: by path of a field, what is added to the message about it.
+        error: the error of msgspec.
+        data: the JSON of the data.
+        kind: the struct that the data must fit.
+        hints: path of a field to the text that is added to the message about it.
     """
     words = str(error)
     name = _culprit(msgspec.json.decode(data), kind) if says.SOME_KEY in words else ""
@@ -116,27 +116,27 @@ def refusal_of_data(
 
 
 def refusal_of_form(raw: bytes) -> Refused | None:
-    """Why bytes are refused that hold no JSON in UTF-8; None when their beginning does not tell."""
+    """The refusal for bytes whose beginning shows that they are not JSON in UTF-8, else None."""
     form = other_form(raw)
     return Refused("invalid_json", "", f"JSON in UTF-8 is needed, got {form}; {_REMEDIES[form]}") if form else None
 
 
 def other_form(raw: bytes) -> str:
-    """What bytes are that hold no JSON in UTF-8, by how they begin; empty when that does not tell.
+    """The format that bytes have instead of JSON in UTF-8, judging by their beginning; empty if it is not clear.
 
-    Without a byte order mark, the places of NUL bytes show the encoding (RFC 4627, section 3).
+    Without a byte order mark, the positions of NUL bytes show the encoding (RFC 4627, section 3).
     """
     found = next((form for beginning, form in _BEGINNINGS if raw.startswith(beginning)), "")
     return found or _ENCODING_BY_NULS.get(bytes(map(bool, raw[:4])), "")
 
 
 def too_deep() -> Refused:
-    """Why a dict with more than `MAX_DEPTH` levels is refused."""
-    return Refused("too_deep", "", f"a dict is nested at most {MAX_DEPTH} levels deep; send what is deeper as text")
+    """The refusal for a dict with more than `MAX_DEPTH` levels."""
+    return Refused("too_deep", "", f"a dict may be nested at most {MAX_DEPTH} levels deep; send deeper values as text")
 
 
 def _culprit(data: dict[str, Any], kind: type[Struct]) -> str:
-    """The first name with a value that does not fit, in a dict such as `headers`: msgspec does not tell it."""
+    """The first key with an invalid value in a dict such as `headers`, which msgspec does not name."""
     for key, names in data.items():
         for name, value in islice(names.items(), 1_000) if isinstance(names, dict) else ():
             try:
@@ -148,25 +148,25 @@ def _culprit(data: dict[str, Any], kind: type[Struct]) -> str:
 
 
 def _hint_at(what: str, raw: bytes, position: int) -> str:
-    """Where the JSON itself is broken, msgspec says what it met, but not how people get there."""
+    """A hint at the usual cause of malformed JSON; msgspec only says what it found."""
     if what == says.TRAILING_CHARACTERS:
         return "; one dict a line, or several in an array"
     if what == says.KEYS_MUST_BE_STRINGS:
-        return "; keys stand in double quotes"
+        return "; keys must be in double quotes"
     if what == says.INVALID_NUMBER or (what == says.INVALID_CHARACTER and raw[position : position + 1] in (b"+", b".")):
         return "; JSON's numbers have no plus sign, no leading zeros, and digits on both sides of the point"
     if re.match(rb"True|False|None", raw[position:]):
-        return "; JSON's words are true, false and null"
+        return "; JSON's literals are true, false and null"
     if re.match(rb"NaN|-?Infinity", raw[position:]) or raw[position - 1 :].startswith(b"-Infinity"):
         return "; JSON has no NaN and no infinity"
     met = raw[position : position + 1]
     if met and met < b" ":
-        return "; JSON's text has control characters only as escapes such as \\n"
+        return "; JSON writes control characters in text as escapes such as \\n"
     return "; JSON is written in UTF-8" if met >= b"\x80" else ""
 
 
 def _what_is_malformed(raw: bytes) -> str:
-    """What msgspec says to a text that it reads to the end: more than where it leaves a part of it as it is."""
+    """msgspec's message for a text that it parses completely, which says more than if parts are left unparsed."""
     try:
         msgspec.json.decode(raw)
     except msgspec.ValidationError:
@@ -179,7 +179,7 @@ def _what_is_malformed(raw: bytes) -> str:
 
 
 def _lengthened(raw: bytes) -> str:
-    """What msgspec says to a text that has room behind it: half a surrogate pair near the end looks cut off."""
+    """msgspec's message for the text with blanks appended; half a surrogate pair near the end looks cut off without."""
     try:
         msgspec.json.decode(raw + b" " * 12)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -199,7 +199,7 @@ def _invalid(
         return Refused(
             "unknown_field",
             _path(base, match["path"], name, match["key"][:60]),
-            f"{match['key'][:60]!r} is no key of {place or 'a task'}; its keys are: {known}",
+            f"{match['key'][:60]!r} is not a key of {place or 'a task'}; its keys are: {known}",
         )
     if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)
@@ -207,20 +207,20 @@ def _invalid(
         hint = f"; its keys are: {', '.join(keys)}" if keys and field == base else _hint(field, more_hints)
         return Refused("wrong_type", field, f"{_wanted(match['wanted'])} is needed{got}{hint}")
     if match := says.OUT_OF_RANGE.fullmatch(words):
-        limits = "a number goes up to 1.7e308, a whole one up to 4,300 digits; write larger ones as text"
+        limits = "numbers go up to 1.7e308, whole numbers up to 4,300 digits; write larger ones as text"
         return Refused("invalid_value", _path(base, match["path"], name), limits)
     if match := says.BAD_VALUE.fullmatch(words):
         field = _path(base, match["path"], name)
         return Refused(
             "invalid_value",
             field,
-            f"{match['value'][:60]} is not possible here{_hint(field, more_hints)}",
+            f"{match['value'][:60]} is not allowed here{_hint(field, more_hints)}",
         )
     return Refused("invalid_value", base, words)
 
 
 def _hint(field: str, more_hints: Mapping[str, str]) -> str:
-    """What is added to a message about a field; a look-up, since a flood of refusals must stay cheap."""
+    """The hint for a field. It is a look-up, so that many refusals stay cheap."""
     return more_hints.get(field) or _HINTS.get(field, "")
 
 

@@ -1,4 +1,4 @@
-"""When a failed delivery is tried again: what `settings.retry` may hold, and the delays that follow from it. Pure."""
+"""Retries of failed deliveries: the fields of `settings.retry`, and the delays that follow from them. Pure."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ Cause = Literal[
     "5xx",
 ]
 
-# What may be over by itself. Another 4xx, and `rejected`, say that the task is wrong, and it will be as wrong the next
-# time.
+# Failures that may pass. Other 4xx statuses and `rejected` mean that the task is wrong, which a retry does not change.
 DEFAULT_CAUSES: tuple[Cause | int, ...] = (
     *("dns", "connect", "timeout", "tls", "protocol", "no_reader", "unavailable", "internal", "5xx"),
     *(408, 425, 429),
@@ -42,17 +41,17 @@ DEFAULT_CAUSES: tuple[Cause | int, ...] = (
 
 
 class Retry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How often and when a delivery that failed is tried again.
+    """How often and when a failed delivery is retried.
 
     Attributes:
-        attempts: deliveries in all, the first included; 5, or one more than `backoff` has seconds.
+        attempts: deliveries in all, the first included; by default 5, or one more than the delays in `backoff`.
         backoff: how the delay grows: `exponential` (base, 2 base, 4 base, …), `linear` (base, 2 base, 3 base, …),
             `fixed` (base), or the delays themselves in seconds, of which the last repeats.
         base: seconds before the second delivery.
-        cap: most seconds between two deliveries, also when the receiver asks for more by `Retry-After`.
-        jitter: whether the delay is drawn from 0 to what `backoff` says, so that tasks that failed together do not
-            come back together; by default it is for `exponential`.
-        on: which failures are tried again: kinds of errors, HTTP statuses, `4xx`, `5xx`. All others are final.
+        cap: longest delay in seconds between two deliveries, even if the receiver asks for more with `Retry-After`.
+        jitter: whether the delay is random, from 0 to the one that `backoff` gives, so that tasks that failed together
+            are not retried together; by default only for `exponential`.
+        on: which failures are retried: kinds of errors, HTTP statuses, `4xx`, `5xx`. All others are final.
     """
 
     attempts: int | UnsetType = UNSET
@@ -74,7 +73,7 @@ DEFAULT_RETRY = Retry()
 
 
 def check_retry(retry: Retry) -> None:
-    """Raises `Refused` for a number that is out of its bounds."""
+    """Raises `Refused` for a number that is out of range."""
     if not 1 <= retry.most <= MAX_ATTEMPTS:
         raise Refused("invalid_value", f"{FIELD}.attempts", f"1 to {MAX_ATTEMPTS} are needed, got {retry.most}")
     if isinstance(retry.backoff, list):
@@ -93,14 +92,14 @@ def check_retry(retry: Retry) -> None:
 def next_delay(
     retry: Retry, attempt: int, error: ErrorKind, status: int, retry_after: float | None = None
 ) -> float | None:
-    """Seconds until a failed delivery is to be tried again, or None when it is not.
+    """Seconds until the next attempt after a failed delivery, or None if there is none.
 
     Args:
-        retry: what the task says.
-        attempt: which delivery failed, from 1.
-        error: how it failed.
-        status: what an HTTP receiver answered, 0 for none.
-        retry_after: seconds for which the receiver asked, see `parse_retry_after`.
+        retry: the retry settings of the task.
+        attempt: number of the failed delivery, from 1.
+        error: kind of the error.
+        status: HTTP status of the answer, 0 for none.
+        retry_after: seconds that the receiver asked for, see `parse_retry_after`.
     """
     if attempt >= retry.most or not _is_tried_again(retry, error, status):
         return None
@@ -112,7 +111,7 @@ def next_delay(
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds from now that a `Retry-After` header asks for (RFC 9110, section 10.2.3), None when it says nothing.
+    """Seconds from now that a `Retry-After` header asks for (RFC 9110, section 10.2.3); None if it is not valid.
 
     Args:
         value: a number of seconds, or an HTTP date in any of the three forms of RFC 9110, section 5.6.7. The form of

@@ -1,7 +1,7 @@
-"""The dict that QTask accepts, as types: a title, an address and settings, and the limits of what they may hold.
+"""The types of the dict that QTask accepts (title, address and settings), and their limits.
 
-What an address looks like, and what `settings.data` may hold, depends on `address.type`: each destination
-(`qtask.destinations`) brings its own types for both. `qtask.destinations.registry` puts them together.
+The forms of the address and of `settings.data` depend on `address.type`: each destination (`qtask.destinations`)
+defines its own types for both. `qtask.destinations.registry` combines them.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from qtask.model.timing import parse_instant
 
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
-MAX_DIGITS = 4_300  # of a whole number: Python reads no longer ones, and a stock `rq worker` reads tasks with it
+MAX_DIGITS = 4_300  # of a whole number; a stock `rq worker` parses tasks with Python, which accepts no longer ones
 MAX_TITLE_CHARACTERS = 500
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 600.0
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of every part of a task: immutable, strict about unknown keys, silent about defaults."""
+    """Base class of all parts of a task: immutable, rejects unknown keys, omits defaults."""
 
 
 class Address(Part, frozen=True):
     """Where a task goes. Each destination has a subclass, whose tag is `address.type`.
 
     Attributes:
-        link: in the form of the destination.
+        link: its form depends on the destination.
     """
 
     link: str
 
 
 class Settings(Part, frozen=True):
-    """When and what. Exactly one of `time` and `at`, except where the destination says that a task is due at once.
+    """When and what to deliver. Either `time` or `at` is required, unless the destination makes a task due at once.
 
     Attributes:
         time: delay in seconds before the delivery; fractions count.
         at: instant of the delivery instead: ISO 8601 with a zone, or Unix seconds.
-        data: the JSON text of what is sent, as the client wrote it; its form depends on `address.type`.
+        data: JSON of the data to send, as the client wrote it; its form depends on `address.type`.
         timeout: seconds that one delivery may take in all; 30 when left out.
-        retry: how often and when a failed delivery is tried again.
-        expires: seconds after due, or an instant in ISO 8601 with a zone, from which on no delivery begins.
-        id: chosen by the client: a second submission of the same id is answered with the first and does nothing.
+        retry: how often and when a failed delivery is retried.
+        expires: seconds after due, or an instant in ISO 8601 with a zone, after which no delivery begins.
+        id: idempotency key, chosen by the client: a second task with it changes nothing and gets the first answer.
     """
 
     time: float | UnsetType = UNSET
@@ -94,10 +94,10 @@ class Task(Part, Generic[_Address_co], frozen=True):
 
 
 def expiry_of(task: Task, due: float) -> float:
-    """The instant from which on no delivery of a task begins, in Unix seconds; infinity when there is none.
+    """The instant after which no delivery of a task begins, in Unix seconds; infinity if it does not expire.
 
     Args:
-        task: one that was accepted.
+        task: an accepted task.
         due: its due instant in Unix seconds.
     """
     expires = task.settings.expires
@@ -110,17 +110,17 @@ _NULL = Raw(b"null")
 
 
 def is_given(data: Raw | UnsetType) -> TypeGuard[Raw]:
-    """Whether a value is there and is not null."""
+    """Whether a value is present and not null."""
     return data is not UNSET and data != _NULL
 
 
 def json_text(data: Raw | UnsetType) -> bytes:
-    """The JSON that is sent for a value: the client's own text, on one line.
+    """The JSON that is sent for a value: the client's text, on one line.
 
     Numbers, escapes and keys stay as they were written. White space outside of strings is removed if the text has
     several lines, as a task written by another program may have.
 
-    Raises `Refused` when there is no value.
+    Raises `Refused` if there is no value.
     """
     if data is UNSET:
         raise Refused("missing_field", "settings.data", "there is no data to send; any JSON will do")

@@ -1,4 +1,4 @@
-"""Instants and delays: what `settings.time`, `settings.at` and flags may hold, and how they are written."""
+"""Parses and formats instants and durations, as in `settings.time`, `settings.at` and flags."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from qtask.model.errors import Refused
 
-MAX_DELAY_SECONDS = 315_576_000.0  # ten years: a larger delay is a mistake in units, not a wish
-MAX_INSTANT = 32_503_680_000.0  # the year 3000: milliseconds given for seconds land far beyond it
+MAX_DELAY_SECONDS = 315_576_000.0  # ten years; a larger delay is most likely a mistake in units
+MAX_INSTANT = 32_503_680_000.0  # the year 3000; milliseconds given as seconds are far beyond it
 
 _ISO_WITH_ZONE = re.compile(
     r"(\d{4}-?\d\d-?\d\d)[T ](\d\d:?\d\d(?::?\d\d(?:[.,]\d+)?)?) ?(Z|[+-]\d\d(?::?\d\d)?)", re.ASCII | re.IGNORECASE
@@ -23,7 +23,7 @@ _UNIT_SECONDS = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 
 
 def parse_duration(text: str) -> float:
-    """Reads what a person writes for a span of time: `90`, `1.5`, `90s`, `10m`, `2h`, `3d`, `1h30m`, `250ms`.
+    """Parses a duration as people write it: `90`, `1.5`, `90s`, `10m`, `2h`, `3d`, `1h30m`, `250ms`.
 
     Returns seconds; a bare number is not checked for its range. Raises ValueError for anything else.
     """
@@ -38,7 +38,7 @@ def parse_duration(text: str) -> float:
 
 
 def check_delay(seconds: float, field: str = "settings.time") -> float:
-    """Returns a delay in seconds as it came, or raises `Refused` if it is negative or absurd."""
+    """Returns a delay in seconds unchanged. Raises `Refused` if it is negative or more than ten years."""
     if not 0 <= seconds <= MAX_DELAY_SECONDS:
         raise Refused(
             "invalid_value",
@@ -49,9 +49,9 @@ def check_delay(seconds: float, field: str = "settings.time") -> float:
 
 
 def parse_instant(value: float | str, field: str = "settings.at") -> float:
-    """Reads an instant: Unix seconds, or ISO 8601 with a zone (`2026-12-24T18:00:00+01:00`, `…Z`).
+    """Parses an instant: Unix seconds, or ISO 8601 with a zone (`2026-12-24T18:00:00+01:00`, `…Z`).
 
-    Returns Unix seconds. Raises `Refused` when the text has no zone, is no instant, or lies absurdly far away.
+    Returns Unix seconds. Raises `Refused` if the text has no zone, is not an instant, or is after the year 3000.
     """
     if isinstance(value, str):
         match = _ISO_WITH_ZONE.fullmatch(value)
@@ -68,9 +68,7 @@ def parse_instant(value: float | str, field: str = "settings.at") -> float:
     else:
         seconds = float(value)
     if not 0 <= seconds <= MAX_INSTANT:
-        raise Refused(
-            "invalid_value", field, f"Unix seconds, from 0 to those of the year 3000, are needed, got {seconds:.15g}"
-        )
+        raise Refused("invalid_value", field, f"Unix seconds from 0 to the year 3000 are needed, got {seconds:.15g}")
     return seconds
 
 
@@ -81,7 +79,7 @@ def format_instant(seconds: float) -> str:
 
 
 def format_second(seconds: float) -> str:
-    """As `format_instant`, shorter, for a table: `2026-11-24 15:46:00Z`."""
+    """As `format_instant`, but shorter, for tables: `2026-11-24 15:46:00Z`."""
     return f"{_whole_second(int(seconds)).replace('T', ' ')}Z"
 
 
@@ -91,7 +89,7 @@ def _whole_second(seconds: int) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """A span of seconds, rounded to what a reader needs: `850 µs`, `4.2 ms`, `1.50 s`, `2 min 30 s`, `2 h 05 min`."""
+    """A duration in seconds, rounded for people: `850 µs`, `4.2 ms`, `1.50 s`, `2 min 30 s`, `2 h 05 min`."""
     if seconds is None:
         return "–"
     size = abs(seconds)

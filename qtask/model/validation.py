@@ -1,7 +1,6 @@
-"""Checks what every task has in common, and turns Python's values into JSON.
+"""Checks that apply to tasks of all destinations, and the encoding of Python values as JSON.
 
-Nothing here knows a destination: `qtask.destinations.parsing` reads whole tasks. Nothing touches the network, Redis or
-the clock.
+`qtask.destinations.parsing` parses whole tasks. Pure: no network, no Redis, no clock.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Checked(Struct, frozen=True):
 
     Attributes:
         task: the task itself.
-        body: its JSON on one line, in the client's own words.
+        body: its JSON on one line, otherwise as the client wrote it.
         delay: seconds from acceptance to due, or None when `instant` is set.
         instant: due as Unix seconds, or None when `delay` is set.
     """
@@ -49,7 +48,7 @@ class Checked(Struct, frozen=True):
 _Data = TypeVar("_Data", bound=Struct)
 _BATCH_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 _ID = re.compile(r"[!-~]{1,200}", re.ASCII)
-# A string that never ends is taken to the end of the text, so that no byte is looked at twice.
+# An unterminated string matches to the end of the text, so that no byte is scanned twice.
 _BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
@@ -63,17 +62,17 @@ class _TaskOfAnyData(Struct, frozen=True):
     settings: _SettingsOfAnyData = _SettingsOfAnyData()
 
 
-# Reads the data as well, and so finds the integers that are too long. Floats of any size and precision are sent as
-# they stand, so they are not looked at.
+# Parses the data as well, to find integers that are too long. Floats of any size and precision are sent as written, so
+# they are not checked.
 _LONG_NUMBERS_DECODER = msgspec.json.Decoder(_TaskOfAnyData, float_hook=lambda text: None)
 
 
 class DataReader(Generic[_Data]):
-    """Reads `settings.data` of one destination.
+    """Parses `settings.data` of one destination.
 
     Args:
-        struct: its form.
-        hints: by name of a key, what is added to the message when its value is missing or has the wrong type.
+        struct: its type.
+        hints: key to the text that is added to the message when its value is missing or has the wrong type.
     """
 
     def __init__(self, struct: type[_Data], hints: Mapping[str, str] | None = None) -> None:
@@ -82,7 +81,7 @@ class DataReader(Generic[_Data]):
         self._hints = {f"settings.data.{key}": hint for key, hint in (hints or {}).items()}
 
     def read(self, task: Task) -> _Data:
-        """The data of a task; none, or null, is read as an empty object. Raises `Refused` for another form."""
+        """The data of a task; missing or null data is an empty object. Raises `Refused` if it does not fit the type."""
         data = task.settings.data
         text = data if is_given(data) else Raw(b"{}")
         try:
@@ -92,7 +91,7 @@ class DataReader(Generic[_Data]):
 
 
 def check_size(raw: bytes, max_bytes: int, what: str) -> None:
-    """Raises `Refused` for a text of more than `max_bytes` bytes; `what` says what it is to hold."""
+    """Raises `Refused` for a text of more than `max_bytes` bytes, which the message calls `what`."""
     if len(raw) > max_bytes:
         raise Refused("too_large", "", f"{what} of at most {max_bytes} bytes is accepted, got {len(raw)}")
 
@@ -113,32 +112,32 @@ def check_depth(raw: bytes) -> None:
 
 
 def check_text(raw: bytes) -> None:
-    """Checks what reading a task leaves unread: raises `UnicodeDecodeError`, or `msgspec.DecodeError` for a number."""
+    """Checks what parsing a task leaves unparsed. Raises `UnicodeDecodeError`, or `DecodeError` for a long number."""
     if not raw.isascii():
-        raw.decode()  # msgspec does not check the UTF-8 of what it leaves as it is
+        raw.decode()  # msgspec does not check the UTF-8 of what it leaves unparsed
     if len(raw) > MAX_DIGITS:
         _LONG_NUMBERS_DECODER.decode(raw)
 
 
 def bare(raw: bytes) -> bytes:
-    """A JSON text without the white space around it and the byte order mark before it (RFC 8259, section 8.1)."""
+    """A JSON text without surrounding white space and without a byte order mark (RFC 8259, section 8.1)."""
     return raw.strip(_SPACE).removeprefix(_BOM).lstrip(_SPACE)
 
 
 def encode(task: Task | Mapping[str, Any]) -> bytes:
-    """The JSON of a task or a dict. Raises `Refused` when something in it cannot be written as JSON."""
+    """The JSON of a task or a dict. Raises `Refused` if a value cannot be written as JSON."""
     try:
         raw = msgspec.json.encode(task)
         lossy = b"null" in raw and _holds_nan(task)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refused("wrong_type", "", f"the dict cannot be written as JSON: {error}") from None
     if lossy:
-        raise Refused("invalid_value", "", "the dict cannot be written as JSON: that has no NaN and no infinity")
+        raise Refused("invalid_value", "", "the dict cannot be written as JSON, which has no NaN and no infinity")
     return raw
 
 
 def _holds_nan(value: Any) -> bool:
-    """Whether a NaN or an infinity is somewhere in it; msgspec would write null for it."""
+    """Whether a value contains a NaN or an infinity, which msgspec would write as null."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Struct):
@@ -149,7 +148,7 @@ def _holds_nan(value: Any) -> bool:
 
 
 def split_batch(raw: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
-    """Splits a JSON array into the bytes of its elements. Raises `Refused` when it is not a valid array."""
+    """Splits a JSON array into the bytes of its elements. Raises `Refused` if it is not a valid array."""
     check_size(raw, max_bytes, "an array")
     if not raw.startswith(b"["):
         raw = bare(raw)
@@ -169,11 +168,11 @@ def check_title(title: str) -> None:
 
 
 def check_settings(settings: Settings, at_once: bool) -> tuple[float | None, float | None]:
-    """Checks all settings but the data; returns the delay in seconds, or the instant in Unix seconds, and None.
+    """Checks all settings but the data. Returns the delay in seconds and the due instant; one of them is None.
 
     Args:
-        settings: of a task.
-        at_once: whether a task that does not say when is due at once.
+        settings: settings of a task.
+        at_once: whether a task without `time` and `at` is due at once.
 
     Raises `Refused`.
     """
@@ -191,9 +190,7 @@ def check_settings(settings: Settings, at_once: bool) -> tuple[float | None, flo
         raise Refused("invalid_value", "settings.id", "an id is 1 to 200 printable ASCII characters without blanks")
     if settings.at is not UNSET:
         if settings.time is not UNSET:
-            raise Refused(
-                "invalid_value", "settings.at", "either time (a delay) or at (an instant) says when; leave one out"
-            )
+            raise Refused("invalid_value", "settings.at", "give either time (a delay) or at (an instant), not both")
         return None, parse_instant(settings.at)
     if settings.time is not UNSET:
         return check_delay(settings.time), None

@@ -1,4 +1,4 @@
-"""Log lines about tasks that failed, with a bound for each destination, so that no outage floods the log."""
+"""Log lines about failed tasks, limited per destination, so that no outage floods the log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import msgspec
 from qtask.destinations.registry import destination_of
 from qtask.model.errors import Refused
 
-LINES = 10  # of one event for one destination in one window
+LINES = 10  # per event, destination and window
 WINDOW_SECONDS = 60.0
-MOST_DESTINATIONS = 1_000  # with lines of their own, for each event; all others share one count
+MOST_DESTINATIONS = 1_000  # with a limit of their own, per event; all others share one
 OTHERS = "(others)"
 
 Fields = dict[str, Any]
@@ -30,12 +30,12 @@ class _Window:
 
 
 class FailureLog:
-    """Writes up to `LINES` lines an event, destination and minute, and then how many it has left out.
+    """Writes up to `LINES` lines per event, destination and minute, and then how many were left out.
 
     Args:
-        logger: where to.
-        bound_by: name of the particular that has a bound of its own for each value.
-        clock: seconds, never set back.
+        logger: the logger to write to.
+        bound_by: name of the field whose values each have their own limit.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FailureLog:
         self._logger = logger
         self._bound_by = bound_by
         self._clock = clock
-        # The oldest window comes first: a window that has ended is taken out, and a new one is put at the end.
+        # The oldest window comes first: one that has ended is removed, and a new one is added at the end.
         self._windows: dict[tuple[str, str], _Window] = {}
         self._counts: dict[str, int] = {}  # windows of each event
 
@@ -54,8 +54,8 @@ class FailureLog:
         Args:
             level: as `logging.INFO`.
             event: name of the event.
-            destination: where the task goes: a host, never a path or credentials.
-            fields: called for the particulars when the line is written.
+            destination: target of the task: a host, never a path or credentials.
+            fields: returns the fields of the line; called only if it is written.
         """
         if not self._logger.isEnabledFor(level):
             return
@@ -68,10 +68,10 @@ class FailureLog:
             window.left_out += 1
 
     def flush(self, everything: bool = False) -> None:
-        """Says what was left out in windows that have ended; to be called every second or so.
+        """Logs how many lines were left out in windows that have ended. Call it about once a second.
 
         Args:
-            everything: also in those that have not, before the process ends.
+            everything: include windows that have not ended, because the process ends.
         """
         ended = self._clock() - WINDOW_SECONDS
         while self._windows:
@@ -102,10 +102,10 @@ class FailureLog:
 
 
 class RefusedLog:
-    """Log lines about tasks that a gateway refused, with a bound for each way in: many have no destination.
+    """Log lines about tasks that a gateway refused, limited per way in, because many have no destination.
 
     Args:
-        logger: where to.
+        logger: the logger to write to.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -113,12 +113,12 @@ class RefusedLog:
         self.flush = self._log.flush
 
     def write(self, via: str, raw: bytes, refused: Refused) -> None:
-        """Writes a line about a task that was refused, or counts it. Its message is left out: it may quote the task.
+        """Writes a line about a refused task, or counts it. The line has no message, which may quote the task.
 
         Args:
             via: the way in: `socket`, `http` or `inbox`.
-            raw: the task as it came.
-            refused: why.
+            raw: the task as it was received.
+            refused: the reason.
         """
 
         def fields() -> Fields:
@@ -128,7 +128,7 @@ class RefusedLog:
 
 
 def _about(raw: bytes) -> Fields:
-    """The id and the destination of a task that was refused, where they can be read."""
+    """The id and the destination of a refused task, as far as they can be read."""
     found: Fields = {"task": "", "destination": ""}
     try:
         task = msgspec.json.decode(raw)

@@ -1,6 +1,6 @@
-"""The picture of how punctual and how fast deliveries were.
+"""Draws the graph of lateness, duration and outcomes of deliveries.
 
-Drawn with matplotlib's objects only: no pyplot and no global state, so several threads may draw at once.
+It uses matplotlib's objects, not pyplot, and no global state, so several threads may draw at the same time.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from qtask.observe.stats import Samples
 
 Format = Literal["png", "svg"]
 
-_DOTS = 5_000  # beyond this many, dots would hide one another, and density is drawn
+_DOTS = 5_000  # with more, dots would hide one another, so the density is drawn
 _TIME_BINS = 60
 _LEGEND_ROWS = 6  # of the outcomes; more make two columns
-_FLOOR_SECONDS = 1e-5  # what is shorter is drawn here: a logarithmic axis has no zero
+_FLOOR_SECONDS = 1e-5  # shorter values are drawn here, since a logarithmic axis has no zero
 _SECONDS_A_DAY = 86_400.0
 
 # Colours after Okabe and Ito, which colour-blind readers can tell apart.
@@ -42,7 +42,7 @@ _GRID = "#e4e4ea"
 _BODY = "#56b4e9"
 _LINES = (("p50", 50, "#0072b2"), ("p95", 95, "#e69f00"), ("p99", 99, "#d55e00"))
 _SHADE = "#6aaed6"
-# One colour a status for good, so that pictures can be compared; the order is that of the bars and the legend.
+# Each status always has the same colour, so that pictures can be compared. Bars and legend have this order.
 _STATUSES = {
     "delivered": "#009e73",
     "status": "#d55e00",
@@ -72,8 +72,8 @@ def draw(samples: Sequence[Samples], format: Format = "png") -> bytes:
     """Draws outcomes.
 
     Args:
-        samples: one item a kind; kinds without outcomes are left out.
-        format: of the picture.
+        samples: one item per kind; kinds without outcomes are left out.
+        format: format of the picture.
 
     Returns the picture, 1,300 by 900 pixels as PNG.
     """
@@ -102,7 +102,7 @@ def _draw_nothing(figure: Figure) -> None:
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.text(0.5, 0.56, "no deliveries yet", ha="center", va="center", fontsize=26, color=_INK)
-    words = "send a task and ask again: this picture will show how late and how long each delivery was"
+    words = "send a task and draw again: this picture will show how late and how long each delivery was"
     axes.text(0.5, 0.48, words, ha="center", va="center", fontsize=12, color=_FAINT)
 
 
@@ -123,7 +123,7 @@ def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
             ("Duration", "start to end of a delivery", duration),
         )
     ):
-        known = ~np.isnan(values)  # a delivery that was tried again has no lateness
+        known = ~np.isnan(values)  # retries have no lateness
         shown = np.maximum(values[known], _FLOOR_SECONDS)
         over_time = figure.add_subplot(grid[row, 0])
         _head(over_time, name, about)
@@ -201,7 +201,7 @@ def _draw_over_time(axes: Axes, ended: Any, values: Any, limits: tuple[float, fl
     axes.legend(
         handles=legend,
         loc="lower right",
-        bbox_to_anchor=(1, 1),  # above the axes: in them it would hide deliveries
+        bbox_to_anchor=(1, 1),  # above the axes, where it hides no deliveries
         borderaxespad=0.25,
         ncols=len(legend),
         columnspacing=1.3,
@@ -219,7 +219,7 @@ def _draw_density(axes: Axes, days: Any, values: Any, limits: tuple[float, float
     rows = np.geomspace(low, high, 71)
     counts, _, _ = np.histogram2d(days, values, bins=(columns, rows))
     shade = np.ma.masked_equal(np.log1p(counts.T), 0)
-    # The darkest blues are left out: the line of p50 is to stand out from them.
+    # The darkest blues are left out, so that the line of p50 remains visible.
     axes.pcolormesh(columns, rows, shade, cmap="Blues", vmin=-0.6, vmax=float(shade.max()) * 1.4, rasterized=True)
 
 
@@ -246,7 +246,7 @@ def _draw_counts(axes: Axes, legend: Axes, totals: dict[str, Counter[str]], stat
     _head(axes, "Outcomes", "by type of address")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    axes.set_xlim(0, float(left.max()) * 1.3)  # room for the words behind the longest bar
+    axes.set_xlim(0, float(left.max()) * 1.3)  # room for the text after the longest bar
     _count_axis(axes, 8)
     axes.set_xlabel("deliveries", color=_FAINT, fontsize=10)
     for row, counts in enumerate(totals.values()):
@@ -328,7 +328,7 @@ def _seconds_axis(axes: Axes, values: Any) -> None:
 
 
 def _value_limits(values: Any) -> tuple[float, float]:
-    """From a power of ten below the least to one above the largest, so that the axis always has labels."""
+    """A power of ten below the smallest value and one above the largest, so that the axis always has labels."""
     low = 10.0 ** np.floor(np.log10(float(values.min()) * 0.999))
     high = 10.0 ** np.ceil(np.log10(float(values.max()) * 1.5))
     return float(low), float(max(high, low * 100))

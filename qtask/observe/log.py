@@ -1,6 +1,6 @@
-"""Structured logs: one line an event, for people on a terminal and as JSON elsewhere.
+"""Structured logs: one line per event, for people on a terminal and as JSON elsewhere.
 
-Code logs an event by a short name and gives its particulars as `extra`:
+Code logs an event with a short name, and its fields as `extra`:
 `logger.info("listening", extra={"port": 5123})`.
 """
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("qtask")
 
 
 def setup(config: Config, process: str) -> None:
-    """Sets up logging for this process, onto standard error; an error that nobody caught becomes an event, too.
+    """Sets up logging of this process to standard error. An uncaught error is logged as an event as well.
 
     Args:
         config: `log_level` and `log_format`.
@@ -42,9 +42,9 @@ def setup(config: Config, process: str) -> None:
     Raises `ConfigError` for a level or format that does not exist.
     """
     if config.log_level.lower() not in LEVELS:
-        raise ConfigError(f"log_level is {_either(LEVELS)}, got {config.log_level!r}")
+        raise ConfigError(f"log_level must be {_either(LEVELS)}, got {config.log_level!r}")
     if config.log_format not in FORMATS:
-        raise ConfigError(f"log_format is {_either(FORMATS)}, got {config.log_format!r}")
+        raise ConfigError(f"log_format must be {_either(FORMATS)}, got {config.log_format!r}")
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
     handler = _handler(config, process)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
@@ -55,9 +55,9 @@ def setup(config: Config, process: str) -> None:
 
 
 def setup_beside(config: Config, process: str) -> None:
-    """Sets up QTask's events in a process whose own logging is another program's, such as a stock `rq worker`.
+    """Sets up QTask's events in a process that belongs to another program, such as a stock `rq worker`.
 
-    Where that program logs QTask's events already, nothing is changed.
+    If that program already logs QTask's events, nothing is changed.
     """
     level = logging.getLevelNamesMapping().get(config.log_level.upper(), logging.INFO)
     if not logger.handlers and not logging.getLogger().handlers:
@@ -89,11 +89,11 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Cleaner:
-    """Takes credentials out of what is logged, whoever words it: redis-py, libcurl, the trace of a crash.
+    """Removes credentials from everything that is logged, including messages of redis-py and libcurl, and tracebacks.
 
     Args:
-        mask: for links.
-        secrets: of the address of Redis.
+        mask: masks links.
+        secrets: the secrets in the address of Redis.
     """
 
     def __init__(self, mask: Mask, secrets: list[str]) -> None:
@@ -105,10 +105,10 @@ class _Cleaner:
 
     def event(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        return message if message.isidentifier() else self.text(message)  # the names of events are QTask's own
+        return message if message.isidentifier() else self.text(message)  # names of events are constants of QTask
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        """The particulars of an event; what is no number and no list becomes text."""
+        """The fields of an event; values that are neither numbers nor lists become text."""
         return {key: self._value(value) for key, value in _fields(record).items()}
 
     def _value(self, value: Any) -> Any:
@@ -158,7 +158,7 @@ class _Human(logging.Formatter):
 
 
 def _particulars(fields: dict[str, Any]) -> list[str]:
-    """`key=value`; what would break the line or hide in it (spaces, line breaks, control characters) is quoted."""
+    """`key=value`; values with spaces, line breaks or control characters are quoted."""
     pairs = []
     for key, value in fields.items():
         text = str(value)

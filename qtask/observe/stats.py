@@ -1,8 +1,8 @@
-"""Timing statistics in Redis sorted sets: one member an outcome, by the end of its delivery.
+"""Timing statistics in Redis sorted sets: one member per outcome, by the end of its delivery.
 
-A member is `id:attempt:status:lateness:duration` (seconds, six decimals); its status is `delivered`, or the kind of
-the error; its lateness is empty for the deliveries after a task's first. Sorted sets are bounded in number and age;
-exact totals stand in a hash beside them.
+A member is `id:attempt:status:lateness:duration` (in seconds; lateness has six decimals, duration nine). The status is
+`delivered` or the kind of the error. The lateness is empty for retries. The sorted sets are bounded in number and age;
+a hash has the exact totals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qtask.destinations.registry import built_in
 from qtask.model.outcome import Outcome
 from qtask.store import statistics
 
-UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is no task
+UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is not a task
 
 
 def status_of(outcome: Outcome) -> str:
@@ -41,9 +41,9 @@ class Samples:
     """Outcomes of one kind, oldest first, as columns of equal length.
 
     Attributes:
-        kind: of the address.
+        kind: `address.type`.
         ended: Unix seconds.
-        lateness, duration: seconds; lateness is NaN for the deliveries after a task's first.
+        lateness, duration: seconds; lateness is NaN for retries.
         status: `delivered` or the kind of the error.
     """
 
@@ -58,18 +58,18 @@ class Samples:
 
 
 def read(redis: Redis, kinds: Sequence[str] | None = None, newest: int | None = None) -> list[Samples]:
-    """Reads the outcomes that are kept, per kind; with `newest` only so many of each.
+    """Reads the outcomes that are kept, by kind.
 
     Args:
-        redis: where they are.
+        redis: a client.
         kinds: by default those that come with QTask, and all others that have totals.
-        newest: outcomes of each kind.
+        newest: most outcomes of each kind, the newest ones; None for all.
     """
     return [_read_kind(redis, kind, newest) for kind in (_kinds(_totals(redis)) if kinds is None else kinds)]
 
 
 def _kinds(totals: Mapping[str, object]) -> list[str]:
-    """All kinds: those of QTask in their order, then those of installed packages, and what was no task at last."""
+    """All kinds: those of QTask in their order, then those of installed packages, and `UNKNOWN` at the end."""
     own = [*built_in()]
     return [*own, *sorted(totals.keys() - {*own, UNKNOWN}), UNKNOWN]
 
@@ -90,7 +90,7 @@ def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
         try:
             lateness, duration = float(parts[2] or "nan"), float(parts[3])
         except (IndexError, ValueError):
-            continue  # somebody else's member must not hide ours
+            continue  # a member from another program must not hide ours
         samples.ended.append(ended)
         samples.lateness.append(lateness)
         samples.duration.append(duration)
@@ -110,7 +110,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class KindSummary:
-    """What is known of one kind: totals by status since ever, and the spread over the outcomes that are kept."""
+    """Statistics of one kind: totals by status of all outcomes so far, and the spread of those that are kept."""
 
     kind: str
     totals: dict[str, int]
@@ -132,7 +132,7 @@ def summary(redis: Redis) -> list[KindSummary]:
 
 
 def spread(figures: Sequence[float]) -> Spread | None:
-    """Percentiles by the nearest rank; None for no figures."""
+    """Percentiles by nearest rank; None without figures."""
     if not figures:
         return None
     ranked = sorted(figures)

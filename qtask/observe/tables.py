@@ -1,4 +1,4 @@
-"""Tables for people, and JSON for programs, of what the commands have to say."""
+"""Output of the commands: tables for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_FILE_WIDTH = 200  # characters; a terminal has a width of its own
+_FILE_WIDTH = 200  # characters; a terminal has its own width
 _NARROW = 110  # a terminal with fewer columns has no column for the type
 _ID_WIDTH = 12  # of an id that QTask makes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -42,7 +42,7 @@ def print_tasks(records: Sequence[TaskRecord], counts: dict[State, int]) -> None
             link, title = plain(record.link[:60]), plain(record.title[:40])
             if not narrow:
                 where = [record.kind, link]
-            elif record.kind == "http":  # its link says so
+            elif record.kind == "http":  # its link shows the type
                 where = [link]
             else:
                 where = [f"{record.kind} {link}"]
@@ -104,7 +104,7 @@ def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
 
 
 def print_audit(audit: Audit) -> None:
-    """Prints the equation that an audit checks, and what does not fit."""
+    """Prints the equation that an audit checks, and the faults."""
     table = _table("", "")
     table.show_header = False
     table.columns[1].justify = "right"
@@ -150,14 +150,14 @@ def outcome_words(outcome: Outcome) -> str:
 
 
 def outcome_answer(outcome: Outcome) -> str:
-    """What the receiver answered and what was lost of it, or else why the delivery failed."""
+    """The receiver's answer and what was wrong with it, or why the delivery failed."""
     if outcome.status == "delivered" and outcome.answer and outcome.message:
         return f"{outcome.answer} ({outcome.message})"
     return outcome.answer or outcome.message
 
 
 def plain(text: str) -> str:
-    """Text from elsewhere on one line: control characters, which could command a terminal, are shown as escapes."""
+    """Foreign text on one line: control characters, which could control a terminal, are shown as escapes."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
@@ -168,8 +168,8 @@ def _spread(spread: Spread | None) -> list[str]:
 
 
 def _table(*columns: str, whole: Collection[str] = ()) -> Table:
-    """A table whose cells go over several lines where there is no room, but for those of the columns in `whole`."""
-    from rich.table import Table  # clients do without it
+    """A table whose cells are wrapped if there is no room, except in the columns in `whole`."""
+    from rich.table import Table  # not installed with the client alone
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:

@@ -1,4 +1,4 @@
-"""h11: bytes that were received and not yet parsed."""
+"""h11: received bytes that are not yet parsed."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import h11
 
 
 def skip_received(connection: h11.Connection, count: int) -> None:
-    """Throws away the first `count` bytes that a connection has received and not yet parsed."""
+    """Discards the first `count` bytes that a connection has received and not yet parsed."""
     connection._receive_buffer.maybe_extract_at_most(count)

@@ -11,7 +11,7 @@ from redis.connection import HiredisRespSerializer
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-# How a client of a sentinel looks in redis-py's errors: with all arguments of its connection, secrets too.
+# A sentinel's client in redis-py's errors: it has all arguments of its connection, secrets included.
 _CLIENT_REPR = re.compile(r"<redis\.(?:asyncio\.)?client\.Redis\(.*?\)>\)>\)> - ")
 
 
@@ -28,12 +28,12 @@ def transport_of(connection: Any) -> asyncio.Transport | None:
 
 
 def set_connection_base(client: Any, name: str, base: type) -> None:
-    """Has the pool of a client make connections of a class that also inherits from `base`.
+    """Makes the pool of a client create connections of a class that also inherits from `base`.
 
     Args:
         client: of `redis` or `redis.asyncio`; its pool has made no connection yet.
-        name: of the new class.
-        base: its methods come before those of redis-py. The pool calls `connect` before each use of a connection.
+        name: name of the new class.
+        base: its methods override those of redis-py. The pool calls `connect` before each use of a connection.
     """
     pool = client.connection_pool
     pool.connection_class = type(name, (base, pool.connection_class), {})
@@ -51,15 +51,15 @@ async def has_unread(connection: Any) -> bool:
 
 
 def without_client_repr(text: str) -> str:
-    """A text of an error without the client that it names, which shows the arguments of its connection."""
+    """The text of an error without the client in it, which would show the arguments of its connection."""
     return _CLIENT_REPR.sub("", text)
 
 
 def hangs_after_connecting(error: Exception) -> bool:
-    """Whether a timeout is that of a reply. One that happens while connecting says so only in its text."""
+    """Whether an error is a timeout of a reply. A timeout while connecting differs only in its text."""
     return isinstance(error, RedisTimeoutError | TimeoutError) and "connecting" not in str(error)
 
 
 def is_no_redis(error: Exception) -> bool:
-    """Whether what answered does not speak Redis's protocol."""
+    """Whether the other side does not speak Redis's protocol."""
     return isinstance(error, InvalidResponse) or "Protocol Error" in str(error)

@@ -1,4 +1,4 @@
-"""RQ: the base of its workers, and what they write into Redis."""
+"""RQ: the base class of its workers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ COMMANDS_RETRY_SECONDS = 2.0  # between two attempts to listen for commands
 
 
 class RegisteredWorker(BaseWorker):
-    """A worker that RQ's tools see, and that keeps listening for their commands, whatever happens to Redis."""
+    """A worker that RQ's tools see, and that goes on listening for their commands after any error of Redis."""
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Has the thread that listens for RQ's commands go on after an error.
+        """Lets the thread that listens for RQ's commands go on after an error.
 
-        RQ's own method gives up at a timeout. And an error may be the answer to the subscription: connecting anew
-        repeats it.
+        RQ's own method gives up at a timeout. The error may also be the reply to the subscription, which is sent again
+        after reconnecting.
         """
         if not isinstance(exc, RedisError | OSError):
             raise exc

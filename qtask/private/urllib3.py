@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+from abc import ABC, abstractmethod
 from typing import Any
 
 import urllib3
@@ -11,15 +12,15 @@ from urllib3.connection import HTTPConnection
 
 
 def allow_header_fields(count: int) -> None:
-    """Sets how many header fields an answer may have, for all of http.client; by default there are 100."""
+    """Sets how many header fields a response may have, for all of http.client; the default is 100."""
     http.client._MAXHEADERS = count  # type: ignore[attr-defined]
 
 
 class Response(http.client.HTTPResponse):
-    """An answer whose subclass may look at the status line before the headers are read."""
+    """A response whose subclass may look at the status line before the headers are read."""
 
     def read_status(self) -> tuple[str, int, str]:
-        """Reads a status line: version, status, reason. May be called again for the answer after an interim one."""
+        """Reads a status line: version, status, reason. May be called again for the response after an interim one."""
         version, status, reason = super()._read_status()  # type: ignore[misc]  # typeshed hides it
         return version, status, reason
 
@@ -27,18 +28,18 @@ class Response(http.client.HTTPResponse):
         return self.read_status()
 
 
-class Connection(HTTPConnection):
-    """A connection whose subclass makes the socket."""
+class Connection(HTTPConnection, ABC):
+    """A connection whose socket is made by a subclass."""
 
     response_class = Response
 
+    @abstractmethod
     def open_socket(self) -> socket.socket:
         """A connected socket. Raises `OSError`."""
-        raise NotImplementedError
 
     @property
     def name_to_resolve(self) -> str:
-        """The host, as it is looked up: a dot at its end stays."""
+        """The host as it is resolved, with a trailing dot if it has one."""
         return self._dns_host
 
     def _new_conn(self) -> socket.socket:
@@ -53,13 +54,13 @@ class Connection(HTTPConnection):
 
 
 def cause_of(error: Exception) -> Any:
-    """What urllib3 says of an error of requests; it lies in the `reason` of the first argument."""
+    """The urllib3 error behind an error of requests: the `reason` of its first argument."""
     first: Any = error.args[0] if error.args else error
     return getattr(first, "reason", first)
 
 
 def was_not_sent(cause: Any) -> bool:
-    """Whether nothing of a request was sent, by what `cause_of` returned."""
+    """Whether no part of a request was sent, judging by the cause that `cause_of` returned."""
     return isinstance(
         cause,
         urllib3.exceptions.NewConnectionError  # also when the host name is not resolved

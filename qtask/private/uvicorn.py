@@ -1,4 +1,4 @@
-"""uvicorn: serving on sockets that are bound already, and the state of one HTTP/1.1 connection."""
+"""uvicorn: serving on sockets that are already bound, and the state of one HTTP/1.1 connection."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 async def serve(server: uvicorn.Server, listeners: list[socket.socket]) -> None:
-    """Serves until `server.should_exit` is set. The public `serve` would install handlers for signals, too."""
+    """Serves until `server.should_exit` is set. The public `serve` would install signal handlers as well."""
     await server._serve(listeners)
 
 
 class HttpConnection(H11Protocol):
-    """uvicorn's side of one connection. Subclasses may rely on the attributes and methods that are named here.
+    """uvicorn's side of one connection. Subclasses may rely on the attributes and methods that are listed here.
 
     Attributes:
         conn: the state machine of h11, which may be replaced before the connection is made.
@@ -25,12 +25,12 @@ class HttpConnection(H11Protocol):
 
     @property
     def owes_an_answer(self) -> bool:
-        """Whether a whole request has come and its answer was not sent completely."""
+        """Whether a complete request was received whose response has not been sent completely."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     @property
     def answer_has_begun(self) -> bool:
-        """Whether a part of the answer to the last request was sent."""
+        """Whether a part of the response to the last request has been sent."""
         return self.cycle is not None and self.cycle.response_started
 
     def _unsupported_upgrade_warning(self) -> None:

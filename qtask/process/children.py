@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, however that ends."""
+"""Child processes that never outlive their parent, however the parent ends."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def start(
     shielded: bool = False,
     umask: int = -1,
 ) -> subprocess.Popen[bytes]:
-    """Starts a process in a session of its own, so that signals of the terminal reach only the parent.
+    """Starts a process in its own session, so that signals of the terminal reach only the parent.
 
     When the parent dies, the kernel sends the child SIGTERM.
 
     Args:
         command: program and arguments.
-        environment: set on top of our own.
-        output: where its output and errors go; None shares ours.
+        environment: variables to add to ours.
+        output: target of its output and errors; None shares ours.
         keep_open: descriptors that the child inherits.
-        shielded: for a child that only the parent may end. It does not get the signals that ask a process to stop, even
-            when they are sent to all processes of a service or session, as systemd does. When the parent dies, the
-            kernel sends it SIGKILL.
+        shielded: for a child that only the parent may end. It blocks the signals that ask a process to stop, even if
+            they are sent to all processes of a service or session, as systemd does. When the parent dies, the kernel
+            sends it SIGKILL.
         umask: of the child; -1 keeps ours.
     """
     parent = os.getpid()
@@ -59,14 +59,14 @@ def start(
 
 
 def stop(child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Asks a child to end and waits; after `seconds` it is killed."""
+    """Asks a child to end and waits; kills it after `seconds`."""
     if child.poll() is None:
         child.terminate()
     wait(child, seconds)
 
 
 def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Waits until a child has ended; after `seconds` it is killed."""
+    """Waits until a child has ended; kills it after `seconds`."""
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -90,7 +90,7 @@ class Backoff:
     Args:
         first: seconds of the first pause.
         longest: seconds of the longest.
-        steady: a process that has run for so many seconds begins with the first pause again.
+        steady: after a run of this many seconds, the pauses begin with the first again.
     """
 
     def __init__(self, first: float = 0.2, longest: float = 10.0, steady: float = 30.0) -> None:

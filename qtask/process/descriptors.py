@@ -1,4 +1,4 @@
-"""Room for open files: a shell allows a process 1,024, a connection is one, and thousands are meant."""
+"""Raises the limit of open files, which is 1,024 in a shell, to allow thousands of connections."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Literal
 
 from qtask.config import Config
 
-OWN_DESCRIPTORS = 48  # of an idle process: its logs, Redis, epolls, look-ups of names, files that libraries open
+OWN_DESCRIPTORS = 48  # of an idle process: logs, Redis, epolls, DNS queries, files opened by libraries
 
 logger = logging.getLogger("qtask")
 
 
 def allow_all() -> int:
-    """Raises the number of descriptors to what the system allows this process without asking, and returns it."""
+    """Raises the limit of descriptors to the hard limit of this process, and returns it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return sys.maxsize if most == resource.RLIM_INFINITY else most
 
 
 def fit(config: Config, setting: Literal["concurrency", "max_connections"]) -> Config:
-    """Calls `allow_all`, and returns the settings, with the given one reduced where it would need more than that.
+    """Calls `allow_all`, and returns the settings, with the given one reduced if it needs more descriptors than that.
 
-    Each of its units may use two descriptors: a delivery in flight and a kept connection, or a connection of the
+    Each unit of the setting may use two descriptors: a delivery in flight and a kept connection, or a connection of the
     gateway's socket and one of its HTTP.
     """
     most = allow_all()

@@ -1,8 +1,8 @@
-"""Signs of life of the processes of this host or container, for `qtask health`: one small file a process.
+"""Heartbeat files of the processes of this host or container, for `qtask health`: one small file per process.
 
-A process keeps its file locked while it lives. It writes into it when it gave its last sign of life, by the system's
-monotonic clock, and for how long that holds. So `health` can tell a process that was killed from one that hangs without
-asking Redis, and each container sees its own processes only.
+A process keeps its file locked while it lives. The file holds the time of the last heartbeat, by the system's monotonic
+clock, and for how long it is valid. So `health` can tell a process that was killed from one that hangs without asking
+Redis, and each container sees only its own processes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pathlib import Path
 from qtask.config import Config
 from qtask.model.redis_address import without_password
 
-BEAT_SECONDS = 1.0  # how often a process gives a sign of life
-ALIVE_SECONDS = 10.0  # without one for so long, a process counts as hung
-BLOCKING_ALIVE_SECONDS = 15.0  # the same for one that may be waiting for Redis, which it does for up to 10 s
+BEAT_SECONDS = 1.0  # between two heartbeats
+ALIVE_SECONDS = 10.0  # without a heartbeat after which a process counts as hung
+BLOCKING_ALIVE_SECONDS = 15.0  # the same for a process that may wait for Redis, for up to 10 s
 
 logger = logging.getLogger("qtask.heartbeat")
 
 
 class Heartbeat:
-    """The signs of life of one process.
+    """The heartbeat of one process.
 
     Args:
-        process: what it is: `scheduler` or `worker`.
-        config: whose Redis and queue say which installation it belongs to.
-        role: how `health` calls it.
-        wait: seconds between two calls of `beat` after which it counts as hung.
+        process: `scheduler` or `worker`.
+        config: its Redis and queue identify the installation.
+        role: name of the process in the output of `health`.
+        wait: seconds without a call of `beat` after which it counts as hung.
     """
 
     def __init__(self, process: str, config: Config, role: str = "", wait: float = ALIVE_SECONDS) -> None:
@@ -47,10 +47,10 @@ class Heartbeat:
         self._beat_at = 0.0
 
     def beat(self, trouble: str = "") -> None:
-        """Says that this process is alive; writes once a second at most.
+        """Records that this process is alive; writes at most once a second.
 
         Args:
-            trouble: what is wrong all the same; `health` then repeats it.
+            trouble: a problem of the process, which `health` reports.
         """
         now = time.monotonic()
         if now - self._beat_at < BEAT_SECONDS * 0.9:
@@ -58,7 +58,7 @@ class Heartbeat:
         self._beat_at = now
         text = f"{now:.3f} {self._wait:g}\n{self._role}\n{trouble}\n"
         try:
-            if self._file < 0 or not os.fstat(self._file).st_nlink:  # a cleaner of temporary files may have removed it
+            if self._file < 0 or not os.fstat(self._file).st_nlink:  # a clean-up of temporary files may have removed it
                 self._open()
             os.pwrite(self._file, text.encode(), 0)
             os.ftruncate(self._file, len(text.encode()))
@@ -89,11 +89,11 @@ class Heartbeat:
 
 
 def troubles(process: str, redis_url: str, queue: str) -> tuple[int, list[str]]:
-    """How many processes of a kind live on this host (or in this container), and what is wrong with those that are ill.
+    """How many processes of a kind live on this host (or in this container), and the problems that they have.
 
     Args:
         process: `scheduler` or `worker`.
-        redis_url, queue: of the installation.
+        redis_url, queue: these identify the installation.
     """
     found = 0
     wrong = []
@@ -108,14 +108,14 @@ def troubles(process: str, redis_url: str, queue: str) -> tuple[int, list[str]]:
             pid = path.name.rpartition("-")[2]
             silent = time.monotonic() - float(beat_at or 0)
             if silent > float(wait or 0):
-                wrong.append(f"the {role} with process id {pid} hangs: no sign of life for {silent:.0f} s")
+                wrong.append(f"the {role} with process id {pid} hangs: no heartbeat for {silent:.0f} s")
             elif trouble:
                 wrong.append(f"the {role} with process id {pid}: {trouble}")
     return found, wrong
 
 
 def _read_living(path: Path) -> str | None:
-    """What a process wrote; None when it has died, and then the file is removed."""
+    """The content of a heartbeat file; None if its process has died, and then the file is removed."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -133,7 +133,7 @@ def _read_living(path: Path) -> str | None:
 
 
 def _prefix(process: str, redis_url: str, queue: str) -> str:
-    """The head of the names of all files of one kind of process; the processes of other containers have another one."""
+    """The prefix of the file names of one kind of process. Other containers have other prefixes."""
     try:
         container = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:  # not Linux
@@ -143,13 +143,13 @@ def _prefix(process: str, redis_url: str, queue: str) -> str:
 
 
 def _folders() -> Iterator[Path]:
-    """Where files may be: in memory, else with the temporary files. Both can be written in most containers."""
+    """The possible folders: in memory, or among the temporary files. Most containers can write to both."""
     for place in dict.fromkeys(("/dev/shm", tempfile.gettempdir())):  # noqa: S108  # a private folder is made in it
         yield Path(place) / f"qtask-{os.geteuid()}"
 
 
 def _private_folder() -> Path:
-    """The first of these folders that is ours alone; made when it does not exist. Raises OSError."""
+    """The first of these folders that is private to this user; created if it does not exist. Raises OSError."""
     failed = OSError("there is no folder for temporary files")
     for folder in _folders():
         try:

@@ -1,24 +1,24 @@
-"""The signals that ask a process to stop; every process of QTask takes them in the same way."""
+"""The signals that ask a process to stop. All processes of QTask handle them in the same way."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
 
-# A second one of these does not wait for what is in flight.
+# With a second one of these, the process does not wait for what is in flight.
 INSISTING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# These ask to stop as well and never hurry, however often they come: a terminal that closes sends SIGHUP twice (the
-# kernel does, and the shell), and systemd sends SIGTERM followed by SIGHUP. The default of SIGUSR1 and SIGUSR2 is to
-# kill a process, so an orderly stop is the better answer to one that came by mistake.
+# These ask a process to stop as well, but never at once, however often they are sent: a closing terminal sends SIGHUP
+# twice (from the kernel and from the shell), and systemd sends SIGTERM followed by SIGHUP. By default, SIGUSR1 and
+# SIGUSR2 kill a process, so it is better to stop in good order if one is sent by mistake.
 ASKING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# By these a supervisor stops its children. When the children got a signal of their own at the same time, as from
-# systemd, which signals every process of a service, the supervisor's must not count as the second one.
+# With these a supervisor stops its children. If they get a signal of their own at the same time (systemd signals every
+# process of a service), the supervisor's must not count as the second one.
 FROM_SUPERVISOR = signal.SIGUSR1
 FROM_SUPERVISOR_AT_ONCE = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """What a process was asked to do by signals.
+    """What signals have asked a process to do.
 
     Attributes:
         asked: whether it was asked to stop.
@@ -31,7 +31,7 @@ class StopSignals:
         self._insisting = 0
 
     def listen(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """Takes the signals from now on; `on_change` runs in the signal handler when `asked` or `insisted` changed."""
+        """Installs the handlers; `on_change` is called in the signal handler when `asked` or `insisted` changes."""
 
         def on_signal(number: int, frame: object) -> None:
             if self.note(number):
@@ -41,7 +41,7 @@ class StopSignals:
             signal.signal(number, on_signal)
 
     def note(self, number: int) -> bool:
-        """Counts a signal; returns whether that changed `asked` or `insisted`."""
+        """Counts a signal; returns whether `asked` or `insisted` changed."""
         before = (self.asked, self.insisted)
         self._insisting += number in INSISTING
         self.asked = True
@@ -50,6 +50,6 @@ class StopSignals:
 
 
 def signals_to_take() -> list[signal.Signals]:
-    """The signals above, without SIGHUP when this process was started to ignore it, as by `nohup`."""
+    """The signals above, without SIGHUP if this process was started with SIGHUP ignored, as `nohup` does."""
     taken = (*INSISTING, *ASKING)
     return [one for one in taken if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]

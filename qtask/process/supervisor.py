@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from qtask.process import children
 from qtask.process.stopping import FROM_SUPERVISOR, FROM_SUPERVISOR_AT_ONCE, StopSignals
 
-STOP_SECONDS = 12.0  # longer than the grace that gateway and worker give themselves
-STOP_AT_ONCE_SECONDS = 3.0  # for a worker that is asked a second time: it puts back what is in flight
+STOP_SECONDS = 12.0  # longer than the time in which gateway and worker finish their work
+STOP_AT_ONCE_SECONDS = 3.0  # for a worker that is asked a second time, to give back what is in flight
 LOOK_SECONDS = 0.1
 
 logger = logging.getLogger("qtask.supervisor")
@@ -35,12 +35,12 @@ class Member:
         self._start_at = 0.0
 
     def start(self) -> None:
-        """Starts it."""
+        """Starts the process."""
         self._child = children.start([sys.executable, "-m", "qtask", self.name], self._environment)
         self._started = time.monotonic()
 
     def look(self) -> None:
-        """Starts it again, after a pause, when it has died."""
+        """Starts the process again, after a pause, if it has died."""
         now = time.monotonic()
         if self._child is not None and self._child.poll() is not None:
             pause = self._backoff.pause(now - self._started)
@@ -56,7 +56,7 @@ class Member:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended; None while it runs."""
+        """Its exit code; None while it runs."""
         return self._child.poll() if self._child is not None else None
 
     @property
@@ -65,13 +65,13 @@ class Member:
         return self._child is not None and self._child.poll() is None
 
     def ask_to_end(self, at_once: bool = False) -> None:
-        """Asks it to end; `at_once` without waiting for what it has in flight."""
+        """Asks the process to end; with `at_once` it does not wait for what it has in flight."""
         if self._child is not None and self._child.poll() is None:
             for number in FROM_SUPERVISOR_AT_ONCE if at_once else (FROM_SUPERVISOR,):
                 self._child.send_signal(number)
 
     def end(self) -> None:
-        """Makes sure that it has ended."""
+        """Kills the process if it still runs."""
         if self._child is not None:
             if self._child.poll() is None:
                 logger.warning("process_killed", extra={"child": self.name})
@@ -93,16 +93,16 @@ class Supervisor:
         self.signals = StopSignals()
 
     def listen(self) -> None:
-        """Takes the signals that ask a process to stop."""
+        """Installs handlers of the signals that ask a process to stop."""
         self.signals.listen()
 
     def start(self) -> None:
-        """Starts all of them."""
+        """Starts all processes."""
         for member in self.members:
             member.start()
 
     def keep(self, look_too: Callable[[], None] = lambda: None) -> None:
-        """Keeps them running until asked to end; calls `look_too` each time before it looks at them."""
+        """Keeps the processes running until asked to stop; calls `look_too` before each check."""
         while not self.signals.asked:
             time.sleep(LOOK_SECONDS)
             look_too()
@@ -110,7 +110,7 @@ class Supervisor:
                 member.look()
 
     def stop(self) -> None:
-        """Asks all to end at the same time, and waits, less long when a second signal comes. The rest is killed."""
+        """Asks all processes to end at once, waits (for less time after a second signal), and kills the rest."""
         self._ask_to_end(STOP_SECONDS, at_once=False)
         if self.signals.insisted:
             self._ask_to_end(STOP_AT_ONCE_SECONDS, at_once=True)

@@ -1,4 +1,4 @@
-"""The folder of the embedded Redis: who may read it, which server wrote it, and which server may open it."""
+"""The data folder of the embedded Redis: its permissions, and which servers wrote it and can open it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VERSION_FILE = "redis.version"  # product and version of the last server that op
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 
-_LOG_BYTES = 1_048_576  # beyond it the log of the last runs is set aside at the next start
+_LOG_BYTES = 1_048_576  # a longer log is renamed at the next start
 _HEADER_BYTES = 512
 _AUX = 0xFA  # marks a named field at the head of an RDB file
 _VERSION_FIELDS = {b"valkey-ver": "Valkey", b"redis-ver": "Redis"}
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a small file that only this user can read, at once or not at all. Raises OSError."""
+    """Writes a small file that only this user can read, atomically. Raises OSError."""
     fresh = path.with_name(path.name + ".new")
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE), "w") as file:
@@ -36,20 +36,20 @@ def write_private(path: Path, text: str) -> None:
 
 
 class Opened(NamedTuple):
-    """Paths that other users had rights to: those that are private now, and those that could not be made private."""
+    """Paths that other users had rights to: those that are now private, and those that could not be made private."""
 
     closed: list[str]
     left: list[str]
 
 
 def make_private(folder: Path, leave: Path) -> Opened:
-    """Takes everybody else's rights from a folder and all that is in it.
+    """Removes the rights of other users to a folder and everything in it.
 
     Args:
-        folder: made when it does not exist.
-        leave: a folder in it that is left alone, since other users may have been let in on purpose.
+        folder: created if it does not exist.
+        leave: a folder in it that is not changed, because other users may have access on purpose.
 
-    Raises `QTaskError` when others can change something in it and this user cannot prevent that, and OSError.
+    Raises `QTaskError` if others can change something in it and this user cannot prevent that, and OSError.
     """
     folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     opened = Opened([], [])
@@ -61,7 +61,7 @@ def make_private(folder: Path, leave: Path) -> Opened:
             path.chmod(stat.S_IMODE(state.st_mode) & PRIVATE_FOLDER)
         mode = path.lstat().st_mode  # not every file system keeps permissions
         if mode & 0o002:
-            raise QTaskError(f"any user of this host can change {path}: run `chmod go-rwx {path}` as its owner")
+            raise QTaskError(f"any user of this host can change {path}; run `chmod go-rwx {path}` as its owner")
         (opened.left if mode & 0o077 else opened.closed).append(str(path))
     return opened
 
@@ -74,9 +74,9 @@ def _inside(folder: Path, leave: Path) -> Iterator[Path]:
 
 
 def tidy(folder: Path, log: Path) -> None:
-    """Removes what a killed server left half written, and sets a long log aside. The server must not be running.
+    """Removes unfinished files of a killed server, and renames a long log. The server must not be running.
 
-    A rewrite of the append-only file that was interrupted leaves its copy, which can be as large as the data.
+    An interrupted rewrite of the append-only file leaves a copy that can be as large as the data.
     """
     for pattern in ("temp-*", "appendonlydir/temp-*"):
         for path in folder.glob(pattern):
@@ -87,11 +87,11 @@ def tidy(folder: Path, log: Path) -> None:
 
 
 def require_readable(folder: Path, servers: list[Version]) -> None:
-    """Raises `QTaskError` when a folder holds data that no server could open, or of which a server would see nothing.
+    """Raises `QTaskError` if a folder has data that no server can open, or that a server would not find.
 
     Args:
         folder: the data folder.
-        servers: versions of the servers at hand, for the message.
+        servers: versions of the available servers.
     """
     single = folder / "appendonly.aof"
     if (folder / "appendonlydir").is_dir():
@@ -116,14 +116,14 @@ def require_readable(folder: Path, servers: list[Version]) -> None:
 
 
 def readable(folder: Path, server: Version) -> bool:
-    """Whether a server would find all the data that is in a folder."""
+    """Whether a server would find all data in a folder."""
     if (folder / "appendonlydir").is_dir() and server.number < (7,):
         return False  # it would look for appendonly.aof, find nothing, and start empty
     return all(server.reads(writer) for writer in writers(folder))
 
 
 def writers(folder: Path) -> list[Version]:
-    """The versions that wrote the data in a folder: as recorded by QTask, and as the files themselves say."""
+    """The versions that wrote the data in a folder, as recorded by QTask and in the files themselves."""
     found = [_recorded(folder), *(_header_version(path) for path in _base_files(folder))]
     return list(dict.fromkeys(version for version in found if version is not None))
 
@@ -143,7 +143,7 @@ def _base_files(folder: Path) -> list[Path]:
 def _header_version(path: Path) -> Version | None:
     """The version in the header of an RDB file (or of an append-only file that begins with one).
 
-    The header is `REDIS` or `VALKEY` and a format number, followed by named fields, among them the server's version.
+    The header is `REDIS` or `VALKEY` and a format number, followed by named fields such as the server's version.
     """
     try:
         with path.open("rb") as file:
@@ -162,7 +162,7 @@ def _header_version(path: Path) -> Version | None:
 
 
 def _short_string(head: bytes, place: int) -> tuple[bytes, int]:
-    """A string of RDB that begins at a place, and the place behind it; empty for an integer, which is not needed."""
+    """The RDB string at an offset, and the offset after it; empty for an integer, which is not needed."""
     kind, size = head[place] >> 6, head[place] & 0x3F
     if kind == 0:
         return head[place + 1 : place + 1 + size], place + 1 + size

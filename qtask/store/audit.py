@@ -1,8 +1,8 @@
 """The audit: counters that the scripts keep, against what Redis holds.
 
 Every accepted task waits, is queued, is in flight, was delivered, is dead, was cancelled, or was removed. The scripts
-count a task where it comes in and where it goes out, in the step that moves it (`qtask:ledger`); tasks in between are
-counted where they are. So the equation holds at any instant, also while everything runs.
+count a task when it enters and when it leaves, in the step that moves it (`qtask:ledger`); tasks in between are counted
+where they are. So the equation holds at any instant, even while tasks are being processed.
 
 Jobs that other programs put into Redis by RQ or rq-scheduler were never accepted by QTask. No counter knows them; those
 that are in our queues, or in the schedule, are found by their data and left out.
@@ -26,13 +26,13 @@ from qtask.store import keys
 from qtask.store.job import is_foreign
 from qtask.store.ledger import Figures, read_figures
 
-PAGE = 500  # members a command; a larger page would make others wait for Redis
-OVERLAP = 100  # of two pages of a list, from which tasks may be taken out in between
-SETTLE_SECONDS = 0.2  # between two looks at what did not fit: a stock worker moves its jobs by several commands
+PAGE = 500  # members per command; a larger page would block Redis for others
+OVERLAP = 100  # ids that two pages of a list share, since tasks may be taken out in between
+SETTLE_SECONDS = 0.2  # between two looks at suspects: a stock worker moves its jobs with several commands
 LOOKS = 5
-EXAMPLES = 100  # ids of each kind of fault
+EXAMPLES = 100  # ids listed for each kind of fault
 
-# The places of a job that is not delivered yet, or dead; each is a bit.
+# The places of a job, one bit each.
 SCHEDULE, QUEUE, STARTED, DEAD, CANCELLED_BY_RQ, HISTORY = (1 << bit for bit in range(6))
 _NAMES = {
     SCHEDULE: "schedule",
@@ -47,19 +47,19 @@ _HAS_JOB = 1 << 6
 
 @dataclass(slots=True)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-        accepted: tasks, ever.
-        scheduled, queued, started, delivered, dead, cancelled, removed: what became of them; `removed` holds those
-            dead that were dropped because too many are dead.
+        accepted: tasks accepted so far.
+        scheduled, queued, started, delivered, dead, cancelled, removed: where these tasks are, or how they ended;
+            `removed` includes dead letters that were dropped because of `dead_retention_count`.
         deleted: tasks that another program deleted while they waited.
         written_off: tasks that were missing at an earlier audit, and written off there.
-        missing: accepted tasks that are nowhere; below zero when there are more tasks than were accepted.
-        expired, dropped, duplicates: of the dead and of the removed those that ended so; submissions that were answered
-            as duplicates.
+        missing: accepted tasks that are nowhere; negative if there are more tasks than were accepted.
+        expired, dropped: how many of the dead and of the removed tasks expired, and how many were dropped.
+        duplicates: submissions that were answered as duplicates.
         foreign: jobs of other programs among ours.
-        faults: a fault to the ids that have it, of each at most `EXAMPLES`.
+        faults: maps a fault to the ids that have it, at most `EXAMPLES` each.
     """
 
     accepted: int
@@ -81,15 +81,15 @@ class Audit:
 
     @property
     def balances(self) -> bool:
-        """Whether every accepted task is accounted for, and nothing is where it does not belong."""
+        """Whether every accepted task is accounted for, and none is in a wrong place."""
         return not self.missing and not self.faults
 
 
 def audit(redis: Redis) -> Audit:
-    """Compares the ledger with what Redis holds, and looks for what is out of place.
+    """Compares the ledger with the jobs in Redis, and finds jobs in wrong places.
 
-    It looks at every job once, by pages, so that Redis never does more for it than a millisecond's work at a time. For
-    a million tasks it takes about half a minute and 130 MB.
+    It reads every job once, in pages that take Redis about a millisecond each. For a million tasks it takes about half
+    a minute and 130 MB.
     """
     walk = _Walk(redis, read_figures(redis))
     suspects = walk.suspects
@@ -138,11 +138,11 @@ def _by_fault(suspects: dict[str, str]) -> dict[str, list[str]]:
 
 
 class _Walk:
-    """One look at every place and at every job.
+    """One pass over all places and all jobs.
 
     Attributes:
-        suspects: stored ids to what is wrong with them. Tasks that moved during the walk are among them.
-        foreign: stored ids of other programs' jobs to their places, without the history.
+        suspects: maps stored ids to their fault. Tasks that moved during the walk are among them.
+        foreign: maps stored ids of other programs' jobs to their places, without the history.
     """
 
     def __init__(self, redis: Redis, before: Figures) -> None:
@@ -159,9 +159,9 @@ class _Walk:
         self.suspects = self.look_again(self.suspects)
 
     def compare(self) -> tuple[Figures, int]:
-        """The figures of now, and how many tasks are missing: none if those before the walk or those of now fit.
+        """The current figures, and how many tasks are missing: none if these or the ones before the walk balance.
 
-        Where other programs' jobs come and go during the walk, their number is known only between two bounds.
+        If jobs of other programs come and go during the walk, only bounds of their number are known.
         """
         now = read_figures(self._redis)
         gaps = [figures.held - figures.owed for figures in (self._before, now)]
@@ -174,7 +174,7 @@ class _Walk:
         return Counter(place for places in self.foreign.values() for place in _NAMES if places & place)
 
     def look_again(self, suspects: Iterable[str]) -> dict[str, str]:
-        """Those of the suspects that did not move while this looked, and what is wrong with them."""
+        """The suspects that did not move during this look, mapped to their fault."""
         ids = list(suspects)
         if not ids:
             return {}
@@ -215,7 +215,7 @@ class _Walk:
                 yield from (one for one, data in zip(part, pipeline.execute(), strict=True) if is_foreign(data or b""))
 
     def _signatures(self, ids: list[str]) -> list[tuple[Any, ...]]:
-        """What changes when a task moves; first whether it has a job, and whether a stock worker will retry it."""
+        """Values that change when a task moves, beginning with: does it have a job, will a stock worker retry it."""
         found = []
         for start in range(0, len(ids), OVERLAP):
             part = ids[start : start + OVERLAP]
@@ -230,7 +230,7 @@ class _Walk:
         return found
 
     def _read_places(self, queues: Iterable[str], wanted: set[str] | None = None) -> dict[str, int]:
-        """Every id, or every one that is wanted, to the places in which it is."""
+        """Maps every id, or every wanted id, to its places."""
         places: dict[str, int] = {}
 
         def note(place: int, ids: Iterable[bytes]) -> None:
@@ -239,7 +239,7 @@ class _Walk:
                 if wanted is None or task_id in wanted:
                     places[task_id] = places.get(task_id, 0) | place
 
-        # In the direction in which tasks move, so that few of them slip by.
+        # Read in the direction in which tasks move, so that few of them are missed.
         note(SCHEDULE, self._members(keys.SCHEDULE))
         for queue in queues:
             note(QUEUE, self._list(keys.queue(queue)))
@@ -255,7 +255,7 @@ class _Walk:
             yield member
 
     def _list(self, key: str) -> Iterator[bytes]:
-        """From the end to the head, so that tasks which are taken from the head do not move the others."""
+        """Reads from the tail to the head, so that tasks taken from the head do not shift the others."""
         end = -1
         while True:
             page: list[Any] = self._redis.lrange(key, end - PAGE + 1, end)
@@ -282,7 +282,7 @@ def _are_several(found: int) -> bool:
 
 
 def _fault(found: int, has_job: bool, waits_for_stock: bool) -> str:
-    """What is wrong with an id in these places, in words; nothing for an empty text."""
+    """The fault of an id that is in these places, in words; empty if there is none."""
     if waits_for_stock and found == SCHEDULE | DEAD:
         found = SCHEDULE
     names = [name for place, name in _NAMES.items() if found & place]

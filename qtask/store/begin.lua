@@ -12,7 +12,7 @@
 --   ID             of the task
 --   OUTCOMES_KEEP  outcomes to keep in the history
 --
--- Returns (Begun) NOW in Unix seconds, ATTEMPT and DUE, the last two as in claim.lua.
+-- Returns (Begun) NOW in Unix seconds, and ATTEMPT and DUE as in claim.lua.
 local time = redis.call('TIME')
 local error, due = unpack(redis.call('HMGET', JOB, 'exc_info', 'due'))
 local has_history = error == ''

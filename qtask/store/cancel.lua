@@ -1,5 +1,5 @@
--- Removes a task that waits to be delivered, from the schedule or from its queue. One that is being delivered, or that
--- has ended, is left alone. An id that the client chose is free again.
+-- Removes a task that waits for delivery, from the schedule or from its queue. A task that is being delivered or has
+-- ended is not changed. The client may use its id again.
 -- Needs is_foreign.lua.
 --
 -- KEYS (CancelKeys in tasks.py)
@@ -9,8 +9,8 @@
 -- ARGV (TaskArguments)
 --   ID
 --
--- Returns the status of the task: 'scheduled' or 'queued' when it was removed; 'started', 'finished', 'failed' or
--- 'stopped' when it was left alone; '' when there is no such task.
+-- Returns the status of the task: 'scheduled' or 'queued' if it was removed; 'started', 'finished', 'failed' or
+-- 'stopped' if it was not changed; '' if there is no such task.
 local key = JOB_PREFIX .. ID
 local status, origin, data = unpack(redis.call('HMGET', key, 'status', 'origin', 'data'))
 if not data then

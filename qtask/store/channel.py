@@ -1,4 +1,4 @@
-"""One connection to Redis for a loop that never waits: commands go out now, replies are called back."""
+"""A connection to Redis for an event loop: it sends without waiting and passes replies to callbacks."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class _Sent(NamedTuple):
 class Channel:
     """Commands and scripts over one connection, replies in order.
 
-    redis-py makes the connection (address, password, TLS) and hiredis reads the replies; what this adds is not
-    to wait. The owner watches `descriptor` and calls `read` when it is readable.
+    redis-py makes the connection (address, password, TLS) and hiredis parses the replies; this class adds sending
+    without waiting. The owner watches `descriptor` and calls `read` when it is readable.
 
     Args:
-        redis: a client, whose pool the connection is made by.
+        redis: a client whose pool makes the connection.
     """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._connection: Any = None  # redis-py's connections have no types worth the name
+        self._connection: Any = None  # redis-py has no useful types for connections
         self._waiting: deque[_Sent] = deque()
         self.descriptor = -1
 
     def connect(self) -> None:
-        """Connects anew; commands that were under way are forgotten. Raises redis-py's errors."""
+        """Connects again; commands without a reply are dropped. Raises redis-py's errors."""
         self.close()
-        if self._connection is None:  # made once: a pool makes only so many in its life
+        if self._connection is None:  # made once, because a pool makes a limited number of them
             self._connection = self._redis.connection_pool.make_connection()
         self._connection.connect()
         self.descriptor = redis_py.socket_of(self._connection).fileno()
@@ -57,7 +57,7 @@ class Channel:
             self._connection.disconnect()
 
     def waited(self) -> float:
-        """Seconds for which the oldest reply is owed; 0 when none is."""
+        """Seconds since the oldest command without a reply was sent; 0 if there is none."""
         return monotonic() - self._waiting[0].since if self._waiting else 0.0
 
     def send(self, on_reply: OnReply, *command: Value) -> None:
@@ -67,7 +67,7 @@ class Channel:
         self._write(self._connection, command)
 
     def run(self, on_reply: OnReply, call: Call) -> None:
-        """Runs a script; where Redis has forgotten it, its text is sent without the caller noticing."""
+        """Runs a script; if Redis does not know it, its text is sent without the caller noticing."""
         assert self.descriptor >= 0
         script, keys, arguments = call
         rest: tuple[Value, ...] = (len(keys), *keys, *arguments)
@@ -76,15 +76,15 @@ class Channel:
         self._write(self._connection, ("EVALSHA", script.sha, *rest))
 
     def _write(self, connection: Any, command: tuple[Value, ...]) -> None:
-        # redis-py would first look at every argument in Python, which takes three times as long as packing them.
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # by its types, of one argument only
+        # redis-py would first check every argument in Python, which takes three times as long as packing them.
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its types allow one argument only
         connection.send_packed_command([packed], check_health=False)
 
     def read(self) -> None:
-        """Reads the replies that have come, to be called when the descriptor is readable. Raises when it broke."""
+        """Reads the replies that have arrived. Call it when the descriptor is readable. Raises redis-py's errors."""
         while True:
             self._read_one(self._connection)
-            if not self._waiting or not self._connection.can_read():  # the parser may hold more than the socket shows
+            if not self._waiting or not self._connection.can_read():  # the parser may hold more than the socket
                 return
 
     def _read_one(self, connection: Any) -> None:

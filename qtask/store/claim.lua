@@ -1,4 +1,4 @@
--- Claims tasks from a queue for one worker: each gets a lease in RQ's started registry.
+-- Claims tasks from a queue for one worker. Each task gets a lease in RQ's started registry.
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 -- Needs requeued.lua.
@@ -11,26 +11,26 @@
 --   SCHEDULE         sorted set
 -- ARGV (ClaimArguments)
 --   LIMIT            tasks to claim at most
---   BYTES_LIMIT      bytes of dicts; with so many no more are claimed
---   TOKEN            of the worker, the execution id of its claims
+--   BYTES_LIMIT      bytes of dicts after which no more tasks are claimed
+--   TOKEN            token of the worker, used as execution id of its claims
 --   QUEUE_NAME       name of the queue
 --   MARGIN_SECONDS   by which a lease is longer than the task's timeout
---   DEFAULT_TIMEOUT  seconds of timeout where the job has none
+--   DEFAULT_TIMEOUT  timeout in seconds of a job that has none
 --   OUTCOMES_KEEP    outcomes to keep in the history of a dead task that RQ's own tools put back into the queue
 --
 -- Returns (ClaimReply) NOW in Unix seconds, and four lists with an entry for each task:
 --   IDS
---   ATTEMPTS  number of this claim, from 1; negative for a task that was dead and is tried again, since its first
---             delivery was made before
---   DUES      Unix seconds, or '' where a stock rqscheduler released the task and did not write it down
+--   ATTEMPTS  number of this attempt, from 1; negative for a task that was dead and has been retried, because its first
+--             delivery was before that
+--   DUES      Unix seconds, or '' if a stock rqscheduler released the task, which does not store it
 --   DATA      of the job
-local call = redis.call -- a local is found faster, and this runs for every task
+local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local leases = {}
 local ids, attempts, dues, datas = {}, {}, {}, {}
 local count = 0
--- Ends of leases by the timeout, which is the same for most tasks; in whole seconds, which are cheap to write and read.
+-- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
 local room = tonumber(BYTES_LIMIT)
 local deleted = 0
@@ -43,7 +43,7 @@ for position, id in ipairs(popped) do
     break
   end
   local key = JOB_PREFIX .. id
-  -- A key of another type under such a name, from another program, must not cost the whole batch: it is passed over.
+  -- If another program has put a key of another type there, it is skipped and does not break the whole batch.
   local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info')
   if not job.err then
     local data, attempt, timeout, due, error = job[1], job[2], job[3], job[4], job[5]

@@ -1,4 +1,4 @@
-"""How QTask reaches Redis; the one place that makes clients."""
+"""Makes clients of Redis; no other module does."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from qtask.private import redis_py
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 BACKOFF_SECONDS = (0.05, 2.0)  # the first and the longest pause before a process connects again
-REPLY_TIMEOUT_SECONDS = 10.0  # for a process that would otherwise wait for ever for a Redis that hangs
-# A connection that was not used for so long is replaced before it is used: a firewall or NAT on the way may have
-# forgotten it, and tells neither side. The shortest limits in use are some minutes.
+REPLY_TIMEOUT_SECONDS = 10.0  # without it, a process would wait forever for a Redis that hangs
+# A connection that was idle for this long is replaced before it is used: a firewall or NAT may have dropped it without
+# telling either side. The shortest limits in use are a few minutes.
 IDLE_SECONDS = 60.0
-# One that does not answer at once is passed over: the next one knows as much.
+# A sentinel that does not answer quickly is skipped: the next one knows the same.
 _ASK_SENTINEL = {"socket_connect_timeout": 1.0, "socket_timeout": 1.0}
 
-# What an address may say, for another program that shares it, and QTask has its own way of: it reads replies as bytes.
+# Options that an address may have for other programs that share it. QTask overrides them: it reads replies as bytes.
 _REPLIES = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
 _OPTION = re.compile(r"'(\w{1,40})'")
 
@@ -47,14 +47,14 @@ _Read = TypeVar("_Read")
 
 
 def connect(url: str, timeout: float | None = None) -> Redis:
-    """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; nothing is sent yet.
+    """A client of the Redis at `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`; it does not connect yet.
 
     Args:
         url: the address; see `qtask.model.redis_address` for its forms.
-        timeout: seconds to wait for a reply; None waits for as long as it takes.
+        timeout: seconds to wait for a reply; None waits without limit.
 
-    It never repeats a command by itself: a script whose reply was lost may have run, and only the caller knows
-    whether running it again is harmless. Raises `ConfigError` for an address of another form.
+    The client never repeats a command: a script whose reply was lost may have run, and only the caller knows whether
+    it is safe to run it again. Raises `ConfigError` for an invalid address.
     """
     redis = _client(url, timeout, Redis, Sentinel, Retry)
     redis_py.set_connection_base(redis, "Connection", _Connection)
@@ -69,7 +69,7 @@ def connect_async(url: str, timeout: float | None = None) -> AsyncRedis:
 
 
 def read_again(read: Callable[[], _Read]) -> _Read:
-    """Calls `read`, and once more when its connection broke. Only for what changes nothing in Redis."""
+    """Calls `read`, and calls it again if its connection broke. Only for commands that change nothing in Redis."""
     try:
         return read()
     except RedisConnectionError:
@@ -85,7 +85,7 @@ async def read_again_async(read: Callable[[], Awaitable[_Read]]) -> _Read:
 
 
 class _Connection:
-    """For a connection of redis: is replaced when it was idle. A pool calls `connect` before each use."""
+    """Base of a connection of redis that is replaced after idling. A pool calls `connect` before each use."""
 
     _used = 0.0
 
@@ -98,10 +98,10 @@ class _Connection:
 
 
 class _AsyncConnection:
-    """For a connection of redis.asyncio: is replaced when it was idle or Redis has closed it.
+    """Base of a connection of redis.asyncio that is replaced after idling, or if Redis has closed it.
 
-    A pool calls `connect` before each use. Redis's own client looks whether Redis has closed the connection, too, but
-    not while it is prepared for Redis's maintenance notifications, as it is by default.
+    A pool calls `connect` before each use. redis-py also checks whether Redis has closed the connection, but not while
+    Redis's maintenance notifications are enabled, which is the default.
     """
 
     _used = 0.0
@@ -116,7 +116,7 @@ class _AsyncConnection:
         self._used = monotonic()
 
     async def _has_ended(self) -> bool:
-        """Whether something came unasked, most likely the end."""
+        """Whether unexpected data has arrived, most likely the end of the connection."""
         try:
             return await redis_py.has_unread(self)
         except (RedisError, OSError):
@@ -128,12 +128,12 @@ class _AsyncConnection:
             forks.release(transport)
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """By hiredis, as those of redis do. What redis.asyncio does in Python took a sixth of the gateway's time."""
+        """Packs with hiredis, as redis does. redis.asyncio packs in Python; that took a sixth of the gateway's time."""
         return redis_py.pack_command(*args)
 
 
 def require(redis: Redis, url: str) -> None:
-    """Raises `Unavailable`, with words, when Redis does not answer."""
+    """Raises `Unavailable`, with the reason and advice, if Redis does not answer."""
     try:
         redis.ping()
     except (RedisError, OSError) as error:
@@ -142,36 +142,41 @@ def require(redis: Redis, url: str) -> None:
 
 
 def is_misconf(error: Exception) -> bool:
-    """Whether Redis refuses to work because it cannot write to its disk."""
+    """Whether Redis refuses commands because it cannot write to its disk."""
     return isinstance(error, ResponseError) and str(error).startswith("MISCONF")
 
 
 def trouble(error: Exception, url: str) -> tuple[str, str]:
-    """What is wrong with a Redis that did not answer PING, and what to do about it.
+    """The problem of a Redis that did not answer PING, and advice.
 
     Args:
-        error: what redis-py raised.
+        error: the error of redis-py.
         url: its address.
     """
     place, said = without_password(url), reason_of(error, url)
     if isinstance(error, BusyLoadingError):
-        return f"the Redis at {place} is still loading its data", "Wait until it has; its log says how far it is"
+        return (
+            f"the Redis at {place} is still loading its data",
+            "Wait until it has finished; its log shows how far it is",
+        )
     if isinstance(error, NoPermissionError):
         return f"the Redis at {place} does not allow PING: {said}", "Grant the rights in docs/deployment.md"
     if isinstance(error, AuthenticationError):
         if "required" in said or "already authenticated" in said:  # to another command, and to HELLO
             advice = "Set QTASK_REDIS_URL to redis://USER:PASSWORD@HOST:PORT/0"
-            return f"the Redis at {place} wants a password, and the address gives none", advice
-        advice = "Check both in QTASK_REDIS_URL; what is special in a password is percent-encoded"
+            return f"the Redis at {place} requires a password, and the address has none", advice
+        advice = "Check both in QTASK_REDIS_URL; special characters in a password must be percent-encoded"
         return f"the Redis at {place} rejects the user or the password: {said}", advice
     if redis_py.hangs_after_connecting(error):
-        advice = "If it is a Redis, it hangs: look at its log, and whether it is stopped, swaps or runs a long script"
-        return f"what listens at {place} accepts connections and does not answer", advice
+        advice = (
+            "If it is a Redis, it hangs: check its log, and whether it is stopped, swapping or running a long script"
+        )
+        return f"the server at {place} accepts connections and does not answer", advice
     if redis_py.is_no_redis(error):
-        return f"what answers at {place} is not a Redis: {said[:200]}", "Name the right port with --redis"
+        return f"the server at {place} is not a Redis: {said[:200]}", "Name the right port with --redis"
     if is_misconf(error):
-        advice = "Its disk may be full: make room, and it goes on by itself; its log says more"
-        return f"the Redis at {place} cannot write its data, so it takes no tasks: {said}", advice
+        advice = "Its disk may be full: free some space, and it recovers without a restart; see its log"
+        return f"the Redis at {place} cannot write its data, so it accepts no tasks: {said}", advice
     if isinstance(error, ResponseError):
         return f"the Redis at {place} does not work: {said}", "Look at its log"
     if "Permission denied" in said:
@@ -181,11 +186,11 @@ def trouble(error: Exception, url: str) -> tuple[str, str]:
 
 
 def reason_of(error: Exception, url: str = "") -> str:
-    """What an error of redis-py says, without secrets.
+    """The message of an error of redis-py, without secrets.
 
     Args:
-        error: it.
-        url: the address at which Redis was to answer, whose secrets are left out wherever they stand in the text.
+        error: the error.
+        url: the address of that Redis, whose secrets are removed from the message.
     """
     return without_secrets(redis_py.without_client_repr(str(error)), secrets_of(url))
 
@@ -197,7 +202,7 @@ def _client(
     sentinel: type[Sentinel] | type[AsyncSentinel],
     retry: type[Retry] | type[AsyncRetry],
 ) -> _Client:
-    """What `connect` and `connect_async` return; the three classes are those of redis or of redis.asyncio."""
+    """Makes the client of `connect` and `connect_async`; the three classes are those of redis or of redis.asyncio."""
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "socket_timeout": timeout,
@@ -216,12 +221,12 @@ def _client(
             client = sentinel(way.sentinels, sentinel_kwargs=ask, **options).master_for(way.service, **named)
         pool = client.connection_pool
         pool.connection_kwargs |= _REPLIES
-        pool.connection_class(**pool.connection_kwargs)  # an unknown option would be found when it first connects
+        pool.connection_class(**pool.connection_kwargs)  # else an unknown option would be found at the first connection
     except ConfigError:
         raise
     except (TypeError, ValueError, RedisError) as error:
         given = {name for name, _ in place.query}
         named_by_error = [name for name in _OPTION.findall(str(error)) if name in given]
         names = ", ".join(named_by_error or sorted(given)) or "?"
-        raise not_an_address(url, f"its options are unknown, or have a value that is not possible: {names}") from None
+        raise not_an_address(url, f"some options are unknown or have invalid values: {names}") from None
     return client

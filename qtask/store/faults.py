@@ -1,7 +1,7 @@
 """Fault points, for tests that nothing is lost: `QTASK_FAULT=claim:after` kills a process right after its first claim.
 
-Every script has two: `NAME:before`, when it is about to be sent, and `NAME:after`, when its reply has come and nothing
-has been done about it. `NAME:after:2` is the second time. Without the variable they cost a comparison a batch.
+Every script has two: `NAME:before`, when it is about to be sent, and `NAME:after`, when its reply has arrived and has
+not been used. `NAME:after:2` is the second time. Without the variable they cost one comparison per batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ VARIABLE = "QTASK_FAULT"
 
 
 class _Fault:
-    """The point that the environment names, and how often it is still to be reached."""
+    """The fault point that the environment names, and how often it must still be reached."""
 
     def __init__(self, text: str) -> None:
         name, _, rest = text.partition(":")
@@ -29,7 +29,7 @@ def _fault() -> _Fault:
 
 
 def reach(point: str) -> None:
-    """Kills this process, as a crash would, when this is the point that the environment names."""
+    """Kills this process, as a crash would, if this is the fault point that the environment names."""
     fault = _fault()
     if fault.point == point:
         fault.left -= 1

@@ -1,10 +1,10 @@
--- Forgets delivered tasks whose keeping has ended, with all that is kept of them. What RQ itself keeps in these
--- registries, under plain instants, is left to RQ.
+-- Forgets delivered tasks whose retention has ended, and deletes all that is kept of them. Entries that RQ itself wrote
+-- into these registries have plain instants as scores and are left to RQ.
 -- Needs unlink_jobs.lua.
 --
 -- KEYS  the finished registries
 -- ARGV (ForgetArguments in schedule.py)
---   LIMIT  tasks to forget at most
+--   LIMIT  most tasks to forget
 --
 -- Returns how many were forgotten.
 local time = redis.call('TIME')

@@ -1,10 +1,10 @@
--- Forgets a delivered task before the end of its keeping, with all that is kept of it. An id that the client chose stays
--- remembered for its time, so that the same task is not delivered twice.
+-- Forgets a delivered task before the end of its retention, and deletes all that is kept of it. An id that the client
+-- chose stays known for its time, so that the same task is not delivered twice.
 --
 -- ARGV (TaskArguments in tasks.py)
 --   ID
 --
--- Returns 'finished' when it was forgotten, another status when the task has another one and was left alone, '' when
+-- Returns 'finished' if it was forgotten, its status if that is another one (the task is not changed then), and '' if
 -- there is no such task.
 local key = JOB_PREFIX .. ID
 local status, origin, data = unpack(redis.call('HMGET', key, 'status', 'origin', 'data'))

@@ -1,4 +1,4 @@
-"""Pictures that `__graph__` tasks drew: each is kept for a day, as long as it is among the newest."""
+"""Pictures that `__graph__` tasks drew. Each is kept for a day, if it is among the newest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qtask.store.queries import Steps, commands, query
 
 
 def key_of(stored: str) -> str:
-    """The key at which any Redis client finds the picture of a task with this stored id."""
+    """The key of the picture of the task with this stored id, for any Redis client."""
     return keys.graph(stored)
 
 
 @query
 def read(task_id: str) -> Steps[bytes | None]:
-    """The picture of a task, by its id as the client knows it; None where there is none (any more)."""
+    """The picture of a task, by its id as the client knows it; None if there is none."""
     (picture,) = yield commands(("GET", keys.graph(stored_id(task_id))))
     found: bytes | None = picture
     return found

@@ -1,4 +1,4 @@
-"""What the doctor asks Redis: who is alive, what waits for too long, what has failed."""
+"""Queries of `qtask doctor`: which processes are alive, what waits for too long, what has failed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qtask.model.ids import client_id, stored_id
 from qtask.store import keys
 from qtask.store.schedule import LOCK_HOLDER
 
-REFUSED = keys.REFUSED  # its name, for advice
-_SCANS = 200  # pages of keys that are looked through for a stock rqscheduler
+REFUSED = keys.REFUSED  # the key, for the advice to the user
+_SCANS = 200  # pages of keys that are searched for a stock rqscheduler
 _SCAN_PAGE = 1_000
 
 
@@ -30,8 +30,8 @@ class Waiting(NamedTuple):
     Attributes:
         name: of the queue.
         length: tasks.
-        has_worker: whether a worker takes from it.
-        oldest_due: the due instant of its first task in Unix seconds; None where that is not known.
+        has_worker: whether a worker takes tasks from it.
+        oldest_due: the due instant of its first task in Unix seconds; None if it is not known.
     """
 
     name: str
@@ -47,7 +47,7 @@ def now(redis: Redis) -> float:
 
 
 def count_workers(redis: Redis, since: float) -> int:
-    """How many workers of QTask gave a sign of life at or after an instant, in Unix seconds."""
+    """How many workers of QTask sent a heartbeat at or after an instant, in Unix seconds."""
     return int(redis.zcount(keys.WORKERS, since, "+inf"))
 
 
@@ -76,7 +76,7 @@ def is_stock_scheduler(redis: Redis) -> bool:
 
 
 def has_stock_scheduler(redis: Redis) -> bool:
-    """Whether a stock rqscheduler is registered, which holds the lock only while it looks for due tasks."""
+    """Whether a stock rqscheduler is registered; it holds the lock only while it looks for due tasks."""
     cursor = 0
     for _ in range(_SCANS):
         found: Any = redis.scan(cursor, match=keys.STOCK_SCHEDULERS, count=_SCAN_PAGE)
@@ -113,7 +113,7 @@ def exists(redis: Redis, task_id: str) -> bool:
 
 
 def waiting(redis: Redis, name: str) -> Waiting | None:
-    """What waits in a queue; None where nothing does."""
+    """The state of a queue; None if it is empty."""
     length = int(redis.llen(keys.queue(name)))
     if not length:
         return None
@@ -133,6 +133,6 @@ def count_refused(redis: Redis) -> int:
 
 
 def newest_refusal(redis: Redis) -> bytes | None:
-    """Why the newest entry was refused (JSON); None where there is none."""
+    """Why the newest entry was refused (JSON); None if there is none."""
     found: Any = redis.xrevrange(keys.REFUSED, count=1)
     return found[0][1].get(b"error") if found else None

@@ -17,7 +17,7 @@ _GONE = ("NOGROUP", "UNBLOCKED")  # how Redis says that the stream or its group 
 
 
 class Entry(NamedTuple):
-    """An entry of the inbox: its id, and its fields; None where another program has deleted it."""
+    """An entry of the inbox: its id, and its fields (None if another program has deleted it)."""
 
     id: bytes
     fields: dict[bytes, bytes] | None
@@ -38,7 +38,7 @@ class Consumer(NamedTuple):
 
 
 class TakenOver(NamedTuple):
-    """What `take_over` found: where to go on, the entries, and how many others were deleted."""
+    """The result of `take_over`: where to continue, the entries, and how many others were deleted."""
 
     next: bytes | str
     entries: list[Entry]
@@ -46,12 +46,12 @@ class TakenOver(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether all entries were looked at."""
+        """Whether all entries have been checked."""
         return self.next in (FROM_START, FROM_START.encode())
 
 
 async def make_group(redis: Redis) -> None:
-    """Makes the stream and its group, unless there are both."""
+    """Creates the stream and its group, unless both exist."""
     try:
         await redis.xgroup_create(keys.INBOX, keys.INBOX_GROUP, "0", mkstream=True)
     except ResponseError as error:
@@ -77,23 +77,23 @@ async def read_pending(redis: Redis, consumer: str, after: bytes | str, count: i
 
 
 async def take_over(redis: Redis, consumer: str, idle_ms: int, start: bytes | str, count: int) -> TakenOver:
-    """Takes up to `count` entries that any consumer read long ago and did not finish.
+    """Takes over up to `count` entries that any consumer read a while ago and did not finish.
 
     Args:
         redis: a client.
-        consumer: that takes them.
-        idle_ms: milliseconds ago.
+        consumer: the consumer that takes them over.
+        idle_ms: milliseconds for which an entry must have been read already.
         start: `FROM_START`, then `next` of the last result.
-        count: of entries that are looked at.
+        count: entries to check.
     """
     reply: Any = await redis.xautoclaim(keys.INBOX, keys.INBOX_GROUP, consumer, idle_ms, start, count)
-    # Redis 6.2 hands out deleted entries, too, and does not say which.
+    # Redis 6.2 returns deleted entries as well, and does not say which they are.
     found = [Entry(*entry) for entry in reply[1] if entry[0] is not None]
     return TakenOver(next=reply[0], entries=found, deleted=len(reply[1]) - len(found))
 
 
 async def acknowledge(redis: Redis, entries: Sequence[bytes]) -> None:
-    """Finishes entries of which nothing else is to be done."""
+    """Acknowledges entries that need no further work."""
     await redis.xack(keys.INBOX, keys.INBOX_GROUP, *entries)
 
 
@@ -166,7 +166,7 @@ class Refusal(NamedTuple):
 
 
 async def refuse(redis: Redis, refusals: Sequence[Refusal]) -> None:
-    """Moves refused entries into the stream of the refused, in one round trip."""
+    """Moves refused entries to the stream of refused dicts, in one round trip."""
     script_keys = RefuseKeys(inbox=keys.INBOX, refused=keys.REFUSED)
     reach(REFUSE.before)
     async with redis.pipeline(transaction=False) as pipeline:

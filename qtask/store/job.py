@@ -1,4 +1,4 @@
-"""A task as an RQ job: what its hash holds, and how it is read."""
+"""A task as an RQ job: the fields of its hash, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _DECODER: TaskDecoder[tuple[str, int | None, tuple[Task], dict[str, Any]]] = Tas
 
 
 def read_data(data: bytes) -> tuple[Task, bool]:
-    """Reads the `data` field of a job hash.
+    """Parses the `data` field of a job hash.
 
-    Returns the task, and whether QTask accepted it: another program may put a job with the same function into Redis, by
-    RQ or rq-scheduler, and these write null where submit.lua writes 0.
+    Returns the task, and whether QTask accepted it: another program may put a job with the same function into Redis
+    through RQ or rq-scheduler, which write null where submit.lua writes 0.
 
-    Raises `Refused` for a job that is no task, such as one that another program put into the same queue.
+    Raises `Refused` for a job that is not a task, such as one that another program put into the same queue.
     """
     if data[:1] != b"[":  # RQ compresses what its own tools write back
         try:
             data = zlib.decompress(data)
         except zlib.error:
-            raise Refused("invalid_value", "data", "this job is no task: its data is not RQ's JSON") from None
+            raise Refused("invalid_value", "data", "this job is not a task: its data is not RQ's JSON") from None
     try:
         try:
             function, instance, (task,), _ = _DECODER.decoder.decode(data)
@@ -42,7 +42,7 @@ def read_data(data: bytes) -> tuple[Task, bool]:
             function, instance, (task,), _ = _DECODER.decode_anew(data, unknown)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_function(data)
-        raise Refused("invalid_value", "data", f"this job is no task: {error}") from None
+        raise Refused("invalid_value", "data", f"this job is not a task: {error}") from None
     if function != FUNCTION:
         _check_function(data)
     return task, instance is not None
@@ -59,13 +59,15 @@ def is_foreign(data: bytes) -> bool:
 
 
 def _check_function(data: bytes) -> None:
-    """Raises `Refused` when a job calls another function, which says more than what is wrong with its arguments."""
+    """Raises `Refused` if a job calls another function, which is a better reason than an error in its arguments."""
     try:
         function = msgspec.json.decode(data)[0]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return
     if function != FUNCTION:
-        raise Refused("invalid_value", "data", f"this job is no task: it calls {function!r}, a task calls {FUNCTION!r}")
+        raise Refused(
+            "invalid_value", "data", f"this job is not a task: it calls {function!r}, a task calls {FUNCTION!r}"
+        )
 
 
 def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
@@ -76,14 +78,13 @@ def due_of(task: Task, task_id: str, written: bytes | str | None) -> float:
         task_id: its id, which holds the instant of acceptance.
         written: field `due` of the job, which QTask's scheduler writes and a stock rqscheduler does not.
 
-    Returns 0.0 where it is unknown; then no lateness is measured. Raises `Refused` when what is written
-    is no number.
+    Returns 0.0 if it is unknown; then no lateness is measured. Raises `Refused` if `written` is not a number.
     """
     if written:
         try:
             return float(written)
         except ValueError:
-            raise Refused("invalid_value", "due", f"the job's field due is no instant: {written!r}") from None
+            raise Refused("invalid_value", "due", f"the job's field due is not an instant: {written!r}") from None
     if task.settings.at is not UNSET:
         return parse_instant(task.settings.at)
     accepted = instant_of(task_id)

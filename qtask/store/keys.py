@@ -18,13 +18,13 @@ RQ_WORKERS = "rq:workers"  # set of the keys of all registered workers, ours and
 STARTED_PREFIX = "rq:wip:"  # + queue: sorted set, `id:execution` by the end of its lease
 FINISHED_PREFIX = "rq:finished:"  # + queue: sorted set, id by the end of its keeping
 FAILED_PREFIX = "rq:failed:"  # + queue: sorted set, the dead
-RESULTS_PREFIX = "rq:results:"  # + id: stream, what a stock worker's deliveries came to
+RESULTS_PREFIX = "rq:results:"  # + id: stream, results of a stock worker's deliveries
 SUSPENDED = "rq:suspended"  # string; exists while `rq suspend` holds the workers
 
 # QTask's own
 INBOX = "qtask:inbox"  # stream: field `task`, optionally `reply`
 INBOX_GROUP = "qtask"  # its consumer group
-REFUSED = "qtask:refused"  # stream of refused dicts, of which the newest are kept, and of each the beginning
+REFUSED = "qtask:refused"  # stream: the newest refused dicts, the beginning of each
 WAKE = "qtask:wake"  # channel: a task earlier than all before it was accepted
 NODES = "qtask:nodes"  # counter: a number for each process that makes ids
 NODE_PREFIX = "qtask:node:"  # + number: string, the nonce of the process that holds this number; expires
@@ -39,15 +39,15 @@ ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of 
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn
 
-# Added to the scores of leases, of delivered and of dead tasks in RQ's registries: RQ's clean-up fails or forgets
-# what has passed its score, but QTask decides that.
+# Added to the scores of leases, of delivered and of dead tasks in RQ's registries: RQ's clean-up fails or removes jobs
+# whose score has passed, but that is up to QTask.
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
 GRAPH_SECONDS = 86_400
 GRAPHS_KEEP = 300  # of up to 200 kB each: 60 MB of the 1 GiB that Redis has in compose
-INBOX_REPLY_SECONDS = 60  # for which the answer to an entry of the inbox waits to be fetched
+INBOX_REPLY_SECONDS = 60  # for which the answer to an entry of the inbox is kept
 REFUSED_KEEP = 10_000
-REFUSED_BYTES = 4_096  # of each refused dict
+REFUSED_BYTES = 4_096  # that are kept of each refused dict
 
 
 def job(task_id: str) -> str:
@@ -91,7 +91,7 @@ def stats(kind: str) -> str:
 
 
 def node(number: int) -> str:
-    """Key that says who holds a node number."""
+    """Key that names the holder of a node number."""
     return f"{NODE_PREFIX}{number}"
 
 

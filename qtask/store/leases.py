@@ -1,6 +1,6 @@
-"""What a worker does with tasks: claim them under a lease, give them back, and settle how their deliveries ended.
+"""The scripts of a worker: claim tasks under a lease, give them back, and settle them.
 
-Each function makes a call, which the caller runs over a connection of its own.
+Each function makes a call, which the caller runs over its own connection.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from qtask.model.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.store import keys
 from qtask.store.scripts import Call, Script, Value
 
-CLAIM_BYTES = 4_194_304  # of dicts; a claim that has so many takes no more
-LEASE_MARGIN_SECONDS = 15.0  # a lease outlives the task's timeout by this
+CLAIM_BYTES = 4_194_304  # of dicts; a claim that has reached this takes no more tasks
+LEASE_MARGIN_SECONDS = 15.0  # by which a lease is longer than the task's timeout
 
 # --- claiming ------------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ class ClaimArguments(NamedTuple):
 
 
 class ClaimReply(NamedTuple):
-    """See claim.lua. It has columns, so that a task costs no object of its own on the hottest path."""
+    """See claim.lua. It has a list per column, so that the hottest path makes no object per task."""
 
     now: bytes
     ids: list[bytes]
@@ -58,8 +58,8 @@ class ClaimReply(NamedTuple):
 CLAIM = Script("claim", ClaimKeys, ClaimArguments, replies=(ClaimReply,))
 
 Claimed = tuple[bytes, int, bytes, bytes]
-"""Id; attempt, from 1, and negative where the task was dead before and is tried again; due in Unix seconds, or empty
-where a stock rqscheduler did not write it; the job's data."""
+"""Id; attempt, from 1, negative if the task was dead and has been retried; due in Unix seconds, empty if a stock
+rqscheduler did not write it; the job's data."""
 
 
 def claim(
@@ -71,7 +71,7 @@ def claim(
         queue: its name.
         token: of the worker.
         limit: tasks.
-        bytes_limit: of dicts; with so many no more are claimed.
+        bytes_limit: bytes of dicts after which no more tasks are claimed.
         margin: seconds by which a lease is longer than the task's timeout.
     """
     return CLAIM.call(
@@ -123,7 +123,7 @@ NACK = Script("nack", NackKeys, NackArguments)
 
 
 def nack(queue: str, token: str, kept: Iterable[Value]) -> Call:
-    """Gives back to its queue what a worker has claimed, except the ids in `kept`; replies how many went back."""
+    """Gives a worker's claimed tasks back to their queue, except the ids in `kept`; the reply is how many."""
     return NACK.call(
         NackKeys(started=keys.started(queue), queue=keys.queue(queue), ledger=keys.LEDGER),
         NackArguments(token=token, queue_name=queue),
@@ -140,13 +140,13 @@ class Settlement(Struct, gc=False):
     """How a claim ends; see settle.lua. A struct, because a named tuple takes three times as long to make.
 
     Attributes:
-        id: of the task, as it is stored.
-        fate: what becomes of the task.
+        id: stored id of the task.
+        fate: where the task goes.
         outcome: JSON on one line, empty for none.
-        error: in words.
-        counter: `kind:status`, which counts it.
-        ended: Unix seconds.
-        member: of the statistics.
+        error: the error in words.
+        counter: counter to increment, `kind:status`.
+        ended: end of the delivery in Unix seconds.
+        member: member of the statistics.
         options: `SettleOptions` as JSON, empty for none.
     """
 
@@ -161,7 +161,7 @@ class Settlement(Struct, gc=False):
 
 
 class SettleOptions(Struct, omit_defaults=True):
-    """What only some settlements have.
+    """Options that only some settlements have.
 
     Attributes:
         again: the task has earlier outcomes, which this one is added to.
@@ -169,8 +169,8 @@ class SettleOptions(Struct, omit_defaults=True):
         delay: seconds until the next attempt.
         remember: seconds for which the id, which the client chose, is remembered.
         foreign: another program put the job into Redis.
-        stock: it comes from a stock RQ worker.
-        attempt: it is sent again because its reply was lost, and is that of this attempt and no later one.
+        stock: the settlement comes from a stock RQ worker.
+        attempt: the settlement is sent again because its reply was lost; it is for this attempt and no later one.
     """
 
     again: bool = False
@@ -252,7 +252,7 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
 
 
 def read_settled(reply: list[Any]) -> Settled:
-    """What came of a settlement."""
+    """Parses the reply of `settle`."""
     return Settled._make(reply)
 
 
@@ -305,6 +305,6 @@ def begin(task_id: str, queue: str) -> Call:
 
 
 def read_begun(reply: list[Any]) -> Begun:
-    """What came of a beginning."""
+    """Parses the reply of `begin`."""
     begun = Begun._make(reply)
     return begun._replace(now=float(begun.now))

@@ -1,4 +1,4 @@
-"""The ledger: how many tasks were accepted and how they ended. Beside it, how many jobs are in each place."""
+"""The ledger (how many tasks were accepted and how they ended), and how many jobs are in each place."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The ledger and the number of jobs in each place, of one instant.
+    """The ledger and the number of jobs in each place, at one instant.
 
     Attributes:
-        ledger: what was counted to queue to how many: `accepted`, `duplicates`, `delivered`, `expired` (of those that
+        ledger: name of a counter to queue to count: `accepted`, `duplicates`, `delivered`, `expired` (of those that
             died), `cancelled`, `removed`, `dropped` (because too many are dead), `deleted` (by another program),
-            `written_off`. A queue may be empty where it is not known.
+            `written_off`. The queue is empty if it is not known.
         scheduled: jobs in the schedule, of all queues.
-        stock_retries: tasks that are in the schedule and among the dead: a stock worker will try them again.
-        queues: by name, each that a task was ever accepted for.
+        stock_retries: tasks that are in the schedule and among the dead, because a stock worker will retry them.
+        queues: figures of each queue that a task was ever accepted for, by its name.
     """
 
     ledger: dict[str, dict[str, int]]
@@ -49,12 +49,12 @@ class Figures:
 
     @property
     def held(self) -> int:
-        """How many jobs are in the places of tasks that have not ended so."""
+        """How many jobs are in the places of tasks that have not ended in such a way."""
         rest = sum(one.queued + one.started + one.dead + one.cancelled_by_rq for one in self.queues.values())
         return self.scheduled + rest - self.stock_retries
 
     def scheduled_of(self, queue: str) -> int | None:
-        """How many jobs of a queue are in the schedule; None where the ledger does not tell."""
+        """How many jobs of a queue are in the schedule; None if it cannot be derived from the ledger."""
         if self.owed != self.held or self.stock_retries or any(self.ledger.get(end, {}).get("") for end in _ENDS):
             return None
         counts = {name: self._scheduled_of(name) for name in self.queues}

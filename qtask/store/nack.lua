@@ -1,16 +1,16 @@
--- Gives tasks back: what a worker has claimed and does not know of, or will not deliver any more, goes to the head of its
--- queue. Their attempt does not count: it never began, or was broken off by the worker.
+-- Gives claimed tasks back to the head of their queue: those that the worker does not know of, or will not deliver any
+-- more. Their attempt does not count, because it never began or the worker broke it off.
 --
 -- KEYS (NackKeys in leases.py)
 --   STARTED  registry of the queue
 --   QUEUE    list
 --   LEDGER   hash
 -- ARGV (NackArguments)
---   TOKEN       of the worker
+--   TOKEN       token of the worker
 --   QUEUE_NAME  name of the queue
 -- then the ids that the worker keeps
 --
--- Returns how many went back.
+-- Returns how many were given back.
 local kept = {}
 for i = FIRST, #ARGV do
   kept[ARGV[i]] = true

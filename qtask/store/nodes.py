@@ -13,7 +13,7 @@ from qtask.store.queries import Steps
 from qtask.store.scripts import Call, Script
 
 # A submission may be sent again for as long as `accept_retry_seconds` allows, an hour at most, and its ids must still
-# be known as ours by then. So a number is used for less time than it is leased.
+# be recognised as ours then. So a number is used for a shorter time than it is leased.
 LEASE_SECONDS = 10_800
 USE_SECONDS = 3_600.0
 
@@ -43,16 +43,16 @@ TAKE_NUMBER = Script("take_number", NumberKeys, NumberArguments, replies=(Leased
 
 
 class Node:
-    """A number that is leased to us.
+    """A node number that is leased to this process.
 
     Args:
-        nonce: that it was leased with.
-        leased: what Redis replied.
+        nonce: the nonce with which it was leased.
+        leased: the reply of Redis.
 
     Attributes:
-        key: the key in Redis that says who holds it.
-        nonce: what that key holds as long as it is ours.
-        ids: makes ids under it, by Redis's clock.
+        key: the key in Redis that names its holder.
+        nonce: the value of that key as long as the number is ours.
+        ids: makes ids with it, by Redis's clock.
     """
 
     def __init__(self, nonce: str, leased: Leased) -> None:
@@ -65,9 +65,9 @@ class Node:
 
 
 class Nodes:
-    """Holds the number of this process for one client of Redis, and takes another when it needs one.
+    """Holds the node number of this process for one client of Redis, and takes a new one when it is needed.
 
-    A child that is forked begins without a number.
+    A forked child begins without a number.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Nodes:
         return node
 
     def drop(self, node: Node) -> None:
-        """Gives up a number that is not ours any more, or under which somebody else makes ids, too."""
+        """Gives up a number that is not ours any more, or that another process uses as well."""
         if self._node is node:
             self._node = None
 
@@ -97,7 +97,7 @@ class Nodes:
 
 
 def take_number(nonce: str, numbers: int = NODE_LIMIT) -> Call:
-    """Leases one of so many numbers; the reply is `Leased`."""
+    """Leases a number below `numbers`; the reply is `Leased`."""
     return TAKE_NUMBER.call(
         NumberKeys(nodes=keys.NODES), NumberArguments(numbers=numbers, nonce=nonce, lease_seconds=LEASE_SECONDS)
     )

@@ -1,27 +1,27 @@
--- Finds a page of a sorted set, after a given place in its order: by score, and by member where scores are equal. What
--- comes and goes between two pages changes nothing for the rest, since the place is not a rank.
+-- Finds a page of a sorted set after a given position in its order (by score, and by member if scores are equal).
+-- Members may come and go between two pages without an effect on the others, because the position is not a rank.
 --
 -- KEYS (PageKeys in pages.py)
 --   PLACE  sorted set
 -- ARGV (PageArguments)
 --   REVERSE     '1' for the highest score first, else ''
---   SCORE       where the page before ended, '' for the first page
---   MEMBER      likewise
+--   SCORE       last score of the page before, '' for the first page
+--   MEMBER      last member of the page before, '' for the first page
 --   UNTIL       the highest score to be found, '' for no bound
 --   QUEUE_NAME  finds only the jobs of this queue, '' for all members
---   LOOK        members to look at, at most
---   LIMIT       members to find, at most
+--   LOOK        most members to check
+--   LIMIT       most members to find
 --
 -- Returns (PageReply)
 --   FOUND        the members
---   LAST_SCORE   of the last member that was looked at; '' for none
+--   LAST_SCORE   score of the last member that was checked; '' for none
 --   LAST_MEMBER  that member; '' for none
---   MORE         1 where more members follow, else 0
---   HIGHEST      score in the set, '' where it is empty
+--   MORE         1 if more members follow, else 0
+--   HIGHEST      highest score in the set, '' if it is empty
 local call = redis.call
 
--- Whether a member comes before another where their scores are equal: byte by byte, as Redis has it. Lua's own comparison
--- goes by the locale of the host.
+-- Whether a member comes before another one with the same score. Redis compares bytes; Lua's own comparison depends on
+-- the locale of the host.
 local function comes_before(one, other)
   for i = 1, math.min(#one, #other) do
     local a, b = string.byte(one, i), string.byte(other, i)
@@ -61,7 +61,7 @@ if SCORE ~= '' then
     before, until_here = 0, before
   end
 end
--- The ranks from `before` to `until_here` (not included) are left; a page begins at either end of them.
+-- The ranks from `before` to `until_here` (excluded) remain; a page begins at one of their ends.
 local first, last = before, math.min(until_here, before + LOOK) - 1
 if REVERSE == '1' then
   first, last = math.max(before, until_here - LOOK), until_here - 1

@@ -1,8 +1,8 @@
-"""Ids of tasks by the page, with a cursor that says where the next page begins.
+"""Pages of task ids, with a cursor that says where the next page begins.
 
-A page is bounded, however many tasks there are. A cursor names a place in the order, not a number of tasks to skip. So
-tasks that come and go between two pages do no harm: a task that stays where it is all the while is on exactly one page.
-A queue is a list, in which Redis finds no place by order: there a task may be on two pages, but none is left out.
+The size of a page is bounded. A cursor names a position in the order, not a number of tasks to skip. So tasks may come
+and go between two pages: a task that stays in its place is on exactly one page. A queue is a list, in which Redis
+cannot find a position by order: a task of a queue may be on two pages, but none is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from qtask.store.queries import Steps, commands
 from qtask.store.scripts import Script
 
 LIMIT = 1_000  # tasks of a page
-LOOK = 1_000  # members that one script looks at: about a millisecond
-_REMEMBERED = 5  # ids of the end of a page of a queue
+LOOK = 1_000  # members that one script checks, which takes about a millisecond
+_REMEMBERED = 5  # ids from the end of a page of a queue that its cursor holds
 
 Item = TypeVar("Item")
 
@@ -31,8 +31,8 @@ class Page(Generic[Item]):
     """A part of a list.
 
     Attributes:
-        items: at most as many as were asked for.
-        cursor: what the next page is asked for with; empty when this is the last one.
+        items: at most as many as were requested.
+        cursor: the cursor to request the next page with; empty if this is the last one.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -50,10 +50,10 @@ class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
     """Where a page ended.
 
     Attributes:
-        order: which list it is of.
+        order: name of the list.
         queue: name of the queue.
         score, member: the last member, in a sorted set.
-        until: the highest score that is looked for there.
+        until: the highest score to be found there.
         index: how many ids came before, in a list.
         last: the last of these, the newest first.
     """
@@ -73,13 +73,13 @@ def encode_cursor(cursor: Cursor) -> str:
 
 
 def decode_cursor(text: str, order: str, queue: str) -> Cursor:
-    """Reads a cursor; an empty text is the beginning.
+    """Parses a cursor; an empty text is the beginning.
 
     Args:
         text: as `encode_cursor` made it.
-        order, queue: which list it must be of.
+        order, queue: the list that it must belong to.
 
-    Raises `Refused` when it is no cursor, or one of another list.
+    Raises `Refused` if it is not a cursor, or belongs to another list.
     """
     if not text:
         return Cursor(order, queue)
@@ -90,7 +90,7 @@ def decode_cursor(text: str, order: str, queue: str) -> Cursor:
         if cursor.until:
             float(cursor.until)
     except (ValueError, msgspec.DecodeError):
-        message = "this is no cursor; it is given by the page before, and is empty for the first page"
+        message = "this is not a cursor; use the cursor of the page before, or none for the first page"
         raise Refused("invalid_value", "cursor", message) from None
     if (cursor.order, cursor.queue) != (order, queue):
         message = (
@@ -136,13 +136,13 @@ PAGE = Script("page", PageKeys, PageArguments, replies=(PageReply,))
 
 
 class Place(NamedTuple):
-    """Where the tasks of a list are.
+    """The sorted set that holds a list.
 
     Attributes:
         key: of the sorted set.
         reverse: whether the highest score comes first.
-        shared: whether it holds tasks of other queues, too.
-        bounded: whether what is added behind the end while pages are read is left out.
+        shared: whether it also holds tasks of other queues.
+        bounded: whether tasks that are added at the end while pages are read are left out.
     """
 
     key: str
@@ -152,7 +152,7 @@ class Place(NamedTuple):
 
 
 def sorted_page(place: Place, cursor: Cursor, limit: int) -> Steps[Page[str]]:
-    """The members of a sorted set after a cursor, up to `limit` of them (one at least)."""
+    """The members of a sorted set after a cursor, up to `limit` of them (at least one)."""
     found: list[str] = []
     limit = max(1, min(limit, LIMIT))
     while True:
@@ -179,16 +179,16 @@ def sorted_page(place: Place, cursor: Cursor, limit: int) -> Steps[Page[str]]:
 
 
 def queue_page(key: str, cursor: Cursor, limit: int) -> Steps[Page[str]]:
-    """The ids of a queue after a cursor, up to `limit` of them (one at least).
+    """The ids of a queue after a cursor, up to `limit` of them (at least one).
 
-    Tasks are claimed from the head of a queue. So when none of the last ids of the page before is in its place any
-    more, those before them have been claimed as well, and the page begins at the head. One that was claimed and is in
-    the queue again has another attempt.
+    Tasks are claimed from the head of a queue. So if none of the last ids of the page before is in its place any more,
+    those before them have been claimed as well, and the page begins at the head. A task that was claimed and is in the
+    queue again has another attempt.
     """
     limit = max(1, min(limit, LIMIT))
     start = 0
     if cursor.last:
-        # Others may have gone back to the head since, but hardly more than a page of them.
+        # Tasks may have been put back at the head since, but hardly more than a page of them.
         places = yield commands(*(("LPOS", key, one.id, "MAXLEN", cursor.index + LIMIT) for one in cursor.last))
         attempts = yield from _attempts([one.id for one in cursor.last])
         found = zip(cursor.last, places, attempts, strict=True)
@@ -214,5 +214,5 @@ def text(value: bytes | str | None) -> str:
 
 
 def texts(values: Any) -> list[str]:
-    """As `text`, of several."""
+    """As `text`, for several replies."""
     return [text(value) for value in values]

@@ -1,7 +1,7 @@
 """Queries for sync and asyncio from one source.
 
-A query is written once, as a generator that yields what is to be asked of Redis (`Commands`, or a script's `Call`) and
-is sent the replies. It does no I/O of its own. Two runners of a few lines carry it out, one for each kind of client:
+A query is written once, as a generator that yields its requests to Redis (`Commands`, or a script's `Call`) and is sent
+the replies. It does no I/O. Two short functions run it, one for each kind of client:
 
     @query
     def length(queue: str) -> Steps[int]:
@@ -11,12 +11,13 @@ is sent the replies. It does no I/O of its own. Two runners of a few lines carry
     length(redis, "qtask")                       # with redis.Redis
     await length.run_async(redis, "qtask")       # with redis.asyncio.Redis
 
-A query that needs another one says `yield from other.steps(…)`.
+A query uses another one by `yield from other.steps(…)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -30,15 +31,15 @@ Found = TypeVar("Found")
 
 
 class Commands(NamedTuple):
-    """Commands that go to Redis in one round trip; the reply is the list of their replies.
+    """Commands sent to Redis in one round trip; the reply is the list of their replies.
 
-    They are not a transaction: Redis refuses one when it has no memory left, which is when people look.
+    They are not a transaction: Redis refuses transactions when it is out of memory, which is when people run queries.
     """
 
     commands: list[tuple[Value, ...]]
 
     def run(self, redis: Redis) -> list[Any]:
-        """Sends them, and returns their replies. Raises redis-py's errors."""
+        """Sends the commands and returns their replies. Raises redis-py's errors."""
         with redis.pipeline(transaction=False) as pipeline:
             for command in self.commands:
                 pipeline.execute_command(*command)
@@ -53,43 +54,50 @@ class Commands(NamedTuple):
 
 
 Steps = Generator[Commands | Call, Any, Found]
-"""What a query asks, one step after the other, and what it returns in the end."""
+"""The steps of a query, and the type of its result."""
 
 
 def commands(*each: tuple[Value, ...]) -> Commands:
-    """A step of some commands, each with its arguments."""
+    """A step that sends these commands, each given as its name and arguments."""
     return Commands(list(each))
 
 
+@dataclass(frozen=True, slots=True)
+class _End(Generic[Found]):
+    """The end of a query, in place of another step."""
+
+    found: Found
+
+
+def _advance(steps: Steps[Found], reply: Any = None) -> Commands | Call | _End[Found]:
+    """Sends a query the reply to its last step; returns the next step, or the end."""
+    try:
+        return steps.send(reply)
+    except StopIteration as end:
+        return _End(end.value)
+
+
 def run(redis: Redis, steps: Steps[Found]) -> Found:
-    """Carries out a query, and returns what it found. Raises redis-py's errors."""
-    reply: Any = None
-    while True:
-        try:
-            step = steps.send(reply)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
-        reply = step.run(redis)
+    """Runs a query and returns its result. Raises redis-py's errors."""
+    step = _advance(steps)
+    while not isinstance(step, _End):
+        step = _advance(steps, step.run(redis))
+    return step.found
 
 
 async def run_async(redis: AsyncRedis, steps: Steps[Found]) -> Found:
     """As `run`, for redis.asyncio."""
-    reply: Any = None
-    while True:
-        try:
-            step = steps.send(reply)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
-        reply = await step.run_async(redis)
+    step = _advance(steps)
+    while not isinstance(step, _End):
+        step = _advance(steps, await step.run_async(redis))
+    return step.found
 
 
 class Query(Generic[Given, Found]):
-    """A query that runs with a client of either kind.
+    """A query that runs with either kind of client.
 
     Attributes:
-        steps: the generator function itself, without a client.
+        steps: the generator function.
     """
 
     def __init__(self, steps: Callable[Given, Steps[Found]]) -> None:
@@ -97,14 +105,14 @@ class Query(Generic[Given, Found]):
         update_wrapper(self, steps)
 
     def __call__(self, redis: Redis, /, *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Carries it out with a client of redis-py. Raises redis-py's errors."""
+        """Runs the query with a client of redis-py. Raises redis-py's errors."""
         return run(redis, self.steps(*args, **kwargs))
 
     async def run_async(self, redis: AsyncRedis, /, *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Carries it out with a client of redis.asyncio. Raises redis-py's errors."""
+        """Runs the query with a client of redis.asyncio. Raises redis-py's errors."""
         return await run_async(redis, self.steps(*args, **kwargs))
 
 
 def query(steps: Callable[Given, Steps[Found]]) -> Query[Given, Found]:
-    """Makes a query of a generator function. What it raises, the query raises."""
+    """Decorator: makes a query of a generator function. The query raises what the function raises."""
     return Query(steps)

@@ -1,7 +1,7 @@
--- Reclaims tasks whose lease ended: they go back into their queues, at the front, since they have waited longest. That
--- their delivery was lost is added to their outcomes; whether they may be tried once more, the worker that claims them
--- decides. A lease ends at its instant, or before it when its worker's heartbeat has stopped. A stock RQ worker's lease
--- has its plain instant as score; when that has passed, the task is reclaimed as well (but not a foreign job, which has
+-- Reclaims tasks whose lease has ended: they go back to the head of their queues, because they have waited longest. The
+-- lost delivery is added to their outcomes; the worker that claims them decides whether they have an attempt left. A
+-- lease ends at its instant, or earlier if the heartbeat of its worker has stopped. The score of a stock RQ worker's
+-- lease is a plain instant; when that has passed, the task is reclaimed as well (unless it is a foreign job, which has
 -- created_at and no attempt).
 -- Needs newest_lines.lua.
 --
@@ -12,13 +12,13 @@
 --   STARTED  its registry
 --   QUEUE    its list
 -- ARGV (ReclaimArguments)
---   SILENT_SINCE   Unix seconds: a worker whose last heartbeat is not later counts as dead. The caller gives it, because
---                  while this script waited for Redis, heartbeats waited, too
---   LIMIT          leases to reclaim from one queue at most
---   LOST_OUTCOME   the outcome of a lost delivery (JSON on one line) with %ATTEMPT% and %NOW% in it
+--   SILENT_SINCE   Unix seconds: a worker whose last heartbeat is not later counts as dead. The caller sets it, because
+--                  heartbeats have to wait whenever this script has to wait for Redis
+--   LIMIT          most leases to reclaim from one queue
+--   LOST_OUTCOME   the outcome of a lost delivery (JSON on one line) with the placeholders %ATTEMPT% and %NOW%
 --   OUTCOMES_KEEP  outcomes of one task to keep
 --
--- Returns the ids that were reclaimed. The dead workers are forgotten in the same step, so it must be given every queue.
+-- Returns the ids that were reclaimed. Dead workers are forgotten in the same step, so it must be given all queues.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local limit = tonumber(LIMIT)
@@ -38,7 +38,7 @@ for i = FIRST_KEY, #KEYS, KEY_WIDTH do
     end
   end
   if any_dead then
-    -- Leases of dead workers lie anywhere in the registry; it holds no more than is in flight.
+    -- Leases of dead workers may be anywhere in the registry, which only holds what is in flight.
     for _, member in ipairs(redis.call('ZRANGE', registry, 0, -1)) do
       if dead[string.match(member, ':(.*)$')] then
         ended[#ended + 1] = member
@@ -62,7 +62,7 @@ for i = FIRST_KEY, #KEYS, KEY_WIDTH do
         redis.call('LPUSH', queue, id)
         reclaimed = reclaimed + 1
         all[#all + 1] = id
-      else -- another program has deleted it
+      else -- another program has deleted the job
         redis.call('HINCRBY', LEDGER, 'deleted:' .. string.sub(queue, #QUEUE_PREFIX + 1), 1)
       end
     end

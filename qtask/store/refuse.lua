@@ -1,4 +1,4 @@
--- Takes a refused dict out of the inbox and keeps it, with the reason, in a bounded stream.
+-- Moves a refused dict from the inbox to a bounded stream, together with the reason.
 --
 -- KEYS (RefuseKeys in inbox.py)
 --   INBOX    stream
@@ -9,7 +9,7 @@
 --   REASON     JSON
 --   REPLY_KEY  key that the reason is pushed to, '' for none
 --
--- Returns 1, or 0 when another gateway had already taken the entry.
+-- Returns 1, or 0 if another gateway had already taken the entry.
 if redis.call('XACK', INBOX, INBOX_GROUP, ENTRY) == 0 then
   return 0
 end

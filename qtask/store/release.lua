@@ -1,4 +1,4 @@
--- Moves what is due from the schedule to its queues. Never early: due is compared with Redis's own clock.
+-- Moves due jobs from the schedule to their queues. Never early: due is compared with Redis's own clock.
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 --
@@ -8,15 +8,15 @@
 --   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
 --   LEDGER         hash
 -- ARGV (ReleaseArguments)
---   LIMIT  jobs to move at most
+--   LIMIT  most jobs to move
 --
 -- Returns (Released)
 --   MOVED    how many jobs were moved
---   WAIT     seconds until the next is due, '' when none waits
+--   WAIT     seconds until the next job is due, '' if none waits
 --   FOREIGN  ids of foreign jobs that are due
--- A foreign job is one that rq-scheduler's own API wrote (such jobs have created_at and no attempt): it may repeat or have
--- a cron line, so it stays in the schedule and the caller moves it by rq-scheduler's rules.
-local call = redis.call -- a local is found faster, and this runs for every task
+-- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
+-- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
+local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, LIMIT)
@@ -34,19 +34,20 @@ for i = 1, #head, 2 do
   end
 end
 if #moved > 0 then
-  -- First of all what frees memory: a script that has begun to write is not stopped when Redis has no more of it.
+  -- The first write must be one that frees memory: Redis does not stop a script that has begun to write when it runs
+  -- out of memory.
   call('ZREM', SCHEDULE, unpack(moved))
 end
 for i, id in ipairs(moved) do
   local origin, due, is_first, status = unpack(jobs[i])
   if origin and not is_first and (status == 'queued' or status == 'started') then
-    call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have put into the queue already
+    call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
     local key = JOB_PREFIX .. id
     if is_first then
       call('HSET', key, 'status', 'queued', 'due', due)
     else
-      call('HSET', key, 'status', 'queued') -- due stays that of the first delivery
+      call('HSET', key, 'status', 'queued') -- due stays the due instant of the first delivery
     end
     if status == 'failed' then
       call('ZREM', FAILED_PREFIX .. origin, id) -- RQ counts it there until it is tried again

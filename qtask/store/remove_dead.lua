@@ -1,9 +1,9 @@
--- Removes dead tasks with all that is kept of them. Their ids are free again.
+-- Removes dead tasks and all that is kept of them. Clients may use their ids again.
 -- Needs is_foreign.lua.
 --
 -- KEYS (RemoveKeys in tasks.py)
 --   LEDGER         hash
---   STOCK_RETRIES  retries of stock workers (set; see settle.lua): these are not dead
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua), which are not dead
 -- ARGV  the ids
 --
 -- Returns the ids that were dead.

@@ -1,15 +1,15 @@
--- Retries dead tasks: they go back into their queues, with all their attempts; their outcomes become their history.
+-- Retries dead tasks: they go back into their queues and get all their attempts again; their outcomes become history.
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 --
 -- KEYS (RetryKeys in tasks.py)
 --   QUEUES         set of queue keys
---   STOCK_RETRIES  retries of stock workers (set; see settle.lua): these are not dead
+--   STOCK_RETRIES  retries of stock workers (set; see settle.lua), which are not dead
 -- ARGV (RetryArguments)
 --   OUTCOMES_KEEP  outcomes to keep in the history
 -- then the ids
 --
--- Returns the ids that were dead and now are queued.
+-- Returns the ids that were dead and are now queued.
 local queued = {}
 for i = FIRST, #ARGV do
   local id = ARGV[i]

@@ -1,13 +1,14 @@
--- Says whether the user who runs it may run some commands. Redis 7 and Valkey are asked. An older Redis has to try:
--- it runs each on a key that does not exist, with arguments that change nothing, and leaves nothing behind.
+-- Checks whether the user who runs it may run some commands. Redis 7 and Valkey have a function for that. On an older
+-- Redis it runs each command on a key that does not exist, with arguments that change nothing, and leaves nothing
+-- behind.
 --
 -- ARGV (RightsArguments in rights.py)
 --   TRIES  the commands, each a list of its words (JSON); a key begins with a zero byte
 --
 -- Returns (RightsReply)
---   MODE     of Redis (`standalone`, `cluster`, …), '' where it may not be asked
---   ANSWERS  for each command 1 when it may be run, 0 when not, and 2 when that cannot be told: an older Redis cannot try
---            what no script may run
+--   MODE     mode of Redis (`standalone`, `cluster`, …), '' if the user may not run INFO
+--   ANSWERS  for each command 1 if it may be run, 0 if not, and 2 if that is not known: an older Redis cannot try
+--            commands that no script may run
 local about = redis.pcall('INFO', 'server')
 local mode = type(about) == 'string' and (string.match(about, 'redis_mode:(%a+)') or string.match(about, 'server_mode:(%a+)'))
 local answers = {}

@@ -1,7 +1,7 @@
-"""What each process may do in Redis: one table, from which rights are checked at start and documented.
+"""The rights in Redis that each process needs: one table, for the check at start and for the documented ACL.
 
-A right that is missing would show up late and in odd places: without the right to publish, tasks are accepted and
-never delivered. So each process asks for all of its rights before it begins.
+A missing right would show up late and in unexpected places: without the right to publish, tasks are accepted and never
+delivered. So each process checks all of its rights when it starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qtask.store.tasks import CANCEL, FORGET_TASK, REMOVE_DEAD, RETRY
 from qtask.store.workers import HEARTBEAT
 
 # client: `qtask.Client("redis://…")`, `qtask send --redis`, and the commands that change tasks. inbox: a program that
-# submits by XADD. reader: the commands that only look.
+# submits with XADD. reader: the commands that only read.
 Role = Literal["gateway", "scheduler", "worker", "client", "inbox", "reader"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -40,7 +40,7 @@ _WAKE = "qtask:*"
 _RQ_COMMANDS = "rq:pubsub:*"
 REPLY_PREFIX = "qtask:reply:"  # + anything: where the ACL of the inbox lets a program wait for its answer
 
-# What redis-py sends when it connects, and this module when it checks.
+# Commands that redis-py sends when it connects, and this module when it checks.
 _CONNECTING = (
     *("AUTH", "HELLO", "PING", "SELECT", "CLIENT|SETNAME"),
     *("ACL|WHOAMI", "EVAL", "EVALSHA", "INFO"),
@@ -55,15 +55,15 @@ _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What one role may do.
+    """The rights of one role.
 
     Attributes:
         direct: commands that it sends itself, `XINFO|CONSUMERS` for a subcommand.
-        scripts: that it runs; they run with its rights.
+        scripts: scripts that it runs; they run with its rights.
         keys: patterns of the keys.
         channels: patterns of the channels.
-        samples: keys that it uses, by which its rights to keys are checked.
-        talks: commands and channels, checked together.
+        samples: keys that it uses, with which its rights to keys are checked.
+        talks: pairs of command and channel, checked together.
     """
 
     direct: tuple[str, ...]
@@ -75,7 +75,7 @@ class Rights:
 
     @property
     def commands(self) -> list[str]:
-        """All commands, of its own and of its scripts, in order."""
+        """All commands, direct ones and those of scripts, sorted."""
         return sorted({*self.direct, *(command for script in self.scripts for command in _commands_of(script))})
 
     @property
@@ -107,7 +107,7 @@ RIGHTS: dict[Role, Rights] = {
     "scheduler": Rights(
         direct=(
             *(*_CONNECTING, "TIME", "GET", "SET", "EXPIRE", "SMEMBERS", "HMGET", "ZSCORE", "SUBSCRIBE", "UNSUBSCRIBE"),
-            # rq-scheduler: its registration, and the jobs of its own API
+            # rq-scheduler: its registration, and jobs that were made with its API
             *("DEL", "HSET", "HGETALL", "EXISTS", "MULTI", "EXEC", "ZADD", "ZREM", "ZINCRBY", "SADD", "RPUSH"),
             *("HEXISTS", "HGET", "HDEL", "WATCH", "UNWATCH", "PERSIST", "PUBLISH"),
         ),
@@ -183,9 +183,10 @@ _RIGHTS = Script("rights", NoKeys, RightsArguments, replies=(RightsReply,))
 
 
 def check(redis: Redis, role: Role) -> None:
-    """Makes sure that a process can work on this Redis.
+    """Checks that a process can work on this Redis.
 
-    Raises `ConfigError` when Redis runs in cluster mode, or lacks a right; and redis-py's errors when it is away.
+    Raises `ConfigError` if Redis runs in cluster mode or a right is missing, and redis-py's errors if Redis does not
+    answer.
     """
     mode, lacking = look(redis, role)
     if mode == "cluster":
@@ -198,9 +199,9 @@ def check(redis: Redis, role: Role) -> None:
 
 
 def look(redis: Redis, role: Role) -> tuple[str, list[str]]:
-    """The mode in which Redis runs (`standalone`, `cluster`, …), and what its user may not do that a role needs.
+    """The mode in which Redis runs (`standalone`, `cluster`, …), and the rights that its user lacks for a role.
 
-    Each missing right is a sentence with the rules that grant it. Raises redis-py's errors when Redis is away.
+    Each missing right is a sentence with the rules that grant it. Raises redis-py's errors if Redis does not answer.
     """
     rights = RIGHTS[role]
     keyed = [name for name in rights.commands if _KEY in _SAMPLES.get(name, ())]
@@ -235,14 +236,14 @@ def look(redis: Redis, role: Role) -> tuple[str, list[str]]:
 
 
 _DENIED, _ALLOWED, _UNTRIED = 0, 1, 2
-_TELLING = ("HMGET", "EXISTS", "GET", "HSET", "ZADD", "SET", "XADD")  # of which each role has one that reads
+_TELLING = ("HMGET", "EXISTS", "GET", "HSET", "ZADD", "SET", "XADD")  # each role has one of these that reads
 
 
 def _pairs(rights: Rights, keyed: list[str]) -> list[tuple[str, str]]:
-    """The keys and commands to be tried together.
+    """The pairs of key and command to try.
 
-    All commands on one key of each pattern, and on the others a few that read and write: the whole table would hold up
-    Redis for 40 ms.
+    All commands are tried on one key of each pattern, and a few that read and write on the other keys: the whole table
+    would block Redis for 40 ms.
     """
     whole = {next(sample for sample in rights.samples if fnmatchcase(sample, pattern)) for pattern in rights.keys}
     telling = [name for name in keyed if name in _TELLING]
@@ -251,7 +252,7 @@ def _pairs(rights: Rights, keyed: list[str]) -> list[tuple[str, str]]:
 
 
 def _lacking_of_keys(rights: Rights, table: dict[str, dict[str, int]]) -> Iterator[str]:
-    """What is missing, from which command may be run on which key."""
+    """The missing rights, derived from which command may run on which key."""
     usable = {sample: row for sample, row in table.items() if _ALLOWED in row.values()}
     closed = [sample for sample in table if sample not in usable]
     for pattern in rights.keys:
@@ -293,7 +294,7 @@ def _may_wait(redis: Redis) -> bool:
 
 def _run(redis: Redis, tries: list[list[str]]) -> RightsReply:
     call = _RIGHTS.call(NoKeys(), RightsArguments(tries=msgspec.json.encode(tries)))
-    reply = RightsReply._make(redis.execute_command(*call.as_eval))  # the one way that a role without rights may take
+    reply = RightsReply._make(redis.execute_command(*call.as_eval))  # works even if the role has no other right
     mode = reply.mode
     return reply._replace(mode=mode.decode() if isinstance(mode, bytes) else mode)
 
@@ -322,9 +323,9 @@ def _commands_of(script: Script[Any, Any]) -> set[str]:
     return found
 
 
-_KEY = "\0"  # the key goes here, and rights.lua knows it by this
-# Arguments with which a command does nothing to a key that does not exist: it finds nothing, or an argument is wrong,
-# which Redis sees after the rights. What LPUSH, RPUSH and SADD leave, rights.lua removes.
+_KEY = "\0"  # marks the place of the key, for rights.lua as well
+# Arguments with which a command changes nothing if the key does not exist: it finds nothing, or an argument is invalid,
+# which Redis checks after the rights. rights.lua removes what LPUSH, RPUSH and SADD leave.
 _SAMPLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
     **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN"), (_KEY,)),

@@ -13,13 +13,13 @@ from qtask.store import keys
 
 
 class TaskJob(Job):
-    """An RQ job whose data is JSON unless told otherwise; RQ's default is pickle, which QTask never writes."""
+    """An RQ job whose data is JSON by default. RQ's default is pickle, which QTask never writes."""
 
     def __init__(self, id: str | None = None, connection: Redis | None = None, serializer: Any = None) -> None:
         super().__init__(id, connection, serializer or JSONSerializer)
 
 
 def set_retention(job: Job, config: Config) -> None:
-    """Has a stock worker keep a task as QTask's own worker would: schedulers forget it, RQ never does."""
+    """Makes a stock worker keep a task as QTask's worker would: QTask's schedulers forget it, RQ never does."""
     job.result_ttl = config.retention_seconds + keys.FOREVER_SECONDS
     job.failure_ttl = keys.FOREVER_SECONDS

@@ -1,6 +1,6 @@
-"""The schedule: what a scheduler does with it, and with tasks whose lease or whose keeping has ended.
+"""The scripts of a scheduler: release due tasks, reclaim those whose lease ended, forget those whose retention ended.
 
-Also what it says of itself: rq-scheduler's lock, which keeps a stock `rqscheduler` passive.
+Also rq-scheduler's lock, which keeps a stock `rqscheduler` passive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qtask.model.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.scripts import NoKeys, Script
 
-LOCK_HOLDER = b"qtask"  # what the lock holds while a scheduler of QTask has it
+LOCK_HOLDER = b"qtask"  # value of the lock while a scheduler of QTask holds it
 
 # --- releasing -----------------------------------------------------------------------------------------------------
 
@@ -36,11 +36,11 @@ class ReleaseArguments(NamedTuple):
 
 
 class Released(NamedTuple):
-    """What a release came to.
+    """The result of `release`.
 
     Attributes:
-        moved: how many jobs.
-        wait: seconds until the next is due; infinity when none waits.
+        moved: how many jobs were moved.
+        wait: seconds until the next is due; infinity if none waits.
         foreign: ids of due jobs that rq-scheduler's own API wrote; they stay in the schedule.
     """
 
@@ -79,7 +79,7 @@ def postpone(redis: Redis, job_id: str, seconds: float) -> None:
 
 
 def subscribe(wake: PubSub) -> None:
-    """Subscribes to the channel that tells of tasks which are due before all others, and waits for it to be so."""
+    """Subscribes to the channel that announces tasks which are due before all others; waits until it is subscribed."""
     wake.subscribe(keys.WAKE)
     wake.get_message(timeout=1.0)
 
@@ -112,7 +112,7 @@ class ReclaimArguments(NamedTuple):
 
 RECLAIM = Script("reclaim", ReclaimKeys, ReclaimArguments, each_key=ReclaimedQueue)
 
-# The outcome of a delivery whose worker is gone; reclaim.lua fills in what it knows.
+# The outcome of a delivery whose worker is gone; reclaim.lua fills in the attempt and the instant.
 _LOST = (
     encode_outcome(
         Outcome(
@@ -123,7 +123,7 @@ _LOST = (
             duration=0.0,
             attempt=-1,
             error="lost",
-            message="the worker died or hung; whether the receiver got it is not known",
+            message="the worker died or hung; the receiver may have got the task or not",
         )
     )
     .replace(b'"attempt":-1', b'"attempt":%ATTEMPT%')
@@ -136,8 +136,8 @@ def reclaim(redis: Redis, queues: Sequence[str], silent_since: float, limit: int
 
     Args:
         redis: a client.
-        queues: it must be given every one: a dead worker is forgotten, and what it held in a queue that is not given
-            would wait for the lease to end.
+        queues: all queues. A dead worker is forgotten, so its tasks in a queue that is not given would wait for the end
+            of their leases.
         silent_since: a worker whose last heartbeat is not later counts as dead, in Unix seconds by Redis's clock.
         limit: tasks to reclaim from one queue at most.
     """
@@ -159,7 +159,7 @@ class Reclaimed(NamedTuple):
 
 
 def read_reclaimed(redis: Redis, ids: Sequence[str]) -> list[Reclaimed]:
-    """What is to be logged of tasks that were reclaimed."""
+    """The data and the attempts of reclaimed tasks, for the log."""
     with redis.pipeline(transaction=False) as pipeline:
         for task_id in ids:
             pipeline.hmget(keys.job(task_id), "data", "attempt")
@@ -180,7 +180,7 @@ FORGET = Script("forget", NoKeys, ForgetArguments)
 
 
 def forget(redis: Redis, queues: Sequence[str], limit: int) -> int:
-    """Forgets up to `limit` delivered tasks of these queues whose keeping has ended; returns how many."""
+    """Forgets up to `limit` delivered tasks of these queues whose retention has ended; returns how many."""
     registries = [keys.finished(queue) for queue in queues]
     forgotten: int = FORGET.call(NoKeys(), ForgetArguments(limit=limit), rest_of_keys=registries).run(redis)
     return forgotten

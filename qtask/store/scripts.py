@@ -1,7 +1,7 @@
 """The Lua scripts: how they are declared, loaded and run.
 
-A script is a file `NAME.lua` in this folder. It begins with what it does, its keys, arguments and reply. The module
-that runs it declares it with its records, and the records alone say in which order things cross into Lua and back:
+A script is a file `NAME.lua` in this folder. It begins with comments on what it does, its keys, arguments and reply.
+The module that runs it declares it with its records, which alone define the order of values passed to Lua and back:
 
     class CountKeys(NamedTuple):
         ledger: str
@@ -15,13 +15,13 @@ that runs it declares it with its records, and the records alone say in which or
 The loader writes the names of the fields, in capitals, into the text of the script:
 
 - `LEDGER` is the key, `QUEUE` the argument.
-- Where a record is repeated behind the arguments (`each`), `FIRST` is the index in ARGV at which the first one begins,
+- If a record is repeated after the arguments (`each`), `FIRST` is the index in ARGV at which the first one begins,
   `WIDTH` the number of its fields, and each field is an offset: `ARGV[i + ID]`. `FIRST_KEY` and `KEY_WIDTH` are the
-  same for a record that is repeated behind the keys (`each_key`).
+  same for a record that is repeated after the keys (`each_key`).
 - Fields of a reply are indices: `return {[NOW] = now, [IDS] = ids}`.
 - A name in capitals that no record has is a constant of `qtask.store.keys`, such as `JOB_PREFIX`.
 
-Functions that several scripts need stand in files of their own; a script asks for one by a line `-- Needs NAME.lua.`
+Functions that several scripts need are in separate files; a script includes one with a line `-- Needs NAME.lua.`
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Script(Generic[Keys, Arguments]):
     """One script.
 
     Args:
-        name: of its file, without `.lua`.
+        name: name of its file, without `.lua`.
         keys: the record of its keys.
         arguments: the record of its arguments.
-        each_key: the record that is repeated behind the keys, if any.
-        each: the record that is repeated behind the arguments, if any.
+        each_key: the record that is repeated after the keys, if any.
+        each: the record that is repeated after the arguments, if any.
         replies: the records that its reply consists of.
     """
 
@@ -120,7 +120,7 @@ class Script(Generic[Keys, Arguments]):
 
     @cached_property
     def text(self) -> bytes:
-        """The Lua text: what it needs, its names, and its file."""
+        """The Lua text: the names, the included files, and its own file."""
         own = (_FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
         needed = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _NEEDS.findall(own))
         names = {**self._values(), **self._positions()}
@@ -137,7 +137,7 @@ class Script(Generic[Keys, Arguments]):
 
     @property
     def names(self) -> list[str]:
-        """The names that its records give to its text."""
+        """The Lua names that its records define."""
         return [*self._values(), *self._positions()]
 
     def _values(self) -> dict[str, str]:
@@ -213,5 +213,5 @@ def fields_of(record: type[Record]) -> tuple[str, ...]:
 
 
 def _local(names: dict[str, str]) -> str:
-    """Lua that gives names to values."""
+    """A Lua statement that gives names to values."""
     return f"local {', '.join(names)} =\n  {', '.join(names.values())}\n" if names else ""

@@ -1,5 +1,6 @@
--- Settles outcomes of one worker: each task leaves the started registry for the finished registry, the failed registry
--- (the dead letters) or, to be tried again, the schedule. Its figures go into the statistics. All in one step.
+-- Settles outcomes of one worker: each task moves from the started registry to the finished registry, to the failed
+-- registry (the dead letters) or, for a retry, to the schedule. Its figures are added to the statistics in the same
+-- step.
 -- Needs newest_lines.lua.
 -- Needs unlink_jobs.lua.
 -- Needs is_foreign.lua.
@@ -10,13 +11,13 @@
 --   COUNTERS       outcomes by kind and status (hash)
 --   SCHEDULE       sorted set
 --   LEDGER         hash
---   STOCK_RETRIES  retries of stock workers (set): RQ counts these as failed until they are released, so they are in the
---                  schedule and in the failed registry
+--   STOCK_RETRIES  retries of stock workers (set). RQ counts them as failed until they are released, so they are in both
+--                  the schedule and the failed registry
 -- ARGV (SettleArguments)
---   TOKEN                    of the worker
+--   TOKEN                    token of the worker
 --   QUEUE_NAME               name of the queue
 --   RETENTION_COUNT          delivered tasks to keep
---   RETENTION_SECONDS        for which they are kept; a scheduler forgets them then
+--   RETENTION_SECONDS        for which they are kept, until a scheduler forgets them
 --   STATS_RETENTION_COUNT    outcomes of one kind to keep in the statistics
 --   STATS_RETENTION_SECONDS  for which they are kept
 --   DEAD_RETENTION_COUNT     dead letters to keep, 0 for all of them
@@ -25,19 +26,20 @@
 --   ID
 --   FATE     'finished', 'failed' or 'retry'
 --   OUTCOME  JSON on one line, '' for none
---   ERROR    in words
+--   ERROR    the error in words
 --   COUNTER  'kind:status'
 --   ENDED    end of the delivery in Unix seconds
---   MEMBER   of the statistics
+--   MEMBER   member of the statistics
 --   OPTIONS  what only some settlements have, as JSON (SettleOptions), or ''
 --
 -- Returns (Settled)
 --   SETTLED  how many tasks were settled
 --   DROPPED  ids of dead letters that were removed because there are more than DEAD_RETENTION_COUNT
--- A task whose lease has been reclaimed belongs to another worker and is left alone. So a batch may be sent again when
--- its reply was lost. If the task was to be tried again, it may have been claimed once more, and that reply lost as well:
--- then the lease is that of a later attempt, which never began. Such a task goes back to the queue, as by nack.lua.
-local call, ARGV = redis.call, ARGV -- locals are found faster, and this runs for every task
+-- A task whose lease has been reclaimed belongs to another worker and is not changed. So a batch may be sent again if
+-- its reply was lost. If a task was to be retried, this worker may have claimed it once more, and that reply may be
+-- lost as well: then the lease is that of a later attempt, which never began. Such a task goes back to the queue, as in
+-- nack.lua.
+local call, ARGV = redis.call, ARGV -- locals are faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local settled = 0
@@ -78,7 +80,7 @@ for i = FIRST, #ARGV, WIDTH do
       end
       if options and options.again then
         outcomes = all_outcomes(key, outcomes)
-        call('UNLINK', RESULTS_PREFIX .. id) -- of an attempt by a stock worker: the outcomes say it all
+        call('UNLINK', RESULTS_PREFIX .. id) -- left by an attempt of a stock worker; the outcomes have it all
       end
       if options and options.foreign then
         call('HSET', key, 'foreign', 1)
@@ -122,7 +124,7 @@ if #back > 0 then
   call('LPUSH', QUEUE, unpack(back))
 end
 
--- More than a batch can add, so that a bound that was lowered is reached, and few enough that Redis is not held up.
+-- More than a batch can add, so that a lowered bound is reached, and few enough not to block Redis.
 local DROP_LIMIT = 1000
 
 local function oldest_beyond(registry, limit)
@@ -136,7 +138,7 @@ if #failed > 0 then
   if DEAD_RETENTION_COUNT ~= '0' then
     local accepted = 0
     for _, id in ipairs(oldest_beyond(FAILED, DEAD_RETENTION_COUNT)) do
-      if call('SISMEMBER', STOCK_RETRIES, id) == 0 then -- else it is not dead: it waits to be tried again
+      if call('SISMEMBER', STOCK_RETRIES, id) == 0 then -- else it is not dead, but waits for a retry
         dropped[#dropped + 1] = id
         accepted = accepted + (is_foreign(JOB_PREFIX .. id) and 0 or 1)
       end

@@ -1,5 +1,5 @@
--- For other scripts, which also need newest_lines.lua. A job that has the field exc_info is dead, or was. An empty one is
--- no error: it says that the task has a history, so that a claim need not look for that in every job.
+-- For other scripts, which also need newest_lines.lua. A job that has the field exc_info is dead or was dead. If the
+-- field is empty, there is no error but a history; so a claim does not have to look for the history of every job.
 
 -- Removes the error, and returns whether the task has a history.
 local function clear_error(key)
@@ -11,8 +11,8 @@ local function clear_error(key)
   return false
 end
 
--- Gives a task that was dead all its attempts again, and moves its outcomes into its history. Returns whether it has a
--- history now.
+-- Gives a dead task all its attempts again, and moves its outcomes to its history. Returns whether it now has a
+-- history.
 local function start_over(key, limit)
   local outcomes, history = unpack(redis.call('HMGET', key, 'outcomes', 'history'))
   redis.call('HDEL', key, 'attempt', 'outcomes')

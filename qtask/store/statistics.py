@@ -1,4 +1,4 @@
-"""Statistics as Redis holds them: outcomes in a sorted set for each kind, and exact totals in a hash."""
+"""Statistics in Redis: the outcomes of each kind in a sorted set, and exact totals in a hash."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from redis import Redis
 
 from qtask.store import keys
 
-_CHUNK = 20_000  # members a ZRANGE: a larger one would make others wait for Redis
+_CHUNK = 20_000  # members per ZRANGE; a larger chunk would block Redis for others
 
 
 def read_members(redis: Redis, kind: str, newest: int | None = None) -> Iterator[tuple[bytes, float]]:
-    """Members and ends (Unix seconds) of the outcomes of one kind, oldest first; with `newest` only so many."""
+    """Members and ends (Unix seconds) of the outcomes of one kind, oldest first; with `newest` only that many."""
     key = keys.stats(kind)
     total = redis.zcard(key)
     start = 0 if newest is None else max(0, total - newest)
@@ -26,6 +26,6 @@ def read_members(redis: Redis, kind: str, newest: int | None = None) -> Iterator
 
 
 def read_totals(redis: Redis) -> dict[str, int]:
-    """How many outcomes there were ever, by counter (`kind:status`)."""
+    """How many outcomes there have been, by counter (`kind:status`)."""
     found: Any = redis.hgetall(keys.COUNTERS)
     return {counter.decode(): int(count) for counter, count in found.items()}

@@ -1,32 +1,32 @@
--- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule. What the schedule says by
--- itself (the due instant, and that the job is scheduled) is not repeated in the job: a waiting task is to be small.
+-- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule. To keep waiting tasks small, the
+-- job does not repeat what the schedule says (the due instant, and that the job is scheduled).
 --
 -- KEYS (SubmitKeys in submit.py)
 --   SCHEDULE  sorted set
 --   INBOX     stream; used only for tasks that came from it
---   NODE      key that says who holds the sender's node number (string)
+--   NODE      key that names the holder of the sender's node number (string)
 --   LEDGER    hash
 -- ARGV (SubmitArguments)
 --   QUEUE_NAME     name of the queue
---   NONCE          of the sender
---   SENT_BEFORE    '1' when the batch may have been sent before, else ''
+--   NONCE          nonce of the sender
+--   SENT_BEFORE    '1' if the batch may have been sent before, else ''
 -- then for each task (Submitted)
 --   ID
 --   BODY     JSON
---   MODE     'in': INSTANT is in seconds from now; 'at': it is in Unix seconds; 'IN' and 'AT' where the client chose the id
+--   MODE     'in': INSTANT is seconds from now; 'at': it is in Unix seconds; 'IN' and 'AT' if the client chose the id
 --   INSTANT
 --   OPTIONS  what only some tasks have, '' for nothing: seconds of RQ's timeout
---   ENTRY    id of its entry in the inbox ('' when it came another way), and after a space the key that its answer is
---            pushed to
+--   ENTRY    id of its entry in the inbox ('' if it came another way), and after a space the key to push its answer to
 --
--- Returns nothing (an empty array) when the node number is not the sender's any more; then nothing was done.
--- Else one string a task:
+-- Returns an empty array if the node number no longer belongs to the sender; then nothing was done.
+-- Else one string per task:
 --   its due instant in Unix seconds;
---   '=' and the due instant of the first task, where the id that the client chose is known already;
---   '!' where another task has the id that QTask made: nothing was done with this one, and it needs another id;
---   '' where its inbox entry was already taken.
--- A batch whose reply was lost may be sent again, by the same sender and with the same ids. A task that has one of
--- these ids then counts as this one only if it has the same body, too.
+--   '=' and the due instant of the first task, if the id that the client chose is already known;
+--   '!' if another task has the id that QTask made: this task was not accepted and needs another id;
+--   '' if its inbox entry was already taken.
+-- A batch whose reply was lost may be sent again, by the same sender and with the same ids. A task with one of these
+-- ids
+-- then counts as the same task only if it has the same body as well.
 if redis.call('GET', NODE) ~= NONCE then
   return {}
 end
@@ -41,7 +41,7 @@ local duplicates = 0
 local function due_of_known(id, key)
   local attempt, due = unpack(redis.call('HMGET', key, 'attempt', 'due'))
   if attempt and due then
-    return due -- the schedule may hold the instant at which it is tried again
+    return due -- the schedule may hold the instant of its retry
   end
   return redis.call('ZSCORE', SCHEDULE, id) or due or string.format('%.6f', now)
 end
@@ -64,8 +64,8 @@ local function push_answer(reply, id, due, more)
   end
 end
 
--- One look at all ids is cheaper than one at each. A client may choose an id that QTask makes in the same batch, so
--- with chosen ids each is looked at in its turn.
+-- Checking all ids at once is cheaper than one by one. But a client may choose an id that QTask makes in the same
+-- batch, so a batch with chosen ids is checked id by id.
 local jobs, all_new = {}, true
 for i = FIRST, #ARGV, WIDTH do
   jobs[#jobs + 1] = JOB_PREFIX .. ARGV[i + ID]
@@ -121,7 +121,7 @@ for i = FIRST, #ARGV, WIDTH do
         redis.call('HSET', key, 'timeout', ARGV[i + OPTIONS])
       end
       if chosen then
-        redis.call('HSET', key, 'due', text) -- such an id does not tell when the task was accepted
+        redis.call('HSET', key, 'due', text) -- a chosen id does not tell when the task was accepted
       end
       if reply ~= '' then
         push_answer(reply, id, text, '')

@@ -1,4 +1,4 @@
-"""Accepting: a batch of checked tasks into Redis, in one atomic round trip."""
+"""Accepts a batch of checked tasks, in one atomic round trip to Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtask.store.scripts import Call, Script
 
 REPLICA_WAIT_SECONDS = 2.0
 RQ_TIMEOUT_MARGIN_SECONDS = 10  # a stock worker kills a job at its timeout; ours ends the delivery first
-ROUNDS_LIMIT = 5  # of one call: a number or an id is refused only rarely, unless Redis throws keys away
+ROUNDS_LIMIT = 5  # of one call; a node number or an id is rarely refused, unless Redis evicts keys
 
 
 class SubmitKeys(NamedTuple):
@@ -42,14 +42,14 @@ Mode = Literal["in", "at", "IN", "AT"]
 
 
 class Submitted(Struct, gc=False):
-    """One task on its way into Redis; see submit.lua.
+    """One task as submit.lua gets it.
 
     Attributes:
-        id: as it is stored.
+        id: the stored id.
         body: the dict as JSON.
         mode: whether `instant` is in seconds from now or in Unix seconds, and who chose the id.
         instant: due.
-        options: what only some tasks have, empty for nothing: seconds of RQ's timeout.
+        options: what only some tasks have: seconds of RQ's timeout; empty for nothing.
         entry: id of its entry in the inbox, and after a space the key for its answer.
     """
 
@@ -65,11 +65,11 @@ SUBMIT = Script("submit", SubmitKeys, SubmitArguments, each=Submitted)
 
 
 class Submission(Struct, frozen=True):
-    """One task on its way into Redis.
+    """One task to be submitted.
 
     Attributes:
         checked: the task.
-        entry: id of its entry in the inbox, which is acknowledged in the same step; empty for other ways in.
+        entry: id of its entry in the inbox, which is acknowledged in the same step; empty if it came another way.
         reply_key: key that the answer to this entry is pushed to, in the same step; empty for none.
     """
 
@@ -79,7 +79,7 @@ class Submission(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True):
-    """What became of a submission.
+    """The answer to a submission.
 
     Attributes:
         id: of the task, as the client knows it.
@@ -95,11 +95,11 @@ class Place(Struct, frozen=True):
 class Batch:
     """Tasks that are submitted together (at most about 1,000), with the ids that they were given.
 
-    When the reply of Redis is lost the same batch may be submitted again: it goes out with the same ids, so that what
-    was accepted is not accepted twice.
+    If the reply of Redis is lost, the same batch may be submitted again: it is sent with the same ids, so that nothing
+    is accepted twice.
 
     Attributes:
-        places: of each submission, once the batch was accepted; None where another gateway had taken the inbox entry.
+        places: answer to each submission, once the batch is accepted; None if another gateway took the inbox entry.
     """
 
     def __init__(self, queue: str, submissions: Sequence[Submission]) -> None:
@@ -117,11 +117,11 @@ class Batch:
 
     @property
     def node(self) -> Node | None:
-        """The node that it must be submitted with, because its last reply was lost; None when any will do."""
+        """The node that it must be submitted with, because its last reply was lost; None if any node will do."""
         return self._node
 
     def call(self, node: Node) -> Call:
-        """The script for what is left; `read` reads its reply."""
+        """The script call for the remaining tasks; `read` parses its reply."""
         sent = self._node is not None
         if not sent:
             self._node = node
@@ -137,7 +137,7 @@ class Batch:
         )
 
     def read(self, reply: list[bytes]) -> bool:
-        """Takes the reply of the script. Returns False when another node number is needed for what is left."""
+        """Takes the reply of the script. Returns False if the remaining tasks need another node number."""
         self._node = None
         if not reply:
             return False
@@ -159,7 +159,7 @@ def submit(nodes: Nodes, batch: Batch, replicas: int = 0) -> Steps[list[Place | 
     Args:
         nodes: holds the node number of this process.
         batch: the tasks.
-        replicas: how many replicas of Redis must hold the batch, too. Raises `Unavailable` when fewer say so in time.
+        replicas: how many replicas of Redis must hold the batch. Raises `Unavailable` if fewer confirm it in time.
 
     Raises redis-py's errors; then the same batch may be submitted again, with the same `nodes`. Raises `Unavailable`
     when Redis keeps refusing new ids.
@@ -177,7 +177,7 @@ def submit(nodes: Nodes, batch: Batch, replicas: int = 0) -> Steps[list[Place | 
 
 def _run_replicated(call: Call, replicas: int) -> Steps[list[bytes]]:
     wait = ("WAIT", replicas, int(REPLICA_WAIT_SECONDS * 1000))
-    reply, confirmed = yield commands(call.as_eval, wait)  # over one connection: WAIT speaks of what went over it
+    reply, confirmed = yield commands(call.as_eval, wait)  # over one connection: WAIT is about the writes on it
     if confirmed < replicas:
         raise Unavailable(
             f"{confirmed} replicas of Redis hold the task after {REPLICA_WAIT_SECONDS:g} s, not {replicas}"

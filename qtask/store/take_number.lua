@@ -1,14 +1,14 @@
--- Leases a node number to a process that makes ids: the next one that no other process holds.
+-- Leases a node number to a process that makes ids: the next number that no other process holds.
 --
 -- KEYS (NumberKeys in nodes.py)
---   NODES  counter of the numbers given out
+--   NODES  counter, the last number that was leased
 -- ARGV (NumberArguments)
 --   NUMBERS        how many numbers there are
---   NONCE          of the process
+--   NONCE          nonce of the process
 --   LEASE_SECONDS  for which it may use the number
 --
--- Returns (Leased) NUMBER, and TIME, which is Redis's time as TIME gives it. Returns an error when all the numbers that it
--- tried are held.
+-- Returns (Leased) NUMBER, and TIME, which is the reply of Redis's TIME. Returns an error if all numbers that it tried
+-- are held.
 for _ = 1, 10000 do
   local number = redis.call('INCRBY', NODES, 1) % NUMBERS
   if redis.call('SET', NODE_PREFIX .. string.format('%d', number), NONCE, 'NX', 'EX', LEASE_SECONDS) then

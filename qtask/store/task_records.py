@@ -1,4 +1,4 @@
-"""Tasks as they are shown: read from their jobs, with credentials masked."""
+"""Task records: read from the jobs, with credentials masked for display."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class _Job(NamedTuple):
 
 
 def state_of(status: bytes | str | None) -> State:
-    """The state of a task, by the status that its job has; only the schedule knows better."""
+    """The state of a task, by the status of its job; a job in the schedule is scheduled, whatever its status."""
     return _STATE_OF_STATUS.get(text(status), "scheduled")
 
 
 def read_records(ids: Sequence[str]) -> Steps[list[TaskRecord | None]]:
-    """The tasks with these stored ids; None where there is none."""
+    """The tasks with these stored ids; None for an id without a task."""
     asked = [
         command
         for task_id in ids
@@ -91,7 +91,7 @@ def _record(task_id: str, job: _Job, scheduled_at: float | None) -> TaskRecord |
 
 
 def masked(record: TaskRecord, mask: Mask) -> TaskRecord:
-    """A record as it may be shown: credentials are masked in the task, and in the answers that repeat them."""
+    """A record with credentials masked, in the task and in the answers that repeat them."""
     body, found = mask.task(msgspec.json.encode(record.task))
     outcomes = [
         structs.replace(one, answer=mask.answer(one.answer, found), message=mask.answer(one.message, found))

@@ -1,4 +1,4 @@
-"""Looking at tasks, removing them, retrying the dead: one by its id, or a page of those in one state.
+"""Reads tasks, cancels and forgets them, retries and removes dead letters: one by its id, or a page of one state.
 
 All of these are queries: `show(redis, …)` with a client of redis-py, `await show.run_async(redis, …)` with one of
 redis.asyncio.
@@ -28,7 +28,7 @@ BATCH = 500  # tasks that one script retries or removes, and that are searched a
 _OLDEST_DEAD = "dead, oldest first"  # the order of `find_dead`, as its cursors name it
 _MASK = Mask()
 
-# --- looking -------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------------------------
 
 
 @query
@@ -53,13 +53,13 @@ def _not_found(task_id: str) -> NotFound:
 def list_page(
     queue: str, state: State, limit: int = 50, cursor: str = "", mask: Mask = _MASK
 ) -> Steps[Page[TaskRecord]]:
-    """A page of the tasks of a queue in one state: what is due next comes first, of what has ended the newest.
+    """A page of the tasks of a queue in one state: tasks due next come first; of those that have ended, the newest.
 
     Args:
         queue: its name.
-        state: of the tasks.
-        limit: tasks on the page at most, from 1 to `pages.LIMIT`; it may have fewer although there are more.
-        cursor: of the page before; empty for the first.
+        state: state of the tasks.
+        limit: most tasks on the page, from 1 to `pages.LIMIT`; it may have fewer even if there are more.
+        cursor: cursor of the page before; empty for the first.
         mask: as for `show`.
 
     Raises `Refused` for a cursor of another list.
@@ -86,7 +86,7 @@ def list_tasks(queue: str, state: State, limit: int = 50, mask: Mask = _MASK) ->
 def list_pages(
     redis: Redis, queue: str, state: State, limit: int = 50, mask: Mask = _MASK
 ) -> Iterator[list[TaskRecord]]:
-    """The tasks of `list_tasks` by the page, so that not all of them are in memory at once."""
+    """The tasks of `list_tasks` in pages, so that not all of them are in memory at once."""
     cursor = ""
     while limit > 0:
         page = list_page(redis, queue, state, limit, cursor, mask)
@@ -122,9 +122,9 @@ def _place_of(queue: str, state: State) -> Place:
 def count_tasks(queue: str) -> Steps[dict[State, int]]:
     """How many tasks of a queue are in each state.
 
-    The schedule holds the tasks of all queues. How many of them are of this queue follows from the ledger, as long as
-    that balances. Where it does not (other programs have put jobs into the schedule, or have deleted tasks), the whole
-    schedule is looked through, a page at a time: about a second for a million tasks.
+    The schedule holds the tasks of all queues. The number for this queue follows from the ledger, if that balances. If
+    it does not (other programs have put jobs into the schedule, or have deleted tasks), the whole schedule is read, in
+    pages, which takes about a second for a million tasks.
     """
     others = yield commands(
         ("LLEN", keys.queue(queue)),
@@ -146,17 +146,17 @@ def count_tasks(queue: str) -> Steps[dict[State, int]]:
     return dict(zip(STATES, [scheduled, *others], strict=True))
 
 
-# --- finding the dead ----------------------------------------------------------------------------------------------
+# --- finding dead letters ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which tasks are meant; what is None does not matter.
+    """Criteria for dead letters; None matches all.
 
     Attributes:
         kind: `address.type`.
         error: kind of the last error, or the HTTP status as text.
-        link, title: a part of it.
+        link, title: text that it contains.
     """
 
     kind: str | None = None
@@ -165,7 +165,7 @@ class Filter:
     title: str | None = None
 
     def fits(self, record: TaskRecord) -> bool:
-        """Whether a task is among them."""
+        """Whether a task matches."""
         last = record.outcomes[-1] if record.outcomes else None
         return (
             self.kind in (None, record.kind)
@@ -177,16 +177,16 @@ class Filter:
 
 @query
 def find_dead_page(queue: str, wanted: Filter, cursor: str = "", limit: int = BATCH) -> Steps[Page[str]]:
-    """A page of the ids, as clients know them, of the dead that fit, the oldest first.
+    """A page of the ids, as clients know them, of matching dead letters, the oldest first.
 
     Tasks that die after the first page was read are on none of the pages, so a caller that retries what it
     finds comes to an end.
 
     Args:
         queue: its name.
-        wanted: which ones.
-        cursor: of the page before; empty for the first.
-        limit: dead tasks that are looked at for this page, from 1 to `pages.LIMIT`; none of them may fit.
+        wanted: the criteria.
+        cursor: cursor of the page before; empty for the first.
+        limit: dead letters that are checked for this page, from 1 to `pages.LIMIT`; possibly none of them matches.
 
     Raises `Refused` for a cursor of another list.
     """
@@ -220,7 +220,7 @@ def dead_pages(redis: Redis, queue: str, wanted: Filter) -> Iterator[list[str]]:
             return
 
 
-# --- deciding on one task ------------------------------------------------------------------------------------------
+# --- changing one task ---------------------------------------------------------------------------------------------
 
 
 class TaskArguments(NamedTuple):
@@ -243,7 +243,7 @@ FORGET_TASK = Script("forget_task", NoKeys, TaskArguments)
 
 @query
 def cancel(task_id: str) -> Steps[State]:
-    """Removes a task that waits, and returns the state that it was in. The client may use its id again.
+    """Removes a task that waits, and returns its state before that. The client may use its id again.
 
     Raises `NotFound`, or `WrongState` when the task is being delivered or has ended.
     """
@@ -252,23 +252,23 @@ def cancel(task_id: str) -> Steps[State]:
     if state == "started":
         raise WrongState(state, f"task {task_id} is being delivered right now; it cannot be cancelled")
     if state == "delivered":
-        raise WrongState(state, f"task {task_id} is delivered already; to have it forgotten, use forget")
+        raise WrongState(state, f"task {task_id} is already delivered; use forget to delete what is kept of it")
     if state == "dead":
-        raise WrongState(state, f"task {task_id} is dead, so it is not delivered any more; to remove it, use remove")
+        raise WrongState(state, f"task {task_id} is dead, so it will not be delivered; use remove to remove it")
     return state
 
 
 @query
 def forget(task_id: str) -> Steps[State]:
-    """Forgets a delivered task before the end of its keeping, and returns the state that it was in.
+    """Forgets a delivered task before the end of its retention, and returns its state before that.
 
-    An id that the client chose stays remembered (`idempotency_seconds` from the delivery), so that a second task with
-    it is still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
+    An id that the client chose stays known (`idempotency_seconds` from the delivery), so that a second task with it is
+    still answered as a duplicate. Raises `NotFound`, or `WrongState` when the task is not delivered.
     """
     state = _state_after(task_id, (yield FORGET_TASK.call(NoKeys(), TaskArguments(id=stored_id(task_id)))))
     if state != "delivered":
         verb = "remove" if state == "dead" else "cancel"
-        raise WrongState(state, f"task {task_id} is {state}; only what is delivered is forgotten, so use {verb}")
+        raise WrongState(state, f"task {task_id} is {state}; only delivered tasks can be forgotten; use {verb}")
     return state
 
 
@@ -279,7 +279,7 @@ def _state_after(task_id: str, status: bytes | str) -> State:
     return state_of(status)
 
 
-# --- deciding on the dead ------------------------------------------------------------------------------------------
+# --- changing dead letters -----------------------------------------------------------------------------------------
 
 
 class RetryKeys(NamedTuple):
@@ -319,7 +319,7 @@ def retry_one(task_id: str) -> Steps[State]:
     """As `retry`, for one task; returns the state it was in. Raises `NotFound`, or `WrongState` when it is not dead."""
     if not (yield from retry.steps([task_id])):
         state = (yield from show.steps(task_id)).state
-        raise WrongState(state, f"task {task_id} is {state}; only what is dead is retried")
+        raise WrongState(state, f"task {task_id} is {state}; only dead tasks can be retried")
     return "dead"
 
 
@@ -338,12 +338,12 @@ def remove_one(task_id: str) -> Steps[State]:
     """
     if not (yield from remove_dead.steps([task_id])):
         state = (yield from show.steps(task_id)).state
-        raise WrongState(state, f"task {task_id} is {state}; only what is dead is removed")
+        raise WrongState(state, f"task {task_id} is {state}; only dead tasks can be removed")
     return "dead"
 
 
 def _by_batches(ids: Sequence[str], call_with: Callable[[list[str]], Call]) -> Steps[list[str]]:
-    """Runs a script for one batch of ids after the other, so that others get their turn at Redis."""
+    """Runs a script for one batch of ids after the other, so that Redis can serve others in between."""
     done: list[str] = []
     for start in range(0, len(ids), BATCH):
         done += texts((yield call_with([stored_id(task_id) for task_id in ids[start : start + BATCH]])))

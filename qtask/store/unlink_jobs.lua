@@ -1,4 +1,4 @@
--- For other scripts: removes the jobs of some ids, with the results that a stock worker left.
+-- For other scripts: removes the jobs with these ids, and the results that a stock worker left.
 local function unlink_jobs(ids)
   local gone = {}
   for _, id in ipairs(ids) do

@@ -1,4 +1,4 @@
-"""What a worker tells Redis of itself, and how it waits for its queue."""
+"""The heartbeat of a worker, and how it waits for its queue."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HEARTBEAT = Script("heartbeat", HeartbeatKeys, HeartbeatArguments)
 
 
 def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: Mapping[str, Value]) -> Call:
-    """Says that a worker is alive; the reply is Redis's time in Unix seconds.
+    """Records that a worker is alive; the reply is Redis's time in Unix seconds.
 
     Args:
-        token: of the worker.
+        token: token of the worker.
         rq_key: key of its hash, which RQ's tools read.
-        ttl_seconds: for which that hash lives on without another heartbeat.
-        fields: of that hash.
+        ttl_seconds: seconds after which that hash expires without another heartbeat.
+        fields: fields of that hash.
     """
     pairs = [value for pair in fields.items() for value in pair]
     script_keys = HeartbeatKeys(workers=keys.WORKERS, rq_worker=rq_key)
@@ -44,7 +44,7 @@ def heartbeat(token: str, rq_key: str, ttl_seconds: int, fields: Mapping[str, Va
 
 
 def leave(redis: Redis, token: str) -> None:
-    """Counts a worker as dead from now on, so that a scheduler reclaims what it still holds."""
+    """Marks a worker as dead, so that a scheduler reclaims the tasks that it still holds."""
     redis.zadd(keys.WORKERS, {token: 0})
 
 
@@ -54,14 +54,14 @@ def is_suspended() -> tuple[Value, ...]:
 
 
 def wait_for_tasks(queue: str, seconds: float) -> tuple[Value, ...]:
-    """The command that Redis answers when a queue holds something, or after some seconds.
+    """The command that Redis answers when a queue is not empty, or after some seconds.
 
-    It moves the head of the queue onto itself, so it changes nothing: no task can be lost with the reply.
+    It moves the head of the queue onto itself, which changes nothing: no task can be lost with the reply.
     """
     return ("BLMOVE", keys.queue(queue), keys.queue(queue), "LEFT", "LEFT", seconds)
 
 
 def load_scripts(redis: Redis) -> None:
-    """Has Redis remember a worker's scripts: a text that is sent late would stand behind the wait for the queue."""
+    """Loads a worker's scripts into Redis. A text sent later would have to wait behind `wait_for_tasks`."""
     for script in (CLAIM, SETTLE, HEARTBEAT):
         redis.script_load(script.text)

@@ -369,16 +369,16 @@ def test_send_of_one_task_shows_no_progress(installation: Installation, receiver
     [
         (
             [],
-            "say where to: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
+            "a destination is needed: one of --http URL, --socket HOST:PORT, --udp HOST:PORT, --pipe NAME, --graph, "
             "--to-redis URL, --websocket URL, "
             "or a FILE of dicts",
         ),
-        (["--http", "http://x/", "--pipe", "y"], "say where to: one of"),
-        (["--http", "http://x/", "--in", "1", "--at", "2"], "either --in or --at says when, not both"),
-        (["--http", "http://x/", "--data", "text"], '--data wants JSON, such as {"a": 1} or "text" in quotes:'),
+        (["--http", "http://x/", "--pipe", "y"], "a destination is needed: one of"),
+        (["--http", "http://x/", "--in", "1", "--at", "2"], "give either --in or --at, not both"),
+        (["--http", "http://x/", "--data", "text"], '--data must be JSON, such as {"a": 1} or "text" in quotes:'),
         (["--http", "http://x/", "--header", "X"], "--header wants NAME:VALUE, or `auto` alone, got 'X'"),
         (["--pipe", "x", "--method", "PUT"], "--method and --header go with --http"),
-        (["-", "--title", "x"], "the dicts of a FILE say everything themselves: leave the other flags out"),
+        (["-", "--title", "x"], "FILE holds complete dicts: leave out the flags that describe a task"),
         (["-"], "there is nothing to send: the file is empty"),
     ],
 )
@@ -603,8 +603,8 @@ def test_graph_format_follows_the_file_name(installation: Installation, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "of.jpg"], "the name of the picture ends in .png or .svg, got 'of.jpg'"),
-        (["-o", "of.svg", "--id", "x"], "the name of the picture ends in .png, got 'of.svg'"),
+        (["-o", "of.jpg"], "the name of the picture must end in .png or .svg, got 'of.jpg'"),
+        (["-o", "of.svg", "--id", "x"], "the name of the picture must end in .png, got 'of.svg'"),
         (["-o", "of.png", "--id", "nothing"], "there is no graph 'nothing'; graphs are kept for a day"),
         (["-o", "/nowhere/of.png"], "/nowhere/of.png cannot be written: there is no folder /nowhere"),
     ],
@@ -675,20 +675,20 @@ def test_default_redis_is_used_without_a_setting_or_qtask_up(tmp_path: Path) -> 
 def test_error_of_redis_is_reported_in_one_line(redis: Redis, redis_server: RedisServer) -> None:
     redis.set(keys.COUNTERS, "what somebody else keeps here")
     words = refused(qtask("stats", "--redis", redis_server.url))
-    assert words.startswith("qtask: Redis did not do it: ") and "wrong kind of value" in words
+    assert words.startswith("qtask: Redis rejected the command: ") and "wrong kind of value" in words
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["list", "--redis", "http://x"], {}, "'http://…' is no address of a Redis"),
+        (["list", "--redis", "http://x"], {}, "'http://…' is not the address of a Redis"),
         (["gateway", "--port", "70000"], {}, "--port must be from 0 to 65535, got 70000"),
         (["worker"], {"QTASK_CONCURRENCY": "many"}, "QTASK_CONCURRENCY must be a whole number, got 'many'"),
-        (["worker", "--log-level", "loud"], {}, "log_level is debug, info, warning or error, got 'loud'"),
-        (["up", "--log-format", "xml"], {}, "log_format is auto, human or json, got 'xml'"),
+        (["worker", "--log-level", "loud"], {}, "log_level must be debug, info, warning or error, got 'loud'"),
+        (["up", "--log-format", "xml"], {}, "log_format must be auto, human or json, got 'xml'"),
         (["stats", "--config", "absent.toml"], {}, "the configuration file absent.toml cannot be read: No such file"),
         (["stats"], {"QTASK_CONFIG": "bad.toml"}, "the configuration file bad.toml is not TOML: "),
-        (["stats"], {"QTASK_CONFIG": "odd.toml"}, "'prot' in odd.toml is no setting; the settings are: "),
+        (["stats"], {"QTASK_CONFIG": "odd.toml"}, "'prot' in odd.toml is not a setting; the settings are: "),
         (["show", "x"], {"QTASK_PORT": "-1"}, "QTASK_PORT must be from 0 to 65535, got '-1'"),
     ],
 )
@@ -741,3 +741,15 @@ def test_gateway_with_a_port_in_use_logs_one_event(flag: str, redis_server: Redi
         event = json.loads(refused(qtask("gateway", "--redis", redis_server.url, *flags)))
     assert (event["level"], event["event"]) == ("error", "failed")
     assert ports[flag] in event["error"] and "--http-port" in event["error"]
+
+
+@pytest.mark.parametrize("package", ["rq", "matplotlib", "websockets"])
+@pytest.mark.parametrize("name", ["up", "demo"])
+def test_missing_package_is_named_before_any_process_starts(name: str, package: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from qtask.cli.main import main; main()"
+    command = [sys.executable, "-c", code, name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    words = "which the service needs and the client alone does not: run pip install 'qtask[server]'"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"qtask: the package {package} is not installed, {words}\n"
+    assert not any(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from tests.support.redis_server import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MOST_BYTES = 15_000_000
-MISSING = "is not installed (this is the client alone); install the service with pip install 'qtask[server]'"
+MISSING = "is not installed, which the service needs and the client alone does not: run pip install 'qtask[server]'"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def test_each_command_works_or_names_the_missing_extra(alone: ClientAlone, insta
     assert ran("retry", "--all") == ran("remove", "--all") == ""
     assert ran("cancel", *ids).count("cancelled") == 2
     assert ran("health", "gateway").startswith("ok")
-    assert "this is the client alone" in ran("doctor")
+    assert MISSING in ran("doctor")
     assert json.loads(ran("audit", "--json"))["balances"]
     unknown = alone.qtask("forget", ids[0], **installation.environment)
     assert (unknown.returncode, unknown.stderr.count("no task has the id")) == (1, 1)

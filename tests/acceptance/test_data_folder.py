@@ -151,7 +151,7 @@ def test_folder_that_others_can_change_and_we_cannot_fix_is_refused(reachable: P
         (reachable / "data").chmod(0o777)
         words = as_other_user(lambda: print(make_private(reachable / "data", reachable / "pipes")))
         assert words == (
-            f"QTaskError: any user of this host can change {reachable}/data: "
+            f"QTaskError: any user of this host can change {reachable}/data; "
             f"run `chmod go-rwx {reachable}/data` as its owner"
         )
         (reachable / "data").chmod(0o755)

@@ -68,7 +68,7 @@ def fine(findings: list[Finding]) -> list[str]:
     ("given", "words", "advice"),
     [
         ("wrong", "rejects the user or the password", "Check both in QTASK_REDIS_URL"),
-        ("", "wants a password", "redis://USER:PASSWORD@HOST:PORT/0"),
+        ("", "requires a password", "redis://USER:PASSWORD@HOST:PORT/0"),
     ],
 )
 def test_redis_with_another_password(tmp_path: Path, given: str, words: str, advice: str) -> None:
@@ -95,13 +95,11 @@ def test_hanging_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             server.signal(signal.SIGCONT)
             server.kill()
-    (what,) = [
-        what for what in findings if what.startswith(f"what listens at redis://127.0.0.1:{server.port}/0 accepts")
-    ]
-    assert findings[what].level == "wrong" and "it hangs: look at its log" in findings[what].advice
-    (what,) = [what for what in findings if "is not well: Redis does not answer" in what]
+    (what,) = [what for what in findings if what.startswith(f"the server at redis://127.0.0.1:{server.port}/0 accepts")]
+    assert findings[what].level == "wrong" and "it hangs: check its log" in findings[what].advice
+    (what,) = [what for what in findings if "is not healthy: Redis does not answer" in what]
     assert findings[what].level == "wrong"
-    assert not any("something else" in what for what in findings)
+    assert not any("something other" in what for what in findings)
 
 
 def test_redis_that_starts_to_hang_during_the_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +116,7 @@ def test_redis_that_starts_to_hang_during_the_examination(tmp_path: Path, monkey
         findings = examine(config_of(server.url, tmp_path))
     finally:
         server.kill()
-    assert findings[-1].what == "Redis has stopped answering, so the rest was not looked at"
+    assert findings[-1].what == "Redis has stopped answering, so the rest was not checked"
     assert not any("worker" in what or "clock" in what for what in fine(findings))
 
 
@@ -224,11 +222,11 @@ def test_full_disk_and_redis_that_cannot_write(tmp_path: Path) -> None:
                     server.client().set("key", b"x" * 10_000)
             until(lambda: server.client().info("persistence")["aof_last_write_status"] == "err", 10, "the failed write")
             full = found(config, f"the disk of {disk} is full")
-            refusing = found(config, "cannot write its append-only file, so it takes no tasks (MISCONF)")
+            refusing = found(config, "cannot write its append-only file, so it accepts no tasks (MISCONF)")
         finally:
             server.kill()
     assert full.level == refusing.level == "wrong"
-    assert "make room" in full.advice and "make room" in refusing.advice
+    assert "free some space" in full.advice and "free some space" in refusing.advice
 
 
 def test_nearly_full_disk(tmp_path: Path) -> None:
@@ -271,9 +269,9 @@ def test_gateway_of_another_redis(
     try:
         with Gateway(redis_server.url, tmp_path) as gateway, Gateway(other.url, tmp_path) as wrong:
             mine = replace(config, port=gateway.port, http_port=gateway.http_port)
-            assert found(mine, "the gateway works on this Redis").level == "fine"
+            assert found(mine, "the gateway uses this Redis").level == "fine"
             theirs = replace(config, port=wrong.port, http_port=wrong.http_port)
-            finding = found(theirs, "works on another Redis than the one looked at here")
+            finding = found(theirs, "uses another Redis than the one checked here")
     finally:
         other.kill()
     assert finding.level == "wrong" and "--data-dir" in finding.advice
@@ -364,7 +362,7 @@ def test_frozen_worker_and_killed_worker(config: Config, group: ProcessGroup, mo
     host = socket.gethostname()
     time.sleep(3.5)
     finding = found(config, f"the worker with pid {frozen.pid} on {host}")
-    assert finding.level == "wrong" and "but its process is there" in finding.what
+    assert finding.level == "wrong" and "but its process exists" in finding.what
     assert f"kill -9 {frozen.pid}" in finding.advice
     finding = found(config, f"the worker with pid {killed.pid} on {host}")
     assert finding.level == "note" and "it was killed, or cannot reach Redis" in finding.what
@@ -375,7 +373,7 @@ def test_stock_rqscheduler_instead_of_ours(config: Config, group: ProcessGroup) 
     port = group.url.rpartition(":")[2].partition("/")[0]
     stock = group.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
     until(lambda: group.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
-    finding = found(config, "a stock rqscheduler is at work, and no scheduler of QTask's")
+    finding = found(config, "a stock rqscheduler is running, and no scheduler of QTask")
     assert finding.level == "note" and "start `qtask scheduler`" in finding.advice
     stock.kill()
     stock.wait()

@@ -188,7 +188,7 @@ def test_missing_fsync_during_a_rewrite_is_reported(kept: Redis, redis_server: R
     kept.config_set("appendfsync", "always")
     kept.config_set("no-appendfsync-on-rewrite", "yes")
     finding = about_the_file(Config(redis_url=redis_server.url))
-    assert finding.level == "note" and "while it rewrites it" in finding.what
+    assert finding.level == "note" and "during a rewrite" in finding.what
     assert "CONFIG SET no-appendfsync-on-rewrite no" in finding.advice
 
 
@@ -196,7 +196,7 @@ def test_doctor_without_config_rights_reports_what_it_can_see(kept: Redis, redis
     with guest(kept, redis_server.url, "+@all", "-config") as url:
         finding = about_the_file(Config(redis_url=url))
     assert finding.level == "note"
-    assert finding.what.endswith("when it is forced onto the disk was not looked at")
+    assert finding.what.endswith("when it is synced to the disk was not checked")
 
 
 def test_redis_without_persistence_or_with_eviction_is_wrong(redis: Redis, redis_server: RedisServer) -> None:

@@ -89,7 +89,7 @@ def test_hanging_process_is_unhealthy_and_others_are_not(live: Live, tmp_path: P
                     f"the {process} to be unhealthy",
                     every=0.5,
                 )
-                said = rf"BAD   the {role} with process id {pid} hangs: no sign of life for \d+ s\n .*"
+                said = rf"BAD   the {role} with process id {pid} hangs: no heartbeat for \d+ s\n .*"
                 assert re.match(said, words) and words.count("hangs") == 1, words
             assert fine(live, "worker", "other"), "a healthy worker on the same host"
         until(lambda: fine(live, "worker", "two") and fine(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)

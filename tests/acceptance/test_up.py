@@ -241,7 +241,7 @@ def test_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
 
 def test_invalid_address_is_reported_once(tmp_path: Path) -> None:
     words = failed("--port", "0", "--http-port", "0", "--data-dir", str(tmp_path), "--redis", "no-address")
-    assert words.startswith("'…' is no address of a Redis: it must begin with redis://")
+    assert words.startswith("'…' is not the address of a Redis: it must begin with redis://")
 
 
 def test_process_that_does_not_start_ends_up(tmp_path: Path) -> None:
@@ -253,5 +253,5 @@ def test_process_that_does_not_start_ends_up(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "ImportError: this uvloop is broken" in result.stderr
     last = json.loads(result.stderr.splitlines()[-1])
-    assert (last["event"], last["error"]) == ("failed", "the gateway did not start; what it said stands above")
+    assert (last["event"], last["error"]) == ("failed", "the gateway did not start; see its output above")
     assert processes_of(tmp_path) == set()

@@ -37,8 +37,8 @@ BROKEN = [
     ("redis://:S3cret@127.0.0.1/0\n", "line breaks"),
     ("redis://:S3 cret@127.0.0.1/0", "blanks"),
     ("rediss://:S3cret@127.0.0.1/0?ssl_cert_reqs=S3cret", "options are unknown"),
-    ("rediss://:S3cret@127.0.0.1/0?pass=S3cret", "options are unknown, or have a value that is not possible: pass"),
-    ("redis://127.0.0.1/0?db=S3cret", "options are unknown, or have a value that is not possible: db"),
+    ("rediss://:S3cret@127.0.0.1/0?pass=S3cret", "options are unknown or have invalid values: pass"),
+    ("redis://127.0.0.1/0?db=S3cret", "options are unknown or have invalid values: db"),
     ("unix://?password=S3cret", "unix:// is followed by an absolute path"),
     ("unix://:S3/cret@/run/redis.sock", ENCODE),
     ("unix://user:S3cret/run/redis.sock", "unix:// is followed by an absolute path"),
@@ -58,7 +58,7 @@ def test_unusable_redis_address_is_refused_without_its_password(url: str, words:
     for make in (connect, connect_async):
         with pytest.raises(ConfigError) as error:
             make(url)
-        assert words in str(error.value) and "is no address of a Redis" in str(error.value)
+        assert words in str(error.value) and "is not the address of a Redis" in str(error.value)
         assert "S3" not in str(error.value) and "cret" not in str(error.value)
         assert error.value.__context__ is None or error.value.__suppress_context__, "a traceback would show the cause"
 

@@ -211,7 +211,7 @@ def test_retry_and_remove_need_ids_or_filters(live: Live, queue: str) -> None:
     (dead,) = make_dead(live, queue, http(f"http://127.0.0.1:{free_port()}/"))
     look = {**live.environment, "QTASK_QUEUE": queue}
     for wrong in (("retry",), ("remove", "--all", "--error", "connect")):
-        assert "say which" in refused(qtask(*wrong, environment=look))
+        assert "select tasks by IDs" in refused(qtask(*wrong, environment=look))
     assert tasks.show(live.redis, dead).state == "dead"
 
 
@@ -247,7 +247,7 @@ def test_dead_letter_is_retried_over_http(live: Live, queue: str, gateway: Gatew
     assert live.queued(queue) == [dead]
     again = requests.post(url, headers=said, timeout=10)
     assert (again.status_code, again.json()["error"]["code"]) == (409, "wrong_state")
-    assert again.json()["error"]["message"] == f"task {dead} is queued; only what is dead is retried"
+    assert again.json()["error"]["message"] == f"task {dead} is queued; only dead tasks can be retried"
     missing = requests.post(url.replace(dead, "unknown"), headers=said, timeout=10)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
 

@@ -94,13 +94,13 @@ def test_healthy_installation_has_no_findings(installation: Installation) -> Non
     assert not others, result.stdout
     for words in (
         "Python 3.",
-        "packages in fitting versions",
+        "packages in suitable versions",
         "pipes can be used",
         f"a gateway answers on 127.0.0.1:{installation.port}",
         f"a gateway answers over HTTP on 127.0.0.1:{installation.http_port}",
         "Redis ",
         "maxmemory-policy noeviction",
-        "MiB that it may",
+        "MiB that it may use",
         "append-only file",
         "clocks of this host and of Redis differ by",
         "1 worker is alive",
@@ -124,18 +124,18 @@ def test_unreachable_redis_is_found(config: Config) -> None:
     away = replace(config, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
     finding = found(away, "no Redis answers at")
     assert finding.level == "wrong"
-    assert finding.advice == "qtask up brings a Redis of its own"
+    assert finding.advice == "qtask up starts its own Redis"
     assert "secret" not in finding.what
     assert health(away, "worker").level == "wrong"
 
 
 def test_invalid_redis_address_is_found(config: Config) -> None:
-    assert found(replace(config, redis_url="http://127.0.0.1"), "is no address of a Redis").level == "wrong"
+    assert found(replace(config, redis_url="http://127.0.0.1"), "is not the address of a Redis").level == "wrong"
 
 
 def test_redis_without_persistence_is_found(config: Config, redis: Redis) -> None:
     finding = found(config, "tasks are lost when Redis restarts")
-    assert (finding.level, finding.advice) == ("wrong", "CONFIG SET appendonly yes, and write it into redis.conf")
+    assert (finding.level, finding.advice) == ("wrong", "CONFIG SET appendonly yes, and add it to redis.conf")
     redis.config_set("appendonly", "yes")
     try:
         until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
@@ -147,21 +147,21 @@ def test_redis_without_persistence_is_found(config: Config, redis: Redis) -> Non
 def test_redis_that_evicts_keys_is_found(config: Config, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        finding = found(config, "may throw tasks away when memory is short (maxmemory-policy allkeys-lru)")
+        finding = found(config, "may evict tasks when memory is short (maxmemory-policy allkeys-lru)")
     finally:
         redis.config_set("maxmemory-policy", "noeviction")
     assert (finding.level, finding.advice) == ("wrong", "CONFIG SET maxmemory-policy noeviction")
 
 
 def test_redis_without_a_memory_limit_or_close_to_it_is_found(config: Config, redis: Redis) -> None:
-    finding = found(config, "may take all memory of its host")
+    finding = found(config, "may use all memory of its host")
     assert finding.level == "note" and finding.advice.startswith("CONFIG SET maxmemory")
     redis.set("much", b"x" * 20_000_000)
     try:
         redis.config_set("maxmemory", "100mb")
-        assert found(config, "of the 100 MiB that it may").level == "fine"
+        assert found(config, "of the 100 MiB that it may use").level == "fine"
         redis.config_set("maxmemory", "21mb")
-        assert found(config, "of the 21 MiB that it may").level == "wrong"
+        assert found(config, "of the 21 MiB that it may use").level == "wrong"
     finally:
         redis.config_set("maxmemory", "0")
         redis.delete("much")
@@ -171,7 +171,7 @@ def test_redis_that_denies_the_checks_is_found(config: Config, redis: Redis, red
     redis.execute_command("ACL", "SETUSER", "guest", "on", ">secret", "~*", "+ping", "+time", "+hello", "+client")
     try:
         guest = replace(config, redis_url=redis_server.url.replace("://", "://guest:secret@"))
-        findings = [finding for finding in examine(guest) if finding.what.startswith("Redis does not allow a look")]
+        findings = [finding for finding in examine(guest) if finding.what.startswith("Redis does not allow the check")]
     finally:
         redis.execute_command("ACL", "DELUSER", "guest")
     assert len(findings) >= 10
@@ -211,7 +211,7 @@ def test_stock_worker_is_reported(config: Config, redis: Redis, tmp_path: Path) 
         stock = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         until(lambda: redis.scard("rq:workers"), 20, "the registration of the stock worker")
-        finding = found(config, "no worker of QTask's is alive, but 1 of RQ's are registered")
+        finding = found(config, "no worker of QTask is alive, but 1 of RQ are registered")
     finally:
         stock.kill()
         stock.wait()
@@ -248,16 +248,14 @@ def test_missing_gateway_is_found(config: Config) -> None:
 
 def test_other_service_on_the_port_is_found(config: Config) -> None:
     with answering(b"220 mail.example.org ESMTP\r\n") as port:
-        finding = found(replace(config, port=port), f"something else than a gateway answers on 127.0.0.1:{port}")
+        finding = found(replace(config, port=port), f"something other than a gateway answers on 127.0.0.1:{port}")
     assert (finding.level, finding.advice) == ("wrong", "give QTask another port with --port")
 
 
 def test_silent_service_on_the_port_is_found(config: Config) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        finding = found(
-            replace(config, port=port), f"what listens on 127.0.0.1:{port} does not answer as a gateway does"
-        )
+        finding = found(replace(config, port=port), f"what listens on 127.0.0.1:{port} does not answer like a gateway")
     assert finding.level == "wrong"
 
 
@@ -266,11 +264,11 @@ def test_other_service_on_the_http_port_is_found(config: Config) -> None:
         exchange.answer(404, b"<h1>not found</h1>")
 
     with Receiver(web_page) as other:
-        words = f"something else than a gateway answers over HTTP on 127.0.0.1:{other.port}"
+        words = f"something other than a gateway answers over HTTP on 127.0.0.1:{other.port}"
         finding = found(replace(config, http_port=other.port), words)
     assert (finding.level, finding.advice) == ("wrong", "give QTask another port with --http-port")
     with answering(b"220 mail.example.org ESMTP\r\n") as port:
-        assert found(replace(config, http_port=port), "something else than a gateway answers over HTTP")
+        assert found(replace(config, http_port=port), "something other than a gateway answers over HTTP")
 
 
 def test_gateway_without_redis_is_found(config: Config, tmp_path: Path) -> None:
@@ -282,7 +280,7 @@ def test_gateway_without_redis_is_found(config: Config, tmp_path: Path) -> None:
     process = Process("gateway", environment, tmp_path / "log")
     try:
         until(lambda: health(config, "gateway").level == "fine", what="a gateway that answers")
-        finding = found(config, f"the gateway on 127.0.0.1:{config.http_port} is not well: Redis does not answer")
+        finding = found(config, f"the gateway on 127.0.0.1:{config.http_port} is not healthy: Redis does not answer")
     finally:
         process.kill()
     assert finding.level == "wrong"
@@ -301,7 +299,7 @@ def test_gateway_that_listens_on_all_addresses_is_checked_on_loopback(
 
 def test_missing_pipe_folder_is_found(config: Config, tmp_path: Path) -> None:
     finding = found(replace(config, pipe_dir=str(tmp_path / "absent")), "absent does not exist")
-    assert (finding.level, finding.advice) == ("note", "make it, or name another with --pipe-dir")
+    assert (finding.level, finding.advice) == ("note", "create it, or name another with --pipe-dir")
 
 
 def test_command_prints_problems_and_advice(config: Config) -> None:

@@ -220,7 +220,7 @@ def test_invalid_cursor_is_refused(ask: Ask, redis: Redis, cursor: str) -> None:
     with pytest.raises(Refused) as refused:
         ask(tasks.list_page, "qtask", "dead", 10, cursor)
     assert (refused.value.code, refused.value.field) == ("invalid_value", "cursor")
-    assert "empty for the first page" in refused.value.message
+    assert "none for the first page" in refused.value.message
 
 
 def test_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:

@@ -210,6 +210,58 @@ def test_destination_is_unknown_without_the_package() -> None:
     assert "No such option: --file" in told.stderr or "No such option '--file'" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("destination", "error"),
+    [
+        ("TAKES_IN", "the destination 'in' (of toy) adds the flag --in, which belongs to `qtask send` itself: "),
+        (
+            "TAKES_TITLE",
+            "the destination 'title' (of toy) adds the flag --title, which belongs to `qtask send` itself: ",
+        ),
+        ("TAKES_UDP", "the destination 'udp2' (of toy) adds the flag --udp, which belongs to the destination 'udp': "),
+        (
+            "TAKES_METHOD",
+            "the destination 'm' (of toy) adds the flag --method, which belongs to the destination 'http': ",
+        ),
+    ],
+)
+def test_flag_that_is_taken_is_an_error(tmp_path: Path, destination: str, error: str) -> None:
+    folder = install(tmp_path, taken=f"toy:{destination}")
+    (folder / "toy.py").write_text(TAKEN_FLAGS)
+    for arguments in (["--help"], ["--udp", "127.0.0.1:9", "--data", "1"]):
+        done = command({"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}, "-m", "qtask", "send", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"qtask: {error}rename the flag, or uninstall the package of the destination\n"
+
+
+TAKEN_FLAGS = """
+from qtask.model.destination import Destination, Flag, Parts
+from qtask.model.task import Address
+
+
+def made(name, flag, *flags):
+    class ToyAddress(Address, frozen=True, tag_field="type", tag=name):
+        pass
+
+    return Destination(
+        name=name,
+        address=ToyAddress,
+        check=lambda task: None,
+        place=str,
+        shorthand=lambda link: Parts(link),
+        flag=Flag(flag, "LINK", "a toy"),
+        flags=tuple(Flag(one, "TEXT", "a toy") for one in flags),
+        deliverer="toy:Deliverer",
+    )
+
+
+TAKES_IN = made("in", "--in")
+TAKES_TITLE = made("title", "--toy", "--title")
+TAKES_UDP = made("udp2", "--toy", "--udp")
+TAKES_METHOD = made("m", "--method")
+"""
+
+
 # --- broken packages, and the cost without packages ----------------------------------------------------------------
 
 

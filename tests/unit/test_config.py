@@ -187,10 +187,10 @@ def test_empty_environment_variable_counts_as_unset(name: str, tmp_path: Path) -
         ("host = ''", r"^host in .*qtask\.toml must not be empty; leave it out for '127\.0\.0\.1'$"),
         (
             "prot = 5",
-            r"^'prot' in .*qtask\.toml is no setting; the settings are: accept_retry_seconds, .*, workers$",
+            r"^'prot' in .*qtask\.toml is not a setting; the settings are: accept_retry_seconds, .*, workers$",
         ),
-        ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is no setting"),
-        ("http-port = 5", r"^'http-port' in .*qtask\.toml is no setting"),
+        ("[gateway]\nport = 5", r"^'gateway' in .*qtask\.toml is not a setting"),
+        ("http-port = 5", r"^'http-port' in .*qtask\.toml is not a setting"),
         ("port = ", r"^the configuration file .*qtask\.toml is not TOML: "),
         ("port = 1\nport = 2", r"^the configuration file .*qtask\.toml is not TOML: "),
         ("host = '\udcff'", r"^the configuration file .*qtask\.toml is not TOML: .*utf-8"),

@@ -95,7 +95,7 @@ def test_flags_override_environment_overrides_file_overrides_default(tmp_path: P
 def test_documented_error_messages_are_correct(tmp_path: Path) -> None:
     file = tmp_path / "qtask.toml"
     file.write_text("prot = 1\n")
-    with pytest.raises(ConfigError, match=r"'prot' in .* is no setting; the settings are: .*port"):
+    with pytest.raises(ConfigError, match=r"'prot' in .* is not a setting; the settings are: .*port"):
         load(environment={}, file=file)
     with pytest.raises(ConfigError, match="QTASK_PORT must be from 0 to 65535, got '70000'"):
         load(environment={"QTASK_PORT": "70000"})

@@ -113,9 +113,9 @@ def test_uncaught_exception_is_logged_as_an_event() -> None:
 
 
 def test_unknown_levels_and_formats_are_refused() -> None:
-    with pytest.raises(ConfigError, match="log_level is debug, info, warning or error, got 'loud'"):
+    with pytest.raises(ConfigError, match="log_level must be debug, info, warning or error, got 'loud'"):
         setup(Config(log_level="loud"), "worker")
-    with pytest.raises(ConfigError, match="log_level is debug, info, warning or error, got 'notset'"):
+    with pytest.raises(ConfigError, match="log_level must be debug, info, warning or error, got 'notset'"):
         setup(Config(log_level="notset"), "worker")
-    with pytest.raises(ConfigError, match="log_format is auto, human or json, got 'xml'"):
+    with pytest.raises(ConfigError, match="log_format must be auto, human or json, got 'xml'"):
         setup(Config(log_format="xml"), "worker")

@@ -1,4 +1,4 @@
-// Submits a plan to BullMQ: addBulk with a delay, which goes by the batch. See plan.py for what comes and goes.
+// Submits a plan to BullMQ: addBulk with a delay, in batches. See plan.py for the input and the output.
 import { Queue } from "bullmq";
 import IORedis from "ioredis";
 

@@ -1,4 +1,4 @@
-// A worker of BullMQ that posts with undici.
+// A BullMQ worker that posts with undici.
 import { Worker } from "bullmq";
 import IORedis from "ioredis";
 import { Agent, request } from "undici";

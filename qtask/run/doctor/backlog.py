@@ -11,11 +11,11 @@ from qtask.store import health, schedule, tasks
 
 OVERDUE_SECONDS = 5.0
 WAITED_SECONDS = 10.0  # in a queue, after which the workers count as too slow
-DEAD_LOOKED_AT = 500  # newest dead letters, whose errors are counted
+DEAD_LOOKED_AT = 500  # newest dead letters whose errors are counted
 
 
 def overdue(here: Examined) -> Finding:
-    """Tasks that are due and were not released."""
+    """Due tasks that have not been released."""
     late = health.count_due_before(here.redis, health.now(here.redis) - OVERDUE_SECONDS)
     if late:
         return Finding(
@@ -25,7 +25,7 @@ def overdue(here: Examined) -> Finding:
 
 
 def queues(here: Examined) -> list[Finding]:
-    """Queues that no worker takes from, or not fast enough."""
+    """Queues from which no worker takes tasks, or not fast enough."""
     findings = []
     now = health.now(here.redis)
     for name in sorted({*schedule.queue_names(here.redis), here.config.queue}):
@@ -46,7 +46,7 @@ def queues(here: Examined) -> list[Finding]:
 
 
 def dead_letters(here: Examined) -> Finding:
-    """Dead letters of the queue, and what they failed with."""
+    """Dead letters of the queue, and their most frequent errors."""
     count = health.count_dead(here.redis, here.config.queue)
     if not count:
         return Finding("fine", f"no dead letters in the queue {here.config.queue}")

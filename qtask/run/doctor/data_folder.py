@@ -12,11 +12,11 @@ from qtask.config import Config
 from qtask.run.doctor.finding import Examined, Finding
 from qtask.run.embedded import ADDRESS_FILE, embedded_url
 
-DISK_SHARE, DISK_MIB = 0.05, 200  # free on the disk of the data; with less of both it is nearly full
+DISK_SHARE, DISK_MIB = 0.05, 200  # free on the disk of the data; below both it is nearly full
 
 
 def data_folder(config: Config) -> Iterator[Finding]:
-    """Whether `qtask up` runs on the data folder; no finding when the settings name a Redis."""
+    """Whether `qtask up` runs on the data folder; no finding if the settings name a Redis."""
     if config.redis_url:
         return
     folder = Path(config.data_dir)
@@ -59,7 +59,7 @@ def disk_space(folder: Path) -> Finding:
     disk = os.statvfs(folder)
     free, share = disk.f_bavail * disk.f_frsize // 1_048_576, disk.f_bavail / max(1, disk.f_blocks)
     words = f"the disk of {folder} has {free} MiB left ({share:.0%})"
-    advice = "make room: when it is full, no task is accepted and no outcome is kept"
+    advice = "free some space: when the disk is full, no task is accepted and no outcome is kept"
     if not disk.f_bavail:
         return Finding("wrong", f"the disk of {folder} is full", advice)
     if (share < DISK_SHARE and free < DISK_MIB * 10) or (free < DISK_MIB and share < 0.5):
@@ -68,11 +68,11 @@ def disk_space(folder: Path) -> Finding:
 
 
 def redis_disk(here: Examined) -> list[Finding]:
-    """The disk of the Redis, if that runs on this host."""
+    """The disk of Redis, if it runs on this host."""
     kwargs = here.redis.connection_pool.connection_kwargs
     if "path" not in kwargs and kwargs.get("host") not in ("127.0.0.1", "::1", "localhost"):
-        return [Finding("note", "Redis runs on another host, whose disk was not looked at")]
+        return [Finding("note", "Redis runs on another host, whose disk was not checked")]
     try:
         return [disk_space(Path(str(here.redis.config_get("dir")["dir"])))]
     except (ResponseError, KeyError, OSError):
-        return [Finding("note", "the disk of Redis was not looked at: its folder is not told, or not found here")]
+        return [Finding("note", "the disk of Redis was not checked: its folder is not known, or does not exist here")]

@@ -1,4 +1,4 @@
-"""This host: Python, packages, the folder of the pipes."""
+"""This host: Python, packages, and the pipe folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def python_version(_: Config) -> Finding:
 
 
 def packages(_: Config) -> Iterator[Finding]:
-    """Whether the packages that QTask needs are installed, in versions that it works with."""
+    """Whether the required packages are installed in the required versions."""
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError as error:
@@ -28,9 +28,7 @@ def packages(_: Config) -> Iterator[Finding]:
     try:
         wanted = [Requirement(line) for line in requires("qtask") or ()]
     except PackageNotFoundError:
-        yield Finding(
-            "note", "qtask runs from its source and is not installed", "pip install '.[server]' makes it whole"
-        )
+        yield Finding("note", "qtask runs from its source and is not installed", "pip install '.[server]' installs it")
         return
     here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": "server"})]
     bad = False
@@ -45,15 +43,15 @@ def packages(_: Config) -> Iterator[Finding]:
             bad = True
             yield Finding("wrong", f"{requirement.name} {found} does not fit", f"pip install '{requirement}'")
     if not bad:
-        yield Finding("fine", f"{len(here)} packages in fitting versions")
+        yield Finding("fine", f"{len(here)} packages in suitable versions")
 
 
 def pipe_folder(config: Config) -> Finding:
-    """Whether pipes can be delivered to."""
+    """Whether the pipe folder can be used."""
     folder = config.pipes
     if not folder.is_dir():
-        advice = "make it, or name another with --pipe-dir"
+        advice = "create it, or name another with --pipe-dir"
         return Finding("note", f"the pipe folder {folder} does not exist: no pipe can be delivered to", advice)
     if not os.access(folder, os.X_OK | os.R_OK):
-        return Finding("wrong", f"the pipe folder {folder} cannot be entered", "mend its permissions")
+        return Finding("wrong", f"the pipe folder {folder} cannot be entered", "correct its permissions")
     return Finding("fine", f"the pipe folder {folder} can be used")

@@ -1,4 +1,4 @@
-"""`qtask doctor`: the list of checks, and how they are run."""
+"""`qtask doctor`: the list of checks, and running them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtask.run.embedded import reachable_url
 from qtask.store.connect import connect, is_misconf, reason_of, trouble
 
 REDIS_SECONDS = 5.0
-_SILENT = "Redis has stopped answering, so the rest was not looked at"
+_SILENT = "Redis has stopped answering, so the rest was not checked"
 
 _Found = Finding | Iterable[Finding]
 
@@ -30,7 +30,7 @@ LOCAL_CHECKS: tuple[Callable[[Config], _Found], ...] = (
     data_folder.data_folder,
 )
 
-# Checks of a Redis that answers, and of what is in it.
+# Checks of a Redis that answers, and of its content.
 REDIS_CHECKS: tuple[Callable[[Examined], _Found], ...] = (
     redis_server.version,
     redis_server.mode,
@@ -68,32 +68,34 @@ def examine(config: Config) -> list[Finding]:
 
 
 def _reach(config: Config) -> Redis | Finding:
-    """A client of the Redis that the settings mean, or why there is none."""
+    """A client of the Redis in the settings, or the reason why there is none."""
     try:
         url = reachable_url(config)
         redis = connect(url, timeout=REDIS_SECONDS)
     except QTaskError as error:
-        return Finding("wrong", str(error), "qtask up brings a Redis of its own")
+        return Finding("wrong", str(error), "qtask up starts its own Redis")
     try:
         redis.ping()
     except (RedisError, OSError) as error:
         if is_misconf(error):
-            return redis  # it still tells what is wrong
+            return redis  # it still answers the checks
         what, advice = trouble(error, url)
-        return Finding("wrong", what, "qtask up brings a Redis of its own" if what.startswith("no Redis") else advice)
+        return Finding("wrong", what, "qtask up starts its own Redis" if what.startswith("no Redis") else advice)
     return redis
 
 
 def _guarded(check: Callable[[Examined], _Found], here: Examined) -> list[Finding]:
-    """What a check finds; or that Redis did not answer, or does not allow it."""
+    """The findings of a check, or a finding that Redis did not answer or does not allow it."""
     try:
         return _as_list(check(here))
     except (RedisTimeoutError, TimeoutError):
-        return [Finding("wrong", _SILENT, "look at its log, and whether it is stopped, swaps or runs a long script")]
+        return [
+            Finding("wrong", _SILENT, "check its log, and whether it is stopped, swapping or running a long script")
+        ]
     except (RedisError, OSError) as error:
-        return [Finding("wrong", f"Redis does not allow a look: {reason_of(error)}")]
-    except KeyError as error:  # hosting companies often hide figures
-        return [Finding("note", f"Redis does not tell {error}, so that was not looked at")]
+        return [Finding("wrong", f"Redis does not allow the check: {reason_of(error)}")]
+    except KeyError as error:  # hosted Redis services often hide figures
+        return [Finding("note", f"Redis does not tell {error}, so that was not checked")]
 
 
 def _as_list(found: _Found) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What a check of `qtask doctor` is given, and what it returns."""
+"""The input and the result of a check of `qtask doctor`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Finding:
     """The result of one check: what was found, and what to do about it.
 
     Attributes:
-        level: `fine`, `note` (may be meant), or `wrong`.
+        level: `fine`, `note` (may be intended), or `wrong`.
         what: the finding in words.
         advice: how to fix it; empty if nothing needs to be done.
     """

@@ -13,7 +13,7 @@ from qtask.run.doctor.finding import Examined, Finding, Level
 from qtask.store import health
 
 ANSWER_SECONDS = 2.0
-HTTP_SECONDS = 7.0  # a gateway waits for Redis for five
+HTTP_SECONDS = 7.0  # a gateway waits five seconds for Redis
 _OTHER_PORT = "give QTask another port with --port"
 _OTHER_HTTP_PORT = "give QTask another port with --http-port"
 
@@ -22,8 +22,8 @@ def socket_answers(config: Config, when_silent: Level = "note") -> Finding:
     """Whether a gateway answers on its socket.
 
     Args:
-        config: says where.
-        when_silent: level of the finding when nothing listens there.
+        config: has the address.
+        when_silent: level of the finding if nothing listens there.
     """
     place = f"{in_url(config.host)}:{config.port}"
     try:
@@ -34,14 +34,14 @@ def socket_answers(config: Config, when_silent: Level = "note") -> Finding:
     except ConnectionRefusedError as error:
         return Finding(when_silent, f"no gateway answers on {place}: {error.strerror}", "qtask up starts one")
     except OSError as error:
-        return Finding("wrong", f"what listens on {place} does not answer as a gateway does: {error}", _OTHER_PORT)
+        return Finding("wrong", f"what listens on {place} does not answer like a gateway: {error}", _OTHER_PORT)
     if answer != b"[]\n":
-        return Finding("wrong", f"something else than a gateway answers on {place}", _OTHER_PORT)
+        return Finding("wrong", f"something other than a gateway answers on {place}", _OTHER_PORT)
     return Finding("fine", f"a gateway answers on {place}")
 
 
 def http_answers(config: Config) -> Finding:
-    """Whether the gateway answers over HTTP, and what it reports of itself."""
+    """Whether the gateway answers over HTTP, and what it reports about itself."""
     place = f"{in_url(config.host)}:{config.http_port}"
     connection = HTTPConnection(config.local_host, config.http_port, timeout=HTTP_SECONDS)
     try:
@@ -58,17 +58,19 @@ def http_answers(config: Config) -> Finding:
     finally:
         connection.close()
     if not isinstance(answer, dict) or "ok" not in answer:
-        return Finding("wrong", f"something else than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
+        return Finding("wrong", f"something other than a gateway answers over HTTP on {place}", _OTHER_HTTP_PORT)
     if not answer["ok"]:
         said = answer.get("error")
         why = said.get("message") if isinstance(said, dict) else said
-        return Finding("wrong", f"the gateway on {place} is not well: {why}", "look at the Redis that it uses")
+        return Finding("wrong", f"the gateway on {place} is not healthy: {why}", "check the Redis that it uses")
     return Finding("fine", f"a gateway answers over HTTP on {place}")
 
 
 def same_redis(here: Examined) -> list[Finding]:
-    """Whether the gateway of this host knows a task that is in this Redis; no finding if Redis holds none or
-    no gateway answers."""
+    """Whether the gateway of this host knows a task that is in this Redis.
+
+    No finding if Redis has no task or no gateway answers.
+    """
     if not here.gateway_answers:
         return []
     task_id = health.any_task(here.redis, here.config.queue)
@@ -84,6 +86,6 @@ def same_redis(here: Examined) -> list[Finding]:
         connection.close()
     if status == HTTPStatus.NOT_FOUND and health.exists(here.redis, task_id):
         place = f"{in_url(here.config.host)}:{here.config.port}"
-        words = f"the gateway on {place} works on another Redis than the one looked at here"
+        words = f"the gateway on {place} uses another Redis than the one checked here"
         return [Finding("wrong", words, "give both the same --redis, or the --data-dir of the `qtask up` that runs")]
-    return [Finding("fine", "the gateway works on this Redis")] if status == HTTPStatus.OK else []
+    return [Finding("fine", "the gateway uses this Redis")] if status == HTTPStatus.OK else []

@@ -14,16 +14,16 @@ def health(config: Config, process: str) -> Finding:
     """Whether the processes of one kind are healthy.
 
     A gateway must answer. Schedulers and workers must have written a heartbeat recently, which a process that hangs
-    does not. None of this needs Redis: an orchestrator that restarted workers because Redis is away would make them
-    forget the outcomes that they keep until it is back.
+    does not do. None of this needs Redis: if an orchestrator restarted workers because Redis is away, they would lose
+    the outcomes that they keep until it is back.
 
     Args:
-        config: says where the gateway listens, or which Redis and queue the others work on.
+        config: has the address of the gateway, or the Redis and the queue of the others.
         process: `gateway`, `scheduler` or `worker`.
     """
     if process == "gateway":
         return socket_answers(config, "wrong")
-    # A check of a gateway runs every few seconds and needs none of these.
+    # The check of a gateway runs every few seconds and needs none of these.
     from qtask.model.redis_address import without_password
     from qtask.process import heartbeat
     from qtask.run.embedded import noted_url

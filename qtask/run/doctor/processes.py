@@ -1,4 +1,4 @@
-"""Workers and schedulers, as Redis knows them."""
+"""Workers and schedulers that are registered in Redis."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def workers(here: Examined) -> Finding:
     if not alive:
         stock = health.count_registered_workers(here.redis)
         if stock:
-            words = f"no worker of QTask's is alive, but {stock} of RQ's are registered"
-            return Finding("note", words, "start one with `qtask worker`: it delivers many at once")
+            words = f"no worker of QTask is alive, but {stock} of RQ are registered"
+            return Finding("note", words, "start one with `qtask worker`: it delivers many tasks at once")
         return Finding("wrong", "no worker is alive: nothing is delivered", "start one with `qtask worker`")
     return Finding("fine", "1 worker is alive" if alive == 1 else f"{alive} workers are alive")
 
 
 def silent_workers(here: Examined) -> list[Finding]:
-    """Workers of QTask that are registered with RQ and have stopped sending heartbeats."""
+    """Workers of QTask that are registered with RQ and send no heartbeats."""
     findings = []
     now = health.now(here.redis)
     for worker in health.registered_workers(here.redis):
@@ -37,12 +37,12 @@ def silent_workers(here: Examined) -> list[Finding]:
         if silent <= HEARTBEAT_SECONDS:
             continue
         name = f"the worker with pid {pid} on {host}"
-        words = f"has given no sign of life for {format_duration(silent)}"
+        words = f"has sent no heartbeat for {format_duration(silent)}"
         if host == socket.gethostname() and _lives(int(pid or 0)):
             advice = f"it is frozen or hangs; its tasks go to other workers: end it with `kill -9 {pid}`"
-            findings.append(Finding("wrong", f"{name} {words}, but its process is there", advice))
+            findings.append(Finding("wrong", f"{name} {words}, but its process exists", advice))
         else:
-            advice = "if that was not meant, start it again; its tasks go to other workers"
+            advice = "if that was not intended, start it again; its tasks go to other workers"
             findings.append(Finding("note", f"{name} {words}: it was killed, or cannot reach Redis", advice))
     return findings
 
@@ -56,11 +56,11 @@ def _lives(pid: int) -> bool:
 
 
 def schedulers(here: Examined) -> Finding:
-    """Whether a scheduler is alive, ours or a stock rqscheduler."""
+    """Whether a scheduler of QTask or a stock rqscheduler is alive."""
     finding = _scheduler(here)
     if finding.level == "wrong" and health.has_stock_scheduler(here.redis):
-        advice = "it looks for due tasks once a minute by default: stop it, and start `qtask scheduler`"
-        return Finding("note", "a stock rqscheduler is at work, and no scheduler of QTask's: tasks are late", advice)
+        advice = "it checks for due tasks once a minute by default: stop it, and start `qtask scheduler`"
+        return Finding("note", "a stock rqscheduler is running, and no scheduler of QTask: tasks are late", advice)
     return finding
 
 
@@ -68,5 +68,5 @@ def _scheduler(here: Examined) -> Finding:
     if not health.has_scheduler(here.redis):
         return Finding("wrong", "no scheduler is alive: nothing becomes due", "start one with `qtask scheduler`")
     if health.is_stock_scheduler(here.redis):
-        return Finding("fine", "a stock rqscheduler is at work")
+        return Finding("fine", "a stock rqscheduler is running")
     return Finding("fine", "a scheduler is alive")
