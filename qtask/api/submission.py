@@ -11,12 +11,13 @@ from starlette.responses import Response
 
 from qtask.api.responses import answer_to_array, answer_to_one, rejected, unsupported
 from qtask.destinations.parsing import parse
+from qtask.intake.arrays import split_array
 from qtask.intake.intake import Answer, Intake
-from qtask.intake.limits import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.intake.limits import ARRAY_FACTOR, TURN
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
-from qtask.model.validation import bare, split_batch
+from qtask.model.validation import bare
 
 
 class Submission:
@@ -69,11 +70,8 @@ class Submission:
         if text[:1] != b"[":
             return answer_to_one((await self._commit([text]))[0])
         try:
-            texts = split_batch(text, self._max_bytes * ARRAY_FACTOR)
-            if len(texts) > MAX_IN_ARRAY:
-                raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
+            texts = split_array(text, self._max_bytes, "http")
         except Refused as refused:
-            refused_log.write("http", b"", refused)
             return answer_to_one(refused)
         return answer_to_array(await self._commit(texts))
 

@@ -13,7 +13,7 @@ import requests
 
 from qtask import forks
 from qtask.client import protocol
-from qtask.client.gathered import Gathered
+from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
 from qtask.model.record import State, TaskRecord
@@ -70,13 +70,7 @@ class HttpTransport:
             session.close()
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        gathered = _gathered()
-        for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                yield from self.submit(gathered)
-                gathered = _gathered()
-        yield from self.submit(gathered)
+        return submit_gathered(tasks, _gathered, self.submit)
 
     def submit(self, gathered: Gathered[bytes]) -> list[Answer]:
         """Sends what has gathered in one request. Raises `Unavailable`."""
@@ -174,16 +168,11 @@ class AsyncHttpTransport:
     async def close(self) -> None:
         self._plain.close()
 
-    async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        gathered = _gathered()
-        async for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                for answer in await asyncio.to_thread(self._plain.submit, gathered):
-                    yield answer
-                gathered = _gathered()
-        for answer in await asyncio.to_thread(self._plain.submit, gathered):
-            yield answer
+    def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
+        return submit_gathered_async(tasks, _gathered, self._submit)
+
+    async def _submit(self, gathered: Gathered[bytes]) -> list[Answer]:
+        return await asyncio.to_thread(self._plain.submit, gathered)
 
 
 def _no_address(url: str) -> ConfigError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
+from qtask.model.accepted import Accepted as Accepted  # exported: clients and their users take it from here
 from qtask.model.errors import ConfigError, QTaskError, Refused, Unavailable
 from qtask.model.mask import Mask, mask_of
 from qtask.model.redis_address import without_password
@@ -25,21 +25,6 @@ TaskLike = Task | Mapping[str, Any]
 
 # With these the gateway ends a connection; they say nothing about a task.
 _CONNECTION_CODES = ("idle", "too_many")
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A task that Redis holds.
-
-    Attributes:
-        id: of the task.
-        due: Unix seconds.
-        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
-    """
-
-    id: str
-    due: float
-    duplicate: bool = False
 
 
 Answer = Accepted | Refused

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from qtask import forks
 from qtask.client import protocol
-from qtask.client.gathered import Gathered
+from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import Unavailable
@@ -103,13 +103,7 @@ class RedisTransport:
             return tasks.remove_dead(redis, ids)
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        gathered = _gathered()
-        for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                yield from self._commit(gathered)
-                gathered = _gathered()
-        yield from self._commit(gathered)
+        return submit_gathered(tasks, _gathered, self._commit)
 
     def _commit(self, gathered: _Tasks) -> list[Answer]:
         if not gathered.ready:
@@ -184,16 +178,8 @@ class AsyncRedisTransport:
             except (RedisError, OSError) as error:
                 raise Unavailable(f"Redis does not answer: {reason_of(error, self._url)}") from None
 
-    async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        gathered = _gathered()
-        async for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                for answer in await self._commit(gathered):
-                    yield answer
-                gathered = _gathered()
-        for answer in await self._commit(gathered):
-            yield answer
+    def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
+        return submit_gathered_async(tasks, _gathered, self._commit)
 
     async def _commit(self, gathered: _Tasks) -> list[Answer]:
         if not gathered.ready:

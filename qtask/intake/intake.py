@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
+from qtask.model.accepted import Accepted
 from qtask.model.errors import Refused, Unavailable
 from qtask.model.validation import Checked
 from qtask.store.nodes import Nodes
@@ -28,20 +29,6 @@ QUEUED_SECONDS = 1.0  # beyond the hold; who has waited longer for a turn is ref
 HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
 
 logger = logging.getLogger("qtask.gateway")
-
-
-class Accepted(msgspec.Struct, frozen=True):
-    """The answer to a task that Redis holds.
-
-    Attributes:
-        id: of the task.
-        due: Unix seconds.
-        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
-    """
-
-    id: str
-    due: float
-    duplicate: bool = False
 
 
 Answer = Accepted | Refused | None  # None: another gateway had taken the inbox entry
