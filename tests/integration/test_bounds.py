@@ -318,7 +318,7 @@ def test_what_is_kept_of_a_task_that_is_lost_for_ever_is_bounded(redis: Redis) -
     scheduler.release()
     for _ in range(OUTCOMES_KEEP + 3):
         assert claim(redis, margin=-3_600) == [job.id]
-        assert scheduler.reclaim("qtask") == [job.id]
+        assert scheduler.housekeeping.reclaim("qtask") == [job.id]
     record = tasks.show(redis, job.id)
     assert record.attempts == OUTCOMES_KEEP + 3
     assert [outcome.attempt for outcome in record.outcomes] == list(range(4, OUTCOMES_KEEP + 4))
