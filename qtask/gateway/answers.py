@@ -51,9 +51,11 @@ class Answers:
         self._transport = transport
 
     def disconnect(self) -> None:
-        """Drops what is there and what is still to come: the client is gone."""
+        """Drops all answers, also those that are still to come: the client is gone."""
         self._transport = None
-        self.unblock()
+        self._writing = IDLE
+        if self._lines:
+            self._write()
 
     def close(self) -> None:
         """Lets go of the connection, so that both are freed without the garbage collector."""

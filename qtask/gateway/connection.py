@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._answers.block()
+        if self._turn is ON_DATA:
+            self._turn = STALLED
         self._update_reading()
         self._count()
 
@@ -155,17 +157,16 @@ class Connection(asyncio.Protocol):
     def _takes_texts(self) -> bool:
         return self._phase < ENDING or self._texts.in_array
 
-    @property
-    def _held_up(self) -> bool:
-        """Whether nothing more is to be taken now. An array that was begun goes on: its answer needs all of it."""
-        return self._intake.full or (not self._texts.in_array and self._answers.full)
-
     def _take_turn(self) -> None:
-        """Takes as many dicts as fit into a turn and leaves the rest for the next one: other clients want theirs."""
+        """Takes as many tasks as fit into a turn and leaves the rest for the next turn, after other clients."""
         self._turn = ON_DATA
         left = TURN
         try:
-            while left > 0 and not self._held_up:
+            while left > 0:
+                # An array that was begun goes on although many answers are owed: its answer needs all of it.
+                if self._intake.full or (self._answers.full and not self._texts.in_array):
+                    self._turn = STALLED
+                    break
                 taken = self._texts.step()
                 left -= taken
                 if not taken:
@@ -178,8 +179,6 @@ class Connection(asyncio.Protocol):
         if left <= 0:
             self._turn = SCHEDULED
             asyncio.get_running_loop().call_soon(self._take_turn)
-        elif self._held_up:
-            self._turn = STALLED
         self._update_reading()
         self._count()
 
@@ -195,7 +194,7 @@ class Connection(asyncio.Protocol):
         if self._client is not SENDING:
             return
         # What is read while the connection ends is thrown away; reading it lets the client get to its answers.
-        wanted = self._phase >= ENDING or not (self._turn is SCHEDULED or self._held_up)
+        wanted = self._phase >= ENDING or self._turn is ON_DATA
         if wanted and not self._transport.is_reading():
             self._transport.resume_reading()
         elif not wanted and self._transport.is_reading():
