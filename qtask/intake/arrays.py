@@ -9,11 +9,11 @@ from qtask.model.validation import split_batch
 
 
 def split_array(text: bytes, max_bytes: int, via: str) -> list[bytes]:
-    """The dicts of an array, each as JSON.
+    """The tasks of an array, each as JSON.
 
     Args:
         text: the array as JSON.
-        max_bytes: of one dict; the array may be `ARRAY_FACTOR` times as large.
+        max_bytes: of one task; the array may be `ARRAY_FACTOR` times as large.
         via: the way in, for the log: `socket` or `http`.
 
     Raises `Refused`, and logs it, when the text is no array of objects or is too large.
