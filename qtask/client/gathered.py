@@ -11,7 +11,7 @@ from qtask.model.errors import Refused
 
 BATCH = 500  # tasks
 BATCH_BYTES = 1_048_576
-GATHER_SECONDS = 0.005  # a task waits no longer for others that come slowly
+GATHER_SECONDS = 0.005  # the longest time that a task waits for others
 
 Ready = TypeVar("Ready")
 
