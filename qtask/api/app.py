@@ -151,8 +151,9 @@ class Api:
         if request.method == "OPTIONS" and routes:
             return Response(status_code=204, headers=allow)
         message = (
-            f"{request.method} {unquote(path)[:200]} is not known here; POST /tasks, /tasks/ID/retry, "
-            "/tasks/ID/remove and /tasks/ID/forget, GET /tasks/ID, /graphs/ID and /health, DELETE /tasks/ID are"
+            f"{request.method} {unquote(path)[:200]} does not exist; there are POST /tasks, "
+            "/tasks/ID/retry, /tasks/ID/remove and /tasks/ID/forget, GET /tasks/ID, /graphs/ID and /health, and "
+            "DELETE /tasks/ID"
         )
         return failed(error.status_code, "not_found", message, headers=allow if routes else None)
 

@@ -360,7 +360,7 @@ def test_a_gateway_that_says_nothing_is_given_up() -> None:
 
 
 def test_another_service_is_recognised() -> None:
-    for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "unasked")):
+    for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "an unexpected line")):
         with answering(said) as url, Client(url) as client, pytest.raises(Unavailable, match=words):
             client.send_many([task()])
 
