@@ -74,7 +74,7 @@ class Scheduler(EnqueueingScheduler):
                     logger.info("scheduling", extra={"queue": self.queue_name})
                     pause = BACKOFF_SECONDS[0]
                     self._run_connected(wake, burst)
-                    self._registration.end()
+                    self.register_death()
                 return
             except (RedisError, OSError) as error:
                 logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})

@@ -44,7 +44,3 @@ class Registration:
             schedule.hold_lock(scheduler.connection, LOCK_SECONDS)
         except OutOfMemoryError as error:
             logger.warning("out_of_memory", extra={"error": str(error)})
-
-    def end(self) -> None:
-        """Says that the scheduler has stopped."""
-        self._scheduler.register_death()
