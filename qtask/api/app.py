@@ -1,4 +1,4 @@
-"""The routes of the HTTP API: tasks are submitted, shown and decided on, graphs are fetched, health is asked for."""
+"""The routes of the HTTP API: submitting tasks, showing and changing them, graphs, and health."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qtask.store import graphs, tasks
 from qtask.store.connect import read_again_async
 from qtask.store.queries import Query
 
-ASK_LIMIT = 32  # requests that look at tasks, or decide on them, at once: each has a connection to Redis of its own
+ASK_LIMIT = 32  # requests that show or change tasks at the same time; each uses one connection to Redis
 
 
 class Api:
@@ -38,11 +38,11 @@ class Api:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
-        budget: counts the bodies that are being read or worked on.
+        budget: counts the bytes of bodies that are being read or processed.
         config: `max_bytes` and `mask_headers`.
 
     Attributes:
-        hosts: for which requests are served; to be set when the gateway listens, before the first request.
+        hosts: checks the host of each request; must be set before the first request.
     """
 
     def __init__(self, redis: Redis, intake: Intake, budget: MemoryBudget, config: Config) -> None:
@@ -64,7 +64,7 @@ class Api:
         self.hosts: Hosts | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request. First its host is checked, and its path is brought into one form."""
+        """Answers one request, after its host was checked and its path normalized."""
         assert self.hosts is not None
         authority, path = split_target(scope["raw_path"], scope["headers"])
         try:
@@ -74,7 +74,7 @@ class Api:
         else:
             await self._app(as_scope(dict(scope), path), receive, send)
 
-    # --- looking ---------------------------------------------------------------------------------------------
+    # --- showing ---------------------------------------------------------------------------------------------
 
     async def _show(self, request: Request) -> Response:
         task_id = _id_in(request)
@@ -87,7 +87,7 @@ class Api:
             return redis_away(error)
         return Response(msgspec.json.encode(record), media_type="application/json")
 
-    # --- deciding --------------------------------------------------------------------------------------------
+    # --- changing --------------------------------------------------------------------------------------------
 
     async def _cancel(self, request: Request) -> Response:
         return await self._decide(tasks.cancel, request)
@@ -107,7 +107,7 @@ class Api:
         return await self._decide(step, request)
 
     async def _decide(self, step: Query[[str], State], request: Request) -> Response:
-        """Takes a step with a task, and answers with the state it was in."""
+        """Applies `step` to a task; the answer holds the state before."""
         task_id = _id_in(request)
         try:
             async with self._asking:
@@ -140,10 +140,10 @@ class Api:
             return redis_away(error)
         return JSONResponse({"ok": True})
 
-    # --- what is no request of ours --------------------------------------------------------------------------
+    # --- unknown requests ------------------------------------------------------------------------------------
 
     async def _no_such_thing(self, request: Request, error: Exception) -> Response:
-        """Answers an unknown path or method; OPTIONS with the methods of a path, or with all of them for `*`."""
+        """Answers an unknown path or method. OPTIONS gets the methods of the path, or all methods for `*`."""
         assert isinstance(error, HTTPException)
         path = str(request.scope["path"])
         routes = [route for route in self._routes if path == "*" or route.matches(request.scope)[0] is not Match.NONE]
@@ -151,8 +151,9 @@ class Api:
         if request.method == "OPTIONS" and routes:
             return Response(status_code=204, headers=allow)
         message = (
-            f"{request.method} {unquote(path)[:200]} is not known here; POST /tasks, /tasks/ID/retry, "
-            "/tasks/ID/remove and /tasks/ID/forget, GET /tasks/ID, /graphs/ID and /health, DELETE /tasks/ID are"
+            f"{request.method} {unquote(path)[:200]} does not exist; there are POST /tasks, "
+            "/tasks/ID/retry, /tasks/ID/remove and /tasks/ID/forget, GET /tasks/ID, /graphs/ID and /health, and "
+            "DELETE /tasks/ID"
         )
         return failed(error.status_code, "not_found", message, headers=allow if routes else None)
 

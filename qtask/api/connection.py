@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's protocol, with bounds on how many there are and how long one may be silent."""
+"""One HTTP connection: uvicorn's protocol, with limits on the number of connections and on their silence."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ MOST_HEAD_BYTES = 16_384  # of a request's line and headers
 
 
 class Phase(IntEnum):
-    """Where a connection is. It only moves forward through these, and may leave some out."""
+    """The phase of a connection. It only moves forward through these, and may leave some out."""
 
     NEW = 0  # no byte has come, so it is not known whether the client speaks HTTP
     OPEN = 1  # requests are read and answered
-    HALF_CLOSED = 2  # the client has closed its side; it may still read the answer that is owed
-    LINGERING = 3  # it was refused and our side is closed; what comes is thrown away until it is closed for good
+    HALF_CLOSED = 2  # the client has closed its side, but may still read its answer
+    LINGERING = 3  # it was refused and our side is closed; data is discarded until the connection is closed
 
 
 class Connection(HttpConnection):
     """uvicorn's side of one connection, with our limits.
 
     Args:
-        limits: `max_connections`, `idle_seconds`, and `port`, where JSON lines are spoken.
-        arguments, named: what uvicorn gives; its own `config` is among them.
+        limits: `max_connections`, `idle_seconds`, and `port`, the socket's port.
+        arguments, named: uvicorn's own, its `config` among them.
     """
 
     def __init__(self, limits: Config, *arguments: Any, **named: Any) -> None:
@@ -72,7 +72,7 @@ class Connection(HttpConnection):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keeps our side open for the answer that is owed: the client closed its side, but may still read.
+        """Keeps our side open for an answer that is not written yet: the client closed its side, but may still read.
 
         asyncio calls it again whenever reading was paused and is resumed after the end.
         """
@@ -83,7 +83,7 @@ class Connection(HttpConnection):
         return True
 
     def on_response_complete(self) -> None:
-        """Called when an answer was sent; the next request, if it is here already, is begun before this returns."""
+        """Called when an answer was sent. If the next request is here already, it begins before this returns."""
         half_closed = self._phase is Phase.HALF_CLOSED
         super().on_response_complete()
         if half_closed and not self.owes_an_answer:
@@ -95,7 +95,7 @@ class Connection(HttpConnection):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for what is no valid request, and by us, with what it is instead, for what is no HTTP."""
+        """Answers an invalid request. uvicorn calls it; we call it for other protocols, with their name as `msg`."""
         fault = self.conn.fault
         words = str(fault).partition(": bytearray")[0] if fault is not None else ""
         if fault is not None and "request line" not in words:
@@ -109,7 +109,7 @@ class Connection(HttpConnection):
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Ends the connection of a client that neither goes on with its request nor takes its answer."""
+        """Ends the connection of a client that neither continues its request nor reads its answer."""
         idle_seconds = self._limits.idle_seconds
         takes_nothing = self.flow.write_paused or self.transport.is_closing()
         silent = 0.0 if self.owes_an_answer and not takes_nothing else monotonic() - self._last_byte
@@ -124,13 +124,13 @@ class Connection(HttpConnection):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus, refused: Refused) -> None:
-        """Answers and closes in steps (RFC 9112, section 9.6): at once would throw away an answer under way."""
+        """Answers, then closes in steps (RFC 9112, section 9.6): closing at once could lose the answer."""
         if self._phase is Phase.LINGERING:
             return  # one refusal is enough
         self._enter(Phase.LINGERING)
         self.transport.write(http_refusal(status, refused))
         self.transport.write_eof()
-        self.connections.discard(self)  # it takes no place from others any more
+        self.connections.discard(self)  # it no longer counts against the limit
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -1,8 +1,8 @@
-"""Which names the gateway's HTTP answers to: the defence against DNS rebinding. Pure.
+"""The host names that the HTTP API serves: the defence against DNS rebinding. Pure.
 
 A web page of `evil.example` may have its own name resolve to 127.0.0.1. Its requests to the gateway then count as
-requests to the page's own origin, so the browser neither asks first nor hides the answers. What gives them away is the
-name in `Host`.
+requests to the page's own origin, so the browser sends no preflight and shows the page the answers. Only the name in
+`Host` reveals them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Hosts:
 
     Args:
         bound: the addresses on which the gateway listens.
-        host: the setting of this name, which is an allowed name, too.
+        host: the setting of this name; it is an allowed name, too.
         allowed: the setting `allowed_hosts`: names separated by commas, `*.NAME` for all names below one, `*` for all.
 
     On loopback addresses only loopback names (localhost, names below it, 127.0.0.0/8, ::1) and allowed names are
-    served. On other addresses all names are served where `allowed` is empty; else loopback names, allowed names and IP
-    addresses, which no rebinding can put into `Host`. Raises `ConfigError` when `allowed` is not such a list.
+    served. On other addresses all names are served if `allowed` is empty, otherwise loopback names, allowed names and
+    IP addresses, which rebinding cannot put into `Host`. Raises `ConfigError` when `allowed` is not such a list.
     """
 
     def __init__(self, bound: Iterable[str], host: str, allowed: str) -> None:
@@ -45,11 +45,11 @@ class Hosts:
         self._suffixes = tuple(entry[1:] for entry in entries if entry.startswith("*."))
 
     def check(self, authority: str) -> None:
-        """Raises `Refused` for a request to another name; its code is `wrong_host`, or `wrong_protocol` for no name.
+        """Raises `Refused` for a request to another name: code `wrong_host`, or `wrong_protocol` for an invalid name.
 
         Args:
-            authority: host and perhaps port, of the request's target or of `Host`. An empty one is served: only
-                clients that are no browsers leave it out.
+            authority: host and optional port, of the request's target or of `Host`. An empty one is served, because
+                browsers always send one.
         """
         match = _AUTHORITY.fullmatch(authority)
         if match is None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it comes in: what h11 and uvicorn leave open of RFC 9110 and 9112, before a request is routed."""
+"""Checks of requests before they are routed: parts of RFC 9110 and 9112 that h11 and uvicorn leave out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class ServerConnection(h11.Connection):
-    """h11's side of one connection, stricter where RFC 9112 is.
+    """h11's side of one connection, as strict as RFC 9112.
 
     Attributes:
-        fault: why the last request could not be read, for the answer; None while all is well.
+        fault: why the last request could not be read, for the answer; None when it could.
     """
 
     def __init__(self, most_head_bytes: int) -> None:
@@ -28,7 +28,7 @@ class ServerConnection(h11.Connection):
         self.fault: h11.RemoteProtocolError | None = None
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """As that of h11. Raises `h11.RemoteProtocolError`, and keeps it as `fault`."""
+        """As in h11. Raises `h11.RemoteProtocolError`, and keeps it as `fault`."""
         try:
             if self.their_state is h11.IDLE:
                 self._skip_empty_lines()
@@ -41,7 +41,7 @@ class ServerConnection(h11.Connection):
         return event
 
     def _skip_empty_lines(self) -> None:
-        """Some clients end a body with a line break that no length counts (RFC 9112, section 2.2)."""
+        """Some clients send a line break after a body, beyond its length (RFC 9112, section 2.2)."""
         received = self.trailing_data[0]
         if blank := len(received) - len(received.lstrip(b"\r\n")):
             skip_received(self, blank)
@@ -53,7 +53,7 @@ def _check(request: h11.Request) -> None:
         raise h11.RemoteProtocolError(f"HTTP/{version} is not spoken here", error_status_hint=505)
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
-        # One of them lies about where the request ends; a proxy before us may believe the other (section 6.1).
+        # They may disagree about the end of the request, and a proxy before us may use the other one (section 6.1).
         raise h11.RemoteProtocolError("Transfer-Encoding and Content-Length exclude each other")
 
 
@@ -62,10 +62,9 @@ def split_target(raw_path: bytes, headers: Headers) -> tuple[str, str]:
 
     Args:
         raw_path: the request's target without its query, in origin form or absolute form.
-        headers: by their names in small letters; `Host` counts unless the target names a host itself.
+        headers: with names in lower case; `Host` counts unless the target names a host itself.
 
-    The path's segments are percent-encoded in one way, so that an id may hold a slash, and a slash at the end is left
-    out.
+    The path's segments are percent-encoded in one way, so that an id may hold a slash. A slash at the end is removed.
     """
     authority = next((value for name, value in headers if name == b"host"), b"")
     if (absolute := _ABSOLUTE.fullmatch(raw_path)) is not None:
@@ -77,7 +76,7 @@ def split_target(raw_path: bytes, headers: Headers) -> tuple[str, str]:
 
 
 def other_codings(values: list[str]) -> list[str]:
-    """The content codings in `Content-Encoding` fields that are other than none at all (RFC 9110, section 8.4)."""
+    """The content codings in `Content-Encoding` fields, without `identity` (RFC 9110, section 8.4)."""
     codings = (coding.strip().lower() for value in values for coding in value.split(","))
     return [coding for coding in codings if coding not in ("", "identity")]
 
@@ -85,7 +84,7 @@ def other_codings(values: list[str]) -> list[str]:
 def is_json(content_types: list[str]) -> bool:
     """Whether `Content-Type` fields say JSON: `application/json` or `application/ANYTHING+json` (RFC 6839).
 
-    A web page may not send these to another origin without asking. All fields have to say so. Parameters such as
+    A web page needs a preflight to send these to another origin. All fields have to say so. Parameters such as
     `charset` have no meaning for JSON (RFC 8259, section 11).
     """
     kinds = [value.partition(";")[0].strip().lower() for value in content_types]

@@ -1,4 +1,4 @@
-"""The answers of the HTTP API: one form for every error, and the statuses of answers to submitted tasks."""
+"""The responses of the HTTP API: one form for all errors, and the statuses of answers to submitted tasks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _STATUS_OF_CODE = {"too_large": 413, "unavailable": 503}
 
 
 def answer_to_one(answer: Answer) -> Response:
-    """The response to a submission of one dict, or to one that was refused as a whole."""
+    """The response to one submitted task, or to an array that was refused as a whole."""
     if isinstance(answer, Refused):
         return refusal(answer, _STATUS_OF_CODE.get(answer.code, 400))
     return Response(encode_answer(answer), 202, media_type="application/json")
 
 
 def answer_to_array(answers: list[Answer]) -> Response:
-    """The response to a submission of an array; an error status when at least one dict was not accepted."""
+    """The response to a submitted array; an error status when no task was accepted."""
     codes = {answer.code if isinstance(answer, Refused) else "" for answer in answers}
     if codes == {"unavailable"}:
         return answer_to_one(answers[0])
@@ -32,12 +32,12 @@ def answer_to_array(answers: list[Answer]) -> Response:
 
 
 def refusal(refused: Refused, status: int) -> Response:
-    """The response that tells why something was refused."""
+    """The response to a refused request."""
     return failed(status, refused.code, refused.message, refused.field)
 
 
 def rejected(refused: Refused, status: int, headers: dict[str, str] | None = None) -> Response:
-    """As `refusal`, for a request that was refused before its tasks were read; it is logged."""
+    """As `refusal`, and logs it: for a request that was refused before its tasks were read."""
     refused_log.write("http", b"", refused)
     return failed(status, refused.code, refused.message, refused.field, headers)
 
@@ -50,7 +50,7 @@ def redis_away(error: Exception) -> Response:
 def failed(
     status: int, code: str, message: str, field: str = "", headers: dict[str, str] | None = None, **more: str
 ) -> Response:
-    """A response in the form of a refused task, whatever went wrong; with `more` beside the message."""
+    """A response for any error, in the form of a refused task; `more` are further fields of the error."""
     body = {"ok": False, "error": {"code": code, "field": field, "message": message, **more}}
     return JSONResponse(body, status, headers=headers or _retry_after(status))
 
@@ -60,7 +60,7 @@ def _retry_after(status: int) -> dict[str, str] | None:
 
 
 def unsupported(request: Request) -> Response | None:
-    """The response to a body in a form that is not read; it says which forms are (RFC 9110, section 15.5.16).
+    """The response to an unsupported body, which names the supported forms (RFC 9110, section 15.5.16).
 
     Compressed bodies are refused rather than unpacked: all clients share one process, and 16 kB of gzip can take as
     much of its time and memory as 16 MB of tasks.

@@ -1,4 +1,4 @@
-"""The HTTP server of one gateway: uvicorn, with our connections and our routes."""
+"""The HTTP server of one gateway: uvicorn with our connections and routes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qtask.intake.listen import BACKLOG
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.private.uvicorn import serve
 
-STOP_SECONDS = 7  # for requests that are under way when asked to stop; less than the gateway's grace
+STOP_SECONDS = 7  # for current requests after a signal to stop; less than the gateway's `GRACE_SECONDS`
 
 
 class HttpServer:
@@ -30,14 +30,14 @@ class HttpServer:
     Args:
         redis: an asyncio client.
         intake: where submitted tasks go.
-        budget: counts the bodies that are being read or worked on.
+        budget: counts the bytes of bodies that are being read or processed.
         config: `host`, `allowed_hosts`, `port`, `max_bytes`, `max_connections`, `idle_seconds` and `mask_headers`.
     """
 
     def __init__(self, redis: Redis, intake: Intake, budget: MemoryBudget, config: Config) -> None:
         self._config = config
         self._api = Api(redis, intake, budget, config)
-        protocol: Any = partial(Connection, config)  # uvicorn calls it as it would call a class
+        protocol: Any = partial(Connection, config)  # uvicorn calls it like a class
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._api,
@@ -57,10 +57,10 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self, listeners: list[socket.socket]) -> None:
-        """Begins to serve.
+        """Starts serving.
 
-        The sockets come from outside because uvicorn, where it cannot listen, ends the process without our words.
-        Raises `ConfigError` for an `allowed_hosts` that is no list of names.
+        The sockets are opened outside, because uvicorn ends the process with its own message when it cannot listen.
+        Raises `ConfigError` when `allowed_hosts` is not a list of names.
         """
         bound = [listener.getsockname()[0] for listener in listeners]
         self._api.hosts = Hosts(bound, self._config.host, self._config.allowed_hosts)
@@ -69,7 +69,7 @@ class HttpServer:
             await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
-        """Answers what is under way and closes."""
+        """Answers current requests and closes."""
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving

@@ -1,4 +1,4 @@
-"""`POST /tasks`: reads a body, hands its tasks to the intake, and answers when Redis holds them."""
+"""`POST /tasks`: reads a body, passes its tasks to the intake, and answers when Redis holds them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from starlette.responses import Response
 
 from qtask.api.responses import answer_to_array, answer_to_one, rejected, unsupported
 from qtask.destinations.parsing import parse
+from qtask.intake.arrays import split_array
 from qtask.intake.intake import Answer, Intake
-from qtask.intake.limits import ARRAY_FACTOR, MAX_IN_ARRAY, TURN
+from qtask.intake.limits import ARRAY_FACTOR, TURN
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import Refused
-from qtask.model.validation import bare, split_batch
+from qtask.model.validation import bare
 
 
 class Submission:
-    """The route that tasks come in by.
+    """The route for submitting tasks.
 
     Args:
         intake: where submitted tasks go.
-        budget: counts the bodies that are being read or worked on.
-        max_bytes: of a dict.
+        budget: counts the bytes of bodies that are being read or processed.
+        max_bytes: of a task.
     """
 
     def __init__(self, intake: Intake, budget: MemoryBudget, max_bytes: int) -> None:
@@ -46,10 +47,10 @@ class Submission:
             return body if isinstance(body, Response) else await self._accept(body)
 
     async def _read(self, request: Request, has_room_for: Callable[[int], bool]) -> bytes | Response:
-        """The body of a request; or the response, when it is not read to its end."""
+        """The body of a request, or the response when it was not read to its end."""
         most = self._max_bytes * ARRAY_FACTOR
         too_large = Refused("too_large", "", f"a body has at most {most} bytes")
-        if int(request.headers.get("content-length", "0")) > most:  # before its client sends it (Expect: 100-continue)
+        if int(request.headers.get("content-length", "0")) > most:  # before the client sends it (Expect: 100-continue)
             return rejected(too_large, 413)
         body = bytearray()
         try:
@@ -61,7 +62,7 @@ class Submission:
                     message = "too many bodies are on their way; send it again later"
                     return answer_to_one(Refused("unavailable", "", message))
         except ClientDisconnect:
-            return Response()  # nobody is there to read it
+            return Response()  # the client is gone
         return bytes(body)
 
     async def _accept(self, body: bytes) -> Response:
@@ -69,11 +70,8 @@ class Submission:
         if text[:1] != b"[":
             return answer_to_one((await self._commit([text]))[0])
         try:
-            texts = split_batch(text, self._max_bytes * ARRAY_FACTOR)
-            if len(texts) > MAX_IN_ARRAY:
-                raise Refused("too_large", "", f"an array holds at most {MAX_IN_ARRAY} dicts, got {len(texts)}")
+            texts = split_array(text, self._max_bytes, "http")
         except Refused as refused:
-            refused_log.write("http", b"", refused)
             return answer_to_one(refused)
         return answer_to_array(await self._commit(texts))
 
@@ -88,12 +86,12 @@ class Submission:
             except Refused as refused:
                 refused_log.write("http", text, refused)
                 future.set_result(refused)
-            if position % TURN == 0:  # other clients want their turn, too
+            if position % TURN == 0:  # other clients get a turn
                 await asyncio.sleep(0)
                 await self._intake.room()
         return list(await asyncio.gather(*owed))
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
-    if not future.done():  # its request may have been given up
+    if not future.done():  # the request may have been cancelled
         future.set_result(answer)

@@ -1,4 +1,4 @@
-"""The Python client: over the gateway's socket, or straight into Redis; in plain and in asyncio form.
+"""The Python client: synchronous and for asyncio, over the gateway's socket or HTTP, or directly to Redis.
 
 A client belongs to one thread (or one event loop) at a time.
 """

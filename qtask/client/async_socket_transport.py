@@ -1,4 +1,4 @@
-"""Over the gateway's socket, for asyncio: the tasks of many coroutines share one connection."""
+"""The transport over the gateway's socket for asyncio: all coroutines share one connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtask.model.errors import Refused, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """In place of an answer that will not come."""
+    """Stands for an answer that will not come."""
 
     why: str
 
@@ -25,7 +25,7 @@ _Owed = asyncio.Future[Answer | _Lost]
 
 
 class AsyncSocketTransport:
-    """Keeps a connection between calls."""
+    """Keeps its connection between calls."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._host, self._port = protocol.host_and_port(url)
@@ -35,7 +35,7 @@ class AsyncSocketTransport:
         forks.register(self)
 
     def after_fork(self) -> None:
-        self._connecting = asyncio.Lock()  # that of the parent may be held, and nobody here would release it
+        self._connecting = asyncio.Lock()  # the parent's lock may be held, and would never be released here
         self._line = None
 
     async def close(self) -> None:
@@ -75,7 +75,7 @@ class AsyncSocketTransport:
             async with asyncio.timeout(self._timeout):
                 await line.writable.wait()
         except TimeoutError:
-            line.end(f"it took nothing within {self._timeout:g} s")
+            line.end(f"it read nothing within {self._timeout:g} s")
 
     async def _wait(self, line: _Line, owed: _Owed) -> Answer | _Lost:
         try:
@@ -86,7 +86,7 @@ class AsyncSocketTransport:
             return _Lost(line.why)
 
     async def _answer(self, line: _Line, owed: deque[_Owed | Refused]) -> Answer:
-        """The next answer; when it will not come, tells how many are owed with it."""
+        """The next answer. Raises `Unavailable`, with the number of missing answers, when it will not come."""
         first = owed[0]
         if isinstance(first, Refused):
             return cast(Refused, owed.popleft())
@@ -107,7 +107,7 @@ def _has_answer(owed: _Owed) -> bool:
 
 
 class _Line(asyncio.Protocol):
-    """One connection; answers come in the order of the lines, whoever sent them.
+    """One connection; answers come in the order of the lines, from all coroutines.
 
     Attributes:
         ended: whether no more may be submitted.
@@ -133,7 +133,7 @@ class _Line(asyncio.Protocol):
             forks.release(self._transport)
 
     def submit(self, line: bytes) -> _Owed:
-        """Sends a line, together with others of this turn of the loop."""
+        """Sends a line, together with the other lines of this turn of the loop."""
         future: _Owed = self.loop.create_future()
         if self.ended:
             future.set_result(_Lost(self.why))
@@ -145,7 +145,7 @@ class _Line(asyncio.Protocol):
         return future
 
     def end(self, why: str) -> None:
-        """Hangs up; what is owed will not come."""
+        """Closes the connection; missing answers will not come."""
         if self.ended:
             return
         self.ended, self.why = True, why
@@ -187,8 +187,8 @@ class _Line(asyncio.Protocol):
                 self.end(str(error))
                 return
             if not self._owed:
-                self.end(f"it said unasked: {line[:200]!r}")
+                self.end(f"it sent an unexpected line: {line[:200]!r}")
                 return
             future = self._owed.popleft()
-            if not future.done():  # nobody waits for the answer of a coroutine that was cancelled
+            if not future.done():  # its coroutine may have been cancelled
                 future.set_result(answer)

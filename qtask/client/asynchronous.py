@@ -23,14 +23,14 @@ Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
 
 
 class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
-    """Submits tasks from asyncio; arguments and meaning as those of `Client`, each method to be awaited.
+    """`Client` for asyncio: the same arguments and methods, to be awaited.
 
     Any number of coroutines of one event loop may use it at once.
     """
 
     @known_words()
     def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
-        self._plain = Client(url, queue=queue, timeout=timeout)  # for what is seldom done by HTTP: it runs in a thread
+        self._plain = Client(url, queue=queue, timeout=timeout)  # for rare calls over HTTP, in a thread
         self.url = self._plain.url
         self._redis: AsyncRedisTransport | None = None
         self._transport: AsyncRedisTransport | AsyncHttpTransport | AsyncSocketTransport

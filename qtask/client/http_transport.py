@@ -1,4 +1,4 @@
-"""Over the gateway's HTTP: submitting by the batch, and looking at tasks, cancelling and retrying them by id."""
+"""The transport over the gateway's HTTP API: submits in batches; shows, cancels and retries tasks by id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import requests
 
 from qtask import forks
 from qtask.client import protocol
-from qtask.client.gathered import Gathered
+from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
 from qtask.model.record import State, TaskRecord
@@ -40,7 +40,7 @@ class HttpTransport:
     """The synchronous transport. Threads may use it at the same time: each has a session of its own.
 
     Args:
-        url: `http://…` or `https://…` of a gateway, maybe with a path before its own.
+        url: `http://…` or `https://…` of a gateway, optionally with a path before the API's own.
         timeout: seconds to wait for a connection or an answer.
     """
 
@@ -48,7 +48,7 @@ class HttpTransport:
         try:
             parts = urlsplit(url)
             whole = bool(parts.hostname) and parts.port != 0
-        except ValueError:  # its words may hold a password
+        except ValueError:  # its message may contain a password
             raise _no_address(url) from None
         if not whole or parts.query or parts.fragment:
             raise _no_address(url)
@@ -62,7 +62,7 @@ class HttpTransport:
     def after_fork(self) -> None:
         sessions, self._open, self._sessions = self._open, [], threading.local()
         for session in sessions:
-            session.close()  # only this process's copies: the connections go on
+            session.close()  # only this process's copies: the parent's connections stay open
 
     def close(self) -> None:
         sessions, self._open, self._sessions = self._open, [], threading.local()
@@ -70,16 +70,10 @@ class HttpTransport:
             session.close()
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        gathered = _gathered()
-        for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                yield from self.submit(gathered)
-                gathered = _gathered()
-        yield from self.submit(gathered)
+        return submit_gathered(tasks, _gathered, self.submit)
 
     def submit(self, gathered: Gathered[bytes]) -> list[Answer]:
-        """Sends what has gathered in one request. Raises `Unavailable`."""
+        """Sends a batch in one request. Raises `Unavailable`."""
         lines = gathered.ready
         if not lines:
             return gathered.answers([])
@@ -111,7 +105,7 @@ class HttpTransport:
         return self._each_dead(ids, "/remove")
 
     def _each_dead(self, ids: Sequence[str], step: str) -> list[str]:
-        """Takes a step with each of these tasks; returns the ids of those that were dead."""
+        """Applies a step to each of these tasks; returns the ids of those that were dead."""
         taken = []
         for task_id in ids:
             try:
@@ -122,7 +116,7 @@ class HttpTransport:
         return taken
 
     def _ask(self, method: str, task_id: str, step: str = "") -> bytes:
-        """The body of the answer about a task. Raises what the gateway says is wrong."""
+        """The body of the answer about a task. Raises the error in the gateway's answer."""
         try:
             path = f"/tasks/{quote(task_id, safe='')}{step}"
             answer = self._request(method, path, b"{}" if method == "POST" else None)
@@ -174,16 +168,11 @@ class AsyncHttpTransport:
     async def close(self) -> None:
         self._plain.close()
 
-    async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        gathered = _gathered()
-        async for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                for answer in await asyncio.to_thread(self._plain.submit, gathered):
-                    yield answer
-                gathered = _gathered()
-        for answer in await asyncio.to_thread(self._plain.submit, gathered):
-            yield answer
+    def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
+        return submit_gathered_async(tasks, _gathered, self._submit)
+
+    async def _submit(self, gathered: Gathered[bytes]) -> list[Answer]:
+        return await asyncio.to_thread(self._plain.submit, gathered)
 
 
 def _no_address(url: str) -> ConfigError:
@@ -200,7 +189,7 @@ class _Broken(Exception):
 
 
 def _words(reason: Any) -> str:
-    """What urllib3 says, without the names of its objects."""
+    """The message of an error of urllib3, without the names of its objects."""
     for inner in (reason.__cause__, *reason.args[-1:]):
         if isinstance(inner, OSError):
             return str(inner)

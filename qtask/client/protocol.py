@@ -1,15 +1,15 @@
-"""What both clients share: where to, dicts out, answers in, and what is said when none comes. Pure."""
+"""What all transports share: addresses, tasks as lines, answers, and errors when no answer comes. Pure."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
+from qtask.model.accepted import Accepted as Accepted  # exported: clients and their users take it from here
 from qtask.model.errors import ConfigError, QTaskError, Refused, Unavailable
 from qtask.model.mask import Mask, mask_of
 from qtask.model.redis_address import without_password
@@ -23,23 +23,8 @@ WINDOW = 2_000  # tasks that may be unanswered on a connection
 
 TaskLike = Task | Mapping[str, Any]
 
-# With these the gateway ends a connection; they say nothing about a task.
+# The gateway sends these when it ends a connection; they are no answers to tasks.
 _CONNECTION_CODES = ("idle", "too_many")
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A task that Redis holds.
-
-    Attributes:
-        id: of the task.
-        due: Unix seconds.
-        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
-    """
-
-    id: str
-    due: float
-    duplicate: bool = False
 
 
 Answer = Accepted | Refused
@@ -58,17 +43,17 @@ _ARRAY_DECODER = msgspec.json.Decoder(list[_Answer])
 
 
 def choose_url(url: str | None) -> str:
-    """The address given, else that of the environment, else the gateway on this host."""
+    """The given address, else the one in the environment, else the gateway on this host."""
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
 def client_mask() -> Mask:
-    """Which headers and query parameters are credentials: the usual ones, and what the environment adds."""
+    """Which headers and query parameters are credentials: the usual ones, and those named in the environment."""
     return mask_of(os.environ.get(MASK_VARIABLE, ""))
 
 
 def transport_of(url: str) -> Literal["socket", "http", "redis"]:
-    """The transport that an address selects. Raises `ConfigError` for anything that is no address for a client."""
+    """The transport that an address selects. Raises `ConfigError` for an address that no client can use."""
     scheme = url.partition("://")[0]
     if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
         return "redis"
@@ -87,13 +72,13 @@ def host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         return parts.hostname or "127.0.0.1", parts.port or 5123
-    except ValueError:  # its words may hold a password
+    except ValueError:  # its message may contain a password
         shown = without_password(url)
         raise ConfigError(f"{shown!r} is no address of a gateway; socket://127.0.0.1:5123 is one") from None
 
 
 def line_of(task: TaskLike) -> bytes:
-    """A task as one line for the socket. Raises `Refused` when it cannot be one."""
+    """A task as one line for the socket. Raises `Refused` when it is not a task."""
     line = encode(task)
     if not line.startswith(b"{"):  # the gateway would take an array for many tasks
         raise Refused("wrong_type", "", f"a task is a dict or a Task, got {type(task).__name__}")
@@ -101,7 +86,7 @@ def line_of(task: TaskLike) -> bytes:
 
 
 def read_answer(line: bytes) -> Answer:
-    """Reads one answer line of the gateway. Raises `Unavailable` when it answers no task."""
+    """Reads one answer line of the gateway. Raises `Unavailable` when it is not an answer to a task."""
     try:
         answer = _DECODER.decode(line)
     except msgspec.DecodeError:
@@ -110,7 +95,7 @@ def read_answer(line: bytes) -> Answer:
 
 
 def read_answers(body: bytes) -> list[Answer]:
-    """Reads an array of answers. Raises `Unavailable` when it is none."""
+    """Reads an array of answers. Raises `Unavailable` when it is not one."""
     try:
         answers = _ARRAY_DECODER.decode(body)
     except msgspec.DecodeError:
@@ -119,7 +104,7 @@ def read_answers(body: bytes) -> list[Answer]:
 
 
 def not_ours(answer: bytes) -> Unavailable:
-    """What is said when something else than a gateway answers."""
+    """The error when something other than a gateway answers."""
     return Unavailable(f"the answer is not QTask's: {answer[:80]!r}; is another service on this port?")
 
 
@@ -133,7 +118,7 @@ def _answer_of(answer: _Answer) -> Answer:
 
 
 def accepted(answer: Answer) -> Accepted:
-    """The answer to a single task. Raises the `Refused`, or `Unavailable` when that was the reason."""
+    """The answer to a single task, if it was accepted. Raises `Unavailable` or the `Refused` otherwise."""
     if isinstance(answer, Accepted):
         return answer
     if answer.code == "unavailable":
@@ -142,29 +127,30 @@ def accepted(answer: Answer) -> Accepted:
 
 
 def only_with(needed: str, url: str) -> QTaskError:
-    """What is said when a client is asked for something that its transport does not offer.
+    """The error when the transport of a client does not support a call.
 
     Args:
-        needed: the addresses that offer it.
+        needed: the addresses that support it.
+        url: the address of the client.
     """
     return QTaskError(f"a client of {without_credentials(url)} cannot do this; it needs {needed}")
 
 
 def without_credentials(url: str) -> str:
-    """An address of a gateway as it may be shown."""
+    """An address of a gateway without credentials, to be shown."""
     scheme, separator, rest = url.partition("://")
     return scheme + separator + rest.rpartition("@")[2]
 
 
 def no_gateway(place: str, why: str) -> Unavailable:
-    """What is said when no connection comes about."""
+    """The error when there is no connection to a gateway."""
     return Unavailable(
         f"no gateway answers on {place}: {why}. Start one with `qtask up`, or name another with {URL_VARIABLE}"
     )
 
 
 def lost(place: str, why: str, unknown: int) -> Unavailable:
-    """What is said when answers are owed and will not come."""
+    """The error when `unknown` tasks were sent and their answers will not come."""
     tasks = "the task" if unknown == 1 else f"the {unknown} tasks"
     was = "was" if unknown == 1 else "were"
     return Unavailable(

@@ -1,4 +1,4 @@
-"""Straight into Redis, one round trip per batch: synchronously and for asyncio."""
+"""The transports directly to Redis, synchronous and for asyncio: one round trip per batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from qtask import forks
 from qtask.client import protocol
-from qtask.client.gathered import Gathered
+from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import Unavailable
@@ -25,7 +25,7 @@ from qtask.store.connect import connect, connect_async, read_again, read_again_a
 from qtask.store.nodes import Nodes
 from qtask.store.submit import Batch, Place, Submission, submit
 
-ASK_LIMIT = 32  # queries at once of an asyncio client: each has a connection of its own
+ASK_LIMIT = 32  # queries of an asyncio client at the same time; each uses one connection
 
 _Tasks = Gathered[Checked]
 _Found = TypeVar("_Found")
@@ -44,12 +44,12 @@ def _answers(gathered: _Tasks, places: Sequence[Place | None]) -> list[Answer]:
 
 
 def _accepted(place: Place | None) -> Accepted:
-    assert place is not None, "only a task from the inbox may have been taken by another"
+    assert place is not None, "only an entry of the inbox may have been committed by another gateway"
     return Accepted(place.id, place.due, place.duplicate)
 
 
 def _lost(gathered: _Tasks, error: Exception, url: str) -> Unavailable:
-    """What is said when Redis was not heard of again."""
+    """The error when Redis did not answer a batch."""
     return protocol.lost("Redis", reason_of(error, url), len(gathered.ready))
 
 
@@ -67,7 +67,7 @@ class RedisTransport:
 
     @contextmanager
     def _asking(self) -> Iterator[Redis]:
-        """Lends the client; what Redis does not answer becomes `Unavailable`."""
+        """Yields the client of Redis; its errors become `Unavailable`."""
         try:
             yield self._redis
         except (RedisError, OSError) as error:
@@ -103,13 +103,7 @@ class RedisTransport:
             return tasks.remove_dead(redis, ids)
 
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        gathered = _gathered()
-        for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                yield from self._commit(gathered)
-                gathered = _gathered()
-        yield from self._commit(gathered)
+        return submit_gathered(tasks, _gathered, self._commit)
 
     def _commit(self, gathered: _Tasks) -> list[Answer]:
         if not gathered.ready:
@@ -118,7 +112,7 @@ class RedisTransport:
         try:
             try:
                 places = submit(self._redis, self._nodes, batch)
-            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+            except RedisConnectionError:  # the batch keeps its ids, so no task is accepted twice
                 places = submit(self._redis, self._nodes, batch)
         except (RedisError, OSError, Unavailable) as error:
             raise _lost(gathered, error, self._url) from None
@@ -172,11 +166,11 @@ class AsyncRedisTransport:
         return await self._ask(lambda redis: tasks.remove_dead.run_async(redis, ids))
 
     async def _look(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
-        """Carries out a query that changes nothing; once more when its connection broke."""
+        """Carries out a query that changes nothing; again if its connection broke."""
         return await self._ask(lambda redis: read_again_async(lambda: query(redis)))
 
     async def _ask(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
-        """Carries out a query; what Redis does not answer becomes `Unavailable`."""
+        """Carries out a query; errors of Redis become `Unavailable`."""
         redis = self._connected()
         async with self._asking:
             try:
@@ -184,16 +178,8 @@ class AsyncRedisTransport:
             except (RedisError, OSError) as error:
                 raise Unavailable(f"Redis does not answer: {reason_of(error, self._url)}") from None
 
-    async def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
-        gathered = _gathered()
-        async for task in tasks:
-            gathered.add(task)
-            if gathered.full:
-                for answer in await self._commit(gathered):
-                    yield answer
-                gathered = _gathered()
-        for answer in await self._commit(gathered):
-            yield answer
+    def send(self, tasks: AsyncIterable[TaskLike]) -> AsyncIterator[Answer]:
+        return submit_gathered_async(tasks, _gathered, self._commit)
 
     async def _commit(self, gathered: _Tasks) -> list[Answer]:
         if not gathered.ready:
@@ -202,7 +188,7 @@ class AsyncRedisTransport:
         try:
             try:
                 places = await submit.run_async(redis, self._nodes, batch)
-            except RedisConnectionError:  # the batch keeps its ids: what was accepted is not accepted twice
+            except RedisConnectionError:  # the batch keeps its ids, so no task is accepted twice
                 places = await submit.run_async(redis, self._nodes, batch)
         except (RedisError, OSError, Unavailable) as error:
             raise _lost(gathered, error, self._url) from None

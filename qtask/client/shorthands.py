@@ -1,4 +1,4 @@
-"""What is submitted often, in few words: the same for both clients. Each destination describes its own shorthand."""
+"""Shorthands such as `client.http(…)`, for both clients. Each destination defines its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPTIONS = tuple(Options.__annotations__)
 
 
 class Shorthands(BuiltIn, Generic[Sent]):
-    """A method for each destination. `Sent` is what `send` returns: an answer, or one to be awaited."""
+    """A method for each destination. `Sent` is the type that `send` returns: an answer, or an awaitable of one."""
 
     @abstractmethod
     def send(self, task: TaskLike) -> Sent:

@@ -1,4 +1,4 @@
-"""Over the gateway's socket: lines go out while answers come in."""
+"""The transport over the gateway's socket: it sends lines while it receives answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qtask.client import protocol
 from qtask.client.protocol import WINDOW, Answer, TaskLike
 from qtask.model.errors import Refused, Unavailable
 
-OUT_BYTES = 262_144  # of lines that wait for the connection
-FILL_SECONDS = 0.005  # a line waits no longer for others that come slowly
+OUT_BYTES = 262_144  # of lines that wait to be sent
+FILL_SECONDS = 0.005  # the longest time that a line waits for others
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 
-_Owed = deque[Refused | None]  # what each next answer is: already known, or to be read
+_Owed = deque[Refused | None]  # the next answers: a known one, or None for one that must be read
 
 
 class SocketTransport:
-    """Keeps a connection between calls; one that is in use is not shared, so that calls may be nested."""
+    """Keeps its connection between calls. A connection in use is not shared, so calls may be nested."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._host, self._port = protocol.host_and_port(url)
@@ -47,7 +47,7 @@ class SocketTransport:
         finally:
             if whole and self._kept is None and not line.inherited:
                 self._kept = line
-            else:  # answers of an abandoned exchange must not be taken for those of the next
+            else:  # answers of an abandoned exchange must not be read as those of the next one
                 line.close()
 
     def _take(self) -> _Line:
@@ -55,7 +55,7 @@ class SocketTransport:
         if kept is not None:
             if kept.quiet:
                 return kept
-            kept.close()  # the gateway has hung up in the meantime
+            kept.close()  # the gateway has closed it in the meantime
         try:
             connection = socket.create_connection((self._host, self._port), self._timeout)
         except OSError as error:
@@ -67,7 +67,7 @@ class _Line:
     """One connection.
 
     Attributes:
-        inherited: whether this is the copy of a child that was forked, which must not use the connection.
+        inherited: whether this is the copy in a forked child, which must not use the connection.
     """
 
     def __init__(self, connection: socket.socket, place: str, timeout: float) -> None:
@@ -77,7 +77,7 @@ class _Line:
         self._place = place
         self._timeout = timeout
         self._received = bytearray()
-        # Not epoll, which a child that is forked would share with its parent; for one connection poll is as fast.
+        # Not epoll, which a forked child would share with its parent; for one connection poll is as fast.
         self._selector = _Selector()
         self._selector.register(connection, selectors.EVENT_READ)
         self.inherited = False
@@ -85,7 +85,7 @@ class _Line:
 
     def after_fork(self) -> None:
         self.inherited = True
-        self._connection.close()  # only this process's copy: the connection goes on
+        self._connection.close()  # only this process's copy: the parent's connection stays open
 
     def close(self) -> None:
         self._selector.close()
@@ -93,7 +93,7 @@ class _Line:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing has come since the last exchange, not even the end."""
+        """Whether nothing came since the last exchange, neither data nor the end of the connection."""
         return not self._received and not self._ready(0.0, writing=False)
 
     def exchange(self, tasks: Iterator[TaskLike]) -> Iterator[Answer]:
@@ -111,14 +111,14 @@ class _Line:
                 raise self._lost(owed, "this process was forked meanwhile, and the connection is its parent's")
             if out:
                 self._write(out)
-            # While more may be sent, nothing is waited for: the next task may be what the caller waits for.
+            # While more may be sent, this does not wait: the caller may need these answers to make the next task.
             wait = not more or len(owed) >= WINDOW or len(out) >= OUT_BYTES
             if not self._ready(self._timeout if wait else 0.0, writing=bool(out)) and wait:
                 raise self._lost(owed, f"nothing came within {self._timeout:g} s")
             yield from self._read(owed)
 
     def _fill(self, tasks: Iterator[TaskLike], owed: _Owed, out: bytearray) -> bool:
-        """Takes what there is room for; returns whether there may be more."""
+        """Takes as many tasks as there is room for; returns whether there may be more."""
         begun = monotonic()
         while len(owed) < WINDOW and len(out) < OUT_BYTES:
             try:
@@ -144,7 +144,7 @@ class _Line:
             del out[: self._connection.send(out)]
         except BlockingIOError:
             return
-        except OSError:  # the gateway has hung up; what it said before is still to be read
+        except OSError:  # the gateway has closed the connection; its last answers must still be read
             out.clear()
 
     def _read(self, owed: _Owed) -> Iterator[Answer]:
@@ -166,7 +166,7 @@ class _Line:
                 raise self._lost(owed, str(error)) from None
             yield from _known(owed)
             if not owed:
-                raise self._lost(owed, f"it said unasked: {line[:200]!r}")
+                raise self._lost(owed, f"it sent an unexpected line: {line[:200]!r}")
             owed.popleft()
             yield answer
 

@@ -22,8 +22,8 @@ class Client(Shorthands[Accepted]):
     """Submits tasks.
 
     Args:
-        url: `socket://HOST:PORT` or `http://HOST:PORT` of a gateway, or `redis://…` for going straight into Redis; by
-            default what `QTASK_URL` says, else the socket of the gateway on this host.
+        url: `socket://HOST:PORT` or `http://HOST:PORT` of a gateway, or `redis://…` to write to Redis directly; by
+            default the environment variable `QTASK_URL`, else the socket of the gateway on this host.
         queue: name of the RQ queue, for a `redis://` address.
         timeout: seconds to wait for a connection or an answer.
     """
@@ -34,7 +34,7 @@ class Client(Shorthands[Accepted]):
         self._redis: RedisTransport | None = None
         self._http: HttpTransport | None = None
         self._transport: RedisTransport | HttpTransport | SocketTransport
-        # What a client does not use is not imported: a client of a gateway does without Redis's package.
+        # A client imports only its own transport: a client of a gateway works without the package redis.
         match protocol.transport_of(self.url):
             case "redis":
                 from qtask.client.redis_transport import RedisTransport
@@ -76,7 +76,7 @@ class Client(Shorthands[Accepted]):
 
     @known_words()
     def send_iter(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
-        """As `send_many`, but takes tasks and yields answers as they come, for more than fits into memory."""
+        """As `send_many`, but takes tasks and yields answers one by one, for more than fits into memory."""
         return self._transport.send(tasks)
 
     @known_words()
@@ -99,7 +99,7 @@ class Client(Shorthands[Accepted]):
 
     @known_words()
     def forget(self, task_id: str) -> State:
-        """Forgets a delivered task before the end of its keeping (`redis://` or `http://`); returns its state.
+        """Forgets a delivered task before its retention ends (`redis://` or `http://`); returns its state.
 
         An id that the client chose stays remembered for its time. Raises `WrongState` when the task is not delivered,
         `NotFound` or `Unavailable`.
@@ -115,23 +115,23 @@ class Client(Shorthands[Accepted]):
         link: str | None = None,
         title: str | None = None,
     ) -> Sequence[str]:
-        """The ids of the dead that fit all that is given, the oldest first (`redis://` only). Raises `Unavailable`.
+        """The ids of dead letters that match all arguments, oldest first (`redis://` only). Raises `Unavailable`.
 
         Args:
             kind: `address.type`.
-            error: what the last delivery failed by: a kind of error such as `timeout`, or an HTTP status.
-            link, title: a part of it.
+            error: how the last delivery failed: a kind of error such as `timeout`, or an HTTP status.
+            link, title: a part of the link or title.
         """
         return self._need_redis().find_dead(kind, None if error is None else str(error), link, title)
 
     @known_words()
     def retry(self, ids: Sequence[str]) -> Sequence[str]:
-        """Gives dead tasks another chance (`redis://` or `http://`); returns the ids of those that were dead."""
+        """Retries dead letters (`redis://` or `http://`); returns the ids of the tasks that were dead."""
         return self._by_id().retry(ids)
 
     @known_words()
     def remove(self, ids: Sequence[str]) -> Sequence[str]:
-        """Removes dead tasks (`redis://` or `http://`); returns the ids of those that were dead. These are free."""
+        """Removes dead letters (`redis://` or `http://`), which frees their ids; returns the ids that were dead."""
         return self._by_id().remove(ids)
 
     def _need_redis(self) -> RedisTransport:
@@ -140,7 +140,7 @@ class Client(Shorthands[Accepted]):
         return self._redis
 
     def _by_id(self) -> RedisTransport | HttpTransport:
-        """The transport for calls about tasks by their id; the socket has none."""
+        """The transport for calls about one task; the socket does not support them."""
         transport = self._redis or self._http
         if transport is None:
             raise protocol.only_with(

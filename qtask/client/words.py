@@ -1,4 +1,4 @@
-"""Words that a client does not know are refused with the nearest one that it knows."""
+"""Checks of keyword arguments: an unknown one is refused, and the error names the nearest known one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def known_words() -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Has a method raise `TypeError` for a keyword argument that it does not know, and name the nearest known one."""
+    """Makes a method raise `TypeError` for an unknown keyword argument, and name the nearest known one."""
 
     def decorate(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         known = frozenset(named_parameters(method))
@@ -35,7 +35,7 @@ def named_parameters(function: Callable[..., Any]) -> list[str]:
 
 
 def check_words(method: str, words: Mapping[str, object], known: frozenset[str]) -> None:
-    """Raises `TypeError` for keyword arguments of which a method does not know one.
+    """Raises `TypeError` for the first keyword argument that a method does not know.
 
     Args:
         method: its name, for the message.

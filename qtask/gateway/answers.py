@@ -13,8 +13,8 @@ from functools import partial
 
 from qtask.intake.intake import Answer, OnAnswer, encode_answer
 
-MAX_UNANSWERED = 2_000  # dicts of one connection that wait for their answer; beyond it nothing more is read
-ANSWER_BYTES = 250  # about what an answer takes that is not written yet
+MAX_UNANSWERED = 2_000  # tasks of one connection without an answer; from here on nothing more is read
+ANSWER_BYTES = 250  # estimated size of an answer that is not written yet
 
 
 class Writing(Enum):
@@ -36,7 +36,7 @@ class Answers:
         on_written: called after each attempt to write.
 
     Attributes:
-        owed: dicts whose answers are not written.
+        owed: tasks whose answers are not written.
     """
 
     def __init__(self, on_written: Callable[[], None]) -> None:
@@ -51,12 +51,14 @@ class Answers:
         self._transport = transport
 
     def disconnect(self) -> None:
-        """Drops what is there and what is still to come: the client is gone."""
+        """Drops all answers, also those that are still to come: the client is gone."""
         self._transport = None
-        self.unblock()
+        self._writing = IDLE
+        if self._lines:
+            self._write()
 
     def close(self) -> None:
-        """Lets go of the connection, so that both are freed without the garbage collector."""
+        """Breaks the reference cycle with the connection, so that both are freed without the garbage collector."""
         self._on_written = _nothing
 
     @property
@@ -71,27 +73,27 @@ class Answers:
 
     @property
     def full(self) -> bool:
-        """Whether so many are owed, or not read by the client, that no more texts should be taken."""
+        """Whether no more texts should be taken: too many answers are owed, or the client does not read them."""
         blocked = self._writing is BLOCKED
         return blocked or self.owed >= MAX_UNANSWERED or len(self._lines) >= MAX_UNANSWERED
 
     # --- answers in ------------------------------------------------------------------------------------------
 
     def expect_one(self) -> OnAnswer:
-        """Reserves the place of the next line, of one dict; the returned function takes its answer."""
+        """Reserves the next line for the answer to one task; the returned function takes that answer."""
         line = _Line(self)
         self._lines.append(line)
         self.owed += 1
         return line.set
 
     def expect_array(self, count: int) -> ArrayLine:
-        """Reserves the place of the next line, of an array of so many dicts."""
+        """Reserves the next line for the answers to an array of `count` tasks."""
         line = ArrayLine(self, count)
         self._lines.append(line)
         return line
 
     def on_complete(self) -> None:
-        """Called by a line when all of it is here."""
+        """Called by a line when it is complete."""
         if self._writing is IDLE:
             self._writing = SCHEDULED
             asyncio.get_running_loop().call_soon(self._write)
@@ -103,7 +105,7 @@ class Answers:
         self._writing = BLOCKED
 
     def unblock(self) -> None:
-        """The client has read; writes what has become ready meanwhile."""
+        """The client has read: writes the lines that became complete in the meantime."""
         self._writing = IDLE
         self._write()
 
@@ -122,22 +124,22 @@ class Answers:
             self._transport.write(b"".join(ready))
         self._on_written()
 
-    # --- what the client has not read ------------------------------------------------------------------------
+    # --- memory ----------------------------------------------------------------------------------------------
 
     @property
     def held(self) -> int:
-        """Bytes that are held here because the client does not read its answers."""
+        """Bytes that are held because the client does not read its answers."""
         if self._writing is not BLOCKED or self._transport is None or self._transport.is_closing():
             return 0
         return self._transport.get_write_buffer_size() + self.owed * ANSWER_BYTES
 
 
 class _Line:
-    """The answer to a text that is one dict.
+    """The answer to a text that is one task.
 
     Attributes:
-        text: empty until the answer is here.
-        dicts: how many dicts it answers.
+        text: the line; empty until it is complete.
+        dicts: how many tasks it answers.
     """
 
     __slots__ = ("_answers", "text")
@@ -155,7 +157,7 @@ class _Line:
 
 
 class ArrayLine(_Line):
-    """The answer to a text that is an array of dicts."""
+    """The answer to a text that is an array of tasks."""
 
     __slots__ = ("_begun", "_missing", "_parts", "dicts")
 
@@ -169,7 +171,7 @@ class ArrayLine(_Line):
             self._complete()
 
     def expect_one(self) -> OnAnswer:
-        """Reserves the place of the next dict; the returned function takes its answer."""
+        """Reserves the place of the next task; the returned function takes its answer."""
         position = self._begun
         self._begun += 1
         self._answers.owed += 1
@@ -188,11 +190,11 @@ class ArrayLine(_Line):
 
 
 def _nothing() -> None:
-    """In place of the callback of a connection that is closed."""
+    """Replaces the callback of a closed connection."""
 
 
 def unread(transport: asyncio.Transport) -> int:
-    """Bytes that the client has not received: here, and in the kernel, which throws them away at a reset."""
+    """Bytes that the client has not received: buffered here, or in the kernel, which discards them at a reset."""
     unsent = bytearray(4)
     fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, unsent)
     return transport.get_write_buffer_size() + int.from_bytes(unsent, sys.byteorder)

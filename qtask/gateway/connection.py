@@ -1,4 +1,4 @@
-"""One client of the socket: its states, the turns in which its texts are taken, back-pressure, and the end."""
+"""One client of the socket: its states, the turns in which its texts are taken, back-pressure, and how it ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Client(IntEnum):
 
     SENDING = 0
     HALF_CLOSED = 1  # it will send no more, but may read its answers
-    GONE = 2  # there is no connection any more; what it sent whole is still accepted
+    GONE = 2  # the connection is closed; the whole texts that it sent are still accepted
 
 
 class Turn(Enum):
@@ -54,14 +54,14 @@ ON_DATA, SCHEDULED, STALLED = Turn
 class Connection(asyncio.Protocol):
     """One client.
 
-    Closing at once would throw away answers that are on their way whenever the client has sent more than was read.
-    So a connection ends in steps; see `Phase`.
+    A socket that is closed while it has unread bytes is reset, and answers on their way are lost. So a connection ends
+    in steps; see `Phase`.
 
     Args:
         config: `max_bytes`, `max_connections` and `http_port`.
         intake: where submitted tasks go.
-        connections: all connections; this one is among them from its beginning to its end.
-        on_held: gets the change in bytes that this connection holds.
+        connections: the set of all connections; this one adds and removes itself.
+        on_held: called with each change in the number of bytes that this connection holds.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Connection(asyncio.Protocol):
         self._phase = NEW
         self._client = SENDING
         self._turn = ON_DATA
-        self._counted = 0  # bytes that `on_held` was told of
+        self._counted = 0  # bytes that were reported to `on_held`
         self._linger: asyncio.TimerHandle | None = None
-        self._last_sign = monotonic()  # of the client: it sent a byte, or read an answer
-        self._unread = 0  # bytes of answers, at the last look
+        self._last_sign = monotonic()  # when the client last sent a byte or read an answer
+        self._unread = 0  # bytes of answers, at the last check
 
     def _enter(self, phase: Phase) -> None:
         assert phase > self._phase, f"a connection does not go from {self._phase.name} to {phase.name}"
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._phase is not OPEN and not self._begin(data):
-            return  # it is thrown away
+            return  # the data is discarded
         self._last_sign = monotonic()
         self._texts.feed(data)
         if self._turn is SCHEDULED:
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             self._take_turn()
 
     def _begin(self, data: bytes) -> bool:
-        """Looks at the first bytes; returns whether texts are taken."""
+        """Checks the first bytes; returns whether texts are taken."""
         if self._phase is not NEW:
             return False
         if (refused := binary_refusal(data)) is not None:
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
         return True  # keep our side open for the answers
 
     def connection_lost(self, error: Exception | None) -> None:
-        # A client that has hung up without waiting, as the original's does, still gets accepted what it sent whole.
+        # A client may hang up without waiting for answers, as the original's do: its whole texts are still accepted.
         self._client = GONE
         if self._linger is not None:
             self._linger.cancel()
@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._answers.block()
+        if self._turn is ON_DATA:
+            self._turn = STALLED
         self._update_reading()
         self._count()
 
@@ -147,7 +149,7 @@ class Connection(asyncio.Protocol):
     # --- taking texts ----------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Takes texts, unless that is scheduled already or there is nothing to take."""
+        """Takes texts, unless a turn is scheduled already or nothing more is taken."""
         if self._turn is not SCHEDULED and self._takes_texts:
             self._take_turn()
 
@@ -155,17 +157,16 @@ class Connection(asyncio.Protocol):
     def _takes_texts(self) -> bool:
         return self._phase < ENDING or self._texts.in_array
 
-    @property
-    def _held_up(self) -> bool:
-        """Whether nothing more is to be taken now. An array that was begun goes on: its answer needs all of it."""
-        return self._intake.full or (not self._texts.in_array and self._answers.full)
-
     def _take_turn(self) -> None:
-        """Takes as many dicts as fit into a turn and leaves the rest for the next one: other clients want theirs."""
+        """Takes as many tasks as fit into a turn and leaves the rest for the next turn, after other clients."""
         self._turn = ON_DATA
         left = TURN
         try:
-            while left > 0 and not self._held_up:
+            while left > 0:
+                # An array that was begun goes on although many answers are owed: its answer needs all of it.
+                if self._intake.full or (self._answers.full and not self._texts.in_array):
+                    self._turn = STALLED
+                    break
                 taken = self._texts.step()
                 left -= taken
                 if not taken:
@@ -178,8 +179,6 @@ class Connection(asyncio.Protocol):
         if left <= 0:
             self._turn = SCHEDULED
             asyncio.get_running_loop().call_soon(self._take_turn)
-        elif self._held_up:
-            self._turn = STALLED
         self._update_reading()
         self._count()
 
@@ -194,22 +193,22 @@ class Connection(asyncio.Protocol):
             self._intake.when_room(self._go_on)
         if self._client is not SENDING:
             return
-        # What is read while the connection ends is thrown away; reading it lets the client get to its answers.
-        wanted = self._phase >= ENDING or not (self._turn is SCHEDULED or self._held_up)
+        # While the connection ends, data is read and discarded: some clients send everything before they read.
+        wanted = self._phase >= ENDING or self._turn is ON_DATA
         if wanted and not self._transport.is_reading():
             self._transport.resume_reading()
         elif not wanted and self._transport.is_reading():
             self._transport.pause_reading()
 
-    # --- what it holds ---------------------------------------------------------------------------------------
+    # --- memory ----------------------------------------------------------------------------------------------
 
     @property
     def droppable(self) -> int:
-        """Bytes that would be free without this connection: not those of an array that was begun."""
+        """Bytes that closing this connection would free. Those of an array that was begun stay."""
         return self._texts.unbegun + self._answers.held
 
     def give_way(self, most: int) -> None:
-        """Ends this connection, which holds more than any other, because all together hold more than `most` bytes."""
+        """Ends this connection, which holds the most, because all connections together hold more than `most` bytes."""
         if not self._answers.blocked:
             words = f"all clients together may have {most} bytes of unfinished texts and untaken answers here"
             message = f"{words}, and this connection had the most; send smaller texts, and fewer at once"
@@ -228,7 +227,7 @@ class Connection(asyncio.Protocol):
     # --- the end ---------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Takes nothing more, answers what is owed, and closes."""
+        """Takes no more texts, and closes when all answers are written."""
         self._take_no_more()
         self._update_reading()
         self._close_when_done()
@@ -239,16 +238,16 @@ class Connection(asyncio.Protocol):
         self._texts.drop()
 
     def _refuse(self, refused: Refused) -> None:
-        """Answers, after what is owed, why this connection ends here, and ends it."""
+        """Ends the connection; the reason is its last answer."""
         if isinstance(refused, HttpRefused) and self._client is not GONE and not self._answers.pending:
-            # In the words of HTTP, so that the client shows it to the person who made the mistake.
+            # As an HTTP response, so that the client shows it to the person who made the mistake.
             self._transport.write(http_refusal(HTTPStatus.BAD_REQUEST, refused))
         else:
             self._answers.expect_one()(refused)
         self.finish()
 
     def end_if_silent(self, seconds: float) -> None:
-        """Ends a connection whose client has neither sent a byte nor read an answer for so long."""
+        """Ends a connection whose client has neither sent a byte nor read an answer for this long."""
         if self._client is GONE:
             return
         left = unread(self._transport)
@@ -264,7 +263,7 @@ class Connection(asyncio.Protocol):
             self._refuse(Refused("idle", "", message))
 
     def _close_when_done(self) -> None:
-        """Takes the next step of the end, when everything is answered."""
+        """Enters the next phase of the end, once all answers are written."""
         if self._phase < ENDING or self._answers.pending:
             return
         if self._client is SENDING:
@@ -282,7 +281,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _end_lingering(self) -> None:
-        """Hangs up on a client that does not close its side, unless answers are still on their way to it."""
+        """Closes the connection of a client that does not close its side, unless answers are still on their way."""
         if unread(self._transport):
             self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end_lingering)
         else:

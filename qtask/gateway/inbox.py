@@ -1,6 +1,7 @@
-"""The inbox: a stream in Redis, for clients that speak Redis and nothing else.
+"""The inbox: a stream in Redis, for clients that only speak Redis.
 
-XADD qtask:inbox * task '{"title": …}'              reply <key>: optional, the answer is pushed there
+A client submits by `XADD qtask:inbox * task '{"title": …}'`. With another field `reply`, the name of a key, the answer
+is pushed to that key.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from qtask.store import inbox
 from qtask.store.connect import BACKOFF_SECONDS
 from qtask.store.inbox import Entry, Refusal
 
-COUNT = 500  # entries a read, when they are small
-READ_BYTES = 4_194_304  # a read has about as much at most, if its entries are as large as those before
+COUNT = 500  # entries of one read, if they are small
+READ_BYTES = 4_194_304  # of one read, if its entries are as large as those before
 BLOCK_MS = 2_000
 RETRY_SECONDS = 0.2
-TAKE_OVER_AFTER_MS = 10_000  # entries that another gateway read and did not finish
+TAKE_OVER_AFTER_MS = 10_000  # without progress, after which the entries of another gateway are taken over
 TAKE_OVER_EVERY_SECONDS = 5.0
-CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after so long without a read it is dead
+CONSUMER_IDLE_MS = 60_000  # a gateway reads every few seconds; after this time without a read it is dead
 CANCEL_AGAIN_SECONDS = 0.1
-TURN_BYTES = 65_536  # of dicts that are checked in one turn of the loop
+TURN_BYTES = 65_536  # of tasks that are checked in one turn of the loop
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -39,7 +40,7 @@ class Inbox:
 
     Args:
         redis: a client for short commands.
-        waiting: a client of its own for the read that waits.
+        waiting: a separate client for the read that waits.
         intake: where checked tasks go.
         config: `max_bytes`.
     """
@@ -56,17 +57,17 @@ class Inbox:
         self._reader: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
-        """Begins to read; the task that is returned ends by itself only when it fails."""
+        """Starts reading; the returned task ends only when it fails or is cancelled."""
         self._reader = asyncio.get_running_loop().create_task(self._run())
         return self._reader
 
     async def stop(self) -> None:
-        """Stops reading, and finishes what was read; what cannot be finished is taken over by another gateway."""
+        """Stops reading and finishes the entries that were read; another gateway takes over those that are left."""
         while self._reader is not None and not self._reader.done():
-            self._reader.cancel()  # redis-py loses one that comes while it connects, and would read on
+            self._reader.cancel()  # redis-py loses a cancellation while it connects, and would go on reading
             await asyncio.wait({self._reader}, timeout=CANCEL_AGAIN_SECONDS)
         try:
-            await self._take_own()  # Redis may have handed out more while the read was given up
+            await self._take_own()  # Redis may have delivered more while the read was cancelled
             await self._finish()
             await inbox.leave(self._redis, self._name)
         except (RedisError, OSError) as error:
@@ -77,7 +78,7 @@ class Inbox:
         while True:
             try:
                 await inbox.make_group(self._redis)
-                # What this consumer read before its connection broke, then what others left, then what is new.
+                # First entries that were read before the connection broke, then those of others, then new ones.
                 await self._take_own()
                 pause = BACKOFF_SECONDS[0]
                 await self._read_new()
@@ -103,19 +104,19 @@ class Inbox:
             await self._take_all(await inbox.read_new(self._blocking, self._name, self._count, BLOCK_MS))
 
     async def _try_again(self) -> None:
-        """Takes once more what Redis would not, and waits how that ends: nothing new is read in the meantime."""
+        """Retries the entries that could not be committed, and waits for the result. Nothing new is read until then."""
         self._failed = False
         await asyncio.sleep(RETRY_SECONDS)
         await self._take_own()
         await self._finish()
 
     async def _finish(self) -> None:
-        """Returns when the intake is done with what this consumer gave it."""
+        """Returns when the intake has finished the entries of this consumer."""
         while self._in_hand:
             await asyncio.sleep(0.01)
 
     async def _take_own(self) -> None:
-        """Takes what was handed to this consumer and is not finished."""
+        """Takes the entries that this consumer has read and not finished."""
         after: bytes | str = "0"
         while True:
             await self._intake.room()
@@ -126,7 +127,7 @@ class Inbox:
             await self._take_all(entries)
 
     async def _take_over(self) -> None:
-        """Takes what another consumer, or this one, was handed long ago and did not finish."""
+        """Takes entries that any consumer read long ago and did not finish."""
         start: bytes | str = inbox.FROM_START
         deleted = False
         while True:
@@ -143,7 +144,7 @@ class Inbox:
             await self._take_own()
 
     async def _remove_dead(self) -> None:
-        """Removes the consumers of gateways that did not end in peace."""
+        """Removes the consumers of gateways that died."""
         for one in await inbox.consumers(self._redis):
             if one.name != self._name and not one.pending and one.idle > CONSUMER_IDLE_MS:
                 await inbox.leave(self._redis, one.name)
@@ -154,7 +155,7 @@ class Inbox:
         refusals: list[Refusal] = []
         size = 0
         for name, fields in entries:
-            if not fields:  # by a program that bounds the stream: an entry has at least one field
+            if not fields:  # deleted by a program that trims the stream: an entry has at least one field
                 deleted.append(name)
                 continue
             refused = self._take(name.decode(), fields)
@@ -162,7 +163,7 @@ class Inbox:
                 raw, reply_key = fields.get(b"task", b""), fields.get(b"reply", b"")
                 refusals.append(Refusal(name, raw, reply_key, encode_answer(refused)))
             size += len(fields.get(b"task", b""))
-            if size > TURN_BYTES:  # others want their turn, too
+            if size > TURN_BYTES:  # other clients get a turn
                 await asyncio.sleep(0)
                 size = 0
         if deleted:
@@ -172,7 +173,7 @@ class Inbox:
             await inbox.refuse(self._redis, refusals)
 
     def _set_count(self, entries: list[Entry]) -> None:
-        """Asks for few entries while they are large, and slowly for more while they are small."""
+        """Sets the size of the next read: few entries while they are large, gradually more while they are small."""
         size = sum(len(value) for _, fields in entries for value in (fields or {}).values())
         if entries:
             most = READ_BYTES * len(entries) // max(1, size)
@@ -197,6 +198,6 @@ class Inbox:
         return None
 
     def _on_answer(self, entry: str, answer: Answer) -> None:
-        # Redis has pushed the answer itself. What it could not take stays pending, and is tried again.
+        # The script has pushed the answer to the client. An entry that failed stays pending and is tried again.
         self._in_hand.discard(entry)
         self._failed = self._failed or isinstance(answer, Refused)

@@ -1,4 +1,4 @@
-"""The gateway: the process that accepts dicts, through a socket, the inbox and HTTP."""
+"""The gateway: the process that accepts tasks, through a socket, the inbox and HTTP."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from qtask.process.stopping import StopSignals, signals_to_take
 from qtask.store import rights
 from qtask.store.connect import connect, connect_async
 
-GRACE_SECONDS = 8.0  # for answers that are owed when asked to stop; below the 10 s that Docker gives
+GRACE_SECONDS = 8.0  # for the remaining answers after a signal to stop; less than the 10 s that Docker gives
 REPLY_SECONDS = 5.0  # within which Redis replies to a short command
 BLOCK_REPLY_SECONDS = 8.0  # the same for a read that waits
-CHECK_SECONDS = 1.0  # for Redis to say what the gateway may do there, before it listens without knowing
+CHECK_SECONDS = 1.0  # to wait for the check of the rights in Redis before listening without its result
 
 logger = logging.getLogger("qtask.gateway")
 
@@ -47,9 +47,9 @@ def run(config: Config) -> None:
 
 
 def _check_rights(config: Config) -> asyncio.Future[None]:
-    """A future that is done when Redis allows all that a gateway does; a `ConfigError` when it does not.
+    """A future that is done when the gateway has all its rights in Redis; it raises `ConfigError` when one is missing.
 
-    It is checked in a thread that nobody waits for at the end: a Redis that hangs must not hold up the gateway.
+    The check runs in a daemon thread: a Redis that hangs must hold up neither the start nor the end of the gateway.
     """
     loop = asyncio.get_running_loop()
     checked: asyncio.Future[None] = loop.create_future()
@@ -115,11 +115,11 @@ async def _serve(config: Config) -> None:
     ends: set[asyncio.Future[Any]] = {asked, reading, checked}
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if checked.done():
-        checked.result()  # a Redis that was away at the start has answered, and may lack a right
+        checked.result()  # Redis was away at the start and has answered now: a right may be missing
         await asyncio.wait({asked, reading}, return_when=asyncio.FIRST_COMPLETED)
     checked.cancel()
     if reading.done():
-        reading.result()  # it ends by itself only through a fault of ours, and then nobody would read the inbox
+        reading.result()  # it ended by a bug: the gateway must not go on without reading the inbox
     logger.info("stopping", extra={"connections": len(sockets.connections)})
     intake.stop_holding()
     try:

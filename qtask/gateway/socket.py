@@ -1,6 +1,6 @@
 """The socket: JSON texts in, one answer line for each text, in order.
 
-`connection.py` has what one client may do, `texts.py` what becomes of its bytes, `answers.py` what it gets back.
+A connection (`connection.py`) passes its bytes to `texts.py` and writes answers through `answers.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SocketServer:
     Args:
         config: `http_port`, `max_bytes`, `max_connections` and `idle_seconds`.
         intake: where submitted tasks go.
-        budget: counts what all connections hold.
+        budget: counts the bytes that all connections hold.
     """
 
     def __init__(self, config: Config, intake: Intake, budget: MemoryBudget) -> None:
@@ -34,14 +34,14 @@ class SocketServer:
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listeners: list[socket.socket]) -> None:
-        """Begins to serve."""
+        """Starts serving."""
         loop = asyncio.get_running_loop()
         for listener in listeners:
             self._servers.append(await loop.create_server(self._connect, sock=listener, backlog=BACKLOG))
         self._sweep()
 
     async def stop(self) -> None:
-        """Accepts no more connections and reads no more; returns when the answers that are owed have gone out."""
+        """Stops accepting connections and texts; returns when all answers are written."""
         for server in self._servers:
             server.close()
         for connection in list(self.connections):
@@ -55,16 +55,16 @@ class SocketServer:
         return Connection(self._config, self._intake, self.connections, self._count)
 
     def _count(self, by: int) -> None:
-        """Counts a change in what is held; when all hold too much, the connection that holds the most is ended."""
+        """Counts a change in the bytes held; while the budget is exceeded, ends the connection that holds the most."""
         self._budget.change(by)
         while by > 0 and self._budget.exceeded:
             greatest = max(self.connections, key=lambda connection: connection.droppable, default=None)
             if greatest is None or not greatest.droppable:
-                return  # all of it is on its way to Redis
+                return  # all of these bytes are on their way to Redis
             greatest.give_way(self._budget.limit)
 
     def _sweep(self) -> None:
-        """Looks for connections that have been silent for too long."""
+        """Ends connections that have been silent for too long."""
         idle = self._config.idle_seconds
         self._sweeper = asyncio.get_running_loop().call_later(min(5.0, idle / 2), self._sweep)
         refused_log.flush()

@@ -1,4 +1,4 @@
-"""Clients of the socket that speak something else: HTTP, TLS, other binary data. Pure."""
+"""Recognizes clients of the socket that speak another protocol: HTTP, TLS, other binary data. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qtask.model.rejection import refusal_of_form
 # The request line of any method: a web page can POST lines of JSON to any port.
 _HTTP_REQUEST = re.compile(rb"(?:GET|POST|PUT|HEAD|OPTIONS|DELETE|PATCH|CONNECT) |[!#$%&'*+.^_`|~\w-]+ +\S+ +HTTP/\d")
 
-# Bytes that can begin neither JSON nor a byte order mark nor white space: TLS, UTF-16 and gzip begin with them. What
-# follows is not looked at, because a TLS session ticket (which a web page can choose) may hold lines of JSON.
+# Bytes that can begin neither JSON nor a byte order mark nor white space: TLS, UTF-16 and gzip begin with them. The
+# bytes after them are ignored, because a TLS session ticket (which a web page can choose) may hold lines of JSON.
 _BINARY = (frozenset(range(0x21)) | frozenset(range(0x7F, 0x100))) - frozenset(b" \t\r\n\xef")
 
 is_http_request = _HTTP_REQUEST.match
 
 
 def binary_refusal(data: bytes) -> Refused | None:
-    """Why a connection whose first bytes are `data` is refused; None when they may begin JSON."""
+    """The reason to refuse a connection whose first bytes are `data`; None when they may begin JSON."""
     if data[0] not in _BINARY:
         return None
     binary = Refused("wrong_protocol", "", "this port speaks JSON lines in UTF-8, got binary data")

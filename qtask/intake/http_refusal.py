@@ -1,4 +1,4 @@
-"""A whole HTTP answer by hand, for where no HTTP server is at work to make one."""
+"""A complete HTTP response as bytes, for places without an HTTP server to build one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from http import HTTPStatus
 from qtask.intake.intake import encode_answer
 from qtask.model.errors import Refused
 
-# Every answer has it: no browser takes one for a script or a page, whatever a task's text looks like.
+# In every response, so that no browser takes it for a script or a page, whatever text of a task it contains.
 NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
 
 
 def http_refusal(status: HTTPStatus, refused: Refused) -> bytes:
-    """A refusal as an HTTP/1.1 answer, after which the connection is closed."""
+    """A refusal as an HTTP/1.1 response, after which the connection is closed."""
     body = encode_answer(refused) + b"\n"
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",

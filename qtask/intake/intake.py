@@ -1,4 +1,4 @@
-"""Where all ways in meet: checked tasks gather here and go to Redis by the batch."""
+"""The intake: checked tasks from the socket, HTTP and the inbox are committed to Redis in batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from qtask.config import Config
+from qtask.model.accepted import Accepted
 from qtask.model.errors import Refused, Unavailable
 from qtask.model.validation import Checked
 from qtask.store.nodes import Nodes
@@ -21,30 +22,16 @@ from qtask.store.submit import Batch, Submission, submit
 BATCH = 500  # tasks a commit
 BATCH_BYTES = 1_048_576
 COMMITS_IN_FLIGHT = 2  # while Redis works on one, the next is on its way
-MAX_WAITING = 4_000  # tasks that wait for Redis, and so the longest queue before a task; beyond it nothing more is read
+MAX_WAITING = 4_000  # that wait for Redis, so the longest queue before a task; from here on nothing more is read
 MAX_WAITING_BYTES = 67_108_864  # of these
 COMMIT_TIMEOUT_SECONDS = 5.0
-QUEUED_SECONDS = 1.0  # beyond the hold; who has waited longer for a turn is refused when those before are
-HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before the second try of a commit, doubled for each further one up to the last
+QUEUED_SECONDS = 1.0  # beyond `accept_retry_seconds`; tasks that waited longer are refused after a failed batch
+HOLD_PAUSE_SECONDS = (0.02, 0.5)  # before a commit is tried again: first and longest pause, doubled each time
 
 logger = logging.getLogger("qtask.gateway")
 
 
-class Accepted(msgspec.Struct, frozen=True):
-    """The answer to a task that Redis holds.
-
-    Attributes:
-        id: of the task.
-        due: Unix seconds.
-        duplicate: whether a task with this id, which the client chose, was accepted before; then this is that one.
-    """
-
-    id: str
-    due: float
-    duplicate: bool = False
-
-
-Answer = Accepted | Refused | None  # None: another gateway had taken the inbox entry
+Answer = Accepted | Refused | None  # None: another gateway committed the inbox entry
 OnAnswer = Callable[[Answer], None]
 
 
@@ -57,11 +44,11 @@ class _Waiting(msgspec.Struct, frozen=True):
 
 
 class Intake:
-    """Commits tasks: at once when Redis is idle, by the batch when it is busy.
+    """Commits tasks: at once while Redis is idle, in batches while it is busy.
 
     Args:
-        redis: where to.
-        config: `queue`.
+        redis: a client of Redis.
+        config: `queue`, `accept_retry_seconds` and `wait_replicas`.
     """
 
     def __init__(self, redis: Redis, config: Config) -> None:
@@ -74,40 +61,44 @@ class Intake:
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._on_room: dict[Callable[[], None], None] = {}  # a set in the order of coming
+        self._on_room: dict[Callable[[], None], None] = {}  # an ordered set
 
     @property
     def full(self) -> bool:
-        """Whether so much waits for Redis that nothing more should be read."""
+        """Whether nothing more should be read, because too many tasks wait for Redis."""
         return len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
 
     @property
     def unanswered(self) -> int:
-        """How many tasks wait for Redis, without those that are on their way."""
+        """How many tasks wait to be sent to Redis."""
         return len(self._waiting)
 
     def add(self, checked: Checked, on_answer: OnAnswer, entry: str = "", reply_key: bytes = b"") -> None:
-        """Takes a task; `on_answer` is called when Redis holds it, or when it does not.
+        """Adds a task; `on_answer` is called when Redis has accepted it, or when that failed.
 
-        For one from the inbox also its `entry` there, and the key that its answer is pushed to.
+        Args:
+            checked: the task.
+            on_answer: gets the answer.
+            entry: id of the task's entry in the inbox; empty for tasks from elsewhere.
+            reply_key: key in Redis that the answer to this entry is pushed to; empty for none.
         """
         self._waiting.append(_Waiting(checked, on_answer, monotonic(), entry, reply_key))
         self._waiting_bytes += len(checked.body)
         if not self._scheduled and len(self._commits) < COMMITS_IN_FLIGHT:
-            # Not at once but after this turn of the loop, so that all that has arrived goes together.
+            # At the end of this turn of the loop, so that everything that has arrived is committed together.
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Calls back, once, when something may be read again, however often it was asked to."""
+        """Calls `callback` once when more may be read, even if it was passed several times."""
         self._on_room[callback] = None
 
     def stop_holding(self) -> None:
-        """Has every commit that fails end with an answer at once, from now on."""
+        """From now on, a commit that fails is answered at once and not tried again."""
         self._accept_retry_seconds = 0.0
 
     async def room(self) -> None:
-        """Returns when something may be read again; at once when nothing is in the way."""
+        """Returns when more may be read; at once when the intake is not full."""
         while self.full:
             there_is = asyncio.Event()
             self.when_room(there_is.set)
@@ -136,7 +127,7 @@ class Intake:
     async def _commit(self, batch: list[_Waiting]) -> None:
         answers: list[Answer] = []
         submissions = [Submission(waiting.checked, waiting.entry, waiting.reply_key) for waiting in batch]
-        tasks = Batch(self._queue, submissions)  # keeps its ids: what had come through is not accepted twice
+        tasks = Batch(self._queue, submissions)  # keeps its ids when it is sent again, so no task is accepted twice
         pause, longest = HOLD_PAUSE_SECONDS
         while not answers:
             try:
@@ -159,7 +150,7 @@ class Intake:
             waiting.on_answer(answer)
 
     def _give_up(self, reason: str) -> None:
-        """Refuses those behind a failed commit who have waited for long: each batch in its turn would wait anew."""
+        """After a failed commit, refuses the tasks behind it that have waited for long, and would wait again."""
         since = monotonic() - self._accept_retry_seconds - QUEUED_SECONDS
         while self._waiting and self._waiting[0].since < since:
             self._next().on_answer(unavailable(reason))
@@ -171,7 +162,7 @@ class Intake:
 
 
 def unavailable(reason: str) -> Refused:
-    """What a client is told while Redis takes no tasks: whether it holds this one is not known."""
+    """The refusal while Redis does not answer. It is not known whether Redis holds the task."""
     return Refused(
         "unavailable",
         "",
@@ -191,6 +182,6 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def _id_as_json(task_id: str) -> str:
-    if '"' in task_id or "\\" in task_id:  # of a client's choosing
+    if '"' in task_id or "\\" in task_id:  # only in ids that clients chose
         return msgspec.json.encode(task_id).decode()
     return f'"{task_id}"'

@@ -8,7 +8,7 @@ import socket
 from qtask.model.errors import QTaskError
 
 BACKLOG = 1024
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # a name may stand for an address that this host lacks
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # a name may resolve to an address that this host does not have
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

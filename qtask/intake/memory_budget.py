@@ -1,4 +1,4 @@
-"""The memory that one gateway may use for all its clients: unfinished texts, and answers that are not read. Pure."""
+"""The memory of one gateway for all its clients: unfinished texts and bodies, and answers not read. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MemoryBudget:
     def counting(self) -> Iterator[Callable[[int], bool]]:
         """Yields a function that counts more bytes as in use, and returns whether the limit still holds.
 
-        When the block ends, all that was counted in it is given back.
+        When the block ends, everything that was counted in it is released.
         """
         counted = 0
 

@@ -1,4 +1,4 @@
-"""The log of refused tasks, one for all ways into a gateway."""
+"""The log of refused tasks, shared by the socket, the HTTP API and the inbox."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from qtask.config import Config
 from qtask.destinations.parsing import check_task
 from qtask.intake.intake import Answer, Intake
 from qtask.model.errors import Refused
-from qtask.scheduler.process import DEAD_AFTER_SECONDS, Scheduler
+from qtask.scheduler.housekeeping import DEAD_AFTER_SECONDS
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, tasks
 from qtask.store.channel import Channel
 from qtask.store.connect import connect, connect_async

@@ -23,6 +23,7 @@ from qtask.destinations.parsing import check_task
 from qtask.model.errors import WrongState
 from qtask.model.ids import stored_id
 from qtask.model.outcome import Answer, Failure
+from qtask.scheduler.housekeeping import Housekeeping
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases, tasks
 from qtask.store.audit import Audit, audit, write_off
@@ -225,7 +226,7 @@ def test_id_without_a_job_is_named_and_counted_by_the_script_that_finds_it(redis
     assert audit(redis).faults == {"ids without a job hash": ["gone:1"]}
     release(redis)
     assert claim(redis) == []
-    Scheduler("qtask", redis).reclaim("qtask")
+    Housekeeping(redis).reclaim("qtask")
     assert balanced(redis).deleted == 1
 
 

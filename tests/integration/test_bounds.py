@@ -319,7 +319,7 @@ def test_outcomes_of_a_repeatedly_lost_task_are_bounded(redis: Redis) -> None:
     scheduler.release()
     for _ in range(OUTCOMES_KEEP + 3):
         assert claim(redis, margin=-3_600) == [job.id]
-        assert scheduler.reclaim("qtask") == [job.id]
+        assert scheduler.housekeeping.reclaim("qtask") == [job.id]
     record = tasks.show(redis, job.id)
     assert record.attempts == OUTCOMES_KEEP + 3
     assert [outcome.attempt for outcome in record.outcomes] == list(range(4, OUTCOMES_KEEP + 4))

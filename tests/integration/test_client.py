@@ -358,7 +358,7 @@ def test_silent_gateway_causes_a_timeout() -> None:
 
 
 def test_other_service_is_recognised() -> None:
-    for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "unasked")):
+    for said, words in ((b"220 mail.example ESMTP\r\n", "another service"), (answer_line(0) * 2, "an unexpected line")):
         with answering(said) as url, Client(url) as client, pytest.raises(Unavailable, match=words):
             client.send_many([task()])
 

@@ -460,7 +460,7 @@ class Places(RuleBasedStateMachine):
     def reclaim(self) -> None:
         known = {token.decode() for token in cast("list[bytes]", self.redis.zrange(keys.WORKERS, 0, -1))}
         dead = known - self.alive
-        reclaimed = self.scheduler.reclaim(*QUEUES)
+        reclaimed = self.scheduler.housekeeping.reclaim(*QUEUES)
         gone = self.ids(lambda task: task.place == "started" and (task.expired or task.holder in dead))
         assert Counter(reclaimed) == Counter(map(stored_id, gone))
         for task_id in map(client_id, reclaimed):
@@ -475,7 +475,7 @@ class Places(RuleBasedStateMachine):
         if ended and keeping_ends:
             self.redis.zadd(keys.finished(self.tasks.pop(ended).queue), {stored_id(ended): keys.FOREVER_SECONDS + 1})
             event("one is forgotten")
-        assert self.scheduler.forget(*QUEUES) == (1 if ended and keeping_ends else 0)
+        assert self.scheduler.housekeeping.forget(*QUEUES) == (1 if ended and keeping_ends else 0)
 
     def nack(self, queue: str, token: str, keep: int) -> None:
         mine = self.held(queue, token)

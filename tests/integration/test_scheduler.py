@@ -15,7 +15,8 @@ from rq.serializers import JSONSerializer
 
 from qtask.config import Config
 from qtask.model.errors import Refused
-from qtask.scheduler.process import FORGET_BATCH, Scheduler
+from qtask.scheduler.housekeeping import FORGET_BATCH, Housekeeping
+from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases
 from qtask.store.rq_job import TaskJob
 from tests.support.claiming import claim
@@ -191,7 +192,7 @@ def test_tasks_of_a_dead_worker_are_reclaimed_and_those_of_a_live_one_are_not(re
     assert claim(redis, "dead", limit=1) == [first]
     assert claim(redis, "alive", limit=1) == [second]
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert scheduler.reclaim("qtask") == [first]
+    assert scheduler.housekeeping.reclaim("qtask") == [first]
     assert redis.lrange(keys.queue("qtask"), 0, -1) == [first.encode()]
     assert redis.zrange(keys.started("qtask"), 0, -1) == [f"{second}:alive".encode()]
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
@@ -213,7 +214,7 @@ def test_tasks_of_a_dead_worker_are_reclaimed_from_every_queue_behind_many_other
     for queue in queues:
         redis.delete(keys.queue(queue))
     redis.zadd(keys.WORKERS, {"dead": now - 60, "alive": now})
-    assert len(Scheduler("any", redis).reclaim(*queues)) == 4
+    assert len(Housekeeping(redis).reclaim(*queues)) == 4
     assert [redis.llen(keys.queue(queue)) for queue in queues] == [1] * 4
     assert [redis.zcard(keys.started(queue)) for queue in queues] == [6_000] * 4
     assert redis.zrange(keys.WORKERS, 0, -1) == [b"alive"]
@@ -225,7 +226,7 @@ def test_expired_lease_of_a_live_worker_is_reclaimed(redis: Redis) -> None:
     scheduler.release()
     redis.zadd(keys.WORKERS, {"alive": redis_now(redis)})
     assert claim(redis, "alive", margin=-31) == [job.id]
-    assert scheduler.reclaim("qtask") == [job.id]
+    assert scheduler.housekeeping.reclaim("qtask") == [job.id]
 
 
 def test_rq_cleanup_does_not_touch_leases(redis: Redis) -> None:
@@ -267,17 +268,17 @@ def test_delivered_tasks_are_forgotten_at_the_end_of_their_retention(redis: Redi
             redis.zadd(keys.finished(queue), {f"{queue}-{name}": end})
             redis.hset(keys.job(f"{queue}-{name}"), "data", "x")
             redis.xadd(keys.results(f"{queue}-{name}"), {"type": 1})
-    assert Scheduler("one", redis).forget(*queues) == 2
+    assert Housekeeping(redis).forget(*queues) == 2
     for queue in queues:
         assert redis.zrange(keys.finished(queue), 0, -1) == [f"{queue}-of-rq".encode(), f"{queue}-new".encode()]
         assert not redis.exists(keys.job(f"{queue}-old"), keys.results(f"{queue}-old"))
         for name in ("new", "of-rq"):
             assert redis.exists(keys.job(f"{queue}-{name}"), keys.results(f"{queue}-{name}")) == 2
-    assert Scheduler("one", redis).forget() == 0, "without any queue"
+    assert Housekeeping(redis).forget() == 0, "before there is any queue"
 
 
 def test_many_tasks_are_forgotten_in_batches(redis: Redis) -> None:
     ended = {f"task-{number}": keys.FOREVER_SECONDS + 1 + number for number in range(FORGET_BATCH + 500)}
     redis.zadd(keys.finished("qtask"), ended)
     scheduler = Scheduler("qtask", redis)
-    assert [scheduler.forget("qtask") for _ in range(3)] == [FORGET_BATCH, 500, 0]
+    assert [scheduler.housekeeping.forget("qtask") for _ in range(3)] == [FORGET_BATCH, 500, 0]

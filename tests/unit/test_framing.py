@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtask.gateway.framing import Framing
+from qtask.gateway.texts import Framing
 from tests.support.json_texts import values, written
 
 _brackets_and_quotes = st.text(alphabet='[]{}"\\,:x \té\U0001f600\n', max_size=12)
