@@ -369,6 +369,26 @@ def test_a_gateway_holds_a_task_as_long_as_it_is_told_and_then_says_so() -> None
     assert seconds >= 0.4
 
 
+def test_commit_that_fails_with_an_internal_error_is_answered(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    redis = connect_async(server.url)
+
+    async def ping() -> None:
+        assert await redis.ping()
+
+    async def submit() -> Answer:
+        async with asyncio.timeout(30):
+            return await submitted(Intake(redis, Config()))
+
+    try:
+        asyncio.run(ping())
+        answer = asyncio.run(submit())  # its connection belongs to the first loop, and cannot be used in another
+    finally:
+        server.kill()
+    assert isinstance(answer, Refused) and answer.code == "unavailable"
+    assert "internal error: RuntimeError" in answer.message
+
+
 def test_a_gateway_that_has_held_a_task_for_long_looks_again_soon(tmp_path: Path) -> None:
     """The pauses between its tries grow, but not without end: a Redis that is back is noticed."""
     server = RedisServer(tmp_path)
