@@ -130,14 +130,18 @@ class Relay:
 
     Attributes:
         url: its address.
-        hold: while it is set, the next reply is held back; `asked` is set when there is one. `let_go` sends it and
-            resets its connection at once.
+        last: number of the reply after which each connection ends, counted from 1; 0 for no end.
+        abrupt: whether it ends with a reset, otherwise with a mere end of the stream; the reset follows the next write.
+        asked: is set when the last reply is there, and held back.
+        let_go: sends it, and ends its connection at once.
+        ended: is set then.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._clients: set[socket.socket] = set()
-        self.hold, self.asked, self.let_go, self.was_reset = (threading.Event() for _ in range(4))
+        self.last, self.abrupt = 0, True
+        self.asked, self.let_go, self.ended = (threading.Event() for _ in range(3))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -149,6 +153,7 @@ class Relay:
 
     def close(self) -> None:
         """Takes no more connections, and resets those that there are."""
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.reset_all()
 
@@ -167,6 +172,7 @@ class Relay:
                 threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
+        replies = 0
         with suppress(OSError, ValueError), socket.create_connection(("127.0.0.1", self._port)) as server:
             while True:
                 readable, _, _ = select.select([client, server], [], [], 0.01)
@@ -177,14 +183,18 @@ class Relay:
                     server.sendall(data)
                 if server in readable:
                     data = server.recv(65_536)
-                    if self.hold.is_set():
-                        self.asked.set()
-                        self.let_go.wait(30)
+                    replies += 1
+                    if replies != self.last:
                         client.sendall(data)
-                        self._reset(client)
-                        self.was_reset.set()
-                        return
+                        continue
+                    self.asked.set()
+                    self.let_go.wait(30)
                     client.sendall(data)
+                    if self.abrupt:
+                        self._reset(client)
+                    client.close()
+                    self.ended.set()
+                    return
         self._clients.discard(client)
         client.close()
 
@@ -208,23 +218,33 @@ def test_connection_that_was_reset_while_idle_is_replaced(relay: Relay, redis: R
     run(talk())
 
 
+@pytest.mark.parametrize("abrupt", [True, False], ids=["reset", "end"])
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_reset_during_the_handshake_is_a_connection_error(relay: Relay, redis: Redis, run: Callable[..., Any]) -> None:
-    async def talk() -> None:
+def test_end_during_the_handshake_is_a_connection_error(
+    relay: Relay, redis: Redis, run: Callable[..., Any], abrupt: bool
+) -> None:
+    async def talk(last: int) -> None:
         client = connecting.connect_async(relay.url, 30)
-        relay.hold.set()
+        relay.last, relay.abrupt = last, abrupt
+        for event in (relay.asked, relay.let_go, relay.ended):
+            event.clear()
         asking = asyncio.create_task(client.ping())
-        while not relay.asked.is_set():
+        while not relay.asked.is_set() and not asking.done():
             await asyncio.sleep(0)
         relay.let_go.set()
-        assert relay.was_reset.wait(30)  # holds up the loop, which then finds the reply and the reset together
-        with pytest.raises(RedisConnectionError):
-            await asking
-        relay.hold.clear()
+        if relay.asked.is_set():
+            relay.ended.wait(30)  # holds up the loop, which then finds the reply and the end together
+        ends.append(asking.done())
+        with suppress(RedisConnectionError):
+            assert await asking
+        relay.last = 0
         assert await client.ping()
         await client.aclose()
 
-    run(talk())
+    ends: list[bool] = []
+    for last in range(1, 6):
+        run(talk(last))
+    assert ends[:2] == [False, False]
 
 
 def test_gateway_accepts_tasks_after_its_connections_were_reset(relay: Relay, redis: Redis, tmp_path: Path) -> None:
