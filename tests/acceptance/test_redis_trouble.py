@@ -209,7 +209,7 @@ def loading(live: Live) -> Iterator[str]:
     """It was killed, and reads a large file slowly."""
     with live.redis.pipeline(transaction=False) as pipeline:
         for number in range(2_000):
-            pipeline.set(f"filler:{number}", os.urandom(8_000))
+            pipeline.set(f"filler:{number}", os.urandom(1_000))
         pipeline.execute()
     live.redis.bgrewriteaof()
 
@@ -219,7 +219,8 @@ def loading(live: Live) -> Iterator[str]:
 
     until(is_rewritten, 30, "a file to be written anew")
     live.server.kill()
-    live.server.begin("--key-load-delay", "6000")
+    # For some 8 s. It serves its clients after every key, so that no answer is late because the interval was long.
+    live.server.begin("--key-load-delay", "4000", "--loading-process-events-interval-bytes", "1024")
     once = connect(live.server.url)
     until(lambda: _answer(once) == "loading", what="Redis to be loading")
     try:

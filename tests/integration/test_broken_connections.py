@@ -228,7 +228,7 @@ def test_end_during_the_handshake_is_a_connection_error(
         relay.last, relay.abrupt = last, abrupt
         for event in (relay.asked, relay.let_go, relay.ended):
             event.clear()
-        asking = asyncio.create_task(client.ping())
+        asking = asyncio.ensure_future(client.ping())
         while not relay.asked.is_set() and not asking.done():
             await asyncio.sleep(0)
         relay.let_go.set()
