@@ -237,7 +237,7 @@ def test_what_redis_7_wrote_is_not_opened_by_redis_6(tmp_path: Path, bare_python
             env={"PATH": str(old.parent)},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         assert up.returncode == 1

@@ -140,7 +140,7 @@ def test_a_redis_that_loads_its_data(tmp_path: Path) -> None:
     server.stop()
     server.begin("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     try:
-        until(lambda: _says(server, "LOADING") or _says(server, "loading"), 20, "a Redis that loads")
+        until(lambda: _says(server, "LOADING") or _says(server, "loading"), 30, "a Redis that loads")
         finding = found(config_of(server.url, tmp_path), "is still loading its data")
     finally:
         server.kill()
@@ -222,7 +222,7 @@ def test_a_full_disk_and_a_redis_that_cannot_write(tmp_path: Path) -> None:
             with suppress(Exception):
                 for _ in range(200):
                     server.client().set("key", b"x" * 10_000)
-            until(lambda: server.client().info("persistence")["aof_last_write_status"] == "err", 10, "the failed write")
+            until(lambda: server.client().info("persistence")["aof_last_write_status"] == "err", 30, "the failed write")
             full = found(config, f"the disk of {disk} is full")
             refusing = found(config, "cannot write its append-only file, so it takes no tasks (MISCONF)")
         finally:
@@ -319,7 +319,7 @@ def test_entries_of_the_inbox_that_were_refused(
     with Gateway(redis_server.url, tmp_path):
         for _ in range(2):
             redis.xadd(keys.INBOX, {"task": json.dumps({"title": "t"}), "reply": "reply"})
-            assert redis.blpop(["reply"], 10)
+            assert redis.blpop(["reply"], 30)
     finding = found(config, "of the inbox refused")
     assert finding.what == "2 entries of the inbox refused, the newest for: missing_field address"
     assert finding.level == "note" and "XREVRANGE qtask:refused" in finding.advice
@@ -376,7 +376,7 @@ def test_a_frozen_worker_and_one_that_was_killed(
 def test_a_stock_rqscheduler_instead_of_ours(config: Config, around: Around) -> None:
     port = around.url.rpartition(":")[2].partition("/")[0]
     stock = around.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
-    until(lambda: around.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
+    until(lambda: around.redis.get(keys.SCHEDULER_LOCK), 30, "its lock")
     finding = found(config, "a stock rqscheduler is at work, and no scheduler of QTask's")
     assert finding.level == "note" and "start `qtask scheduler`" in finding.advice
     stock.kill()

@@ -102,7 +102,7 @@ def test_what_the_inbox_was_answered_and_what_was_delivered_survives_a_power_cut
                 (delivered,) = accept(gateway, [{"title": "t", "address": address, "settings": {"time": 0}}])
                 until(lambda: tasks.show(redis, delivered).state == "delivered")
                 redis.xadd(keys.INBOX, {"task": json.dumps(task()), "reply": "reply"})
-                reply: Any = redis.blpop(["reply"], 10)
+                reply: Any = redis.blpop(["reply"], 30)
                 machine.cut_power()
                 assert is_there(redis, json.loads(reply[1])["id"])
                 (later,) = accept(gateway, [{"title": "t", "address": address, "settings": {"time": 0}}])

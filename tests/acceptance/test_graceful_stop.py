@@ -43,7 +43,7 @@ class Held:
         self.let_go = threading.Event()
 
     def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
+        self.let_go.wait(60)
         exchange.answer(200, b"ok")
 
 
@@ -51,7 +51,7 @@ def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
     return {"title": url, "address": {"type": "http", "link": url}, "settings": {"time": delay, **settings}}
 
 
-def wait_for_exit(process: Process, seconds: float = 15.0) -> int:
+def wait_for_exit(process: Process, seconds: float = 30.0) -> int:
     """Waits until a process that was asked to end has ended; returns its exit code."""
     until(lambda: not process.running, seconds, f"the {process.name} to end")
     return process.stop()
@@ -109,7 +109,7 @@ def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_i
     live: Live, tmp_path: Path
 ) -> None:
     with Gateway(live.url, tmp_path) as gateway, Connection(gateway.port) as connection:
-        over_http = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
+        over_http = HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)
         with Connection(gateway.port) as idle, hanging(live):
             connection.send(line_of(task()) + line_of([task(), task()]) + b'{"half": ')
             over_http.request("POST", "/tasks", json.dumps(task()), {"Content-Type": "application/json"})
@@ -158,7 +158,7 @@ def test_the_inbox_of_a_gateway_that_ends_is_finished_or_left_to_another(live: L
             if number == 2_000:
                 first.process.signal(signal.SIGTERM)
         assert wait_for_exit(first.process) == 0
-        until(lambda: live.redis.xlen(keys.INBOX) == 0, 20, "an empty inbox")
+        until(lambda: live.redis.xlen(keys.INBOX) == 0, 30, "an empty inbox")
         assert live.redis.xpending(keys.INBOX, keys.INBOX_GROUP)["pending"] == 0
         titles = Counter(
             record.title
@@ -231,7 +231,7 @@ def test_worker_processes_of_one_command_asked_twice_give_back_what_is_in_flight
         workers.signal(signal.SIGTERM)
         until(lambda: workers.log.read_text().count('"event": "stopping"') == 2, what="both workers to be stopping")
         workers.signal(signal.SIGTERM)
-        assert wait_for_exit(workers, 5) == 0
+        assert wait_for_exit(workers, 20) == 0
         assert sorted(live.queued("workers")) == sorted(ids)
         assert tasks.count_tasks(live.redis, "workers")["started"] == 0
         held.let_go.set()
@@ -345,7 +345,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_duplicates_nothing(live:
             receiver.wait_for(len(receiver.requests) + 100, 20)
         finally:
             load.stop()
-        until(lambda: live.redis.xlen(keys.INBOX) == 0, 20, "an empty inbox")
+        until(lambda: live.redis.xlen(keys.INBOX) == 0, 30, "an empty inbox")
         until(lambda: _left(live, queue) == 0, 30, "everything to be delivered")
         for process in running.values():
             process.signal(signal.SIGTERM)

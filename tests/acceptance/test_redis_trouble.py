@@ -120,7 +120,7 @@ class System:
         with self.live.client() as client:
             ids.append(client.send(self.task()).id)
         self.live.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
-        reply: Any = self.live.redis.blpop(["reply"], 10)
+        reply: Any = self.live.redis.blpop(["reply"], 30)
         ids.append(json.loads(reply[1])["id"])
         self.check_delivered_once(ids)
 
@@ -255,7 +255,7 @@ def busy(live: Live) -> Iterator[str]:
             yield "busy"
         finally:
             live.redis.script_kill()
-        script.result(10)
+        script.result(30)
 
 
 @contextmanager
@@ -339,8 +339,8 @@ def test_while_redis_takes_no_writes_every_process_waits_and_none_is_busy(system
 
 def test_over_http_the_refusal_says_when_to_come_back(system: System) -> None:
     with killed(system.live):
-        answer = requests.post(f"http://127.0.0.1:{system.prompt.http_port}/tasks", json=system.task(), timeout=10)
-        health = requests.get(f"http://127.0.0.1:{system.prompt.http_port}/health", timeout=10)
+        answer = requests.post(f"http://127.0.0.1:{system.prompt.http_port}/tasks", json=system.task(), timeout=30)
+        health = requests.get(f"http://127.0.0.1:{system.prompt.http_port}/health", timeout=30)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
     assert answer.headers["Retry-After"] == "1"
     assert (health.status_code, health.json()["ok"]) == (503, False)
@@ -397,10 +397,11 @@ def test_a_gateway_that_has_held_a_task_for_long_looks_again_soon(tmp_path: Path
 
     async def submit() -> Answer:
         redis = connect_async(server.url)
+        began = asyncio.get_running_loop().time()
         answer = submitted(Intake(redis, Config(accept_retry_seconds=30)))
         await asyncio.sleep(2.6)  # a pause that doubled each time would last until 5.1 s
         await asyncio.to_thread(server.start)
-        async with asyncio.timeout(1.5):
+        async with asyncio.timeout_at(began + 5.0):
             result = await answer
         await redis.aclose()
         return result
@@ -490,12 +491,12 @@ def test_rqs_command_to_shut_down_is_heard_though_redis_came_back_and_was_busy(s
         pass
     with busy(system.live):
         time.sleep(2.5)  # RQ connects after two seconds
-    until(lambda: len(system.live.redis.pubsub_channels("rq:pubsub:*")) == 2, 10, "both workers to listen again")
+    until(lambda: len(system.live.redis.pubsub_channels("rq:pubsub:*")) == 2, 30, "both workers to listen again")
     names = {one.pid: one.name for one in Worker.all(connection=system.live.redis)}
     for worker in system.workers:
         send_shutdown_command(system.live.redis, names[worker.pid])
     for worker in system.workers:
-        until(lambda worker=worker: not worker.running, 15, "the worker to end")  # type: ignore[misc]
+        until(lambda worker=worker: not worker.running, 30, "the worker to end")  # type: ignore[misc]
         assert worker.stop() == 0
 
 
@@ -515,11 +516,11 @@ def come_back_to_a_silent_worker(folder: Path) -> None:
     thread = threading.Thread(target=scheduler.run)
     thread.start()
     try:
-        until(lambda: redis.lrange(keys.queue("qtask"), 0, -1) == [job.id.encode()], 15, "the task to be taken back")
+        until(lambda: redis.lrange(keys.queue("qtask"), 0, -1) == [job.id.encode()], 30, "the task to be taken back")
         assert redis_now(redis) - now >= DEAD_AFTER_SECONDS
     finally:
         scheduler.stop()
-        thread.join(10)
+        thread.join(30)
         server.kill()
 
 
@@ -527,7 +528,7 @@ def test_a_scheduler_gives_workers_the_time_to_be_heard_before_it_takes_one_for_
     aside: dict[str, Future[None]],
 ) -> None:
     """One that was away, or has just begun, cannot know whether a worker could have been heard meanwhile."""
-    aside["come_back_to_a_silent_worker"].result(30)
+    aside["come_back_to_a_silent_worker"].result(60)
 
 
 def redis_now(redis: Redis) -> float:
@@ -541,8 +542,9 @@ def hang_for_long(folder: Path) -> None:
         began = time.monotonic()
         with endured(system, hung, timeout=14):
             with Connection(system.prompt.port) as connection:
+                connection.socket.settimeout(10)  # six batches, each of which is given up after 5 s
                 connection.send(json.dumps([system.task(delay=3_600) for _ in range(3_000)]).encode() + b"\n")
-                answers = connection.answer()  # within the 10 s that a connection waits
+                answers = connection.answer()
             assert [answer["error"]["code"] for answer in answers] == ["unavailable"] * 3_000
             time.sleep(max(0.0, began + 11.5 - time.monotonic()))
             system.receipts.let_go["held"].set()
@@ -560,4 +562,4 @@ def test_while_redis_hangs_deliveries_go_on_and_none_is_made_again_later(aside: 
     A crowd of six batches, of which two are on their way to Redis at a time, is refused, and not one batch after the
     other. When Redis goes on, heartbeats have stood still as long as it did, and none of the workers is dead for that.
     """
-    aside["hang_for_long"].result(50)
+    aside["hang_for_long"].result(90)

@@ -100,10 +100,10 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         inbox = connect(url_of(server, "inbox"), 15.0)
         reply = f"{rights.REPLY_PREFIX}one"
         inbox.xadd(keys.INBOX, {"task": json.dumps(task("inbox", expires=3_600)), "reply": reply})
-        answer: Any = inbox.blpop([reply], 10)
+        answer: Any = inbox.blpop([reply], 30)
         ids.append(json.loads(answer[1])["id"])
         inbox.xadd(keys.INBOX, {"task": "{}", "reply": reply})
-        refused: Any = inbox.blpop([reply], 10)
+        refused: Any = inbox.blpop([reply], 30)
         assert not json.loads(refused[1])["ok"]
         with pytest.raises(NoPermissionError):
             inbox.get("other")
@@ -221,7 +221,7 @@ def test_a_process_that_lacks_a_right_names_it_and_ends(
     environment = {"QTASK_REDIS_URL": url_of(server, "poor"), "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
     process = Process(role, environment, tmp_path / "log")
     try:
-        until(lambda: not process.running, 20, "its end")
+        until(lambda: not process.running, 30, "its end")
         assert process.stop() == 1
     finally:
         process.kill()
@@ -249,7 +249,7 @@ def test_a_gateway_that_hears_of_it_late_ends_too(tmp_path: Path) -> None:
         acl.write_text(f"user default on nopass +@all ~* &*\nuser poor on >{PASSWORD} +@all ~* resetchannels\n")
         server.begin("--aclfile", str(acl))
         try:
-            until(lambda: not gateway.process.running, 20, "its end")
+            until(lambda: not gateway.process.running, 30, "its end")
         finally:
             server.kill()
         assert "may not PUBLISH on qtask:wake" in gateway.log
@@ -266,7 +266,7 @@ def test_a_worker_whose_right_is_taken_away_names_it_and_goes_on_when_it_is_give
         admin.execute_command("ACL", "SETUSER", "changed", "-blmove")
         link = {"type": "http", "link": receiver.url}
         (task_id,) = around.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
-        until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 20, "the right to be named")
+        until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 30, "the right to be named")
         assert worker.running
         admin.execute_command("ACL", "SETUSER", "changed", "+blmove")
         (record,) = around.ended([task_id])
@@ -346,7 +346,7 @@ def test_cluster_mode_is_refused_with_words(tmp_path: Path, role: str) -> None:
     }
     process = Process(role, environment, tmp_path / "log")
     try:
-        until(lambda: not process.running, 20, "its end")
+        until(lambda: not process.running, 30, "its end")
         assert process.stop() == 1
     finally:
         process.kill()

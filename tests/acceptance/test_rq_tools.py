@@ -131,7 +131,7 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
         gate.open()
         records = live.ended(in_flight + shared)
         stock.send_signal(signal.SIGTERM)
-        stock.wait(10)
+        stock.wait(30)
         assert 0 < len(by_stock) < 60, "both have delivered"
         assert Counter(held.ids + receiver.ids) == Counter(in_flight + shared)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
@@ -182,7 +182,7 @@ def test_a_stock_rqscheduler_beside_qtasks_stays_passive(live: Live, queue: str)
     fields: Any = live.redis.hkeys(keys.job(task_id))
     assert b"created_at" not in fields, "rqscheduler would have written it"
     stock.send_signal(signal.SIGTERM)
-    stock.wait(10)
+    stock.wait(30)
 
 
 def _log_of(program: str, live: Live) -> str:
@@ -279,7 +279,7 @@ def test_rq_dashboard_lists_queues_and_jobs_and_shows_one(live: Live, queue: str
     live.wait_queued(queue, 1)
 
     def get(path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/0/{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/0/{path}", timeout=30) as response:
             return json.loads(response.read())
 
     until(lambda: _listens(port), what="rq-dashboard to listen")

@@ -102,7 +102,7 @@ class System:
         with self.around.client() as client:
             ids.append(client.send(self.task()).id)
         self.around.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
-        reply: Any = self.around.redis.blpop(["reply"], 15)
+        reply: Any = self.around.redis.blpop(["reply"], 30)
         ids.append(json.loads(reply[1])["id"])
         self.check_delivered_once(ids)
         assert all(process.running for process in self.processes)
@@ -259,7 +259,7 @@ def test_when_the_master_hangs_all_go_to_another_and_stay_there_when_it_comes_ba
     system.check_all_ways()
     for task_id in left:
         assert tasks.cancel(system.around.redis, task_id) == "scheduled"
-    until(lambda: _accepts(system), 10, "the replica to take part again")
+    until(lambda: _accepts(system), 30, "the replica to take part again")
 
 
 def _has_leases(system: System, ids: list[str]) -> bool:

@@ -41,11 +41,11 @@ class Held:
         self.let_go = threading.Event()
 
     def __call__(self, exchange: Exchange) -> None:
-        self.let_go.wait(40)
+        self.let_go.wait(60)
         exchange.answer(200, b"ok")
 
 
-def ended(process: Process, seconds: float = 15.0) -> int:
+def ended(process: Process, seconds: float = 30.0) -> int:
     until(lambda: not process.running, seconds, f"the {process.name} to end")
     return process.stop()
 
@@ -78,7 +78,7 @@ def test_a_qtask_up_ends_in_order_on_every_signal(tmp_path: Path) -> None:
         with Installation(folder) as installation:
             until(lambda: "working" in [event["event"] for event in installation.events()], 30, "the worker to work")
             installation.process.signal(number)
-            assert ended(installation.process, 20) == 0, number
+            assert ended(installation.process) == 0, number
             stopped = {event["process"] for event in installation.events() if event["event"] == "stopped"}
             assert stopped == {"gateway", "worker"}, number
         assert processes_of(folder) == set()
@@ -123,7 +123,7 @@ def test_one_that_waits_for_redis_ends_when_asked(tmp_path: Path, name: str) -> 
     environment = {"QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
     process = Process(name, environment, tmp_path / "log")
     said = "listening" if name == "gateway" else "redis_away"
-    until(lambda: said in process.log.read_text(), 20, said)
+    until(lambda: said in process.log.read_text(), 30, said)
     process.signal(signal.SIGTERM)
     assert ended(process) == 0, process.log.read_text()
 
@@ -136,7 +136,7 @@ def test_a_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None
         time.sleep(seconds)
         up.signal(signal.SIGHUP)
         ended(up, 20)
-        until(lambda: processes_of(tmp_path) == set(), 10, "all to have ended")
+        until(lambda: processes_of(tmp_path) == set(), 30, "all to have ended")
 
 
 # --- deliveries in flight ----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_what_is_in_flight_is_finished_and_counted_before_redis_ends(
         time.sleep(0.3)
         assert {"redis", "worker"} <= set(first.children().values())
         behaviour.let_go.set()
-        assert ended(first.process, 20) == 0
+        assert ended(first.process) == 0
         assert "process_killed" not in [event["event"] for event in first.events()]
     with Installation(tmp_path) as second:
         record = tasks.show(second.redis, task_id)
@@ -213,7 +213,7 @@ def test_a_terminal_that_closes_ends_it_in_order(tmp_path: Path, held: tuple[Hel
     time.sleep(0.5)
     assert up.poll() is None
     behaviour.let_go.set()
-    assert up.wait(20) == 0
+    assert up.wait(30) == 0
     assert processes_of(tmp_path) == set()
     with Installation(tmp_path) as second:
         assert tasks.show(second.redis, task_id).state == "delivered"
@@ -230,4 +230,4 @@ def test_a_supervisor_that_is_frozen_does_not_hold_up_deliveries(tmp_path: Path)
         client.http(receiver.url + "thawed")
         receiver.wait_for(2)
         assert Redis.from_url(embedded_url(installation.data_dir)).ping()
-        assert installation.process.stop(20) == 0
+        assert installation.process.stop() == 0

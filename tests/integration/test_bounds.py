@@ -140,7 +140,7 @@ def test_bodies_that_are_on_their_way_over_http_are_bounded(gateway: Gateway, re
 @contextmanager
 def _request(gateway: Gateway, beginning: bytes, headers: dict[str, str]) -> Iterator[HTTPConnection]:
     """A request of which the beginning has been sent."""
-    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)) as connection:
+    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)) as connection:
         connection.putrequest("POST", "/tasks")
         for name, value in headers.items():
             connection.putheader(name, value)
@@ -151,7 +151,7 @@ def _request(gateway: Gateway, beginning: bytes, headers: dict[str, str]) -> Ite
 
 def _posted(gateway: Gateway, body: bytes) -> int:
     """The status that a whole request is answered with."""
-    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)) as connection:
+    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)) as connection:
         connection.request("POST", "/tasks", body, {"Content-Type": "application/json"})
         return connection.getresponse().status
 
@@ -209,7 +209,7 @@ def test_a_worker_holds_no_more_than_so_many_bytes(live: Live, queue: str) -> No
         large["address"]["link"] = receiver.url
         worker = live.start("worker", queue=queue)
         ids = live.send(queue, *[large] * (most + 10))
-        until(lambda: tasks.count_tasks(live.redis, queue)["started"] >= HELD_BYTES // 1_000_100, 20)
+        until(lambda: tasks.count_tasks(live.redis, queue)["started"] >= HELD_BYTES // 1_000_100)
         live.heartbeats(worker, 1)
         counts = tasks.count_tasks(live.redis, queue)
         gate.open()
@@ -292,7 +292,7 @@ def test_look_ups_are_bounded_and_shared_by_all_that_wait_for_the_same() -> None
     assert all(isinstance(result, list) for result in results), results
     resolver.close()
     loop.close()
-    until(lambda: set(threading.enumerate()) <= before, 40, "the threads to end")
+    until(lambda: set(threading.enumerate()) <= before, 60, "the threads to end")
 
 
 def raise_(error: Exception) -> None:

@@ -78,9 +78,9 @@ def test_a_gateway_goes_on_when_redis_closed_its_connections(gateway: Gateway, o
         for path, status in (("/health", 200), ("/graphs/x", 404), ("/tasks/x", 404)):
             end_all(own)
             asyncio.run(asyncio.sleep(pause))
-            assert requests.get(gateway.http_url + path, timeout=10).status_code == status, path
+            assert requests.get(gateway.http_url + path, timeout=30).status_code == status, path
         end_all(own)
-        assert requests.post(gateway.http_url + "/tasks", json=task(), timeout=10).json()["ok"]
+        assert requests.post(gateway.http_url + "/tasks", json=task(), timeout=30).json()["ok"]
     assert len(scheduled(own)) == 5
 
 
@@ -109,7 +109,7 @@ def test_a_connection_that_was_idle_for_long_is_replaced_before_it_is_used(
             assert len(ours()) == 1 and not ours() & first
 
     asyncio.run(talk())
-    until(lambda: not ours(), 10, "the end of the first client's connection")
+    until(lambda: not ours(), 30, "the end of the first client's connection")
     monkeypatch.setattr(connecting, "IDLE_SECONDS", 60.0)
     with Client(url) as client:
         client.send(task())

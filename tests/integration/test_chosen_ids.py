@@ -112,11 +112,11 @@ def test_every_way_in_answers_with_the_clients_id(live: Live, gateway: Gateway, 
     assert first == {"ok": True, "id": task_id, "due": LATER}
     again = {**first, "duplicate": True}
     url = f"http://127.0.0.1:{gateway.http_port}/tasks"
-    assert requests.post(url, json=one(task_id), timeout=10).json() == again
-    assert requests.post(url, json=[one(task_id)], timeout=10).json() == [again]
+    assert requests.post(url, json=one(task_id), timeout=30).json() == again
+    assert requests.post(url, json=[one(task_id)], timeout=30).json() == [again]
     reply = f"answer-{next(_numbers)}"
     live.redis.xadd(keys.INBOX, {"task": json.dumps(one(task_id)), "reply": reply})
-    answer: Any = live.redis.blpop([reply], 10)
+    answer: Any = live.redis.blpop([reply], 30)
     assert json.loads(answer[1]) == again
     with live.client() as client:
         accepted = client.send(one(task_id))
@@ -126,7 +126,7 @@ def test_every_way_in_answers_with_the_clients_id(live: Live, gateway: Gateway, 
         assert client.cancel(task_id) == "scheduled"
     reply = f"answer-{next(_numbers)}"
     live.redis.xadd(keys.INBOX, {"task": json.dumps(one(task_id)), "reply": reply})
-    answer = live.redis.blpop([reply], 10)
+    answer = live.redis.blpop([reply], 30)
     assert json.loads(answer[1]) == first
     tasks.cancel(live.redis, task_id)
 
@@ -136,15 +136,15 @@ def test_a_path_names_it_percent_encoded(live: Live, gateway: Gateway, task_id: 
     url = f"http://127.0.0.1:{gateway.http_port}/tasks/{quote(task_id, safe='')}"
     with live.client() as client:
         client.send(one(task_id))
-    shown = requests.get(url, timeout=10)
+    shown = requests.get(url, timeout=30)
     assert (shown.status_code, shown.json()["id"], shown.json()["state"]) == (200, task_id, "scheduled")
     for verb in ("retry", "remove", "forget"):
-        answer = requests.post(f"{url}/{verb}", json={}, timeout=10)
+        answer = requests.post(f"{url}/{verb}", json={}, timeout=30)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["state"]) == (409, "wrong_state", "scheduled"), verb
         assert task_id in error["message"]
-    assert requests.delete(url, timeout=10).json() == {"ok": True, "id": task_id, "was": "scheduled"}
-    assert requests.get(url, timeout=10).status_code == 404
+    assert requests.delete(url, timeout=30).json() == {"ok": True, "id": task_id, "was": "scheduled"}
+    assert requests.get(url, timeout=30).status_code == 404
 
 
 def test_the_commands_take_and_show_it(live: Live) -> None:
@@ -207,7 +207,7 @@ def test_a_graph_is_fetched_by_it(live: Live, gateway: Gateway, queue: str) -> N
     (record,) = live.ended([task_id], 60)  # drawing takes long on a busy machine
     path = json.loads(record.outcomes[0].answer)["graph"]
     assert path == "/graphs/graph%2Fof%3Atoday"
-    picture = requests.get(f"http://127.0.0.1:{gateway.http_port}{path}", timeout=10)
+    picture = requests.get(f"http://127.0.0.1:{gateway.http_port}{path}", timeout=30)
     assert picture.content.startswith(b"\x89PNG")
 
 
@@ -260,12 +260,12 @@ def test_rqscheduler_and_rq_dashboard_know_it(tmp_path_factory: pytest.TempPathF
         def job() -> Any:
             url = f"http://127.0.0.1:{port}/0/data/job/{stored_id('order:7')}.json"
             try:
-                with urllib.request.urlopen(url, timeout=10) as response:
+                with urllib.request.urlopen(url, timeout=30) as response:
                     return json.loads(response.read())
             except OSError:
                 return None
 
-        found = until(job, 20, "rq-dashboard to show it")
+        found = until(job, 60, "rq-dashboard to show it")
         assert (found["id"], found["origin"]) == ("0__order_3A7", "qtask")
         live.start("worker")
         live.ended(["order:7", "a/b?c#d%41"])

@@ -427,7 +427,7 @@ def test_a_client_of_a_gateway_does_without_redis_and_rq(gateway: Gateway, redis
         f"with qtask.Client({gateway.url!r}) as client: client.http('http://127.0.0.1:9/', delay={HOUR})\n"
         "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "[]"
     assert len(scheduled(redis)) == 1
 
@@ -537,5 +537,5 @@ def test_a_client_over_http_does_without_redis(gateway: Gateway, redis: Redis) -
         "    assert client.show(task_id).task['title'] == 'http http://127.0.0.1:9/'\n"
         "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "[]"

@@ -80,7 +80,7 @@ def check_all_stored(redis: Redis, ids: list[str]) -> None:
 
 
 def test_a_client_that_was_used_serves_parent_and_children_at_once(url: str, redis: Redis) -> None:
-    with Client(url, timeout=5) as client:
+    with Client(url, timeout=30) as client:
         used = send(client, 1)
         results = in_children(lambda: send(client), lambda: send(client))
         after = send(client, 1)
@@ -106,7 +106,7 @@ def test_a_fork_in_the_middle_of_an_exchange_leaves_the_parent_s_answers_alone(u
             return str(error)
         return found
 
-    with Client(url, timeout=5) as client:
+    with Client(url, timeout=30) as client:
         answers = client.send_iter(task() for _ in range(3_000))
         first = next(answers)
         assert isinstance(first, Accepted)
@@ -126,7 +126,7 @@ def test_a_fork_in_the_middle_of_an_exchange_leaves_the_parent_s_answers_alone(u
 def test_a_child_that_ends_in_peace_leaves_the_connection_to_its_parent(url: str, redis: Redis) -> None:
     program = f"""
 import gc, os, qtask
-client = qtask.Client({url!r}, timeout=5)
+client = qtask.Client({url!r}, timeout=30)
 send = lambda: client.http("http://127.0.0.1:9/", delay={HOUR}).id
 ids = [send()]
 for close in (client.close, lambda: None, send):
@@ -140,7 +140,7 @@ for close in (client.close, lambda: None, send):
     ids.append(send())
 print(*ids)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     ids = ran.stdout.split()
     assert len(ids) == 4
@@ -155,7 +155,7 @@ def test_a_child_does_not_keep_its_parent_s_connection_open(kind: str) -> None:
 
         def serve() -> socket.socket:
             connection, _ = listener.accept()
-            connection.settimeout(10)
+            connection.settimeout(30)
             connection.recv(65_536)
             connection.sendall(answer_line(0))
             return connection
@@ -204,7 +204,7 @@ def test_the_children_of_a_process_pool_use_the_client_of_a_running_loop(
     url: str, redis: Redis, run: Callable[[Coroutine[Any, Any, list[str]]], list[str]]
 ) -> None:
     async def main() -> list[str]:
-        async with asyncio.timeout(30), AsyncClient(url, timeout=5) as client:
+        async with asyncio.timeout(60), AsyncClient(url, timeout=30) as client:
             _inherited.append(client)
             ids = [(await client.send(task())).id]
             loop = asyncio.get_running_loop()
@@ -224,7 +224,7 @@ def test_a_loop_that_goes_on_in_the_child_gets_a_connection_of_its_own(url: str,
     Not over HTTP, which asyncio does in threads; a child does not have those of its parent's loop.
     """
     loop = asyncio.new_event_loop()
-    client = AsyncClient(url, timeout=5)
+    client = AsyncClient(url, timeout=30)
 
     def one() -> str:
         return loop.run_until_complete(client.send(task())).id

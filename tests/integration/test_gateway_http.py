@@ -51,7 +51,7 @@ class Browser:
     """One HTTP connection, kept alive; a context manager. It fails rather than wait for more than 20 seconds."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.connection = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
+        self.connection = HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)
 
     def __enter__(self) -> Browser:
         return self
@@ -301,7 +301,7 @@ def test_a_connection_too_many_is_told_so(strict: Gateway) -> None:
 
 
 def test_json_lines_are_answered_with_the_right_port(gateway: Gateway, redis: Redis) -> None:
-    with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.http_port), 30) as connection:
         connection.sendall(json.dumps(task()).encode() + b"\n")
         answer = connection.makefile("rb").read()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -313,7 +313,7 @@ def test_json_lines_are_answered_with_the_right_port(gateway: Gateway, redis: Re
 
 def test_a_client_that_hangs_up_in_the_middle_of_its_body_does_no_harm(gateway: Gateway, redis: Redis) -> None:
     for _ in range(5):
-        with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.http_port), 30) as connection:
             connection.sendall(BEGINNINGS["half a body"])
     with Browser(gateway) as browser:
         assert browser.post(task()).status == 202
@@ -374,7 +374,7 @@ def test_a_gateway_that_is_asked_to_end_answers_what_is_under_way(
         posting.start()
         time.sleep(0.1)  # for the request to be under way; Redis takes it only later
         assert gateway.process.stop() == 0
-        posting.join(10)
+        posting.join(30)
         assert not gateway.events("stopped_early")
         assert idle.connection.sock.recv(1_000) == b""
     (response,) = responses

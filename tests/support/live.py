@@ -21,7 +21,7 @@ from tests.support.processes import Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
-SECONDS = 30.0  # for a command that hangs
+SECONDS = 60.0  # for a command that hangs
 
 _READY = {"worker": "working", "scheduler": "scheduling"}  # what each logs when it has begun
 

@@ -139,7 +139,7 @@ class Receiver:
         """The ids of the tasks that have come so far, as their headers said, one for each request."""
         return [request.header("QTask-Id") for request in list(self.requests)]
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[Request]:
+    def wait_for(self, count: int, seconds: float = 30.0) -> list[Request]:
         """Waits until so many requests have come, and returns them all."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.requests) >= count, seconds):
