@@ -67,7 +67,7 @@ def fill(url: str, failures: int) -> list[str]:
     """Sends large tasks until so many have failed; returns the ids of those that were accepted."""
     accepted: list[str] = []
     failed = 0
-    with Client(url, timeout=30.0) as client:
+    with Client(url, timeout=5.0) as client:
         for _ in range(MOST):
             try:
                 accepted.append(client.http("http://127.0.0.1:9/", delay=3_600, title="t", data=LARGE).id)
@@ -80,7 +80,7 @@ def fill(url: str, failures: int) -> list[str]:
 
 def is_accepted(url: str) -> str:
     try:
-        with Client(url, timeout=30.0) as client:
+        with Client(url, timeout=5.0) as client:
             return client.http("http://127.0.0.1:9/", delay=3_600, data=LARGE).id
     except QTaskError:
         return ""

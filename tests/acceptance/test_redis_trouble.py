@@ -61,7 +61,7 @@ class System:
 
     Attributes:
         prompt: a gateway that answers at once when Redis does not take a task.
-        patient: one that tries again for 20 s.
+        patient: one that tries again for 40 s.
     """
 
     def __init__(self, live: Live, prompt: Gateway, patient: Gateway, receiver: Receiver, receipts: Receipts) -> None:
@@ -133,7 +133,7 @@ def started(folder: Path) -> Iterator[System]:
     with (
         Live(folder, *options) as live,
         Gateway(live.server.url, folder, ACCEPT_RETRY_SECONDS=0) as prompt,
-        Gateway(live.server.url, folder, ACCEPT_RETRY_SECONDS=20) as patient,
+        Gateway(live.server.url, folder, ACCEPT_RETRY_SECONDS=40) as patient,
         Receiver(receipts) as receiver,
     ):
         yield System(live, prompt, patient, receiver, receipts)
@@ -219,13 +219,14 @@ def loading(live: Live) -> Iterator[str]:
 
     until(is_rewritten, 30, "a file to be written anew")
     live.server.kill()
-    # For some 8 s. It serves its clients after every key, so that no answer is late because the interval was long.
-    live.server.begin("--key-load-delay", "4000", "--loading-process-events-interval-bytes", "1024")
+    # For 40 s, unless the delay is taken away. It serves its clients after every key, so that no answer is late.
+    live.server.begin("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     once = connect(live.server.url)
     until(lambda: _answer(once) == "loading", what="Redis to be loading")
     try:
         yield "loading"
     finally:
+        once.config_set("key-load-delay", 0)
         until(lambda: _answer(once) == "well", 40, "Redis to have loaded")
     live.redis.delete(*[f"filler:{number}" for number in range(2_000)])
 
@@ -298,7 +299,7 @@ def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]
     ended_meanwhile = system.hold("held", **settings)
     with ThreadPoolExecutor() as pool, Connection(system.patient.port) as connection:
         with trouble(system.live) as words:
-            connection.socket.settimeout(30)  # longer than the gateway holds
+            connection.socket.settimeout(60)  # longer than the gateway holds
             refused, held = system.task(), system.task()
             later = pool.submit(connection.ask, held)
             said = [refusal(system.prompt, refused)]
@@ -308,7 +309,7 @@ def endured(system: System, trouble: Trouble, **settings: Any) -> Iterator[None]
             yield
             assert not later.done(), "the patient gateway has no answer before Redis has the task"
             system.receipts.let_go["held"].set()  # at the latest now it ends, and cannot be settled
-        answer = later.result(30)
+        answer = later.result(60)
     assert answer["ok"] is True
     assert tasks.show(system.live.redis, answer["id"]).title == held["title"]
     system.check_delivered_once([*waiting, *ended_meanwhile, answer["id"]])
