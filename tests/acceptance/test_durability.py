@@ -94,7 +94,7 @@ def test_an_accepted_task_survives_the_death_of_redis_and_a_power_cut_right_afte
 def test_what_the_inbox_was_answered_and_what_was_delivered_survives_a_power_cut(tmp_path: Path) -> None:
     with Machine(tmp_path, *SHIPPED) as machine, Receiver() as receiver:
         environment = {"QTASK_REDIS_URL": machine.server.url}
-        redis = connect(machine.server.url, 20.0)
+        redis = connect(machine.server.url, 40.0)
         processes = [Process(name, environment, tmp_path / f"{name}.log") for name in ("scheduler", "worker")]
         try:
             with Gateway(machine.server.url, tmp_path) as gateway:
