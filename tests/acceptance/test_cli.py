@@ -180,8 +180,8 @@ def _read(descriptor: int) -> bytes:
 
 
 def test_send_graph_and_fetch_it(installation: Installation, tmp_path: Path) -> None:
-    (answer,) = lines(ran(installation, "send", "--graph", "--title", "of today", "--json"))
-    until(lambda: installation.redis.exists(keys.graph(answer["id"])), 60, "the picture")
+    (answer,) = lines(ran(installation, "send", "--graph", "--title", "of today", "--timeout", "90", "--json"))
+    until(lambda: installation.redis.exists(keys.graph(answer["id"])), 100, "the picture")
     picture = tmp_path / "fetched.png"
     assert ran(installation, "graph", "--id", answer["id"], "-o", str(picture)).startswith(f"{picture} (")
     assert picture.read_bytes().startswith(b"\x89PNG")

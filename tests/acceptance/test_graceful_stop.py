@@ -25,6 +25,7 @@ from tests.support.live import Live
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Receiver
 from tests.support.redis_server import free_port
+from tests.support.sockets import unread
 from tests.support.waiting import until
 
 
@@ -113,7 +114,7 @@ def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_i
         with Connection(gateway.port) as idle, hanging(live):
             connection.send(line_of(task()) + line_of([task(), task()]) + b'{"half": ')
             over_http.request("POST", "/tasks", json.dumps(task()), {"Content-Type": "application/json"})
-            until(lambda: _unread(gateway.port, gateway.http_port) == 0, what="all to be read")
+            until(lambda: unread(gateway.port, gateway.http_port) == 0, what="all to be read")
             gateway.process.signal(signal.SIGTERM)
             until(lambda: not is_open(gateway.port) and not is_open(gateway.http_port), what="closed ports")
             assert idle.rest() == []
@@ -126,13 +127,6 @@ def test_a_gateway_that_is_asked_to_end_refuses_whoever_comes_and_answers_what_i
     assert response.status == 202
     ids = [answer["id"] for answer in (one, *both, posted)]
     assert {tasks.show(live.redis, task_id).state for task_id in ids} == {"scheduled"}
-
-
-def _unread(*ports: int) -> int:
-    """Bytes that the kernel holds for whoever listens on some ports of this machine."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    wanted = tuple(f":{port:04X}" for port in ports)
-    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(wanted))
 
 
 def test_a_gateway_that_holds_tasks_for_a_redis_that_is_away_says_so_before_it_ends(tmp_path: Path) -> None:

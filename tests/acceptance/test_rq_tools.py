@@ -80,7 +80,7 @@ def test_a_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
                     "address": {"type": "pipe", "link": "stock"},
                     "settings": {"time": 0, "data": {"data": 1}},
                 },
-                {"title": "d", "address": {"type": "__graph__"}},
+                {"title": "d", "address": {"type": "__graph__"}, "settings": {"timeout": 90}},
                 {
                     "title": "e",
                     "address": {"type": "http", "link": f"http://127.0.0.1:{free_port()}/"},

@@ -48,6 +48,7 @@ from tests.support.gateway_process import Connection, Gateway, line_of, task
 from tests.support.live import Live
 from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import RedisServer, free_port
+from tests.support.sockets import unread
 from tests.support.waiting import until
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "bounds.md"
@@ -108,7 +109,7 @@ def test_answers_that_no_client_takes_are_bounded(gateway: Gateway, redis: Redis
         for connection in greedy:
             connection.socket.settimeout(0.05)
         with pytest.raises(ConnectionError):
-            _send_in_turn(20.0, greedy, array)
+            _send_in_turn(90.0, greedy, array)
         with Connection(gateway.port) as other:
             assert other.ask(task("other"))["ok"]
             assert len(other.ask([1] * 9_999)) == 9_999
@@ -129,6 +130,7 @@ def test_bodies_that_are_on_their_way_over_http_are_bounded(gateway: Gateway, re
     at_once = HELD // len(body)
     with ExitStack() as stack:
         clients = [stack.enter_context(_request(gateway, body[:-1], headers)) for _ in range(at_once)]
+        until(lambda: unread(gateway.http_port) == 0, what="the gateway to have read the beginnings")
         until(lambda: _posted(gateway, body) == 503, what="one more to be refused")
         assert _posted(gateway, json.dumps(task()).encode()) == 202
         for client in clients:

@@ -203,8 +203,8 @@ def test_a_dead_one_is_found_retried_and_removed(live: Live, queue: str) -> None
 def test_a_graph_is_fetched_by_it(live: Live, gateway: Gateway, queue: str) -> None:
     live.start("worker", queue=queue)
     task_id = "graph/of:today"
-    live.send(queue, {"title": "g", "address": {"type": "__graph__"}, "settings": {"time": 0, "id": task_id}})
-    (record,) = live.ended([task_id], 60)  # drawing takes long on a busy machine
+    live.send(queue, {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": 90, "id": task_id}})
+    (record,) = live.ended([task_id], 100)  # drawing takes long on a busy machine
     path = json.loads(record.outcomes[0].answer)["graph"]
     assert path == "/graphs/graph%2Fof%3Atoday"
     picture = requests.get(f"http://127.0.0.1:{gateway.http_port}{path}", timeout=30)

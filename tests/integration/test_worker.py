@@ -77,7 +77,7 @@ def test_a_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, 
             http(receiver.url + "hook", time=0.1, data={"method": "POST", "json": {"n": 1}}),
             {"title": "t", "address": to_socket, "settings": {"time": 0, "data": [1, 2]}},
             {"title": "t", "address": {"type": "pipe", "link": "orders"}, "settings": {"time": 0, "data": {"data": 3}}},
-            {"title": "t", "address": {"type": "__graph__"}},
+            {"title": "t", "address": {"type": "__graph__"}, "settings": {"timeout": 90}},
         )
         connection, _ = server.accept()
         with connection:
@@ -550,8 +550,9 @@ def test_a_worker_without_descriptors_fails_deliveries_of_each_type_and_goes_on(
                 for name, link in links.items()
             ]
             dicts.append(http(http_url, retry={"attempts": 1}))
-            dicts.append({"title": "graph", "address": {"type": "__graph__"}, "settings": {"retry": {"attempts": 1}}})
-            outcomes = [one.outcomes[-1] for one in live.ended(live.send(queue, *dicts), seconds=40)]
+            graph = {"timeout": 90, "retry": {"attempts": 1}}
+            dicts.append({"title": "graph", "address": {"type": "__graph__"}, "settings": graph})
+            outcomes = [one.outcomes[-1] for one in live.ended(live.send(queue, *dicts), seconds=100)]
             return [(one["title"], outcome.status, outcome.error) for one, outcome in zip(dicts, outcomes, strict=True)]
 
         assert {status for _, status, _ in send(receiver.url)} == {"delivered"}

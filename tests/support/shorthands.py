@@ -24,7 +24,7 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
             params={"q": ["1", "2"]},
             json={"to": "ada"},
             title="t",
-            timeout=30,
+            timeout=5,
         ),
         {
             "title": "t",
