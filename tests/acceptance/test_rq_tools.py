@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import rq_scheduler
 from redis import Redis
-from rq import Queue
+from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
 
 from qtask.client.protocol import Accepted
 from qtask.model.ids import IdSource
@@ -118,7 +119,8 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
         held.wait_for(10)
         with_maintenance = ("--maintenance-interval", "1")
         stock = live.program("rq", "worker", "-u", live.server.url, *JSON, *with_maintenance, queue)
-        shared = send(live, queue, receiver.url, 60, delay=2.5)
+        until(lambda: _is_idle(live, stock.pid), what="the stock worker to wait for tasks")
+        shared = send(live, queue, receiver.url, 60, delay=1.5)
         live.ended(shared)
         assert tasks.count_tasks(live.redis, queue) | {"scheduled": 0} == {
             "scheduled": 0,
@@ -135,6 +137,11 @@ def test_a_stock_rq_worker_beside_qtasks_neither_fails_nor_duplicates_tasks(live
         assert 0 < len(by_stock) < 60, "both have delivered"
         assert Counter(held.ids + receiver.ids) == Counter(in_flight + shared)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+
+
+def _is_idle(live: Live, pid: int) -> bool:
+    """Whether a worker is registered with RQ and waits for tasks."""
+    return any(one.pid == pid and one.get_state() == WorkerStatus.IDLE for one in Worker.all(connection=live.redis))
 
 
 def test_a_task_of_a_stock_worker_that_was_killed_is_reclaimed(live: Live, queue: str) -> None:

@@ -88,12 +88,13 @@ def test_no_process_imports_what_it_does_not_run(installation: Installation) -> 
 def test_a_stop_leaves_no_process_and_a_start_goes_on_with_what_waits(tmp_path: Path, receiver: Receiver) -> None:
     with Installation(tmp_path) as first:
         with Client(first.url) as client:
-            waiting = client.http(receiver.url + "waited", delay=2).id
+            waiting = client.http(receiver.url + "waited", delay=3_600).id
         assert processes_of(tmp_path) == {first.process.pid, *first.children()}
         assert first.process.stop() == 0
     assert processes_of(tmp_path) == set()
     assert receiver.requests == []
     with Installation(tmp_path) as second:
+        assert second.redis.zadd(keys.SCHEDULE, {waiting: time.time()}, xx=True, ch=True) == 1  # due now
         (request,) = receiver.wait_for(1)
         assert request.target == "/waited"
         assert Client(f"unix://{second.data_dir}/redis.sock").show(waiting).title == f"http {receiver.url}waited"
