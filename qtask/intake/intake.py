@@ -142,6 +142,11 @@ class Intake:
                 logger.warning("commit_failed", extra={"tasks": len(batch), "error": reason})
                 answers = [unavailable(reason)] * len(batch)
                 self._give_up(reason)
+            except Exception as error:
+                # A defect of QTask. Without an answer the clients would wait for ever, and entries of the inbox would
+                # stay pending: they count as in hand until they are answered.
+                logger.exception("commit_failed", extra={"tasks": len(batch), "error": repr(error)})
+                answers = [unavailable(f"internal error: {type(error).__name__}")] * len(batch)
             else:
                 answers = [
                     None if place is None else Accepted(place.id, place.due, place.duplicate) for place in places

@@ -27,6 +27,15 @@ def transport_of(connection: Any) -> asyncio.Transport | None:
     return None if writer is None else writer.transport
 
 
+def is_closing(connection: Any) -> bool:
+    """Whether the transport of a connection of `redis.asyncio` is closed or about to be, for example after a reset.
+
+    A reset leaves no end of the stream behind, so `has_unread` does not see it.
+    """
+    transport = transport_of(connection)
+    return transport is not None and transport.is_closing()
+
+
 def set_connection_base(client: Any, name: str, base: type) -> None:
     """Makes the pool of a client create connections of a class that also inherits from `base`.
 

@@ -116,11 +116,25 @@ class _AsyncConnection:
         self._used = monotonic()
 
     async def _has_ended(self) -> bool:
-        """Whether unexpected data has arrived, most likely the end of the connection."""
+        """Whether the connection is closed, or unexpected data has arrived, most likely the end of the connection."""
         try:
-            return await redis_py.has_unread(self)
+            return redis_py.is_closing(self) or await redis_py.has_unread(self)
         except (RedisError, OSError):
             return True
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Sends bytes. Raises redis-py's errors, also on uvloop when the connection was reset before the write.
+
+        The transports of asyncio report such a reset as an `OSError` after the write, those of uvloop as a
+        `RuntimeError` before it, which redis-py lets through. Callers handle connection errors only.
+        """
+        transport = redis_py.transport_of(self)
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        except RuntimeError as error:
+            if transport is None or not transport.is_closing():
+                raise
+            raise RedisConnectionError(f"Connection reset before a command was sent: {error}") from error
 
     def after_fork(self) -> None:
         transport = redis_py.transport_of(self)

@@ -154,7 +154,7 @@ def test_send_at_an_instant(installation: Installation, receiver: Receiver) -> N
 
 def test_send_to_a_socket(installation: Installation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+        server.settimeout(30)
         ran(installation, "send", "--socket", f"127.0.0.1:{server.getsockname()[1]}", "--data", '{"to": "a socket"}')
         connection, _ = server.accept()
         with connection, connection.makefile("rb") as stream:
@@ -180,8 +180,8 @@ def _read(descriptor: int) -> bytes:
 
 
 def test_send_graph_and_fetch_it(installation: Installation, tmp_path: Path) -> None:
-    (answer,) = lines(ran(installation, "send", "--graph", "--title", "of today", "--json"))
-    until(lambda: installation.redis.exists(keys.graph(answer["id"])), 20, "the picture")
+    (answer,) = lines(ran(installation, "send", "--graph", "--title", "of today", "--timeout", "90", "--json"))
+    until(lambda: installation.redis.exists(keys.graph(answer["id"])), 100, "the picture")
     picture = tmp_path / "fetched.png"
     assert ran(installation, "graph", "--id", answer["id"], "-o", str(picture)).startswith(f"{picture} (")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -552,7 +552,7 @@ def test_cancel_does_not_affect_a_task_that_is_being_delivered(installation: Ins
     released = threading.Event()
 
     def slow(exchange: Exchange) -> None:
-        released.wait(20)
+        released.wait(60)
         exchange.answer()
 
     with Receiver(slow) as receiver:

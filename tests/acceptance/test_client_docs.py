@@ -83,7 +83,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
         thread.start()
         yield reader
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(30)
         os.close(pipe)
 
 

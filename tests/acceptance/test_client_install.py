@@ -44,7 +44,7 @@ class ClientAlone:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("QTASK_", "PYTHON"))}
         command = [str(self.folder / "bin" / program), *arguments]
         return subprocess.run(
-            command, cwd=self.folder, env=kept | environment, capture_output=True, text=True, timeout=30, check=False
+            command, cwd=self.folder, env=kept | environment, capture_output=True, text=True, timeout=60, check=False
         )
 
 

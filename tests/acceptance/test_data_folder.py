@@ -224,7 +224,7 @@ def test_redis_6_does_not_open_files_of_redis_7(tmp_path: Path, bare_python: Pat
             env={"PATH": str(old.parent)},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         assert up.returncode == 1

@@ -89,9 +89,9 @@ def test_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -> N
     command = [sys.executable, "-m", "qtask", "demo", "-o", str(tmp_path / "graph.png")]
     with said.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "TMPDIR": str(scratch)})
-    until(lambda: "Tasks wait in Redis" in said.read_text(), 20, "the middle of the demo")
+    until(lambda: "Tasks wait in Redis" in said.read_text(), 30, "the middle of the demo")
     process.send_signal(number)
-    assert process.wait(20) == 130
+    assert process.wait(30) == 130
     assert said.read_text().endswith("\nstopped\n")
     assert list(scratch.iterdir()) == []
     assert processes_of(scratch) == set()

@@ -138,7 +138,7 @@ def test_redis_that_loads_its_data(tmp_path: Path) -> None:
     server.stop()
     server.begin("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     try:
-        until(lambda: _says(server, "LOADING") or _says(server, "loading"), 20, "a Redis that loads")
+        until(lambda: _says(server, "LOADING") or _says(server, "loading"), 30, "a Redis that loads")
         finding = found(config_of(server.url, tmp_path), "is still loading its data")
     finally:
         server.kill()
@@ -220,7 +220,7 @@ def test_full_disk_and_redis_that_cannot_write(tmp_path: Path) -> None:
             with suppress(Exception):
                 for _ in range(200):
                     server.client().set("key", b"x" * 10_000)
-            until(lambda: server.client().info("persistence")["aof_last_write_status"] == "err", 10, "the failed write")
+            until(lambda: server.client().info("persistence")["aof_last_write_status"] == "err", 30, "the failed write")
             full = found(config, f"the disk of {disk} is full")
             refusing = found(config, "cannot write its append-only file, so it accepts no tasks (MISCONF)")
         finally:
@@ -317,7 +317,7 @@ def test_refused_inbox_entries(config: Config, redis: Redis, redis_server: Redis
     with Gateway(redis_server.url, tmp_path):
         for _ in range(2):
             redis.xadd(keys.INBOX, {"task": json.dumps({"title": "t"}), "reply": "reply"})
-            assert redis.blpop(["reply"], 10)
+            assert redis.blpop(["reply"], 30)
     finding = found(config, "of the inbox refused")
     assert finding.what == "2 entries of the inbox refused, the newest for: missing_field address"
     assert finding.level == "note" and "XREVRANGE qtask:refused" in finding.advice
@@ -372,7 +372,7 @@ def test_frozen_worker_and_killed_worker(config: Config, group: ProcessGroup, mo
 def test_stock_rqscheduler_instead_of_ours(config: Config, group: ProcessGroup) -> None:
     port = group.url.rpartition(":")[2].partition("/")[0]
     stock = group.program("rqscheduler", "-p", port, "-i", "1", "-j", "qtask.store.rq_job.TaskJob")
-    until(lambda: group.redis.get(keys.SCHEDULER_LOCK), 20, "its lock")
+    until(lambda: group.redis.get(keys.SCHEDULER_LOCK), 30, "its lock")
     finding = found(config, "a stock rqscheduler is running, and no scheduler of QTask")
     assert finding.level == "note" and "start `qtask scheduler`" in finding.advice
     stock.kill()

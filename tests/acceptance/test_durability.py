@@ -95,7 +95,7 @@ def test_accepted_tasks_survive_a_redis_crash_and_a_power_cut_right_after_the_an
 def test_answered_inbox_entries_and_outcomes_survive_a_power_cut(tmp_path: Path) -> None:
     with Machine(tmp_path, *SHIPPED) as machine, Receiver() as receiver:
         environment = {"QTASK_REDIS_URL": machine.server.url}
-        redis = connect(machine.server.url, 20.0)
+        redis = connect(machine.server.url, 40.0)
         processes = [Process(name, environment, tmp_path / f"{name}.log") for name in ("scheduler", "worker")]
         try:
             with Gateway(machine.server.url, tmp_path) as gateway:
@@ -103,7 +103,7 @@ def test_answered_inbox_entries_and_outcomes_survive_a_power_cut(tmp_path: Path)
                 (delivered,) = accept(gateway, [{"title": "t", "address": address, "settings": {"time": 0}}])
                 until(lambda: tasks.show(redis, delivered).state == "delivered")
                 redis.xadd(keys.INBOX, {"task": json.dumps(task()), "reply": "reply"})
-                reply: Any = redis.blpop(["reply"], 10)
+                reply: Any = redis.blpop(["reply"], 30)
                 machine.cut_power()
                 assert is_there(redis, json.loads(reply[1])["id"])
                 (later,) = accept(gateway, [{"title": "t", "address": address, "settings": {"time": 0}}])

@@ -38,7 +38,7 @@ def test_worker_with_few_descriptors_reduces_its_concurrency(live: Live, queue: 
             assert worker.poll() is None
         finally:
             worker.terminate()
-            worker.wait(20)
+            worker.wait(30)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
     (warning,) = [event for event in events(log) if event["event"] == "setting_reduced"]
     assert (warning["setting"], warning["reduced_to"], warning["wanted"]) == ("concurrency", 16, 1000)
@@ -56,7 +56,7 @@ def test_gateway_with_few_descriptors_accepts_fewer_connections(live: Live, tmp_
         )
         stack.callback(gateway.wait, 20)
         stack.callback(gateway.terminate)
-        (listening,) = until(lambda: [one for one in events(log) if one["event"] == "listening"], 20, "the gateway")
+        (listening,) = until(lambda: [one for one in events(log) if one["event"] == "listening"], 30, "the gateway")
         port = int(str(listening["port"]))
         opened = [stack.enter_context(Connection(port)) for _ in range(100)]
         # Excess connections get an error or are closed, and the first ones are served while the others keep trying.

@@ -36,7 +36,7 @@ def shell(installation: Installation, arguments: str, redirections: str = "", **
         ["sh", "-c", command],
         env={**told, **installation.environment, **environment},
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -87,7 +87,7 @@ def test_argument_that_is_not_utf_8_is_reported_in_one_line(installation: Instal
         [sys.executable, "-m", "qtask", command, b"a\xff"],
         env={**os.environ, **installation.environment},
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
@@ -104,11 +104,11 @@ def test_up_runs_when_nobody_reads_its_output(tmp_path: Path, redirections: str)
         pid_file = tmp_path / "pid"
         until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), what="the process")
         folder = tmp_path / "data"
-        until((folder / "redis.url").exists, 20, "its Redis")
+        until((folder / "redis.url").exists, 30, "its Redis")
         with Receiver() as receiver:
             arguments = ["send", "--http", receiver.url, "--redis", (folder / "redis.url").read_text()]
-            subprocess.run([sys.executable, "-m", "qtask", *arguments], timeout=30, check=True, capture_output=True)
-            receiver.wait_for(1, 20)
+            subprocess.run([sys.executable, "-m", "qtask", *arguments], timeout=60, check=True, capture_output=True)
+            receiver.wait_for(1)
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
         process.wait(30)

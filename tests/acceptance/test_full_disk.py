@@ -106,8 +106,8 @@ def test_qtask_up_survives_a_full_disk_and_keeps_accepted_tasks(disk: Disk, tmp_
         assert {*accepted, later} <= set(scheduled(installation.redis))
         with Client(installation.url) as client:
             delivered = client.http(receiver.url + "again").id
-        receiver.wait_for(1, 20)
-        until(lambda: tasks.show(installation.redis, delivered).state == "delivered", 20)
+        receiver.wait_for(1)
+        until(lambda: tasks.show(installation.redis, delivered).state == "delivered", 30)
         assert installation.process.stop(30) == 0
     with Installation(tmp_path) as again:
         assert {*accepted, later} <= set(scheduled(again.redis))
@@ -142,19 +142,19 @@ def test_rewrite_without_room_does_no_harm_and_leaves_nothing(disk: Disk) -> Non
         for _ in range(3):
             with suppress(ResponseError):
                 client.bgrewriteaof()
-            until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 20)
+            until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 30)
         assert client.info("persistence")["aof_last_bgrewrite_status"] == "err"
         with suppress(RedisError):  # this one does not fit
             for number in range(17):
                 client.set(f"another {number}", os.urandom(100_000))
-        until(lambda: not embedded.running, 20)
+        until(lambda: not embedded.running, 30)
         disk.make_room()
 
         def is_back() -> bool:
             embedded.look()
             return embedded.answers
 
-        until(is_back, 20, "Redis to be back", every=0.1)
+        until(is_back, 30, "Redis to be back", every=0.1)
         client = Redis.from_url(embedded.url)
         assert [len(client.get(f"key {number}") or b"") for number in range(17)] == [100_000] * 17
         assert not list(disk.folder.rglob("temp-*"))
@@ -173,11 +173,11 @@ def test_processes_wait_for_a_redis_that_rejects_writes_while_the_disk_is_full(
             with pytest.raises(ResponseError, match="MISCONF"):
                 live.redis.set("x", "y")
             disk.make_room()
-            later = until(lambda: is_accepted(gateway.url), 20, "tasks to be accepted", every=0.2)
+            later = until(lambda: is_accepted(gateway.url), 30, "tasks to be accepted", every=0.2)
             with Client(gateway.url) as client:
                 delivered = client.http(receiver.url + "again").id
-            receiver.wait_for(1, 20)
-            until(lambda: tasks.show(live.redis, delivered).state == "delivered", 20)
+            receiver.wait_for(1)
+            until(lambda: tasks.show(live.redis, delivered).state == "delivered", 30)
             assert all(process.running for process in (gateway.process, *others))
             assert {*accepted, later} <= set(scheduled(live.redis))
             assert live.redis.zcard(keys.SCHEDULE) >= len(accepted)

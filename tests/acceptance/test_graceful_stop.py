@@ -25,6 +25,7 @@ from tests.support.live import Live
 from tests.support.processes import Process
 from tests.support.receiver import Exchange, Gate, Receiver
 from tests.support.redis_server import free_port
+from tests.support.sockets import unread
 from tests.support.waiting import until
 
 
@@ -40,7 +41,7 @@ def http(url: str, delay: float = 0.0, **settings: Any) -> dict[str, Any]:
     return {"title": url, "address": {"type": "http", "link": url}, "settings": {"time": delay, **settings}}
 
 
-def wait_for_exit(process: Process, seconds: float = 15.0) -> int:
+def wait_for_exit(process: Process, seconds: float = 30.0) -> int:
     """Waits until a process that was signalled has exited; returns its exit code."""
     until(lambda: not process.running, seconds, f"the {process.name} to end")
     return process.stop()
@@ -96,11 +97,11 @@ def slow(live: Live) -> Iterator[Slow]:
 
 def test_stopping_gateway_refuses_new_connections_and_answers_what_it_has(live: Live, tmp_path: Path) -> None:
     with Gateway(live.url, tmp_path) as gateway, Connection(gateway.port) as connection:
-        over_http = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
+        over_http = HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)
         with Connection(gateway.port) as idle, hanging(live):
             connection.send(line_of(task()) + line_of([task(), task()]) + b'{"half": ')
             over_http.request("POST", "/tasks", json.dumps(task()), {"Content-Type": "application/json"})
-            until(lambda: _unread(gateway.port, gateway.http_port) == 0, what="all to be read")
+            until(lambda: unread(gateway.port, gateway.http_port) == 0, what="all to be read")
             gateway.process.signal(signal.SIGTERM)
             until(lambda: not is_open(gateway.port) and not is_open(gateway.http_port), what="closed ports")
             assert idle.rest() == []
@@ -113,13 +114,6 @@ def test_stopping_gateway_refuses_new_connections_and_answers_what_it_has(live: 
     assert response.status == 202
     ids = [answer["id"] for answer in (one, *both, posted)]
     assert {tasks.show(live.redis, task_id).state for task_id in ids} == {"scheduled"}
-
-
-def _unread(*ports: int) -> int:
-    """Bytes in the kernel that the listeners on some local ports have not read."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    wanted = tuple(f":{port:04X}" for port in ports)
-    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(wanted))
 
 
 def test_stopping_gateway_answers_unavailable_for_tasks_held_for_an_absent_redis(tmp_path: Path) -> None:
@@ -145,7 +139,7 @@ def test_inbox_entries_of_a_stopping_gateway_are_finished_or_left_to_another(liv
             if number == 2_000:
                 first.process.signal(signal.SIGTERM)
         assert wait_for_exit(first.process) == 0
-        until(lambda: live.redis.xlen(keys.INBOX) == 0, 20, "an empty inbox")
+        until(lambda: live.redis.xlen(keys.INBOX) == 0, 30, "an empty inbox")
         assert live.redis.xpending(keys.INBOX, keys.INBOX_GROUP)["pending"] == 0
         titles = Counter(
             record.title
@@ -218,7 +212,7 @@ def test_worker_processes_signalled_twice_give_back_tasks_in_flight_at_once(live
         workers.signal(signal.SIGTERM)
         until(lambda: workers.log.read_text().count('"event": "stopping"') == 2, what="both workers to be stopping")
         workers.signal(signal.SIGTERM)
-        assert wait_for_exit(workers, 5) == 0
+        assert wait_for_exit(workers, 20) == 0
         assert sorted(live.queued("workers")) == sorted(ids)
         assert tasks.count_tasks(live.redis, "workers")["started"] == 0
         held.open()
@@ -332,7 +326,7 @@ def test_rolling_restart_under_load_loses_and_duplicates_nothing(live: Live, tmp
             receiver.wait_for(len(receiver.requests) + 100, 20)
         finally:
             load.stop()
-        until(lambda: live.redis.xlen(keys.INBOX) == 0, 20, "an empty inbox")
+        until(lambda: live.redis.xlen(keys.INBOX) == 0, 30, "an empty inbox")
         until(lambda: _left(live, queue) == 0, 30, "everything to be delivered")
         for process in running.values():
             process.signal(signal.SIGTERM)

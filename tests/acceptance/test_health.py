@@ -92,7 +92,7 @@ def test_hanging_process_is_unhealthy_and_others_are_not(live: Live, tmp_path: P
                 said = rf"BAD   the {role} with process id {pid} hangs: no heartbeat for \d+ s\n .*"
                 assert re.match(said, words) and words.count("hangs") == 1, words
             assert fine(live, "worker", "other"), "a healthy worker on the same host"
-        until(lambda: fine(live, "worker", "two") and fine(live, "scheduler", "of-schedulers"), 20, "life", every=0.5)
+        until(lambda: fine(live, "worker", "two") and fine(live, "scheduler", "of-schedulers"), 30, "life", every=0.5)
     workers[0].kill()
     assert fine(live, "worker", "two") == "ok    1 worker is alive\n", "a killed process does not count as hanging"
     workers[1].stop()
@@ -118,7 +118,7 @@ def test_each_container_sees_its_own_processes(live: Live) -> None:
 
     try:
         for container in containers:
-            until(lambda container=container: children(container.pid) and health(container), 20, every=0.2)  # type: ignore[misc]
+            until(lambda container=container: children(container.pid) and health(container), 30, every=0.2)  # type: ignore[misc]
         assert not fine(live, "worker", "contained"), "the host sees neither of them"
         with frozen(*children(containers[0].pid)):
             until(lambda: not health(containers[0]), HANGS_SECONDS, "the frozen one to be ill", every=0.5)
@@ -136,7 +136,7 @@ def test_process_that_waits_for_redis_is_healthy(tmp_path: Path, name: str) -> N
     environment = {"QTASK_REDIS_URL": url, "QTASK_PORT": port, "QTASK_HTTP_PORT": "0"}
     process = Process(name, environment, tmp_path / "log")
     try:
-        until(lambda: look(url, name, "qtask", "--port", port)[0] == 0, 20, "a process that is well", every=0.3)
+        until(lambda: look(url, name, "qtask", "--port", port)[0] == 0, 30, "a process that is well", every=0.3)
     finally:
         process.kill()
     assert unhealthy(url, name, "qtask", "--port", port)

@@ -47,7 +47,7 @@ def black_hole(host, port):
     time.sleep(0.2)
     return one, fillers
 
-def said(kind, link, timeout=5.0, by=deliver):
+def said(kind, link, timeout=30.0, by=deliver):
     try:
         result = by(task(kind, link, 1, timeout))
     except Failure as failure:
@@ -130,7 +130,7 @@ def test_datagram_goes_to_the_next_address_when_the_first_refuses_it(tmp_path: P
     code = """
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
     receiver.bind(("127.0.0.1", 0))
-    receiver.settimeout(10)
+    receiver.settimeout(30)
     for by in (deliver, by_function):
         said("udp", f"both:{receiver.getsockname()[1]}", by=by)
         print(receiver.recv(100).decode())

@@ -87,7 +87,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
                 shlex.split(UP.text), cwd=folder, env={**os.environ, **environment}, stderr=output, stdout=output
             )
         try:
-            until(lambda: '"ready"' in log.read_text() or process.poll() is not None, 20, "qtask up")
+            until(lambda: '"ready"' in log.read_text() or process.poll() is not None, 60, "qtask up")
             assert process.poll() is None, log.read_text()
             yield Reader(folder, ports, environment, receiver)
         finally:
@@ -99,7 +99,7 @@ def _knows(name: str) -> bool:
     """Whether this machine has a command as the README needs it; some versions of nc do not have -N."""
     if shutil.which(name) is None:
         return False
-    told = subprocess.run([name, "-h"], capture_output=True, text=True, timeout=10, check=False)
+    told = subprocess.run([name, "-h"], capture_output=True, text=True, timeout=30, check=False)
     return name != "nc" or re.search(r"-N\b", told.stdout + told.stderr) is not None
 
 

@@ -100,10 +100,10 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
         inbox = connect(url_of(server, "inbox"), 15.0)
         reply = f"{rights.REPLY_PREFIX}one"
         inbox.xadd(keys.INBOX, {"task": json.dumps(task("inbox", expires=3_600)), "reply": reply})
-        answer: Any = inbox.blpop([reply], 10)
+        answer: Any = inbox.blpop([reply], 30)
         ids.append(json.loads(answer[1])["id"])
         inbox.xadd(keys.INBOX, {"task": "{}", "reply": reply})
-        refused: Any = inbox.blpop([reply], 10)
+        refused: Any = inbox.blpop([reply], 30)
         assert not json.loads(refused[1])["ok"]
         with pytest.raises(NoPermissionError):
             inbox.get("other")
@@ -216,7 +216,7 @@ def failure_of(role: str, environment: dict[str, str], folder: Path) -> dict[str
     """Starts a process that must exit with 1; returns the only event that it logs."""
     process = Process(role, environment, folder / "log")
     try:
-        until(lambda: not process.running, 20, "its end")
+        until(lambda: not process.running, 30, "its end")
         assert process.stop() == 1
     finally:
         process.kill()
@@ -255,7 +255,7 @@ def test_gateway_that_learns_of_it_late_exits(tmp_path: Path) -> None:
         acl.write_text(f"user default on nopass +@all ~* &*\nuser poor on >{PASSWORD} +@all ~* resetchannels\n")
         server.begin("--aclfile", str(acl))
         try:
-            until(lambda: not gateway.process.running, 20, "its end")
+            until(lambda: not gateway.process.running, 30, "its end")
         finally:
             server.kill()
         assert "may not PUBLISH on qtask:wake" in gateway.log
@@ -272,7 +272,7 @@ def test_worker_names_a_revoked_right_and_continues_when_it_is_granted_again(
         admin.execute_command("ACL", "SETUSER", "changed", "-blmove")
         link = {"type": "http", "link": receiver.url}
         (task_id,) = group.send("changed", {"title": "t", "address": link, "settings": {"time": 0}})
-        until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 20, "the right to be named")
+        until(lambda: "may not BLMOVE: grant +blmove" in worker.log.read_text(), 30, "the right to be named")
         assert worker.running
         admin.execute_command("ACL", "SETUSER", "changed", "+blmove")
         (record,) = group.ended([task_id])

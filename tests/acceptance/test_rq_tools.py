@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import rq_scheduler
 from redis import Redis
-from rq import Queue
+from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
 
 from qtask.client.protocol import Accepted
 from qtask.model.ids import IdSource
@@ -80,7 +81,7 @@ def test_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
                     "address": {"type": "pipe", "link": "stock"},
                     "settings": {"time": 0, "data": {"data": 1}},
                 },
-                {"title": "d", "address": {"type": "__graph__"}},
+                {"title": "d", "address": {"type": "__graph__"}, "settings": {"timeout": 90}},
                 {
                     "title": "e",
                     "address": {"type": "http", "link": f"http://127.0.0.1:{free_port()}/"},
@@ -118,7 +119,8 @@ def test_stock_rq_worker_next_to_ours_neither_fails_nor_duplicates_tasks(live: L
         held.wait_for(10)
         with_maintenance = ("--maintenance-interval", "1")
         stock = live.program("rq", "worker", "-u", live.server.url, *JSON, *with_maintenance, queue)
-        shared = send(live, queue, receiver.url, 60, delay=2.5)
+        until(lambda: _is_idle(live, stock.pid), what="the stock worker to wait for tasks")
+        shared = send(live, queue, receiver.url, 60, delay=1.5)
         live.ended(shared)
         assert tasks.count_tasks(live.redis, queue) | {"scheduled": 0} == {
             "scheduled": 0,
@@ -131,10 +133,15 @@ def test_stock_rq_worker_next_to_ours_neither_fails_nor_duplicates_tasks(live: L
         gate.open()
         records = live.ended(in_flight + shared)
         stock.send_signal(signal.SIGTERM)
-        stock.wait(10)
+        stock.wait(30)
         assert 0 < len(by_stock) < 60, "both workers have delivered"
         assert Counter(held.ids + receiver.ids) == Counter(in_flight + shared)
     assert {(record.state, record.attempts) for record in records} == {("delivered", 1)}
+
+
+def _is_idle(live: Live, pid: int) -> bool:
+    """Whether a worker is registered with RQ and waits for tasks."""
+    return any(one.pid == pid and one.get_state() == WorkerStatus.IDLE for one in Worker.all(connection=live.redis))
 
 
 def test_task_of_a_killed_stock_worker_is_reclaimed(live: Live, queue: str) -> None:
@@ -182,7 +189,7 @@ def test_stock_rqscheduler_next_to_ours_stays_passive(live: Live, queue: str) ->
     fields: Any = live.redis.hkeys(keys.job(task_id))
     assert b"created_at" not in fields, "rqscheduler would have written it"
     stock.send_signal(signal.SIGTERM)
-    stock.wait(10)
+    stock.wait(30)
 
 
 def _log_of(program: str, live: Live) -> str:
@@ -279,7 +286,7 @@ def test_rq_dashboard_lists_queues_and_jobs_and_shows_one(live: Live, queue: str
     live.wait_queued(queue, 1)
 
     def get(path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/0/{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/0/{path}", timeout=30) as response:
             return json.loads(response.read())
 
     until(lambda: _listens(port), what="rq-dashboard to listen")

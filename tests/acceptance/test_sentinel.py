@@ -102,7 +102,7 @@ class System:
         with self.group.client() as client:
             ids.append(client.send(self.task()).id)
         self.group.redis.xadd(keys.INBOX, {"task": json.dumps(self.task()), "reply": "reply"})
-        reply: Any = self.group.redis.blpop(["reply"], 15)
+        reply: Any = self.group.redis.blpop(["reply"], 30)
         ids.append(json.loads(reply[1])["id"])
         self.check_delivered_once(ids)
         assert all(process.running for process in self.processes)
@@ -259,7 +259,7 @@ def test_failover_from_a_hanging_master_and_its_return_as_a_replica(system: Syst
     system.check_all_ways()
     for task_id in left:
         assert tasks.cancel(system.group.redis, task_id) == "scheduled"
-    until(lambda: _accepts(system), 10, "the replica to take part again")
+    until(lambda: _accepts(system), 30, "the replica to take part again")
 
 
 def _has_leases(system: System, ids: list[str]) -> bool:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 STOPS = [*INSISTING, *ASKING]
 
 
-def ended(process: Process, seconds: float = 15.0) -> int:
+def ended(process: Process, seconds: float = 30.0) -> int:
     until(lambda: not process.running, seconds, f"the {process.name} to end")
     return process.stop()
 
@@ -66,7 +66,7 @@ def test_qtask_up_stops_in_order_on_every_signal(tmp_path: Path) -> None:
         with Installation(folder) as installation:
             until(lambda: "working" in [event["event"] for event in installation.events()], 30, "the worker to work")
             installation.process.signal(number)
-            assert ended(installation.process, 20) == 0, number
+            assert ended(installation.process) == 0, number
             stopped = {event["process"] for event in installation.events() if event["event"] == "stopped"}
             assert stopped == {"gateway", "worker"}, number
         assert processes_of(folder) == set()
@@ -111,7 +111,7 @@ def test_process_that_waits_for_redis_stops_on_a_signal(tmp_path: Path, name: st
     environment = {"QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "QTASK_PORT": "0", "QTASK_HTTP_PORT": "0"}
     process = Process(name, environment, tmp_path / "log")
     said = "listening" if name == "gateway" else "redis_away"
-    until(lambda: said in process.log.read_text(), 20, said)
+    until(lambda: said in process.log.read_text(), 30, said)
     process.signal(signal.SIGTERM)
     assert ended(process) == 0, process.log.read_text()
 
@@ -124,7 +124,7 @@ def test_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
         time.sleep(seconds)
         up.signal(signal.SIGHUP)
         ended(up, 20)
-        until(lambda: processes_of(tmp_path) == set(), 10, "all to have ended")
+        until(lambda: processes_of(tmp_path) == set(), 30, "all to have ended")
 
 
 # --- deliveries in flight ----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_deliveries_in_flight_are_finished_and_counted_before_redis_ends(
         time.sleep(0.3)
         assert {"redis", "worker"} <= set(first.children().values())
         behaviour.open()
-        assert ended(first.process, 20) == 0
+        assert ended(first.process) == 0
         assert "process_killed" not in [event["event"] for event in first.events()]
     with Installation(tmp_path) as second:
         record = tasks.show(second.redis, task_id)
@@ -201,7 +201,7 @@ def test_closed_terminal_stops_it_in_order(tmp_path: Path, held: tuple[Gate, Rec
     time.sleep(0.5)
     assert up.poll() is None
     behaviour.open()
-    assert up.wait(20) == 0
+    assert up.wait(30) == 0
     assert processes_of(tmp_path) == set()
     with Installation(tmp_path) as second:
         assert tasks.show(second.redis, task_id).state == "delivered"
@@ -218,4 +218,4 @@ def test_frozen_supervisor_does_not_delay_deliveries(tmp_path: Path) -> None:
         client.http(receiver.url + "thawed")
         receiver.wait_for(2)
         assert Redis.from_url(embedded_url(installation.data_dir)).ping()
-        assert installation.process.stop(20) == 0
+        assert installation.process.stop() == 0

@@ -23,11 +23,11 @@ from tests.support.shorthands import HTTP, SHORTHANDS
 Talk = Callable[[AsyncClient], Awaitable[None]]
 
 
-def run(url: str, talk: Talk, timeout: float = 10.0) -> None:
-    """Runs a coroutine with a client; fails after 20 seconds."""
+def run(url: str, talk: Talk, timeout: float = 30.0) -> None:
+    """Runs a coroutine with a client; fails after 30 seconds."""
 
     async def main() -> None:
-        async with asyncio.timeout(20), AsyncClient(url, timeout=timeout) as client:
+        async with asyncio.timeout(60), AsyncClient(url, timeout=timeout) as client:
             await talk(client)
 
     asyncio.run(main())

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import select
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import uvloop
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from qtask import AsyncClient, Client, Unavailable
 from qtask.client.protocol import Accepted
 from qtask.store import connect as connecting
+from qtask.store import keys
 from tests.chaos.proxy import Proxy
 from tests.support.gateway_process import Connection, Gateway, scheduled, task
 from tests.support.redis_server import RedisServer
@@ -72,9 +80,9 @@ def test_gateway_continues_after_redis_closed_its_connections(gateway: Gateway, 
         for path, status in (("/health", 200), ("/graphs/x", 404), ("/tasks/x", 404)):
             end_all(own)
             asyncio.run(asyncio.sleep(pause))
-            assert requests.get(gateway.http_url + path, timeout=10).status_code == status, path
+            assert requests.get(gateway.http_url + path, timeout=30).status_code == status, path
         end_all(own)
-        assert requests.post(gateway.http_url + "/tasks", json=task(), timeout=10).json()["ok"]
+        assert requests.post(gateway.http_url + "/tasks", json=task(), timeout=30).json()["ok"]
     assert len(scheduled(own)) == 5
 
 
@@ -103,7 +111,7 @@ def test_long_idle_connection_is_replaced_before_use(
             assert len(ours()) == 1 and not ours() & first
 
     asyncio.run(talk())
-    until(lambda: not ours(), 10, "the end of the first client's connection")
+    until(lambda: not ours(), 30, "the end of the first client's connection")
     monkeypatch.setattr(connecting, "IDLE_SECONDS", 60.0)
     with Client(url) as client:
         client.send(task())
@@ -114,6 +122,143 @@ def test_long_idle_connection_is_replaced_before_use(
         monkeypatch.setattr(connecting, "IDLE_SECONDS", 0.0)
         client.send(task())
         assert len(ours()) == 1 and not ours() & first
+
+
+# --- reset --------------------------------------------------------------------------------------------------------
+
+
+class Relay:
+    """A way to Redis that resets connections, as Redis does when it is killed and has not read all that came.
+
+    Attributes:
+        url: its address.
+        last: number of the reply after which each connection ends, counted from 1; 0 for no end.
+        abrupt: whether it ends with a reset, otherwise with a mere end of the stream; the reset follows the next write.
+        asked: is set when the last reply is there, and held back.
+        let_go: sends it, and ends its connection at once.
+        ended: is set then.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._clients: set[socket.socket] = set()
+        self.last, self.abrupt = 0, True
+        self.asked, self.let_go, self.ended = (threading.Event() for _ in range(3))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def reset_all(self) -> None:
+        """Resets every connection."""
+        for client in list(self._clients):
+            self._reset(client)
+
+    def close(self) -> None:
+        """Takes no more connections, and resets those that there are."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.reset_all()
+
+    def _reset(self, client: socket.socket) -> None:
+        self._clients.discard(client)
+        with suppress(OSError):  # the client has hung up
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            client.shutdown(socket.SHUT_RD)  # wakes the thread below; alone, it tells the client nothing
+        client.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it was closed
+            while True:
+                client, _ = self._listener.accept()
+                self._clients.add(client)
+                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        replies = 0
+        with suppress(OSError, ValueError), socket.create_connection(("127.0.0.1", self._port)) as server:
+            while True:
+                readable, _, _ = select.select([client, server], [], [], 0.01)
+                if client in readable:
+                    data = client.recv(65_536)
+                    if not data:
+                        break
+                    server.sendall(data)
+                if server in readable:
+                    data = server.recv(65_536)
+                    replies += 1
+                    if replies != self.last:
+                        client.sendall(data)
+                        continue
+                    self.asked.set()
+                    self.let_go.wait(30)
+                    client.sendall(data)
+                    if self.abrupt:
+                        self._reset(client)
+                    client.close()
+                    self.ended.set()
+                    return
+        self._clients.discard(client)
+        client.close()
+
+
+@pytest.fixture
+def relay(redis_server: RedisServer) -> Iterator[Relay]:
+    with closing(Relay(redis_server.port)) as relay:
+        yield relay
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_connection_that_was_reset_while_idle_is_replaced(relay: Relay, redis: Redis, run: Callable[..., Any]) -> None:
+    async def talk() -> None:
+        client = connecting.connect_async(relay.url, 30)
+        for _ in range(5):
+            assert await client.ping()
+            relay.reset_all()
+            await asyncio.sleep(0.05)
+        await client.aclose()
+
+    run(talk())
+
+
+@pytest.mark.parametrize("abrupt", [True, False], ids=["reset", "end"])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_end_during_the_handshake_is_a_connection_error(
+    relay: Relay, redis: Redis, run: Callable[..., Any], abrupt: bool
+) -> None:
+    async def talk(last: int) -> None:
+        client = connecting.connect_async(relay.url, 30)
+        relay.last, relay.abrupt = last, abrupt
+        for event in (relay.asked, relay.let_go, relay.ended):
+            event.clear()
+        asking = asyncio.ensure_future(client.ping())
+        while not relay.asked.is_set() and not asking.done():
+            await asyncio.sleep(0)
+        relay.let_go.set()
+        if relay.asked.is_set():
+            relay.ended.wait(30)  # holds up the loop, which then finds the reply and the end together
+        ends.append(asking.done())
+        with suppress(RedisConnectionError):
+            assert await asking
+        relay.last = 0
+        assert await client.ping()
+        await client.aclose()
+
+    ends: list[bool] = []
+    for last in range(1, 6):
+        run(talk(last))
+    assert ends[:2] == [False, False]
+
+
+def test_gateway_accepts_tasks_after_its_connections_were_reset(relay: Relay, redis: Redis, tmp_path: Path) -> None:
+    with Gateway(relay.url, tmp_path) as gateway, Connection(gateway.port) as connection:
+        for number in range(5):
+            assert connection.ask(task())["ok"]
+            redis.xadd(keys.INBOX, {"task": json.dumps(task())})
+            until(lambda: len(scheduled(redis)) == 2 * number + 2)  # noqa: B023
+            relay.reset_all()
+            asyncio.run(asyncio.sleep(0.05))
+        assert gateway.process.running
+        assert "Traceback" not in gateway.log
 
 
 # --- broken in the middle of a reply ------------------------------------------------------------------------------

@@ -334,7 +334,7 @@ def answers_alone(gateway: Gateway, raw: bytes) -> list[Any]:
 
 
 def posted(gateway: Gateway, raw: bytes, content_type: str = "application/json") -> tuple[int, Any]:
-    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)) as connection:
+    with closing(HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)) as connection:
         connection.request("POST", "/tasks", raw, {"Content-Type": content_type} if content_type else {})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
@@ -342,7 +342,7 @@ def posted(gateway: Gateway, raw: bytes, content_type: str = "application/json")
 
 def replied(store: Redis, name: str) -> Any:
     """The answer that was pushed to the key that an inbox entry named."""
-    answer: Any = until(lambda: store.lpop(f"reply:{name}"), 20, f"the answer to {name!r}")
+    answer: Any = until(lambda: store.lpop(f"reply:{name}"), 30, f"the answer to {name!r}")
     return json.loads(answer)
 
 

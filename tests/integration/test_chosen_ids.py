@@ -112,11 +112,11 @@ def test_every_entrance_answers_with_the_id_of_the_client(live: Live, gateway: G
     assert first == {"ok": True, "id": task_id, "due": LATER}
     again = {**first, "duplicate": True}
     url = f"http://127.0.0.1:{gateway.http_port}/tasks"
-    assert requests.post(url, json=one(task_id), timeout=10).json() == again
-    assert requests.post(url, json=[one(task_id)], timeout=10).json() == [again]
+    assert requests.post(url, json=one(task_id), timeout=30).json() == again
+    assert requests.post(url, json=[one(task_id)], timeout=30).json() == [again]
     reply = f"answer-{next(_numbers)}"
     live.redis.xadd(keys.INBOX, {"task": json.dumps(one(task_id)), "reply": reply})
-    answer: Any = live.redis.blpop([reply], 10)
+    answer: Any = live.redis.blpop([reply], 30)
     assert json.loads(answer[1]) == again
     with live.client() as client:
         accepted = client.send(one(task_id))
@@ -126,7 +126,7 @@ def test_every_entrance_answers_with_the_id_of_the_client(live: Live, gateway: G
         assert client.cancel(task_id) == "scheduled"
     reply = f"answer-{next(_numbers)}"
     live.redis.xadd(keys.INBOX, {"task": json.dumps(one(task_id)), "reply": reply})
-    answer = live.redis.blpop([reply], 10)
+    answer = live.redis.blpop([reply], 30)
     assert json.loads(answer[1]) == first
     tasks.cancel(live.redis, task_id)
 
@@ -136,15 +136,15 @@ def test_id_in_a_path_is_percent_encoded(live: Live, gateway: Gateway, task_id: 
     url = f"http://127.0.0.1:{gateway.http_port}/tasks/{quote(task_id, safe='')}"
     with live.client() as client:
         client.send(one(task_id))
-    shown = requests.get(url, timeout=10)
+    shown = requests.get(url, timeout=30)
     assert (shown.status_code, shown.json()["id"], shown.json()["state"]) == (200, task_id, "scheduled")
     for verb in ("retry", "remove", "forget"):
-        answer = requests.post(f"{url}/{verb}", json={}, timeout=10)
+        answer = requests.post(f"{url}/{verb}", json={}, timeout=30)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["state"]) == (409, "wrong_state", "scheduled"), verb
         assert task_id in error["message"]
-    assert requests.delete(url, timeout=10).json() == {"ok": True, "id": task_id, "was": "scheduled"}
-    assert requests.get(url, timeout=10).status_code == 404
+    assert requests.delete(url, timeout=30).json() == {"ok": True, "id": task_id, "was": "scheduled"}
+    assert requests.get(url, timeout=30).status_code == 404
 
 
 def test_commands_accept_and_show_the_id(live: Live) -> None:
@@ -203,11 +203,11 @@ def test_dead_letter_is_found_retried_and_removed_by_its_id(live: Live, queue: s
 def test_graph_is_fetched_by_its_id(live: Live, gateway: Gateway, queue: str) -> None:
     live.start("worker", queue=queue)
     task_id = "graph/of:today"
-    live.send(queue, {"title": "g", "address": {"type": "__graph__"}, "settings": {"time": 0, "id": task_id}})
-    (record,) = live.ended([task_id], 60)  # drawing takes long on a busy machine
+    live.send(queue, {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": 90, "id": task_id}})
+    (record,) = live.ended([task_id], 100)  # drawing takes long on a busy machine
     path = json.loads(record.outcomes[0].answer)["graph"]
     assert path == "/graphs/graph%2Fof%3Atoday"
-    picture = requests.get(f"http://127.0.0.1:{gateway.http_port}{path}", timeout=10)
+    picture = requests.get(f"http://127.0.0.1:{gateway.http_port}{path}", timeout=30)
     assert picture.content.startswith(b"\x89PNG")
 
 
@@ -260,12 +260,12 @@ def test_rqscheduler_and_rq_dashboard_handle_a_chosen_id(tmp_path_factory: pytes
         def job() -> Any:
             url = f"http://127.0.0.1:{port}/0/data/job/{stored_id('order:7')}.json"
             try:
-                with urllib.request.urlopen(url, timeout=10) as response:
+                with urllib.request.urlopen(url, timeout=30) as response:
                     return json.loads(response.read())
             except OSError:
                 return None
 
-        found = until(job, 20, "rq-dashboard to show it")
+        found = until(job, 60, "rq-dashboard to show it")
         assert (found["id"], found["origin"]) == ("0__order_3A7", "qtask")
         live.start("worker")
         live.ended(["order:7", "a/b?c#d%41"])

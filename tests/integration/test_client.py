@@ -129,11 +129,11 @@ def test_task_does_not_wait_for_slowly_produced_ones(client: Client, redis: Redi
 
 
 def test_slow_consumer_of_answers_loses_nothing(url: str, redis: Redis) -> None:
-    with Client(url, timeout=0.3) as client:
+    with Client(url, timeout=1.5) as client:
         answers = client.send_iter(task(str(n)) for n in range(1_000))
         for n in range(1_000):
-            if n in (0, 1, 500):
-                time.sleep(0.4)  # longer than the client waits for an answer
+            if n in (1, 500):
+                time.sleep(1.6)  # longer than the client waits for an answer
             assert ok(next(answers))
         assert next(answers, None) is None
 
@@ -427,7 +427,7 @@ def test_socket_client_does_not_import_redis_or_rq(gateway: Gateway, redis: Redi
         f"with qtask.Client({gateway.url!r}) as client: client.http('http://127.0.0.1:9/', delay={HOUR})\n"
         "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "[]"
     assert len(scheduled(redis)) == 1
 
@@ -537,5 +537,5 @@ def test_http_client_does_not_import_redis(gateway: Gateway, redis: Redis) -> No
         "    assert client.show(task_id).task['title'] == 'http http://127.0.0.1:9/'\n"
         "print([name for name in ('redis', 'rq', 'pycurl', 'matplotlib', 'uvicorn') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "[]"

@@ -71,7 +71,7 @@ def deliver(request: pytest.FixtureRequest) -> Iterator[Deliver]:
         curl.close()
 
 
-def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 5.0, attempt: int = 1) -> HttpRequest:
+def prepared(url: str, data: dict[str, Any] | None = None, timeout: float = 30.0, attempt: int = 1) -> HttpRequest:
     settings = {"time": 0, "timeout": timeout, "data": data or {}}
     task = {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
     return prepare(read_task(msgspec.json.encode(task)), "P7DVFCP--0--", attempt, 1795539666.25)
@@ -441,7 +441,7 @@ def test_zone_of_an_ipv6_address_is_used_and_not_sent(deliver: Deliver, host: st
 
 
 def hang(exchange: Exchange) -> None:
-    exchange.connection.settimeout(10)
+    exchange.connection.settimeout(30)
     exchange.connection.recv(1)
 
 

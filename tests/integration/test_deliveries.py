@@ -30,7 +30,7 @@ from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
 
-def task(kind: str, link: str, data: Any = 1, timeout: float = 5.0) -> Task:
+def task(kind: str, link: str, data: Any = 1, timeout: float = 30.0) -> Task:
     settings = {"time": 0, "data": data, "timeout": timeout}
     one = {"title": "t", "address": {"type": kind, "link": link}, "settings": settings}
     return read_task(msgspec.json.encode(one))
@@ -74,11 +74,11 @@ class Listener:
             with suppress(ConnectionError):  # the delivery reads a bounded answer and then closes
                 connection.sendall(self._answer)
             if self._keep_open:
-                self._over.wait(10)
+                self._over.wait(60)
 
     def close(self) -> None:
         self._over.set()
-        self._thread.join(5)
+        self._thread.join(30)
         self._server.close()
 
 
@@ -256,7 +256,7 @@ def test_silence_counts_as_delivered_only_when_the_receiver_has_everything() -> 
     over = threading.Event()
 
     def receive_never(connection: socket.socket) -> None:
-        over.wait(20)
+        over.wait(60)
         connection.close()
 
     with receiving(receive_never, window=10_000) as place:
@@ -268,7 +268,7 @@ def test_silence_counts_as_delivered_only_when_the_receiver_has_everything() -> 
     def receive_late(connection: socket.socket) -> None:
         time.sleep(1.5)
         read_to_the_end(connection)
-        over.wait(20)
+        over.wait(60)
         connection.close()
 
     over.clear()
@@ -503,7 +503,7 @@ def test_full_pipe_times_out(tmp_path: Path) -> None:
 def bound(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> Iterator[socket.socket]:
     with socket.socket(family, socket.SOCK_DGRAM) as receiver:
         receiver.bind((host, 0))
-        receiver.settimeout(5)
+        receiver.settimeout(30)
         yield receiver
 
 

@@ -70,7 +70,7 @@ def answering(text: bytes) -> Iterator[int]:
             yield server.getsockname()[1]
         finally:
             server.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(30)
 
 
 def submit_late(redis: Redis, seconds: float) -> None:
@@ -83,7 +83,7 @@ def submit_late(redis: Redis, seconds: float) -> None:
 
 def test_healthy_installation_has_no_findings(installation: Installation) -> None:
     # It is ready when its gateway listens; the scheduler may take a moment longer.
-    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 20, "a scheduler")
+    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 30, "a scheduler")
     result = qtask("doctor", environment=installation.environment)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
@@ -210,7 +210,7 @@ def test_stock_worker_is_reported(config: Config, redis: Redis, tmp_path: Path) 
     with (tmp_path / "rq.log").open("wb") as log:
         stock = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        until(lambda: redis.scard("rq:workers"), 20, "the registration of the stock worker")
+        until(lambda: redis.scard("rq:workers"), 60, "the registration of the stock worker")
         finding = found(config, "no worker of QTask is alive, but 1 of RQ are registered")
     finally:
         stock.kill()

@@ -111,7 +111,7 @@ def test_lost_deliveries_are_logged_by_the_scheduler_and_their_deaths_by_the_wor
         until(lambda: gate.held == 1, what="the delivery")
         first.kill()
         scheduler_log = next(live.folder.glob("scheduler-*.log"))
-        until(lambda: [one for one in events(scheduler_log, "delivery_lost") if one["task"] == task_id], 20, "the line")
+        until(lambda: [one for one in events(scheduler_log, "delivery_lost") if one["task"] == task_id], 30, "the line")
         second = live.start("worker", queue=queue)
         live.ended([task_id])
         gate.open()
@@ -177,7 +177,7 @@ def test_refused_tasks_are_logged_for_every_entrance(gateway: Gateway, redis: Re
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(request)
     redis.xadd(keys.INBOX, {"task": json.dumps(bad), "reply": "answer"})
-    assert redis.blpop(["answer"], 10)
+    assert redis.blpop(["answer"], 30)
     found = events(gateway.process.log, "task_refused")
     assert Counter(one["via"] for one in found) == {"socket": 3, "http": 1, "inbox": 1}
     told = {(one["level"], one["task"], one["destination"], one["code"], one["field"]) for one in found}

@@ -101,7 +101,7 @@ class Lane:
         rq = str(Path(sys.executable).parent / "rq")
         serializer = ("-S", "rq.serializers.JSONSerializer", "-w", "rq.SimpleWorker")
         command = [rq, "worker", "-u", self.redis_url, *serializer, queue]
-        died = subprocess.run(command, env={**os.environ, "QTASK_FAULT": fault}, timeout=30, check=False)
+        died = subprocess.run(command, env={**os.environ, "QTASK_FAULT": fault}, timeout=60, check=False)
         assert died.returncode == -signal.SIGKILL
 
     def end_stock_leases(self, queue: str) -> None:
@@ -146,7 +146,7 @@ class Lane:
 
     def ended(self, task_id: str) -> TaskRecord:
         """Waits until a task is delivered or dead."""
-        until(lambda: self.state(task_id) in ("delivered", "dead"), 20, f"{task_id} to end")
+        until(lambda: self.state(task_id) in ("delivered", "dead"), 30, f"{task_id} to end")
         return tasks.show(self.redis, task_id)
 
     def bury(self, queue: str = "qtask") -> None:
@@ -163,7 +163,7 @@ class Lane:
         for process in workers:
             process.stop()
         # Workers that were killed without a lease are forgotten when their heartbeat is some seconds old.
-        until(lambda: not self.redis.exists(keys.WORKERS), 15, "the schedulers to forget the workers")
+        until(lambda: not self.redis.exists(keys.WORKERS), 30, "the schedulers to forget the workers")
         for process in self._processes:
             process.kill()
         found_faults = inconsistencies(read_store(self.redis, *self.queues))
@@ -174,7 +174,7 @@ class Lane:
 
 def dies(process: Process) -> None:
     """Waits until a process has died at its fault point."""
-    until(lambda: not process.running, 15, f"the {process.name} to die")
+    until(lambda: not process.running, 30, f"the {process.name} to die")
     assert process.stop() == -signal.SIGKILL, process.log.read_text()
 
 
@@ -291,7 +291,7 @@ def gateway_dies_with_an_entry(lane: Lane, fault: str, entry: str) -> None:
             keys.INBOX, keys.INBOX_GROUP, one["consumer"], 0, [one["message_id"]], idle=60_000, justid=True
         )
     with lane.gateway():
-        assert lane.redis.blpop([reply_key], 10) is not None
+        assert lane.redis.blpop([reply_key], 30) is not None
     assert lane.redis.xlen(keys.INBOX) == lane.redis.llen(reply_key) == 0
 
 
@@ -392,7 +392,7 @@ def remove_dies(lane: Lane, fault: str) -> None:
 def run(lane: Lane, name: str, *arguments: str) -> None:
     """Runs a command to its end, which must succeed."""
     command = lane.start(name, *arguments)
-    until(lambda: not command.running, 15, f"{name} to end")
+    until(lambda: not command.running, 30, f"{name} to end")
     assert command.stop() == 0, command.log.read_text()
 
 

@@ -22,7 +22,7 @@ class Wire:
     """A raw connection to the gateway's HTTP port."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", gateway.http_port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", gateway.http_port), timeout=30)
         self._stream = self._socket.makefile("rb")
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ def check_all_stored(redis: Redis, ids: list[str]) -> None:
 
 
 def test_used_client_serves_parent_and_children_at_once(url: str, redis: Redis) -> None:
-    with Client(url, timeout=5) as client:
+    with Client(url, timeout=30) as client:
         used = send(client, 1)
         results = in_children(lambda: send(client), lambda: send(client))
         after = send(client, 1)
@@ -106,7 +106,7 @@ def test_fork_during_an_exchange_does_not_affect_the_answers_of_the_parent(url: 
             return str(error)
         return found
 
-    with Client(url, timeout=5) as client:
+    with Client(url, timeout=30) as client:
         answers = client.send_iter(task() for _ in range(3_000))
         first = next(answers)
         assert isinstance(first, Accepted)
@@ -126,7 +126,7 @@ def test_fork_during_an_exchange_does_not_affect_the_answers_of_the_parent(url: 
 def test_child_that_exits_leaves_the_connection_to_its_parent(url: str, redis: Redis) -> None:
     program = f"""
 import gc, os, qtask
-client = qtask.Client({url!r}, timeout=5)
+client = qtask.Client({url!r}, timeout=30)
 send = lambda: client.http("http://127.0.0.1:9/", delay={HOUR}).id
 ids = [send()]
 for close in (client.close, lambda: None, send):
@@ -140,7 +140,7 @@ for close in (client.close, lambda: None, send):
     ids.append(send())
 print(*ids)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     ids = ran.stdout.split()
     assert len(ids) == 4
@@ -155,7 +155,7 @@ def test_child_does_not_keep_the_connection_of_its_parent_open(kind: str) -> Non
 
         def serve() -> socket.socket:
             connection, _ = listener.accept()
-            connection.settimeout(10)
+            connection.settimeout(30)
             connection.recv(65_536)
             connection.sendall(answer_line(0))
             return connection
@@ -204,7 +204,7 @@ def test_process_pool_children_use_the_client_of_a_running_loop(
     url: str, redis: Redis, run: Callable[[Coroutine[Any, Any, list[str]]], list[str]]
 ) -> None:
     async def main() -> list[str]:
-        async with asyncio.timeout(30), AsyncClient(url, timeout=5) as client:
+        async with asyncio.timeout(60), AsyncClient(url, timeout=30) as client:
             _inherited.append(client)
             ids = [(await client.send(task())).id]
             loop = asyncio.get_running_loop()
@@ -224,7 +224,7 @@ def test_inherited_loop_gets_a_new_connection_in_the_child(url: str, redis: Redi
     Not over HTTP, which asyncio runs in threads; a child does not have the threads of its parent's loop.
     """
     loop = asyncio.new_event_loop()
-    client = AsyncClient(url, timeout=5)
+    client = AsyncClient(url, timeout=30)
 
     def one() -> str:
         return loop.run_until_complete(client.send(task())).id

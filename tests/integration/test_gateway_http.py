@@ -30,7 +30,7 @@ class Browser:
     """One HTTP connection, kept alive; a context manager. It fails after waiting for 20 seconds."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.connection = HTTPConnection("127.0.0.1", gateway.http_port, timeout=20)
+        self.connection = HTTPConnection("127.0.0.1", gateway.http_port, timeout=30)
 
     def __enter__(self) -> Browser:
         return self
@@ -280,7 +280,7 @@ def test_connection_above_the_limit_is_refused(strict: Gateway) -> None:
 
 
 def test_json_lines_on_the_http_port_are_answered_with_the_right_port(gateway: Gateway, redis: Redis) -> None:
-    with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.http_port), 30) as connection:
         connection.sendall(json.dumps(task()).encode() + b"\n")
         answer = connection.makefile("rb").read()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -292,7 +292,7 @@ def test_json_lines_on_the_http_port_are_answered_with_the_right_port(gateway: G
 
 def test_disconnect_during_a_body_has_no_effect(gateway: Gateway, redis: Redis) -> None:
     for _ in range(5):
-        with socket.create_connection(("127.0.0.1", gateway.http_port), 10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.http_port), 30) as connection:
             connection.sendall(BEGINNINGS["half a body"])
     with Browser(gateway) as browser:
         assert browser.post(task()).status == 202
@@ -351,7 +351,7 @@ def test_stopping_gateway_answers_requests_in_progress(redis_server: RedisServer
         posting.start()
         time.sleep(0.1)  # until the request is in progress; Redis executes it only later
         assert gateway.process.stop() == 0
-        posting.join(10)
+        posting.join(30)
         assert not gateway.events("stopped_early")
         assert idle.connection.sock.recv(1_000) == b""
     (response,) = responses

@@ -92,7 +92,7 @@ def submit_many(redis: Redis, names: list[str]) -> None:
 
 def reply(redis: Redis, key: str) -> Any:
     """The answer that is pushed to a key."""
-    pushed: Any = redis.blpop([key], 10)
+    pushed: Any = redis.blpop([key], 30)
     assert pushed is not None, f"nothing came to {key}"
     return json.loads(pushed[1])
 
@@ -140,7 +140,7 @@ def by_redis_cli(server: RedisServer, text: str) -> None:
     if client is None:
         pytest.skip("there is no redis-cli here (on Debian: apt install redis-tools)")
     command = [client, "-p", str(server.port), "XADD", keys.INBOX, "*", "task", text, "reply", "answer"]
-    subprocess.run(command, check=True, capture_output=True, timeout=10)
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
 
 
 def by_hand(server: RedisServer, text: str) -> None:

@@ -42,7 +42,7 @@ class Drawing:
     def __post_init__(self) -> None:
         self.deliverer = GraphDeliverer(self.loop, Config(redis_url=self.url))
 
-    def start(self, task_id: str, timeout: float = 30.0) -> None:
+    def start(self, task_id: str, timeout: float = 90.0) -> None:
         dict_ = {"title": "g", "address": {"type": "__graph__"}, "settings": {"timeout": timeout}}
         claim = Claim(task_id, 1, read_task(msgspec.json.encode(dict_)), 0.0)
         self.deliverer.start(claim, lambda result: self._note(task_id, result))
@@ -52,7 +52,7 @@ class Drawing:
             self.loop.run_once(0.05)
             return len(self.results) >= count
 
-        until(turned, 30)
+        until(turned, 90)
 
     def _note(self, task_id: str, result: Answer | Failure) -> None:
         assert task_id not in self.results, "reported once"

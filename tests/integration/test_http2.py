@@ -60,7 +60,7 @@ def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     process = subprocess.Popen(command, cwd=folder)
     try:
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 20)
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REQUESTS_CA_BUNDLE", certificate)
             yield f"https://127.0.0.1:{port}/"

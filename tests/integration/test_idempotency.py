@@ -39,12 +39,12 @@ class System:
 
     def by_http(self, one: Any, gateway: int = 1) -> Any:
         url = f"http://127.0.0.1:{self.gateways[gateway].http_port}/tasks"
-        return requests.post(url, json=one, timeout=10).json()
+        return requests.post(url, json=one, timeout=30).json()
 
     def by_inbox(self, one: dict[str, Any]) -> Any:
         reply = f"answer-{next(_numbers)}"
         self.live.redis.xadd(keys.INBOX, {"task": json.dumps(one), "reply": reply})
-        found: Any = self.live.redis.blpop([reply], 10)
+        found: Any = self.live.redis.blpop([reply], 30)
         return json.loads(found[1])
 
     def by_client(self, one: dict[str, Any], url: str = "") -> Any:

@@ -46,7 +46,7 @@ class Attempts:
         self.let_go = {"1": threading.Event(), "2": threading.Event()}
 
     def __call__(self, exchange: Exchange) -> None:
-        self.let_go[exchange.request.header("QTask-Attempt")].wait(30)
+        self.let_go[exchange.request.header("QTask-Attempt")].wait(60)
         exchange.answer(200, b"ok")
 
 

@@ -150,7 +150,7 @@ def test_redis_py_error_texts_are_unchanged(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(RedisError) as foreign:
-            Redis(port=port, protocol=2, socket_timeout=5).ping()
+            Redis(port=port, protocol=2, socket_timeout=30).ping()
         assert redis_py.is_no_redis(foreign.value)
 
 
@@ -254,7 +254,7 @@ def test_urllib3_opens_the_socket_and_reads_the_status_by_methods() -> None:
         ),
     ):
         host, _, port = receiver.url.removeprefix("http://").rstrip("/").rpartition(":")
-        connection = Plain(host, int(port), timeout=5)
+        connection = Plain(host, int(port), timeout=30)
         connection.request("GET", "/")
         assert connection.getresponse().status == 200
         assert issubclass(Plain.response_class, urllib3.Response)
@@ -288,7 +288,7 @@ def test_requests_error_shows_that_nothing_was_sent(host: str) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # not listening: connections are refused
         with pytest.raises(requests.exceptions.ConnectionError) as failed:
-            requests.get(f"http://{host}:{bound.getsockname()[1]}/", timeout=5)
+            requests.get(f"http://{host}:{bound.getsockname()[1]}/", timeout=30)
     with relied_on("requests", "urllib3's error is the `reason` of the first argument", "client over HTTP", "urllib3"):
         assert urllib3.was_not_sent(urllib3.cause_of(failed.value))
 
@@ -303,7 +303,7 @@ def test_requests_error_shows_that_something_was_sent() -> None:
         thread = threading.Thread(target=hang_up, args=(listener,))
         thread.start()
         with pytest.raises(requests.exceptions.ConnectionError) as failed:
-            requests.get(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=5)
+            requests.get(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=30)
         thread.join()
     with relied_on("requests", "a connection that breaks later has another cause", "client over HTTP", "urllib3"):
         assert not urllib3.was_not_sent(urllib3.cause_of(failed.value))

@@ -331,7 +331,7 @@ def delivered_in_the_fourth_life(live: Live, queue: str, target: str, link: str,
         if stock:
             live.wait_queued(queue, 1)
             live.command("rq", "worker", "-u", live.server.url, *JSON, "-w", "rq.SimpleWorker", "--burst", queue)
-        until(lambda: len(tasks.show(live.redis, task_id).outcomes) == number, 20)
+        until(lambda: len(tasks.show(live.redis, task_id).outcomes) == number)
 
     next_end(1)
     assert tasks.retry(live.redis, [task_id]) == [task_id]

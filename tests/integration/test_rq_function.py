@@ -84,7 +84,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
                     _burst(live)
                 else:
                     live.start("worker", queue=queue)
-                found.records[queue] = dict(zip(dicts, live.ended(ids, seconds=40), strict=True))
+                found.records[queue] = dict(zip(dicts, live.ended(ids, seconds=90), strict=True))
                 seen = [
                     (one.method, one.target, one.header("Content-Type"), one.header("QTask-Attempt"), one.body)
                     for one in receiver.requests
@@ -111,7 +111,7 @@ def _dicts(url: str, socket_port: int, closed_port: int) -> dict[str, dict[str, 
         "socket closed": {"title": "t", "address": to_closed, "settings": {**once, "data": "hello"}},
         "pipe": {"title": "t", "address": {"type": "pipe", "link": "orders"}, "settings": pipe},
         "pipe absent": {"title": "t", "address": {"type": "pipe", "link": "absent"}, "settings": pipe},
-        "graph": {"title": "t", "address": {"type": "__graph__"}},
+        "graph": {"title": "t", "address": {"type": "__graph__"}, "settings": {"timeout": 90}},
     }
 
 

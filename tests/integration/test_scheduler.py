@@ -46,7 +46,7 @@ def running(*schedulers: Scheduler) -> Iterator[None]:
         for scheduler in schedulers:
             scheduler.stop()
         for thread in threads:
-            thread.join(10)
+            thread.join(30)
             assert not thread.is_alive()
 
 
@@ -104,7 +104,7 @@ def test_release_is_never_early_and_prompt(redis: Redis) -> None:
                 seen.setdefault(job_id.decode(), seconds + microseconds / 1e6)
             return len(seen) == 50
 
-        until(all_released, 5)
+        until(all_released)
     for position, job in enumerate(jobs):
         assert seen[job.id] >= now + 0.5 + position * 0.01
     assert [job.id for job in jobs] == sorted(seen, key=lambda job_id: seen[job_id])
@@ -165,12 +165,12 @@ def test_retry_wakes_the_schedulers_when_it_is_due_first(redis: Redis) -> None:
     assert claim(redis, "worker") == [job.id for job in jobs[:2]]
     with redis.pubsub(ignore_subscribe_messages=True) as wake:
         wake.subscribe(keys.WAKE)
-        wake.get_message(timeout=5)
+        wake.get_message(timeout=30)
         for job, delay in zip(jobs, (90.0, 30.0), strict=False):
             options = msgspec.json.encode(leases.SettleOptions(delay=delay))
             retry = leases.Settlement(job.id, "retry", b"{}", "why", "http:status", "1.0", f"{job.id}:1", options)
             assert leases.read_settled(leases.settle(Config(), "worker", [retry]).run(redis)).settled == 1
-        message = wake.get_message(timeout=5)
+        message = wake.get_message(timeout=30)
         assert message is not None
         assert float(message["data"]) == redis.zscore(keys.SCHEDULE, jobs[1].id)
         assert wake.get_message(timeout=0.1) is None, "the other one is due after a task that is already scheduled"

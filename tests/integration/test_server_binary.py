@@ -30,7 +30,7 @@ def found_by(python: Path, *folders: Path) -> str:
     )
     path = os.pathsep.join(str(folder) for folder in folders)
     result = subprocess.run(
-        [str(python), "-c", code], env={"PATH": path}, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        [str(python), "-c", code], env={"PATH": path}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     return result.stdout.strip()
 

@@ -131,7 +131,7 @@ def command(environment: Mapping[str, str], *arguments: str) -> subprocess.Compl
         env={**kept, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

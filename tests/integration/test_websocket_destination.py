@@ -66,7 +66,7 @@ class Receiver:
     def close(self) -> None:
         """Stops it."""
         self._server.shutdown()
-        self._thread.join(5)
+        self._thread.join(30)
 
 
 def _answer_request(connection: ServerConnection, request: Request) -> Response | None:
@@ -212,7 +212,7 @@ def closing_at_once(code: int) -> Iterator[str]:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"ws://127.0.0.1:{server.getsockname()[1]}"
-        thread.join(5)
+        thread.join(30)
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1000, "connect"), (1008, "rejected"), (1012, "unavailable")])
@@ -247,14 +247,14 @@ def answering(*, reads: bool, says: bytes = b"", stays: bool = False) -> Iterato
                 connection.recv(10_000)
             connection.sendall(says)
             if stays:
-                over.wait(10)
+                over.wait(60)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"ws://127.0.0.1:{server.getsockname()[1]}"
         over.set()
-        thread.join(5)
+        thread.join(30)
 
 
 def test_server_that_is_not_websocket_fails(deliver: Deliveries) -> None:
@@ -274,7 +274,7 @@ def test_missing_answer_causes_a_timeout(deliver: Deliveries) -> None:
     over = threading.Event()
 
     def hang(connection: ServerConnection) -> None:
-        over.wait(5)
+        over.wait(60)
 
     with receiving(hang) as receiver:
         failure = deliver.failure(receiver.url, {"text": "x", "answer": True}, timeout=0.3)

@@ -23,7 +23,7 @@ def answering(*replies: bytes | None) -> Iterator[str]:
                 if not stream.readline() or reply is None:
                     return
                 connection.sendall(reply)
-            over.wait(20)
+            over.wait(60)
 
     def accept() -> None:
         while True:
@@ -41,7 +41,7 @@ def answering(*replies: bytes | None) -> Iterator[str]:
         finally:
             over.set()
             server.shutdown(socket.SHUT_RDWR)
-            accepting.join(5)
+            accepting.join(30)
 
 
 def answer_line(n: int) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.support.warm import WarmProcess, can_be_forked
 
-SECONDS = 30.0  # for a command that hangs
+SECONDS = 60.0  # for a command that hangs
 
 
 def qtask(

@@ -49,7 +49,7 @@ class Deliveries:
         self._deliverer.close()
         self.loop.close()
 
-    def begin(self, link: str, data: Any, timeout: float = 5.0) -> list[Result]:
+    def begin(self, link: str, data: Any, timeout: float = 30.0) -> list[Result]:
         """Starts a delivery; the list gets the result."""
         results: list[Result] = []
         self._count += 1
@@ -62,7 +62,7 @@ class Deliveries:
         while not all(results):
             self.loop.run_once()
 
-    def __call__(self, link: str, data: Any, timeout: float = 5.0) -> Answer:
+    def __call__(self, link: str, data: Any, timeout: float = 30.0) -> Answer:
         """Delivers one task. Raises the `Failure`."""
         results = self.begin(link, data, timeout)
         self.run(results)
@@ -71,7 +71,7 @@ class Deliveries:
             raise result
         return result
 
-    def failure(self, link: str, data: Any, timeout: float = 5.0) -> Failure:
+    def failure(self, link: str, data: Any, timeout: float = 30.0) -> Failure:
         """The failure of the delivery of a task."""
         results = self.begin(link, data, timeout)
         self.run(results)
@@ -79,7 +79,7 @@ class Deliveries:
         assert isinstance(result, Failure), result
         return result
 
-    def task(self, link: str, data: Any, timeout: float = 5.0) -> Task:
+    def task(self, link: str, data: Any, timeout: float = 30.0) -> Task:
         """A task that was checked, as it is stored."""
         settings = {"time": 0, "timeout": timeout, "data": data}
         task = {"title": "t", "address": {"type": self._kind, "link": link}, "settings": settings}

@@ -77,7 +77,7 @@ def run(block: Block, ports: Mapping[str, int], folder: Path, environment: Mappi
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=110,
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, ""), f"line {block.line}:\n{text}\n{result.stderr}"

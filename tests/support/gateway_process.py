@@ -39,7 +39,7 @@ class Gateway:
         log = folder / f"gateway-{time.monotonic_ns()}.log"
         told = {f"QTASK_{name}": str(value) for name, value in given.items()}
         self.process = Process("gateway", {**told, **(environment or {})}, log)
-        (listening,) = until(lambda: self._ended_or(self.events("listening")), 20, "a gateway that listens")
+        (listening,) = until(lambda: self._ended_or(self.events("listening")), 30, "a gateway that listens")
         self.port = int(listening["port"])
         self.http_port = int(listening["http_port"])
 
@@ -82,13 +82,13 @@ class Gateway:
 
 
 class Connection:
-    """One connection to the socket; a context manager. It fails after waiting for ten seconds."""
+    """One connection to the socket; a context manager. It fails after waiting for 30 s."""
 
     def __init__(self, port: int, *, receive_buffer: int = 0) -> None:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(10)
+        self.socket.settimeout(30)
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self.socket.makefile("rb")

@@ -44,7 +44,7 @@ class Installation:
 
     def __exit__(self, *_: object) -> None:
         if self.process.running:
-            self.process.stop(30)
+            self.process.stop(60)
 
     @property
     def url(self) -> str:

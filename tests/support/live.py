@@ -21,7 +21,7 @@ from tests.support.processes import Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
-SECONDS = 30.0  # for a command that hangs
+SECONDS = 100.0  # for a command that hangs; a picture is drawn with a low priority
 
 _READY = {"worker": "working", "scheduler": "scheduling"}  # logged by each when it has started
 

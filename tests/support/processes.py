@@ -54,7 +54,7 @@ class Process:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, seconds: float = 15.0, number: Signals = SIGTERM) -> int:
+    def stop(self, seconds: float = 30.0, number: Signals = SIGTERM) -> int:
         """Asks it to stop by a signal, waits, and returns its exit code; kills it after `seconds`."""
         if self.running:
             self._process.send_signal(number)

@@ -79,7 +79,7 @@ class Gate:
                 self.held += 1
                 if self.held >= self._until:
                     self.open()
-                self._changed.wait_for(lambda: self._open, 40)
+                self._changed.wait_for(lambda: self._open, 60)
         exchange.answer(200, b"ok")
 
     def open(self) -> None:
@@ -139,7 +139,7 @@ class Receiver:
         """The ids of the received tasks by their headers, one for each request."""
         return [request.header("QTask-Id") for request in list(self.requests)]
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[Request]:
+    def wait_for(self, count: int, seconds: float = 30.0) -> list[Request]:
         """Waits until this many requests have arrived, and returns them all."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.requests) >= count, seconds):

@@ -52,7 +52,7 @@ class RedisServer:
         """Starts (or restarts) on the same port and folder, and waits until it answers."""
         self.begin()
         client = self.client()
-        for _ in range(1_000):
+        for _ in range(1_500):
             try:
                 client.ping()
                 return
@@ -92,7 +92,7 @@ class RedisServer:
         """Asks it to stop, and waits."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(15)
+            self._process.wait(30)
             self._process = None
 
     def kill(self) -> None:

@@ -86,14 +86,14 @@ class Sentinels:
     def wait_for_another_master(self, than: RedisServer) -> RedisServer:
         """Waits until all sentinels agree that another server is the master, and it is; returns it."""
         (other,) = [server for server in self.servers if server is not than]
-        until(lambda: all(self._master_for(port) is other for port in self.ports), 20, "another master", every=0.05)
-        until(lambda: role_of(other) == "master", 20, "another master", every=0.05)
+        until(lambda: all(self._master_for(port) is other for port in self.ports), 30, "another master", every=0.05)
+        until(lambda: role_of(other) == "master", 30, "another master", every=0.05)
         return other
 
     def wait_until_whole(self) -> None:
         """Waits until every sentinel sees the others, the master and a replica, and the replica has all data."""
         until(lambda: all(self._sees_all(port) for port in self.ports), 30, "sentinels that see everybody", every=0.05)
-        until(lambda: _is_linked(self.replica.client()), 20, "a replica that has all data", every=0.05)
+        until(lambda: _is_linked(self.replica.client()), 30, "a replica that has all data", every=0.05)
 
     def _master_for(self, port: int) -> RedisServer:
         with self._sentinel(port) as sentinel:

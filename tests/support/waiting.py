@@ -9,7 +9,7 @@ from typing import TypeVar
 _Value = TypeVar("_Value")
 
 
-def until(condition: Callable[[], _Value], seconds: float = 10.0, what: str = "", every: float = 0.01) -> _Value:
+def until(condition: Callable[[], _Value], seconds: float = 30.0, what: str = "", every: float = 0.01) -> _Value:
     """Asks every so many seconds until the answer is true, and returns it; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):

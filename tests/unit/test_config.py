@@ -217,7 +217,7 @@ def test_command_reports_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert ended.returncode == 1
@@ -279,7 +279,7 @@ def test_processes_log_setting_warnings_once_and_commands_print_them(tmp_path: P
     environment = {**SERVICE_LINKS, "QTASK_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
     for name in ("worker", "scheduler"):
         process = Process(name, environment, tmp_path / f"{name}.log")
-        until(lambda log=process.log: "redis_away" in log.read_text(), 20, "its attempt to connect")  # type: ignore[misc]
+        until(lambda log=process.log: "redis_away" in log.read_text(), 30, "its attempt to connect")  # type: ignore[misc]
         assert process.stop() == 0
         (event,) = [json.loads(line) for line in process.log.read_text().splitlines() if "QTASK_PORT" in line]
         assert (event["level"], event["event"]) == ("warning", "setting")
