@@ -171,8 +171,8 @@ def guest(redis: Redis, url: str, *rights: str) -> Iterator[str]:
     ("appendfsync", "level", "words"),
     [
         ("always", "fine", "before it answers"),
-        ("everysec", "note", "a power cut may take the last second"),
-        ("no", "note", "a power cut may take the last half minute"),
+        ("everysec", "note", "a power cut may lose the last second"),
+        ("no", "note", "a power cut may lose the last half minute"),
     ],
 )
 def test_possible_loss_by_a_power_cut_is_reported(

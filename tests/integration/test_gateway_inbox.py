@@ -373,10 +373,17 @@ def test_killed_gateways_lose_and_duplicate_nothing(
 def test_stopped_gateway_leaves_at_most_one_batch_unfinished(
     other_server: RedisServer, other_redis: Redis, tmp_path: Path
 ) -> None:
-    with stream_of_tasks(other_redis) as names, Gateway(other_server.url, tmp_path) as first:
-        until(lambda: other_redis.zcard(keys.SCHEDULE) > 100)
-        assert first.process.stop() == 0
-        assert not first.events("inbox_left_open") and not first.events("stopped_early")
+    with stream_of_tasks(other_redis) as names:
+        for _ in range(3):  # on a busy machine the grace of 8 s may be too short for the gateway's entries
+            with Gateway(other_server.url, tmp_path) as gateway:
+                already = other_redis.zcard(keys.SCHEDULE)
+                until(lambda: other_redis.zcard(keys.SCHEDULE) > already + 100)  # noqa: B023
+                assert gateway.process.stop() == 0
+                ran_out_of_time = gateway.events("stopped_early")
+            if not ran_out_of_time:
+                break
+            age_pending(other_redis)
+        assert not ran_out_of_time and not gateway.events("inbox_left_open")
         # Redis may have delivered a batch at the very moment at which the gateway closed.
         assert pending(other_redis) <= BATCH
     age_pending(other_redis)

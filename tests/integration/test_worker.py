@@ -83,7 +83,7 @@ def test_task_of_each_type_is_delivered_once_and_its_outcome_kept(live: Live, qu
         with connection:
             received = b"".join(iter(lambda: connection.recv(100), b""))
             connection.sendall(b"thanks")
-        records = live.ended(ids)
+        records = live.ended(ids, 100)
     after = time.time()
     assert [request.body for request in receiver.requests] == [b'{"n":1}']
     assert received == b"[1,2]"

@@ -19,7 +19,7 @@ class ClosedConnections:
     """Local ports of connections that were closed within the last second, and the places that they were connected to.
 
     Attributes:
-        ports: maps a local port to the instant of `monotonic` from which on libcurl checks the connection itself.
+        ports: maps a local port to the instant of `monotonic` from which libcurl checks the connection itself.
         places: maps scheme and host, and the port if the URL has one, to the instant until which requests go over new
             connections.
     """
