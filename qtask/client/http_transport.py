@@ -177,7 +177,7 @@ class AsyncHttpTransport:
 
 def _no_address(url: str) -> ConfigError:
     shown = protocol.without_credentials(url)
-    return ConfigError(f"{shown!r} is no address of a gateway; http://127.0.0.1:5124 is one")
+    return ConfigError(f"{shown!r} is not the address of a gateway; http://127.0.0.1:5124 is one")
 
 
 class _NotConnected(Exception):

@@ -62,7 +62,7 @@ def transport_of(url: str) -> Literal["socket", "http", "redis"]:
     if scheme == "socket":
         return "socket"
     raise ConfigError(
-        f"{without_password(url)!r} is no address for a client; "
+        f"{without_password(url)!r} is not an address for a client; "
         "socket://HOST:PORT, http://HOST:PORT or redis://HOST:PORT/DB is"
     )
 
@@ -74,7 +74,7 @@ def host_and_port(url: str) -> tuple[str, int]:
         return parts.hostname or "127.0.0.1", parts.port or 5123
     except ValueError:  # its message may contain a password
         shown = without_password(url)
-        raise ConfigError(f"{shown!r} is no address of a gateway; socket://127.0.0.1:5123 is one") from None
+        raise ConfigError(f"{shown!r} is not the address of a gateway; socket://127.0.0.1:5123 is one") from None
 
 
 def line_of(task: TaskLike) -> bytes:
