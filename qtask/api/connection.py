@@ -53,9 +53,9 @@ class Connection(HttpConnection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        most = self._limits.max_connections
-        if len(self.connections) > most:
-            message = f"{most} connections are served at once and all are taken; try again"
+        limit = self._limits.max_connections
+        if len(self.connections) > limit:
+            message = f"{limit} connections are served at once and all are taken; try again"
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, Refused("too_many", "", message))
         else:
             self._timer = self.loop.call_later(self._limits.idle_seconds, self._look)

@@ -48,15 +48,15 @@ class Submission:
 
     async def _read(self, request: Request, has_room_for: Callable[[int], bool]) -> bytes | Response:
         """The body of a request, or the response when it was not read to its end."""
-        most = self._max_bytes * ARRAY_FACTOR
-        too_large = Refused("too_large", "", f"a body has at most {most} bytes")
-        if int(request.headers.get("content-length", "0")) > most:  # before the client sends it (Expect: 100-continue)
+        limit = self._max_bytes * ARRAY_FACTOR
+        too_large = Refused("too_large", "", f"a body has at most {limit} bytes")
+        if int(request.headers.get("content-length", "0")) > limit:  # before the client sends it (Expect: 100-continue)
             return rejected(too_large, 413)
         body = bytearray()
         try:
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
+                if len(body) > limit:
                     return rejected(too_large, 413)
                 if not has_room_for(len(chunk)):
                     message = "too many bodies are on their way; send it again later"

@@ -32,9 +32,9 @@ def reason_not_to_deliver(claim: Claim, now: float) -> Failure | None:
         claim: the task.
         now: Unix seconds.
     """
-    most = _retry(claim).most
-    if claim.attempt > most:
-        times = "once" if most == 1 else f"in each of {most} attempts"
+    limit = _retry(claim).max_attempts
+    if claim.attempt > limit:
+        times = "once" if limit == 1 else f"in each of {limit} attempts"
         return Failure("lost", f"its worker died or hung {times}; whether the receiver got it is not known")
     if claim.task.settings.expires is not UNSET and now >= expiry_of(claim.task, claim.due):
         return Failure("expired", "settings.expires had passed before a delivery could begin")

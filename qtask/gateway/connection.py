@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, config: Config, intake: Intake, connections: set[Connection], on_held: Callable[[int], None]
     ) -> None:
-        self._most_connections = config.max_connections
+        self._max_connections = config.max_connections
         self._intake = intake
         self._connections = connections
         self._on_held = on_held
@@ -92,9 +92,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._answers.connect(self._transport)
         self._connections.add(self)
-        most = self._most_connections
-        if len(self._connections) > most:
-            message = f"{most} connections are served at once and all are taken; try again, or use one for many tasks"
+        limit = self._max_connections
+        if len(self._connections) > limit:
+            message = f"{limit} connections are served at once and all are taken; try again, or use one for many tasks"
             self._refuse(Refused("too_many", "", message))
 
     def data_received(self, data: bytes) -> None:
@@ -207,10 +207,10 @@ class Connection(asyncio.Protocol):
         """Bytes that closing this connection would free. Those of an array that was begun stay."""
         return self._texts.unbegun + self._answers.held
 
-    def give_way(self, most: int) -> None:
-        """Ends this connection, which holds the most, because all connections together hold more than `most` bytes."""
+    def end_as_largest(self, limit: int) -> None:
+        """Ends this connection, which holds the most, because all connections together hold more than `limit` bytes."""
         if not self._answers.blocked:
-            words = f"all clients together may have {most} bytes of unfinished texts and untaken answers here"
+            words = f"all clients together may have {limit} bytes of unfinished texts and untaken answers here"
             message = f"{words}, and this connection had the most; send smaller texts, and fewer at once"
             self._refuse(Refused("too_many", "", message))
         elif self._client is not GONE:

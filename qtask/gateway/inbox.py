@@ -176,8 +176,8 @@ class Inbox:
         """Sets the size of the next read: few entries while they are large, gradually more while they are small."""
         size = sum(len(value) for _, fields in entries for value in (fields or {}).values())
         if entries:
-            most = READ_BYTES * len(entries) // max(1, size)
-            self._count = max(1, min(COUNT, self._count * 2, most))
+            fitting = READ_BYTES * len(entries) // max(1, size)
+            self._count = max(1, min(COUNT, self._count * 2, fitting))
 
     def _take(self, entry: str, fields: dict[bytes, bytes]) -> Refused | None:
         """Hands an entry to the intake, or returns why it is refused."""

@@ -61,7 +61,7 @@ class SocketServer:
             greatest = max(self.connections, key=lambda connection: connection.droppable, default=None)
             if greatest is None or not greatest.droppable:
                 return  # all of these bytes are on their way to Redis
-            greatest.give_way(self._budget.limit)
+            greatest.end_as_largest(self._budget.limit)
 
     def _sweep(self) -> None:
         """Ends connections that have been silent for too long."""

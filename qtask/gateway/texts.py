@@ -84,8 +84,8 @@ class Texts:
             next_text = self._framing.next()
             if next_text is None:
                 if self._framing.overflow:
-                    most = self._max_bytes * ARRAY_FACTOR
-                    refused = Refused("too_large", "", f"a text on this socket has at most {most} bytes")
+                    limit = self._max_bytes * ARRAY_FACTOR
+                    refused = Refused("too_large", "", f"a text on this socket has at most {limit} bytes")
                     refused_log.write("socket", b"", refused)
                     raise refused
                 return 0

@@ -62,7 +62,7 @@ class Retry(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     on: list[Cause | int] | UnsetType = UNSET
 
     @property
-    def most(self) -> int:
+    def max_attempts(self) -> int:
         """Deliveries in all."""
         if self.attempts is not UNSET:
             return self.attempts
@@ -74,8 +74,8 @@ DEFAULT_RETRY = Retry()
 
 def check_retry(retry: Retry) -> None:
     """Raises `Refused` for a number that is out of range."""
-    if not 1 <= retry.most <= MAX_ATTEMPTS:
-        raise Refused("invalid_value", f"{FIELD}.attempts", f"1 to {MAX_ATTEMPTS} are needed, got {retry.most}")
+    if not 1 <= retry.max_attempts <= MAX_ATTEMPTS:
+        raise Refused("invalid_value", f"{FIELD}.attempts", f"1 to {MAX_ATTEMPTS} are needed, got {retry.max_attempts}")
     if isinstance(retry.backoff, list):
         if not retry.backoff:
             raise Refused("invalid_value", f"{FIELD}.backoff", "a list of seconds holds at least one delay")
@@ -101,7 +101,7 @@ def next_delay(
         status: HTTP status of the answer, 0 for none.
         retry_after: seconds that the receiver asked for, see `parse_retry_after`.
     """
-    if attempt >= retry.most or not _is_tried_again(retry, error, status):
+    if attempt >= retry.max_attempts or not _is_tried_again(retry, error, status):
         return None
     if retry_after is not None:
         return min(retry_after, retry.cap)

@@ -17,9 +17,9 @@ logger = logging.getLogger("qtask")
 
 def allow_all() -> int:
     """Raises the limit of descriptors to the hard limit of this process, and returns it."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return sys.maxsize if most == resource.RLIM_INFINITY else most
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def fit(config: Config, setting: Literal["concurrency", "max_connections"]) -> Config:
@@ -28,10 +28,10 @@ def fit(config: Config, setting: Literal["concurrency", "max_connections"]) -> C
     Each unit of the setting may use two descriptors: a delivery in flight and a kept connection, or a connection of the
     gateway's socket and one of its HTTP.
     """
-    most = allow_all()
-    room, wanted = max(1, (most - OWN_DESCRIPTORS) // 2), getattr(config, setting)
+    limit = allow_all()
+    room, wanted = max(1, (limit - OWN_DESCRIPTORS) // 2), getattr(config, setting)
     if wanted <= room:
         return config
-    about = {"setting": setting, "reduced_to": room, "wanted": wanted, "descriptors": most}
+    about = {"setting": setting, "reduced_to": room, "wanted": wanted, "descriptors": limit}
     logger.warning("setting_reduced", extra={**about, "advice": "raise the hard limit of open files (ulimit -Hn)"})
     return replace(config, concurrency=room) if setting == "concurrency" else replace(config, max_connections=room)

@@ -319,8 +319,8 @@ def _colour(record: TaskRecord) -> str:
     return "green" if record.state == "delivered" else "red"
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _head(words: str) -> None:

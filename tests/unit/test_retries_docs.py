@@ -31,7 +31,7 @@ def test_table_names_every_key_and_every_cause() -> None:
 
 
 def test_documented_defaults_are_correct() -> None:
-    assert (DEFAULT_RETRY.most, DEFAULT_RETRY.backoff) == (5, "exponential")
+    assert (DEFAULT_RETRY.max_attempts, DEFAULT_RETRY.backoff) == (5, "exponential")
     assert (DEFAULT_RETRY.base, DEFAULT_RETRY.cap) == (5, 3600)
     assert [cause for cause in DEFAULT_CAUSES if isinstance(cause, int)] == [408, 425, 429]
     words = " ".join(TEXT.split())

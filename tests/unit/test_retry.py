@@ -18,7 +18,7 @@ from qtask.model.retry import MAX_ATTEMPTS, Retry, check_retry, next_delay, pars
 
 def delays(retry: Retry) -> list[float | None]:
     """The delay after each failed delivery, until there is no further attempt."""
-    found = [next_delay(retry, attempt, "connect", 0) for attempt in range(1, retry.most + 1)]
+    found = [next_delay(retry, attempt, "connect", 0) for attempt in range(1, retry.max_attempts + 1)]
     assert found[-1] is None
     return found[:-1]
 

@@ -20,8 +20,8 @@ class HostSlots:
         ready: tasks that have waited and may begin now, each with the instant at which its wait began.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._multiplexing: set[str] = set()
         self._held: dict[str, str] = {}  # by the id of a task, the place for which it has a slot
         self._used: dict[str, int] = {}  # slots of each place
@@ -38,7 +38,7 @@ class HostSlots:
         if place in self._multiplexing:
             return
         self._multiplexing.add(place)
-        while place in self._waiting and self._used[place] < self._most * STREAMS:
+        while place in self._waiting and self._used[place] < self._limit * STREAMS:
             self._used[place] += 1
             self._make_ready(place)
 
@@ -52,9 +52,9 @@ class HostSlots:
         """
         if entry[0] in self._held:
             return True
-        most = self._most * STREAMS if place in self._multiplexing else self._most
+        limit = self._limit * STREAMS if place in self._multiplexing else self._limit
         used = self._used.get(place, 0)
-        if used >= most:
+        if used >= limit:
             self._waiting.setdefault(place, deque()).append((now, entry))
             self._waiting_count += 1
             return False
