@@ -26,7 +26,7 @@ def _filter_flags(command: _Command) -> _Command:
         click.option("--title", metavar="TEXT", help="tasks whose title contains this"),
         click.option("--link", metavar="TEXT", help="tasks whose link contains this"),
         click.option("--error", metavar="KIND", help="tasks that failed with this: timeout, connect, 404, …"),
-        click.option("--type", "kind", metavar="TYPE", help="tasks of this type: http, socket, …"),
+        click.option("--type", metavar="TYPE", help="tasks of this type: http, socket, …"),
         click.option("--all", "everything", is_flag=True, help="all dead tasks"),
     ):
         command = option(command)

@@ -22,12 +22,12 @@ def stats(config: Config, as_json: bool) -> None:
     from qtask.store import tasks
 
     redis = connected(config)
-    kinds = statistics.summary(redis)
+    types = statistics.summary(redis)
     counts = tasks.count_tasks(redis, config.queue)
     if as_json:
-        click.echo(tables.to_json({"kinds": kinds, "tasks": counts}))
+        click.echo(tables.to_json({"types": types, "tasks": counts}))
     else:
-        tables.print_stats(kinds, counts)
+        tables.print_stats(types, counts)
 
 
 @click.command()

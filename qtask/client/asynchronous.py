@@ -112,15 +112,15 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     async def find_dead(
         self,
         *,
-        kind: str | None = None,
+        type: str | None = None,
         error: str | int | None = None,
         link: str | None = None,
         title: str | None = None,
     ) -> Sequence[str]:
         """As `Client.find_dead`."""
         if self._redis is not None:
-            return await self._redis.find_dead(kind, None if error is None else str(error), link, title)
-        return await asyncio.to_thread(self._plain.find_dead, kind=kind, error=error, link=link, title=title)
+            return await self._redis.find_dead(type, None if error is None else str(error), link, title)
+        return await asyncio.to_thread(self._plain.find_dead, type=type, error=error, link=link, title=title)
 
     @known_words()
     async def retry(self, ids: Sequence[str]) -> Sequence[str]:

@@ -81,8 +81,8 @@ class RedisTransport:
         with self._asking() as redis:
             return read_again(lambda: tasks.list_tasks(redis, self._queue, state, limit, protocol.client_mask()))
 
-    def find_dead(self, kind: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
-        wanted = tasks.Filter(kind, error, link, title)
+    def find_dead(self, type: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
+        wanted = tasks.Filter(type, error, link, title)
         with self._asking() as redis:
             return read_again(lambda: tasks.find_dead(redis, self._queue, wanted))
 
@@ -148,9 +148,9 @@ class AsyncRedisTransport:
         return await self._look(lambda redis: tasks.list_tasks.run_async(redis, self._queue, state, limit, mask))
 
     async def find_dead(
-        self, kind: str | None, error: str | None, link: str | None, title: str | None
+        self, type: str | None, error: str | None, link: str | None, title: str | None
     ) -> Sequence[str]:
-        wanted = tasks.Filter(kind, error, link, title)
+        wanted = tasks.Filter(type, error, link, title)
         return await self._look(lambda redis: tasks.find_dead.run_async(redis, self._queue, wanted))
 
     async def cancel(self, task_id: str) -> State:

@@ -110,7 +110,7 @@ class Client(Shorthands[Accepted]):
     def find_dead(
         self,
         *,
-        kind: str | None = None,
+        type: str | None = None,
         error: str | int | None = None,
         link: str | None = None,
         title: str | None = None,
@@ -118,11 +118,11 @@ class Client(Shorthands[Accepted]):
         """The ids of dead letters that match all arguments, oldest first (`redis://` only). Raises `Unavailable`.
 
         Args:
-            kind: `address.type`.
+            type: `address.type`.
             error: how the last delivery failed: a kind of error such as `timeout`, or an HTTP status.
             link, title: a part of the link or title.
         """
-        return self._need_redis().find_dead(kind, None if error is None else str(error), link, title)
+        return self._need_redis().find_dead(type, None if error is None else str(error), link, title)
 
     @known_words()
     def retry(self, ids: Sequence[str]) -> Sequence[str]:

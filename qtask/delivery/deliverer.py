@@ -25,17 +25,17 @@ class Deliverer(Protocol):
         """Closes connections that are kept for the next delivery."""
 
 
-def deliverer(kind: str, loop: Loop, config: Config, slots: HostSlots | None = None) -> Deliverer:
+def deliverer(task_type: str, loop: Loop, config: Config, slots: HostSlots | None = None) -> Deliverer:
     """Makes the deliverer of a destination; its module is not imported before that.
 
     Args:
-        kind: `address.type`.
+        task_type: `address.type`.
         loop: on which it works.
         config: the settings.
         slots: learns which HTTP hosts accept many deliveries over one connection.
     """
-    destination = REGISTRY.find(kind)
-    assert destination is not None, f"a task of the type {kind!r} could not have been read"
+    destination = REGISTRY.find(task_type)
+    assert destination is not None, f"a task of the type {task_type!r} could not have been read"
     make: Any = resolve_name(destination.deliverer)
     made: Deliverer = make(loop, config, slots) if getattr(make, "takes_slots", False) else make(loop, config)
     return made

@@ -61,14 +61,14 @@ def outcome_of(claim: Claim, result: Answer | Failure, started: float, duration:
         attempt=claim.attempt,
         code=answer.code,
         answer=answer.text,
-        error=failure.kind if failure else "",
+        error=failure.error if failure else "",
         message=failure.message if failure else answer.note,
     )
 
 
 def unread_outcome(failure: Failure, attempt: int, now: float) -> Outcome:
     """The outcome of a job that cannot be read as a task; `now` in Unix seconds."""
-    return Outcome("failed", now, now, None, 0.0, attempt, error=failure.kind, message=failure.message)
+    return Outcome("failed", now, now, None, 0.0, attempt, error=failure.error, message=failure.message)
 
 
 def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
@@ -82,7 +82,7 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
     retry_after = 0.0 if failure.at_once else None
     if failure.retry_after:
         retry_after = parse_retry_after(failure.retry_after, now)
-    delay = next_delay(_retry(claim), claim.attempt, failure.kind, failure.answer.code, retry_after)
+    delay = next_delay(_retry(claim), claim.attempt, failure.error, failure.answer.code, retry_after)
     if delay is not None and claim.task.settings.expires is not UNSET:
         if now + delay >= expiry_of(claim.task, claim.due):
             return None
@@ -109,7 +109,7 @@ def settlement(
     options = _NO_OPTIONS
     if claim.attempt > 1 or claim.foreign or delay is not None or remember is not None:
         options = SettleOptions(again=claim.attempt > 1, foreign=claim.foreign, delay=delay, remember=remember)
-    return _settlement(claim.id, claim.task.kind, fate, outcome, encode_outcome(outcome), options)
+    return _settlement(claim.id, claim.task.type, fate, outcome, encode_outcome(outcome), options)
 
 
 def retry_in(one: Settlement) -> float | None:
@@ -131,9 +131,9 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
     def fields() -> Fields:
         about: Fields = {
             "task": client_id(claim.id),
-            "type": claim.task.kind,
+            "type": claim.task.type,
             "attempt": claim.attempt,
-            "outcome": outcome.kind,
+            "outcome": outcome.error,
         }
         if outcome.answer.code:
             about["status"] = outcome.answer.code
@@ -142,12 +142,12 @@ def log_failure(log: FailureLog, claim: Claim, outcome: Failure, delay: float | 
         return about
 
     level, event = (logging.WARNING, "dead") if delay is None else (logging.INFO, "attempt_failed")
-    log.write(level, event, destination_of(claim.task.kind, address.link), fields)
+    log.write(level, event, destination_of(claim.task.type, address.link), fields)
 
 
 def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) -> None:
     """Logs the death of a job that cannot be read as a task."""
-    about: Fields = {"task": client_id(task_id), "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.kind}
+    about: Fields = {"task": client_id(task_id), "type": stats.UNKNOWN, "attempt": attempt, "outcome": failure.error}
     log.write(logging.WARNING, "dead", "unknown", lambda: about)
 
 
@@ -155,9 +155,9 @@ def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
     """The settlement of a claimed task whose delivery was not begun; `now` in Unix seconds."""
     outcome = replace(outcome_of(claim, failure, now, 0.0), lateness=None)
     # If its workers died, the lost deliveries are in its history already.
-    line = b"" if failure.kind == "lost" else encode_outcome(outcome)
+    line = b"" if failure.error == "lost" else encode_outcome(outcome)
     options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign)
-    return _settlement(claim.id, claim.task.kind, "failed", outcome, line, options)
+    return _settlement(claim.id, claim.task.type, "failed", outcome, line, options)
 
 
 def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bool) -> Settlement:
@@ -212,14 +212,14 @@ def _with(one: Settlement, options: SettleOptions) -> Settlement:
 
 
 def _settlement(
-    task_id: str, kind: str, fate: Fate, outcome: Outcome, line: bytes, options: SettleOptions
+    task_id: str, task_type: str, fate: Fate, outcome: Outcome, line: bytes, options: SettleOptions
 ) -> Settlement:
     return Settlement(
         id=task_id,
         fate=fate,
         outcome=line,
         error=outcome.message,
-        counter=stats.counter(kind, outcome),
+        counter=stats.counter(task_type, outcome),
         ended=f"{outcome.ended:.6f}",
         member=stats.member(task_id, outcome),
         options=b"" if options is _NO_OPTIONS else msgspec.json.encode(options),

@@ -88,7 +88,7 @@ def parse(raw: bytes, max_bytes: int = MAX_BYTES) -> Checked:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise refusal_of_text(error, raw, hints=_hints(REGISTRY.known())) from None
     check_title(task.title)
-    destination = REGISTRY.find(task.kind)
+    destination = REGISTRY.find(task.type)
     assert destination is not None, "the union of all known destinations has read it"
     destination.check(task)
     delay, instant = check_settings(task.settings, destination.at_once)

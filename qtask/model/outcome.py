@@ -51,7 +51,7 @@ class Failure(Exception):
     """A delivery that failed.
 
     Attributes:
-        kind: kind of the error, for programs.
+        error: kind of the error, for programs.
         message: the reason, for people.
         answer: the receiver's answer, if there was one.
         retry_after: its header `Retry-After`; empty if there was none.
@@ -60,14 +60,14 @@ class Failure(Exception):
 
     def __init__(
         self,
-        kind: ErrorKind,
+        error: ErrorKind,
         message: str,
         answer: Answer | None = None,
         retry_after: str = "",
         at_once: bool = False,
     ) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.error = error
         self.message = message
         self.answer = answer or Answer()
         self.retry_after = retry_after

@@ -15,7 +15,7 @@ STATES: tuple[State, ...] = get_args(State)
 class TaskRecord:
     """One task.
 
-    A job that another program put into the queue and that is not a task is shown as well: with the kind `unknown`, no
+    A job that another program put into the queue and that is not a task is shown as well: with the type `unknown`, no
     title, and None for the dict.
 
     Attributes:
@@ -26,7 +26,7 @@ class TaskRecord:
         retry_at: Unix seconds of the next delivery, while the task waits for a retry.
         accepted: Unix seconds; None if the client chose the id.
         attempts: deliveries begun so far, since it was last retried as a dead letter.
-        title, kind, link: of the dict.
+        title, type, link: of the dict.
         task: the dict.
         outcomes: the outcomes of its deliveries, oldest first.
     """
@@ -39,7 +39,7 @@ class TaskRecord:
     accepted: float | None
     attempts: int
     title: str
-    kind: str
+    type: str
     link: str
     task: dict[str, Any] | None
     outcomes: list[Outcome] = field(default_factory=list)

@@ -82,7 +82,7 @@ class Task(Part, Generic[_Address_co], frozen=True):
     settings: Settings = Settings()
 
     @property
-    def kind(self) -> str:
+    def type(self) -> str:
         """`address.type`."""
         return self.address.__struct_config__.tag  # type: ignore[return-value]
 

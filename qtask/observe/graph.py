@@ -58,7 +58,7 @@ _STATUSES = {
 }
 _OTHER_STATUS = "#c8c8d0"
 _STATUS_NAMES = {"status": "HTTP status", "no_reader": "no reader", "dns": "DNS", "tls": "TLS"}
-_KIND_NAMES = {"__graph__": "graph"}
+_TYPE_NAMES = {"__graph__": "graph"}
 
 _TICKS = tuple(10.0**power for power in range(-5, 6))
 
@@ -72,20 +72,20 @@ def draw(samples: Sequence[Samples], format: Format = "png") -> bytes:
     """Draws outcomes.
 
     Args:
-        samples: one item per kind; kinds without outcomes are left out.
+        samples: one item per type; types without outcomes are left out.
         format: format of the picture.
 
     Returns the picture, 1,300 by 900 pixels as PNG.
     """
-    kinds = [kind for kind in samples if len(kind)]
+    drawn = [one for one in samples if len(one)]
     figure = Figure(
         figsize=(13, 9),
         dpi=100,
         facecolor="white",
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.03),
     )
-    if kinds:
-        _draw_all(figure, kinds)
+    if drawn:
+        _draw_all(figure, drawn)
     else:
         _draw_nothing(figure)
     target = io.BytesIO()
@@ -106,15 +106,15 @@ def _draw_nothing(figure: Figure) -> None:
     axes.text(0.5, 0.48, words, ha="center", va="center", fontsize=12, color=_FAINT)
 
 
-def _draw_all(figure: Figure, kinds: Sequence[Samples]) -> None:
-    ended = np.concatenate([np.asarray(kind.ended) for kind in kinds])
+def _draw_all(figure: Figure, samples: Sequence[Samples]) -> None:
+    ended = np.concatenate([np.asarray(one.ended) for one in samples])
     order = np.argsort(ended, kind="stable")
     ended = ended[order]
-    lateness = np.concatenate([np.asarray(kind.lateness) for kind in kinds])[order]
-    duration = np.concatenate([np.asarray(kind.duration) for kind in kinds])[order]
-    totals = {kind.kind: Counter(kind.status) for kind in kinds}
+    lateness = np.concatenate([np.asarray(one.lateness) for one in samples])[order]
+    duration = np.concatenate([np.asarray(one.duration) for one in samples])[order]
+    totals = {one.type: Counter(one.status) for one in samples}
     statuses = _ranked({status for counts in totals.values() for status in counts})
-    bars_height = max(0.55 + 0.42 * len(kinds), 0.3 + 0.24 * _legend_rows(len(statuses)))
+    bars_height = max(0.55 + 0.42 * len(samples), 0.3 + 0.24 * _legend_rows(len(statuses)))
     grid = figure.add_gridspec(3, 2, width_ratios=(2.7, 1), height_ratios=(3, 3, bars_height))
     limits = _time_limits(ended)
     for row, (name, about, values) in enumerate(
@@ -235,7 +235,7 @@ def _draw_distribution(axes: Axes, values: Any) -> None:
 
 
 def _draw_counts(axes: Axes, legend: Axes, totals: dict[str, Counter[str]], statuses: Sequence[str]) -> None:
-    names = [_KIND_NAMES.get(kind, kind) for kind in totals]
+    names = [_TYPE_NAMES.get(one, one) for one in totals]
     left = np.zeros(len(totals))
     for status in statuses:
         widths = np.array([counts[status] for counts in totals.values()], dtype=float)

@@ -17,7 +17,7 @@ from qtask.destinations.registry import built_in
 from qtask.model.outcome import Outcome
 from qtask.store import statistics
 
-UNKNOWN = "unknown"  # in place of the kind, for a job in the queue that is not a task
+UNKNOWN = "unknown"  # in place of the type, for a job in the queue that is not a task
 
 
 def status_of(outcome: Outcome) -> str:
@@ -31,23 +31,23 @@ def member(task_id: str, outcome: Outcome) -> str:
     return f"{task_id}:{outcome.attempt}:{status_of(outcome)}:{lateness}:{outcome.duration:.9f}"
 
 
-def counter(kind: str, outcome: Outcome) -> str:
+def counter(task_type: str, outcome: Outcome) -> str:
     """The field of the totals for an outcome: `http:delivered`, `http:timeout`, …"""
-    return f"{kind}:{status_of(outcome)}"
+    return f"{task_type}:{status_of(outcome)}"
 
 
 @dataclass(slots=True)
 class Samples:
-    """Outcomes of one kind, oldest first, as columns of equal length.
+    """Outcomes of one type, oldest first, as columns of equal length.
 
     Attributes:
-        kind: `address.type`.
+        type: `address.type`.
         ended: Unix seconds.
         lateness, duration: seconds; lateness is NaN for retries.
         status: `delivered` or the kind of the error.
     """
 
-    kind: str
+    type: str
     ended: list[float] = field(default_factory=list)
     lateness: list[float] = field(default_factory=list)
     duration: list[float] = field(default_factory=list)
@@ -57,35 +57,35 @@ class Samples:
         return len(self.ended)
 
 
-def read(redis: Redis, kinds: Sequence[str] | None = None, newest: int | None = None) -> list[Samples]:
-    """Reads the outcomes that are kept, by kind.
+def read(redis: Redis, types: Sequence[str] | None = None, newest: int | None = None) -> list[Samples]:
+    """Reads the outcomes that are kept, by type.
 
     Args:
         redis: a client.
-        kinds: by default those that come with QTask, and all others that have totals.
-        newest: most outcomes of each kind, the newest ones; None for all.
+        types: by default those that come with QTask, and all others that have totals.
+        newest: most outcomes of each type, the newest ones; None for all.
     """
-    return [_read_kind(redis, kind, newest) for kind in (_kinds(_totals(redis)) if kinds is None else kinds)]
+    return [_read_type(redis, one, newest) for one in (_types(_totals(redis)) if types is None else types)]
 
 
-def _kinds(totals: Mapping[str, object]) -> list[str]:
-    """All kinds: those of QTask in their order, then those of installed packages, and `UNKNOWN` at the end."""
+def _types(totals: Mapping[str, object]) -> list[str]:
+    """All types: those of QTask in their order, then those of installed packages, and `UNKNOWN` at the end."""
     own = [*built_in()]
     return [*own, *sorted(totals.keys() - {*own, UNKNOWN}), UNKNOWN]
 
 
 def _totals(redis: Redis) -> dict[str, dict[str, int]]:
-    """How many outcomes there have been: by kind, then by status."""
+    """How many outcomes there have been: by type, then by status."""
     totals: dict[str, dict[str, int]] = {}
     for name, count in statistics.read_totals(redis).items():
-        kind, _, status = name.rpartition(":")
-        totals.setdefault(kind, {})[status] = count
+        task_type, _, status = name.rpartition(":")
+        totals.setdefault(task_type, {})[status] = count
     return totals
 
 
-def _read_kind(redis: Redis, kind: str, newest: int | None) -> Samples:
-    samples = Samples(kind)
-    for raw, ended in statistics.read_members(redis, kind, newest):
+def _read_type(redis: Redis, task_type: str, newest: int | None) -> Samples:
+    samples = Samples(task_type)
+    for raw, ended in statistics.read_members(redis, task_type, newest):
         parts = raw.decode("utf-8", "replace").rsplit(":", 3)
         try:
             lateness, duration = float(parts[2] or "nan"), float(parts[3])
@@ -109,25 +109,25 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class KindSummary:
-    """Statistics of one kind: totals by status of all outcomes so far, and the spread of those that are kept."""
+class TypeSummary:
+    """Statistics of one type: totals by status of all outcomes so far, and the spread of those that are kept."""
 
-    kind: str
+    type: str
     totals: dict[str, int]
     sampled: int
     lateness: Spread | None
     duration: Spread | None
 
 
-def summary(redis: Redis) -> list[KindSummary]:
-    """A summary of each kind that has outcomes."""
+def summary(redis: Redis) -> list[TypeSummary]:
+    """A summary of each type that has outcomes."""
     totals = _totals(redis)
     found = []
-    for samples in read(redis, _kinds(totals)):
-        if samples.kind in totals or samples.ended:
+    for samples in read(redis, _types(totals)):
+        if samples.type in totals or samples.ended:
             lateness = spread([late for late in samples.lateness if not math.isnan(late)])
             duration = spread(samples.duration)
-            found.append(KindSummary(samples.kind, totals.get(samples.kind, {}), len(samples), lateness, duration))
+            found.append(TypeSummary(samples.type, totals.get(samples.type, {}), len(samples), lateness, duration))
     return found
 
 

@@ -11,7 +11,7 @@ import msgspec
 from qtask.model.outcome import Outcome
 from qtask.model.record import State, TaskRecord
 from qtask.model.timing import format_duration, format_instant, format_second
-from qtask.observe.stats import KindSummary, Spread
+from qtask.observe.stats import Spread, TypeSummary
 from qtask.store.audit import Audit
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ def print_tasks(records: Sequence[TaskRecord], counts: dict[State, int]) -> None
     if records:
         narrow = _console().width < _NARROW
         when = "due or retry" if any(record.retry_at is not None for record in records) else "due"
-        kind = () if narrow else ("type",)
-        table = _table("id", "state", when, *kind, "link", "title", "last outcome", whole=("state", when, *kind))
+        columns = () if narrow else ("type",)
+        table = _table("id", "state", when, *columns, "link", "title", "last outcome", whole=("state", when, *columns))
         table.columns[0].min_width = _ID_WIDTH
         for record in records:
             last = outcome_words(record.outcomes[-1]) if record.outcomes else ""
             link, title = plain(record.link[:60]), plain(record.title[:40])
             if not narrow:
-                where = [record.kind, link]
-            elif record.kind == "http":  # its link shows the type
+                where = [record.type, link]
+            elif record.type == "http":  # its link shows the type
                 where = [link]
             else:
-                where = [f"{record.kind} {link}"]
+                where = [f"{record.type} {link}"]
             state = record.state if record.retry_at is None else "retrying"
             instant = format_second(record.due if record.retry_at is None else record.retry_at)
             table.add_row(record.id, state, instant, *where, title, last)
@@ -65,7 +65,7 @@ def print_task(record: TaskRecord) -> None:
         ("accepted", accepted),
         ("due", format_instant(record.due)),
         ("next attempt", "" if record.retry_at is None else format_instant(record.retry_at)),
-        ("type", record.kind),
+        ("type", record.type),
         ("link", record.link),
         ("deliveries", str(record.attempts)),
         ("dict", msgspec.json.encode(record.task).decode()),
@@ -88,17 +88,17 @@ def print_task(record: TaskRecord) -> None:
         _print(outcomes)
 
 
-def print_stats(kinds: Sequence[KindSummary], counts: dict[State, int]) -> None:
-    """Prints the spread of lateness and duration, and the outcomes, of each kind."""
-    if not kinds:
+def print_stats(types: Sequence[TypeSummary], counts: dict[State, int]) -> None:
+    """Prints the spread of lateness and duration, and the outcomes, of each type."""
+    if not types:
         _print("no deliveries yet")
     else:
         spread = ("p50", "p95", "p99", "max")
         table = _table("type", "", *spread, "of the newest", "outcomes since ever", whole=spread)
-        for kind in kinds:
-            totals = ", ".join(f"{count} {status}" for status, count in sorted(kind.totals.items()))
-            table.add_row(kind.kind, "lateness", *_spread(kind.lateness), str(kind.sampled), totals)
-            table.add_row("", "duration", *_spread(kind.duration))
+        for one in types:
+            totals = ", ".join(f"{count} {status}" for status, count in sorted(one.totals.items()))
+            table.add_row(one.type, "lateness", *_spread(one.lateness), str(one.sampled), totals)
+            table.add_row("", "duration", *_spread(one.duration))
         _print(table)
     _print_counts(counts)
 

@@ -146,7 +146,7 @@ class _Demo:
             outcome = record.outcomes[-1]
             late, took = format_duration(record.outcomes[0].lateness), format_duration(outcome.duration)
             words = click.style(f"{outcome_words(outcome):17}", fg=_colour(record))
-            start = f"  {record.id:12}  {record.kind:6}  {late:>8}  {took:>8}  "
+            start = f"  {record.id:12}  {record.type:6}  {late:>8}  {took:>8}  "
             answer = _cut(plain(outcome_answer(outcome)), _WIDTH - len(start) - 19)
             click.echo(f"{start}{words}  {answer}")
         crowd = sorted(record.outcomes[0].lateness or 0.0 for record in records if self._expected[record.id].crowd)
@@ -177,7 +177,7 @@ class _Demo:
         ]
         early = [record.id for record in records if record.outcomes[-1].started < record.due]
         missing = set(self._expected) - {record.id for record in records}
-        wanted = sum(1 for record in records if record.kind == "http")
+        wanted = sum(1 for record in records if record.type == "http")
         received = receivers.requests >= wanted and receivers.lines and receivers.texts
         click.echo()
         if otherwise or early or missing or not received or not drawn:

@@ -81,6 +81,6 @@ class Housekeeping:
                 task, _ = read_data(one.data or b"")
             except Refused:
                 continue  # it was cancelled in the meantime, or is no task
-            about = {"task": client_id(one.id), "type": task.kind, "attempt": one.attempt, "outcome": "lost"}
-            destination = destination_of(task.kind, task.address.link)
+            about = {"task": client_id(one.id), "type": task.type, "attempt": one.attempt, "outcome": "lost"}
+            destination = destination_of(task.type, task.address.link)
             logger.warning("delivery_lost", extra={**about, "destination": destination})

@@ -29,8 +29,8 @@ WAKE = "qtask:wake"  # channel: a task earlier than all before it was accepted
 NODES = "qtask:nodes"  # counter: a number for each process that makes ids
 NODE_PREFIX = "qtask:node:"  # + number: string, the nonce of the process that holds this number; expires
 WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
-COUNTERS = "qtask:counters"  # hash: `kind:status` to how many outcomes
-STATS_PREFIX = "qtask:stats:"  # + kind: sorted set, one member an outcome, by the end of its delivery
+COUNTERS = "qtask:counters"  # hash: `type:status` to how many outcomes
+STATS_PREFIX = "qtask:stats:"  # + type of task: sorted set, one member an outcome, by the end of its delivery
 LEDGER = "qtask:ledger"  # hash: `what:queue` to how many tasks; see audit.py
 STOCK_RETRIES = (
     "qtask:stock_retries"  # set: ids that a stock worker will try again; until then RQ counts them as failed
@@ -85,9 +85,9 @@ def results(task_id: str) -> str:
     return RESULTS_PREFIX + task_id
 
 
-def stats(kind: str) -> str:
-    """Key of the statistics of one kind of address."""
-    return STATS_PREFIX + kind
+def stats(task_type: str) -> str:
+    """Key of the statistics of one type of task."""
+    return STATS_PREFIX + task_type
 
 
 def node(number: int) -> str:

@@ -144,7 +144,7 @@ class Settlement(Struct, gc=False):
         fate: where the task goes.
         outcome: JSON on one line, empty for none.
         error: the error in words.
-        counter: counter to increment, `kind:status`.
+        counter: counter to increment, `type:status`.
         ended: end of the delivery in Unix seconds.
         member: member of the statistics.
         options: `SettleOptions` as JSON, empty for none.

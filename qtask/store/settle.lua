@@ -8,7 +8,7 @@
 -- KEYS (SettleKeys in leases.py)
 --   STARTED, FINISHED, FAILED  registries of the queue
 --   QUEUE          list
---   COUNTERS       outcomes by kind and status (hash)
+--   COUNTERS       outcomes by type and status (hash)
 --   SCHEDULE       sorted set
 --   LEDGER         hash
 --   STOCK_RETRIES  retries of stock workers (set). RQ counts them as failed until they are released, so they are in both
@@ -18,7 +18,7 @@
 --   QUEUE_NAME               name of the queue
 --   RETENTION_COUNT          delivered tasks to keep
 --   RETENTION_SECONDS        for which they are kept, until a scheduler forgets them
---   STATS_RETENTION_COUNT    outcomes of one kind to keep in the statistics
+--   STATS_RETENTION_COUNT    outcomes of one type to keep in the statistics
 --   STATS_RETENTION_SECONDS  for which they are kept
 --   DEAD_RETENTION_COUNT     dead letters to keep, 0 for all of them
 --   OUTCOMES_KEEP            outcomes of one task to keep
@@ -27,7 +27,7 @@
 --   FATE     'finished', 'failed' or 'retry'
 --   OUTCOME  JSON on one line, '' for none
 --   ERROR    the error in words
---   COUNTER  'kind:status'
+--   COUNTER  'type:status'
 --   ENDED    end of the delivery in Unix seconds
 --   MEMBER   member of the statistics
 --   OPTIONS  what only some settlements have, as JSON (SettleOptions), or ''

@@ -27,7 +27,7 @@ _STATE_OF_STATUS: dict[str, State] = {
     "failed": "dead",
     "stopped": "dead",  # by `rq`'s command to stop a job, in a stock worker
 }
-_NO_TASK = "unknown"  # in place of the kind
+_NO_TASK = "unknown"  # in place of the type
 
 
 class _Job(NamedTuple):
@@ -65,14 +65,14 @@ def _record(task_id: str, job: _Job, scheduled_at: float | None) -> TaskRecord |
     ended = decode_outcomes(job.history or b"") + decode_outcomes(job.outcomes or b"")
     accepted = instant_of(task_id)
     begun = ended[0].started if ended else 0.0
-    title, kind, link, body = "", _NO_TASK, "", b"null"
+    title, task_type, link, body = "", _NO_TASK, "", b"null"
     try:
         task, _ = read_data(job.data)
         begun = due_of(task, task_id, job.due)
     except Refused:
         pass  # the outcome says what is wrong with it
     else:
-        title, kind, link, body = task.title, task.kind, task.address.link, msgspec.json.encode(task)
+        title, task_type, link, body = task.title, task.type, task.address.link, msgspec.json.encode(task)
         accepted = accepted if task.settings.id is UNSET else None
     return TaskRecord(
         id=client_id(task_id),
@@ -83,7 +83,7 @@ def _record(task_id: str, job: _Job, scheduled_at: float | None) -> TaskRecord |
         accepted=accepted,
         attempts=int(job.attempt or 0),
         title=title,
-        kind=kind,
+        type=task_type,
         link=link,
         task=msgspec.json.decode(body),
         outcomes=ended,

@@ -154,12 +154,12 @@ class Filter:
     """Criteria for dead letters; None matches all.
 
     Attributes:
-        kind: `address.type`.
+        type: `address.type`.
         error: kind of the last error, or the HTTP status as text.
         link, title: text that it contains.
     """
 
-    kind: str | None = None
+    type: str | None = None
     error: str | None = None
     link: str | None = None
     title: str | None = None
@@ -168,7 +168,7 @@ class Filter:
         """Whether a task matches."""
         last = record.outcomes[-1] if record.outcomes else None
         return (
-            self.kind in (None, record.kind)
+            self.type in (None, record.type)
             and (self.error is None or (last is not None and self.error in (last.error, str(last.code))))
             and (self.link is None or self.link in record.link)
             and (self.title is None or self.title in record.title)

@@ -88,15 +88,15 @@ class Deliveries:
                 if reason is not None:
                     self._end_undelivered(claim, reason)
                     return
-            kind = task.kind
-            if self._limits_hosts and kind == "http":
+            task_type = task.type
+            if self._limits_hosts and task_type == "http":
                 entry = (task_id, -attempt if retried else attempt, written_due, data)
                 if not self.slots.take(http_place(task.address.link), entry, began):
                     del self.in_flight[task_id]
                     return
-            deliver = self._deliverers.get(kind)
+            deliver = self._deliverers.get(task_type)
             if deliver is None:
-                deliver = self._deliverers[kind] = deliverer(kind, self._loop, self._config, self.slots)
+                deliver = self._deliverers[task_type] = deliverer(task_type, self._loop, self._config, self.slots)
             deliver.start(claim, partial(self._end, claim))
         except Refused as refused:
             # Another program put it into the queue; QTask would have refused it when it was submitted.

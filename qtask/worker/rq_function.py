@@ -78,19 +78,19 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         _settle(redis, config, token, unread(job.id, abs(attempt), failure, now, is_foreign(job.data)))
         log.setup_beside(config, "rq-worker")
         log_unread(_failures, job.id, abs(attempt), failure)
-        raise DeliveryFailed(f"{failure.kind}: {failure.message}") from None
+        raise DeliveryFailed(f"{failure.error}: {failure.message}") from None
     reason = reason_not_to_deliver(claim, now)
     if reason is not None:
         _settle(redis, config, token, undelivered(claim, reason, now))
         _log(config, claim, reason, None)
-        raise DeliveryFailed(f"{reason.kind}: {reason.message}")
+        raise DeliveryFailed(f"{reason.error}: {reason.message}")
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began
     settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds))
     if isinstance(result, Failure):
         _log(config, claim, result, retry_in(settled))
-        raise DeliveryFailed(f"{result.kind}: {result.message}")
+        raise DeliveryFailed(f"{result.error}: {result.message}")
     return dict(msgspec.to_builtins(outcome_of(claim, result, now, duration)))
 
 
@@ -122,12 +122,12 @@ def _attempt(claim: Claim, config: Config) -> Answer | Failure:
 
 
 def _deliver(claim: Claim, config: Config) -> Answer | Failure:
-    destination = REGISTRY.find(claim.task.kind)
+    destination = REGISTRY.find(claim.task.type)
     if destination is not None and destination.blocking:
         answer: Answer = resolve_name(destination.blocking)(claim, config)
         return answer
     loop = Loop()
-    deliver_one = deliverer(claim.task.kind, loop, config)
+    deliver_one = deliverer(claim.task.type, loop, config)
     results: list[Answer | Failure] = []
     try:
         deliver_one.start(claim, results.append)

@@ -582,9 +582,9 @@ def test_stats_show_lateness_and_duration(installation: Installation, receiver: 
     (http,) = [line for line in table if line.startswith("http ")]
     assert "lateness" in http and " delivered" in http
     (document,) = lines(ran(installation, "stats", "--json"))
-    (kind,) = [kind for kind in document["kinds"] if kind["kind"] == "http"]
-    assert kind["totals"]["delivered"] >= 1
-    assert 0 <= kind["lateness"]["p50"] <= kind["lateness"]["largest"]
+    (http_type,) = [one for one in document["types"] if one["type"] == "http"]
+    assert http_type["totals"]["delivered"] >= 1
+    assert 0 <= http_type["lateness"]["p50"] <= http_type["lateness"]["largest"]
     assert set(document["tasks"]) == {"scheduled", "queued", "started", "delivered", "dead"}
 
 

@@ -53,7 +53,7 @@ def said(kind, link, timeout=30.0, by=deliver):
     except Failure as failure:
         result = failure
     if isinstance(result, Failure):
-        print(f"{result.kind}: {result.message}")
+        print(f"{result.error}: {result.message}")
     else:
         print(f"delivered {result.text}".strip())
 

@@ -66,7 +66,7 @@ def test_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
     """
     os.mkfifo(live.pipes / "stock")
     pipe = os.open(live.pipes / "stock", os.O_RDONLY | os.O_NONBLOCK)
-    before = {kind.kind: kind.totals.get("delivered", 0) for kind in stats.summary(live.redis)}
+    before = {kind.type: kind.totals.get("delivered", 0) for kind in stats.summary(live.redis)}
     with Receiver() as receiver, Receiver() as to_socket, live.client(queue) as client:
         accepted = client.send_many(
             [
@@ -99,7 +99,7 @@ def test_stock_rq_worker_delivers_tasks(live: Live, queue: str) -> None:
     assert [record.state for record in records] == ["delivered", "delivered", "delivered", "delivered", "dead"]
     assert [record.outcomes[-1].error for record in records] == ["", "", "", "", "connect"]
     assert all((record.outcomes[0].lateness or 0) > 0 and record.outcomes[-1].duration > 0 for record in records)
-    after = {kind.kind: kind.totals.get("delivered", 0) for kind in stats.summary(live.redis)}
+    after = {kind.type: kind.totals.get("delivered", 0) for kind in stats.summary(live.redis)}
     assert {kind: after[kind] - before.get(kind, 0) for kind in after} == {
         "http": 1,
         "socket": 1,

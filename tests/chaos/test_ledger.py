@@ -47,7 +47,7 @@ class Run:
             Arrival(1, "udp", DUE + 0.002, OK),
             Arrival(2, "http", DUE + 0.001, GONE, "c", 1, "1970-01-01T00:16:40.000Z"),
         ]
-        about: dict[str, Any] = {"kind": "http", "link": "", "task": msgspec.Raw(b"null"), "retry_at": None}
+        about: dict[str, Any] = {"type": "http", "link": "", "task": msgspec.Raw(b"null"), "retry_at": None}
         about |= {"queue": "qtask", "due": DUE, "accepted": None}
         dead = TaskRecord(id="c", state="dead", attempts=1, title="chaos 2", outcomes=[outcome(1, 404)], **about)
         places = {"a": ["finished"], "chaos-1": ["finished"], "c": ["dead"], "chaos-3": ["finished"]}

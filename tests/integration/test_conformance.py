@@ -211,7 +211,7 @@ def test_status_means_delivered(deliver: Deliver, status: int) -> None:
 def test_status_means_failed(deliver: Deliver, status: int) -> None:
     with Receiver(lambda exchange: exchange.answer(status, b"why")) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
-    assert failed.value.kind == "status"
+    assert failed.value.error == "status"
     assert failed.value.answer == Answer(status, "why")
     assert str(status) in failed.value.message
 
@@ -257,7 +257,7 @@ def test_request_is_sent_once_when_a_kept_connection_breaks(deliver: Deliver, da
         assert receiver.connections == 1
         with pytest.raises(Failure) as failed:
             deliver(prepared(receiver.url + "charge", data))
-        assert failed.value.kind == "connect"
+        assert failed.value.error == "connect"
         assert failed.value.at_once
         assert "kept connection broke" in failed.value.message
         assert deliver(prepared(receiver.url + "charge", data, attempt=2)).code == 200
@@ -423,7 +423,7 @@ def test_useless_redirects_fail(deliver: Deliver, target: str) -> None:
         pytest.raises(Failure) as failed,
     ):
         deliver(prepared(receiver.url))
-    assert failed.value.kind == "redirect"
+    assert failed.value.error == "redirect"
     assert len(receiver.requests) <= 6
 
 
@@ -464,7 +464,7 @@ def threading_wait() -> None:
 def test_slow_receivers_exceed_the_total_timeout(deliver: Deliver, behaviour: Callable[[Exchange], None]) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url, timeout=0.4))
-    assert failed.value.kind == "timeout"
+    assert failed.value.error == "timeout"
     assert "0.4 s" in failed.value.message
 
 
@@ -480,7 +480,7 @@ def test_listener_that_never_accepts_causes_a_timeout(deliver: Deliver) -> None:
             deliver(prepared(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=0.4))
         for filler in fillers:
             filler.close()
-    assert failed.value.kind == "timeout"
+    assert failed.value.error == "timeout"
 
 
 def reset(exchange: Exchange) -> None:
@@ -541,7 +541,7 @@ def talk_nonsense(exchange: Exchange) -> None:
 def test_broken_receivers_cause_a_failure(deliver: Deliver, behaviour: Callable[[Exchange], None], kind: str) -> None:
     with Receiver(behaviour) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
-    assert failed.value.kind == kind, failed.value.message
+    assert failed.value.error == kind, failed.value.message
     host, _, reason = failed.value.message.partition(": ")
     assert host == f"127.0.0.1:{receiver.port}"
     assert len(reason) > 5, "there is a reason"
@@ -593,7 +593,7 @@ def test_status_decides_when_the_body_is_lost(
             failure = failed
             answer = failed.answer
     if status == 302:
-        assert (failure.kind if failure else answer.text) == ("timeout" if then is stall else "arrived")
+        assert (failure.error if failure else answer.text) == ("timeout" if then is stall else "arrived")
         return
     assert answer.code == status
     if then is not reset:  # a reset may discard what had arrived already
@@ -604,7 +604,7 @@ def test_status_decides_when_the_body_is_lost(
         assert failure is None
     else:
         assert failure is not None
-        assert (failure.kind, failure.retry_after) == ("status", "7")
+        assert (failure.error, failure.retry_after) == ("status", "7")
         assert answer.note in failure.message
     assert len(receiver.requests) == 1
 
@@ -634,19 +634,19 @@ def test_answer_to_head_has_no_body(deliver: Deliver, method: str, framing: str)
 def test_refused_connection_fails(deliver: Deliver) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared(f"http://127.0.0.1:{free_port()}/"))
-    assert failed.value.kind == "connect"
+    assert failed.value.error == "connect"
 
 
 def test_unknown_host_fails(deliver: Deliver) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared("http://no-such-host.invalid/"))
-    assert failed.value.kind == "dns"
+    assert failed.value.error == "dns"
 
 
 def test_self_signed_certificate_fails(deliver: Deliver, tmp_path: Path) -> None:
     with Receiver(tls=self_signed(tmp_path)) as receiver, pytest.raises(Failure) as failed:
         deliver(prepared(receiver.url))
-    assert failed.value.kind == "tls"
+    assert failed.value.error == "tls"
     assert receiver.requests == []
 
 
@@ -703,7 +703,7 @@ def test_unreadable_ca_file_is_named(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
     with Receiver(tls=self_signed(tmp_path)) as receiver, pytest.raises(Failure) as failed:
         send_with(transport, {}, prepared(receiver.url))
-    assert failed.value.kind == "tls"
+    assert failed.value.error == "tls"
     assert str(path) in failed.value.message
     assert receiver.requests == []
 
@@ -751,7 +751,7 @@ def test_redirect_from_a_unix_socket_leaves_it_only_for_another_origin(deliver: 
 def test_missing_unix_socket_fails(deliver: Deliver, tmp_path: Path) -> None:
     with pytest.raises(Failure) as failed:
         deliver(prepared(f"http://unix:{tmp_path}/absent:/"))
-    assert failed.value.kind == "connect"
+    assert failed.value.error == "connect"
 
 
 def test_proxy_of_the_environment_is_used(deliver: Deliver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,7 +778,7 @@ def test_answer_of_a_proxy_is_not_that_of_the_receiver(deliver: Deliver, monkeyp
         with pytest.raises(Failure) as failed:
             deliver(prepared("https://receiver.invalid/x"))
         assert [request.method for request in proxy.requests] == ["CONNECT"]
-    assert failed.value.kind in ("tls", "connect")
+    assert failed.value.error in ("tls", "connect")
     assert failed.value.answer == Answer()
 
 

@@ -81,12 +81,12 @@ def test_dead_letters_are_found_by_filter(live: Live, queue: str) -> None:
             (Filter(error="status"), {0, 1, 2}),
             (Filter(error="connect"), {3}),
             (Filter(error="no_reader"), {4}),
-            (Filter(kind="pipe"), {4}),
+            (Filter(type="pipe"), {4}),
             (Filter(link="/500"), {1}),
             (Filter(link="nobody"), {4}),
             (Filter(title="Anna"), {0, 2, 4}),
             (Filter(title="bill", error="404"), {0}),
-            (Filter(title="bill", kind="pipe"), set()),
+            (Filter(title="bill", type="pipe"), set()),
             (Filter(), {0, 1, 2, 3, 4}),
         ):
             found = tasks.find_dead(live.redis, queue, wanted)
@@ -101,8 +101,8 @@ def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> N
         assert client.find_dead(error="connect")[:2] == [first, second]
         assert set(client.find_dead(error=404)) == set(client.find_dead(error="404")) == {five[0], five[2]}
         assert client.find_dead(title="bill", error=404) == [five[0]]
-        assert client.find_dead(kind="pipe") == [five[4]]
-        assert client.find_dead(kind="pipe", error=404) == []
+        assert client.find_dead(type="pipe") == [five[4]]
+        assert client.find_dead(type="pipe", error=404) == []
         assert set(client.find_dead()) == {first, second, *five}
         assert elsewhere.find_dead() == []
         assert client.retry(client.find_dead(link="/charge/")) == [first, second]
@@ -112,7 +112,7 @@ def test_clients_find_retry_and_remove_dead_letters(live: Live, queue: str) -> N
         async with AsyncClient(live.url, queue=queue) as client:
             assert await client.find_dead(link="/charge/") == []
             assert await client.find_dead(title="bill", error=404) == [five[0]]
-            assert await client.remove(await client.find_dead(kind="pipe")) == [five[4]]
+            assert await client.remove(await client.find_dead(type="pipe")) == [five[4]]
             assert set(await client.find_dead()) == set(five[:4])
 
     asyncio.run(talk())

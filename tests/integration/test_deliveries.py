@@ -39,7 +39,7 @@ def task(kind: str, link: str, data: Any = 1, timeout: float = 30.0) -> Task:
 def deliver(one: Task, folder: Path = Path("pipes")) -> Answer:
     """Delivers on a loop of its own; returns the answer or raises the failure. Checks that nothing is left behind."""
     loop = Loop()
-    kind = deliverer(one.kind, loop, Config(pipe_dir=str(folder)))
+    kind = deliverer(one.type, loop, Config(pipe_dir=str(folder)))
     results: list[Answer | Failure] = []
     kind.start(Claim("id", 1, one, 0.0), results.append)
     while not results:
@@ -151,13 +151,13 @@ def test_socket_that_stays_open_counts_as_delivered() -> None:
 def test_socket_failures_name_their_cause(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="refused") as refused:
         deliver(task("socket", f"127.0.0.1:{free_port()}", 1))
-    assert refused.value.kind == "connect"
+    assert refused.value.error == "connect"
     with pytest.raises(Failure, match=r"no-such-host\.invalid") as unknown:
         deliver(task("socket", "no-such-host.invalid:80", 1))
-    assert unknown.value.kind == "dns"
+    assert unknown.value.error == "dns"
     with pytest.raises(Failure) as absent:
         deliver(task("socket", f"unix:{tmp_path}/absent", 1))
-    assert absent.value.kind == "connect"
+    assert absent.value.error == "connect"
 
 
 def test_socket_whose_receiver_never_reads_times_out() -> None:
@@ -167,7 +167,7 @@ def test_socket_whose_receiver_never_reads_times_out() -> None:
         port = server.getsockname()[1]
         with pytest.raises(Failure) as late:
             deliver(task("socket", f"127.0.0.1:{port}", "x" * 20_000_000, timeout=0.3))
-    assert late.value.kind == "timeout"
+    assert late.value.error == "timeout"
 
 
 def reset(connection: socket.socket) -> None:
@@ -229,7 +229,7 @@ def test_socket_that_resets_before_reading_everything_fails(ending: Callable[[so
     for size in (1_000_000, 8_000_000):
         with receiving(receive, window=10_000) as place, pytest.raises(Failure, match="broke the connection") as broken:
             deliver(task("socket", place, "x" * size))
-        assert broken.value.kind == "connect"
+        assert broken.value.error == "connect"
 
 
 def test_unix_socket_closed_with_unread_data_fails(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_silence_counts_as_delivered_only_when_the_receiver_has_everything() -> 
         with pytest.raises(Failure, match="did not take the data within 2 s") as late:
             deliver(task("socket", place, "x" * 400_000, timeout=2))
         over.set()
-    assert late.value.kind == "timeout"
+    assert late.value.error == "timeout"
 
     def receive_late(connection: socket.socket) -> None:
         time.sleep(1.5)
@@ -285,7 +285,7 @@ def test_unix_socket_with_a_full_backlog_is_retried(tmp_path: Path) -> None:
         other.connect(path)
         with pytest.raises(Failure, match=f"no connection within 0.3 s to {path}: its backlog is full") as late:
             deliver(task("socket", f"unix:{path}", 1, timeout=0.3))
-        assert late.value.kind == "timeout"
+        assert late.value.error == "timeout"
 
         def serve() -> None:
             time.sleep(0.2)
@@ -311,7 +311,7 @@ def test_without_descriptors_a_delivery_fails_and_the_next_one_succeeds(tmp_path
         warm_up(http.url)
         loop = Loop()
         for kind, link in links.items():
-            one = deliverer(task(kind, link).kind, loop, Config(pipe_dir=str(tmp_path)))
+            one = deliverer(task(kind, link).type, loop, Config(pipe_dir=str(tmp_path)))
             results: list[Answer | Failure] = []
             claim = Claim("id", 1, task(kind, link, data.get(kind, 1)), 0.0)
             with no_descriptors():
@@ -319,7 +319,7 @@ def test_without_descriptors_a_delivery_fails_and_the_next_one_succeeds(tmp_path
                 while not results:
                     loop.run_once()
             (failed,) = results
-            assert isinstance(failed, Failure) and failed.kind == "connect", kind
+            assert isinstance(failed, Failure) and failed.error == "connect", kind
             assert loop.waiting == 0 or kind == "http"
             one.start(claim, results.append)
             while len(results) < 2:
@@ -412,7 +412,7 @@ def test_delivery_that_raises_does_not_affect_others(caplog: pytest.LogCaptureFi
     for step in steps[:-1]:
         failure = results[step]
         assert isinstance(failure, Failure)
-        assert (failure.kind, failure.message) == ("internal", "QTask could not deliver this: ValueError: defect")
+        assert (failure.error, failure.message) == ("internal", "QTask could not deliver this: ValueError: defect")
     assert [one.released for one in all_of_them] == [1] * 4
     assert loop.waiting == 0
     assert defects == []
@@ -472,7 +472,7 @@ def test_pipe_failures_name_their_cause(tmp_path: Path) -> None:
     for name, kind in [("unread", "no_reader"), ("absent", "no_reader"), ("file", "protocol"), ("link", "connect")]:
         with pytest.raises(Failure) as failed:
             deliver(task("pipe", name, {"data": 1}), tmp_path)
-        assert failed.value.kind == kind, name
+        assert failed.value.error == kind, name
     assert (tmp_path / "file").read_text() == ""
 
 
@@ -487,7 +487,7 @@ def test_line_is_delivered_only_when_the_pipe_has_all_of_it(tmp_path: Path) -> N
     with pytest.raises(Failure, match="the reader of the pipe 'orders' went away") as gone:
         deliver(task("pipe", "orders", {"data": "x" * 1_000_000}), tmp_path)
     closer.join()
-    assert gone.value.kind == "no_reader"
+    assert gone.value.error == "no_reader"
 
 
 def test_full_pipe_times_out(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_full_pipe_times_out(tmp_path: Path) -> None:
     with pytest.raises(Failure) as late:
         deliver(task("pipe", "full", {"data": "x" * 1_000_000}, timeout=0.2), tmp_path)
     os.close(reader)
-    assert late.value.kind == "timeout"
+    assert late.value.error == "timeout"
 
 
 @contextmanager
@@ -538,7 +538,7 @@ def test_udp_reports_datagrams_that_the_system_refuses() -> None:
         deliver(task("udp", "255.255.255.255:9", 1))
     with pytest.raises(Failure, match=r"no datagram to 127\.0\.0\.1:9: Message too long") as long:
         deliver(task("udp", "127.0.0.1:9", "x" * 70_000))  # as another program may have put it into the queue
-    assert broadcast.value.kind == long.value.kind == "connect"
+    assert broadcast.value.error == long.value.error == "connect"
 
 
 def test_udp_failures_name_their_cause() -> None:
@@ -546,7 +546,7 @@ def test_udp_failures_name_their_cause() -> None:
         port = receiver.getsockname()[1]
     with pytest.raises(Failure, match="refused") as refused:
         deliver(task("udp", f"127.0.0.1:{port}", 1))
-    assert refused.value.kind == "connect"
+    assert refused.value.error == "connect"
     with pytest.raises(Failure, match=r"no-such-host\.invalid") as unknown:
         deliver(task("udp", "no-such-host.invalid:80", 1))
-    assert unknown.value.kind == "dns"
+    assert unknown.value.error == "dns"

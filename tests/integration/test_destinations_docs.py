@@ -36,7 +36,7 @@ def test_each_block_that_sends_works(block: Block, gateway: Gateway, redis: Redi
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=lambda block: block.line)
 def test_each_task_is_accepted(block: Block) -> None:
-    assert parse(block.text.encode()).task.kind in built_in()
+    assert parse(block.text.encode()).task.type in built_in()
 
 
 def test_every_key_of_the_data_is_documented() -> None:

@@ -124,7 +124,7 @@ def test_hanging_drawing_ends_at_the_timeout_and_does_not_delay_others(redis: Re
         one.wait_for(2)
         hung, drawn = one.results["HANGS"], one.results["NEXT"]
     assert isinstance(hung, Failure)
-    assert (hung.kind, hung.message) == ("timeout", "the graph was not drawn within 0.3 s")
+    assert (hung.error, hung.message) == ("timeout", "the graph was not drawn within 0.3 s")
     assert isinstance(drawn, Answer), drawn
     assert redis.exists(keys.graph("HANGS")) == 0
 
@@ -137,7 +137,7 @@ def test_failed_drawing_reports_the_reason() -> None:
         one.wait_for(1)
         result = one.results["FAILS"]
     assert isinstance(result, Failure)
-    assert result.kind == "internal"
+    assert result.error == "internal"
     assert "Connection refused" in result.message
 
 
@@ -160,7 +160,7 @@ def test_drawing_that_cannot_start_fails_and_the_next_one_succeeds(redis: Redis,
         one.wait_for(3)
     for name in ("FAILS", "FAILS TOO"):
         failed = one.results[name]
-        assert isinstance(failed, Failure) and failed.kind == "internal"
+        assert isinstance(failed, Failure) and failed.error == "internal"
         assert "could not be started: [Errno 24] Too many open files" in failed.message
     assert isinstance(one.results["DRAWN"], Answer), one.results
 

@@ -163,7 +163,7 @@ def test_refused_stream_is_not_sent_again_within_an_attempt(method: str, code: E
     assert isinstance(results[0], Answer)
     for result in results[1:]:
         assert isinstance(result, Failure)
-        assert result.kind in ("connect", "protocol")
+        assert result.error in ("connect", "protocol")
         assert result.message
     assert isinstance(results[2], Failure)
     assert not results[2].at_once, "a receiver that refuses on a new connection gets its backoff"

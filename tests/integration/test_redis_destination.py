@@ -185,19 +185,19 @@ def test_each_failure_has_its_kind(deliver: Deliveries, other: RedisServer, thei
     here = f"127.0.0.1:{other.port}"
     theirs.set("list", "a text")
     wrong_type = deliver.failure(other.url, push)
-    assert wrong_type.kind == "rejected"
+    assert wrong_type.error == "rejected"
     assert wrong_type.message.startswith(f"{here}: WRONGTYPE")
     wrong_password = deliver.failure(f"redis://:wr0ng-word@{here}/0", push)
-    assert (wrong_password.kind, "wr0ng-word" in wrong_password.message) == ("rejected", False)
-    assert deliver.failure(f"redis://{here}/0", push).kind == "rejected"
+    assert (wrong_password.error, "wr0ng-word" in wrong_password.message) == ("rejected", False)
+    assert deliver.failure(f"redis://{here}/0", push).error == "rejected"
     closed = free_port()
-    assert deliver.failure(f"redis://127.0.0.1:{closed}/0", push).kind == "connect"
-    assert deliver.failure("redis://nosuch.invalid/0", push).kind == "dns"
-    assert deliver.failure("unix:///nonexistent/redis.sock", push).kind == "connect"
+    assert deliver.failure(f"redis://127.0.0.1:{closed}/0", push).error == "connect"
+    assert deliver.failure("redis://nosuch.invalid/0", push).error == "dns"
+    assert deliver.failure("unix:///nonexistent/redis.sock", push).error == "connect"
     theirs.delete("list")
     theirs.config_set("maxmemory", 1)
     full = deliver.failure(other.url, push)
-    assert (full.kind, "maxmemory" in full.message) == ("unavailable", True)
+    assert (full.error, "maxmemory" in full.message) == ("unavailable", True)
     theirs.config_set("maxmemory", 0)
     assert deliver(other.url, push).text == "1"
 
@@ -213,7 +213,7 @@ def test_server_that_is_not_redis_fails_as_protocol(deliver: Deliveries) -> None
 
         threading.Thread(target=answer, daemon=True).start()
         failed = deliver.failure(f"redis://127.0.0.1:{server.getsockname()[1]}/0", {"rpush": "l", "text": "x"})
-    assert failed.kind == "protocol"
+    assert failed.error == "protocol"
 
 
 def test_hanging_server_causes_a_timeout_and_does_not_delay_others(
@@ -229,7 +229,7 @@ def test_hanging_server_causes_a_timeout_and_does_not_delay_others(
         deliver.run(*hanging)
     finally:
         other.signal(signal.SIGCONT)
-    assert {result.kind for (result,) in hanging} == {"timeout"}  # type: ignore[union-attr]
+    assert {result.error for (result,) in hanging} == {"timeout"}  # type: ignore[union-attr]
     until(lambda: theirs.llen("list") >= 1)
     assert theirs.llen("list") <= 1 + CONNECTIONS, "tasks that waited for a connection were never sent"
     assert deliver(other.url, {"rpush": "after", "text": "x"}).text == "1"
@@ -292,12 +292,12 @@ def test_rediss_link_with_an_unknown_authority_fails_as_tls(tls: TlsRedis, tmp_p
     for ca_file in ("", str(tmp_path / "certificate.pem")):
         with deliveries("redis", ca_file=ca_file) as deliver:
             failed = deliver.failure(tls.link, push)
-        assert (failed.kind, "verify failed" in failed.message) == ("tls", True), failed.message
+        assert (failed.error, "verify failed" in failed.message) == ("tls", True), failed.message
         assert failed.message.startswith(f"127.0.0.1:{tls.port}: ")
     absent = tmp_path / "absent.pem"
     with deliveries("redis", ca_file=str(absent)) as deliver:
         failed = deliver.failure(tls.link, push)
-    assert failed.kind == "tls"
+    assert failed.error == "tls"
     assert f"the certificates to trust, {absent}, do not exist" in failed.message
     with tls.server.client() as theirs:
         assert theirs.exists("untrusted") == 0
@@ -306,13 +306,13 @@ def test_rediss_link_with_an_unknown_authority_fails_as_tls(tls: TlsRedis, tmp_p
 def test_rediss_link_with_the_certificate_of_another_host_fails_as_tls(tls: TlsRedis) -> None:
     with deliveries("redis", ca_file=str(tls.certificate)) as deliver:
         failed = deliver.failure(f"rediss://localhost:{tls.port}/0", {"rpush": "untrusted", "text": "x"})
-    assert (failed.kind, "verify failed" in failed.message) == ("tls", True), failed.message
+    assert (failed.error, "verify failed" in failed.message) == ("tls", True), failed.message
 
 
 def test_redis_link_to_a_port_with_tls_fails_as_connect(tls: TlsRedis) -> None:
     with deliveries("redis") as deliver:
         failed = deliver.failure(f"redis://127.0.0.1:{tls.port}/0", {"rpush": "plain", "text": "x"})
-    assert failed.kind == "connect", failed
+    assert failed.error == "connect", failed
     with tls.server.client() as theirs:
         assert theirs.exists("plain") == 0
 

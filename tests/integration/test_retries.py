@@ -304,7 +304,7 @@ def test_newest_outcomes_are_kept_and_shown(live: Live) -> None:
 
 def test_only_first_deliveries_count_for_lateness(live: Live) -> None:
     """Uses a type that no other test in this file uses."""
-    before = {kind.kind: kind for kind in stats.summary(live.redis)}.get("pipe")
+    before = {kind.type: kind for kind in stats.summary(live.redis)}.get("pipe")
     ids = [send(live, f"nobody-{number}", "pipe", data={"data": 1}, retry={"backoff": [0.2, 0.2]}) for number in "12"]
     records = live.ended(ids)
     (samples,) = stats.read(live.redis, ["pipe"], newest=6)
@@ -313,7 +313,7 @@ def test_only_first_deliveries_count_for_lateness(live: Live) -> None:
     lateness = [outcome.lateness for record in records for outcome in record.outcomes if outcome.lateness is not None]
     known = [late for late in samples.lateness if not math.isnan(late)]
     assert sorted(known) == pytest.approx(sorted(lateness), abs=1e-6)
-    after = next(kind for kind in stats.summary(live.redis) if kind.kind == "pipe")
+    after = next(kind for kind in stats.summary(live.redis) if kind.type == "pipe")
     assert after.totals["no_reader"] - (before.totals["no_reader"] if before else 0) == 6
     assert after.lateness is not None
     assert render(live.redis, "svg").startswith(b"<?xml")

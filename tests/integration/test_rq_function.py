@@ -129,7 +129,7 @@ def _comparable(outcome: Outcome, task_id: str) -> tuple[Any, ...]:
 def test_outcomes_equal_those_of_the_worker_of_qtask(both: Both) -> None:
     for name, own in both.records[OWN].items():
         stock = both.records[STOCK][name]
-        assert (stock.state, stock.attempts, stock.kind) == (own.state, own.attempts, own.kind), name
+        assert (stock.state, stock.attempts, stock.type) == (own.state, own.attempts, own.type), name
         assert len(stock.outcomes) == len(own.outcomes) == 1
         if name != "http missing" and name != "http slow":  # their messages contain the port of the receiver
             assert _comparable(stock.outcomes[0], stock.id) == _comparable(own.outcomes[0], own.id), name
@@ -161,7 +161,7 @@ def test_outcomes_hold_instants_lateness_and_duration(both: Both) -> None:
 
 
 def test_statistics_count_both_alike(both: Both) -> None:
-    totals = {kind.kind: kind.totals for kind in stats.summary(both.live.redis)}
+    totals = {kind.type: kind.totals for kind in stats.summary(both.live.redis)}
     assert totals == {
         "http": {"delivered": 2, "status": 2, "timeout": 2},
         "socket": {"delivered": 2, "connect": 2},
@@ -169,7 +169,7 @@ def test_statistics_count_both_alike(both: Both) -> None:
         "__graph__": {"delivered": 2},
     }
     for samples in stats.read(both.live.redis):
-        assert len(samples) == sum(totals.get(samples.kind, {}).values())
+        assert len(samples) == sum(totals.get(samples.type, {}).values())
 
 
 def test_graph_is_kept_under_the_id_of_the_task(both: Both) -> None:

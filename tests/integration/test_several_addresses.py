@@ -29,7 +29,7 @@ send = Curl() if sys.argv[1] == "curl" else http_requests.deliver
 try:
     print(json.dumps({"code": send(HttpRequest("POST", sys.argv[2], (), b"x", float(sys.argv[3]))).code}))
 except Failure as failure:
-    print(json.dumps({"kind": failure.kind}))
+    print(json.dumps({"kind": failure.error}))
 """
 
 

@@ -29,7 +29,7 @@ def test_recorded_outcome_is_read_back(redis: Redis) -> None:
     record(redis, "http", "ID--1", outcome(NOW, 0.0025, 0.125))
     record(redis, "http", "ID--2", outcome(NOW + 1, 0.5, 30.0, "timeout"))
     record(redis, "pipe", "ID--3", outcome(NOW + 2))
-    by_kind = {samples.kind: samples for samples in stats.read(redis)}
+    by_kind = {samples.type: samples for samples in stats.read(redis)}
     http = by_kind["http"]
     assert (http.ended, http.lateness, http.duration) == ([NOW, NOW + 1], [0.0025, 0.5], [0.125, 30.0])
     assert http.status == ["delivered", "timeout"]
@@ -133,16 +133,16 @@ def test_summary_has_each_type_with_outcomes(redis: Redis) -> None:
         record(redis, "http", f"ID{number}", outcome(NOW + number, number / 1000, number / 100, error))
     record(redis, "unknown", "ID", outcome(NOW, 0.0, 0.0, "refused"))
     http, unknown = stats.summary(redis)
-    assert (http.kind, http.totals, http.sampled) == ("http", {"delivered": 90, "status": 10}, 100)
+    assert (http.type, http.totals, http.sampled) == ("http", {"delivered": 90, "status": 10}, 100)
     assert http.lateness == Spread(0.05, 0.095, 0.099, 0.1)
     assert http.duration == Spread(0.5, 0.95, 0.99, 1.0)
-    assert (unknown.kind, unknown.totals, unknown.sampled) == ("unknown", {"refused": 1}, 1)
+    assert (unknown.type, unknown.totals, unknown.sampled) == ("unknown", {"refused": 1}, 1)
 
 
 def test_summary_without_samples_has_the_totals(redis: Redis) -> None:
     redis.hset(keys.COUNTERS, "pipe:delivered", 7)
     (pipe,) = stats.summary(redis)
-    assert (pipe.kind, pipe.totals, pipe.sampled, pipe.lateness, pipe.duration) == (
+    assert (pipe.type, pipe.totals, pipe.sampled, pipe.lateness, pipe.duration) == (
         "pipe",
         {"delivered": 7},
         0,

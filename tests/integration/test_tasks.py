@@ -87,7 +87,7 @@ def test_record_holds_the_task_and_its_outcomes(redis: Redis) -> None:
     ids = in_every_state(redis)
     waiting, dead = show(redis, ids["scheduled"]), show(redis, ids["dead"])
     assert (waiting.due, waiting.attempts, waiting.outcomes) == (LATER, 0, [])
-    assert (waiting.queue, waiting.title, waiting.kind, waiting.link) == ("qtask", "0", "http", "http://127.0.0.1:1/")
+    assert (waiting.queue, waiting.title, waiting.type, waiting.link) == ("qtask", "0", "http", "http://127.0.0.1:1/")
     assert waiting.task == task("0") | {"settings": {"at": LATER}}
     assert waiting.accepted is not None
     assert waiting.accepted == pytest.approx(redis.time()[0], abs=5)
@@ -193,7 +193,7 @@ def test_job_that_is_not_a_task_is_shown_and_can_be_removed(redis: Redis) -> Non
     redis.hset(keys.job("foreign"), mapping={"data": '["os.getpid",null,[],{}]', "status": "failed"})
     redis.zadd(keys.failed(""), {"foreign": 1})
     record = show(redis, "foreign")
-    assert (record.state, record.kind, record.title, record.link, record.due) == ("dead", "unknown", "", "", 0.0)
+    assert (record.state, record.type, record.title, record.link, record.due) == ("dead", "unknown", "", "", 0.0)
     assert record.task is None
     assert remove_one(redis, "foreign") == "dead"
     assert redis.exists(keys.job("foreign"), keys.failed("")) == 0

@@ -171,7 +171,7 @@ def test_destination_accepts_tasks_from_socket_client_and_command_line(
 
     there = {**environment, "QTASK_REDIS_URL": live.url}
     assert '"file"' in command(there, "-m", "qtask", "stats", "--json").stdout
-    assert json.loads(command(there, "-m", "qtask", "show", ids[0], "--json").stdout)["kind"] == "file"
+    assert json.loads(command(there, "-m", "qtask", "show", ids[0], "--json").stdout)["type"] == "file"
 
 
 def test_stock_worker_delivers_to_it(

@@ -127,9 +127,9 @@ def test_handshake_has_the_path_the_headers_and_the_id_of_the_task(deliver: Deli
 def test_subprotocol_must_be_accepted(deliver: Deliveries) -> None:
     with receiving(subprotocols=[Subprotocol("chat")]) as receiver:
         assert deliver(receiver.url, {"text": "x", "subprotocol": "chat"}) == Answer()
-        assert deliver.failure(receiver.url, {"text": "x", "subprotocol": "other"}).kind in ("status", "rejected")
+        assert deliver.failure(receiver.url, {"text": "x", "subprotocol": "other"}).error in ("status", "rejected")
     with receiving() as receiver:
-        assert deliver.failure(receiver.url, {"text": "x", "subprotocol": "chat"}).kind == "rejected"
+        assert deliver.failure(receiver.url, {"text": "x", "subprotocol": "chat"}).error == "rejected"
         assert receiver.messages == []
 
 
@@ -166,8 +166,8 @@ def test_ca_file_sets_the_trusted_authorities(tmp_path: Path) -> None:
         with deliveries("websocket", ca_file=str(tmp_path / "absent.pem")) as deliver:
             absent = deliver.failure(receiver.url, {"text": "x"})
         assert len(receiver.messages) == 2
-    assert (untrusted.kind, "self-signed certificate" in untrusted.message) == ("tls", True)
-    assert (absent.kind, "absent.pem" in absent.message) == ("tls", True)
+    assert (untrusted.error, "self-signed certificate" in untrusted.message) == ("tls", True)
+    assert (absent.error, "absent.pem" in absent.message) == ("tls", True)
 
 
 # --- failures --------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_ca_file_sets_the_trusted_authorities(tmp_path: Path) -> None:
 def test_close_instead_of_an_answer_fails(deliver: Deliveries, code: int, kind: str) -> None:
     with receiving(lambda connection: connection.close(code, "not now")) as receiver:
         failure = deliver.failure(receiver.url, {"text": "x", "answer": True})
-    assert failure.kind == kind
+    assert failure.error == kind
     assert f"{code} not now" in failure.message
 
 
@@ -219,20 +219,20 @@ def closing_at_once(code: int) -> Iterator[str]:
 @pytest.mark.parametrize("data", [{"text": "x"}, {"text": "x" * 900_000}], ids=["small", "large"])
 def test_close_before_reading_fails(deliver: Deliveries, data: dict[str, Any], code: int, kind: str) -> None:
     with closing_at_once(code) as url:
-        assert deliver.failure(url, data).kind == kind
+        assert deliver.failure(url, data).error == kind
 
 
 @pytest.mark.parametrize("status", [301, 404, 429, 503])
 def test_http_status_instead_of_the_handshake_fails(deliver: Deliveries, status: int) -> None:
     with receiving() as receiver:
         failure = deliver.failure(f"{receiver.url}/status/{status}", {"text": "x"})
-    assert (failure.kind, failure.answer.code, failure.retry_after) == ("status", status, "7")
+    assert (failure.error, failure.answer.code, failure.retry_after) == ("status", status, "7")
     assert failure.answer.text == "no WebSocket here"
 
 
 def test_refused_connection_and_unknown_host_fail(deliver: Deliveries) -> None:
-    assert deliver.failure(f"ws://127.0.0.1:{free_port()}/", {"text": "x"}).kind == "connect"
-    assert deliver.failure("ws://nosuch.invalid/", {"text": "x"}).kind == "dns"
+    assert deliver.failure(f"ws://127.0.0.1:{free_port()}/", {"text": "x"}).error == "connect"
+    assert deliver.failure("ws://nosuch.invalid/", {"text": "x"}).error == "dns"
 
 
 @contextmanager
@@ -259,15 +259,15 @@ def answering(*, reads: bool, says: bytes = b"", stays: bool = False) -> Iterato
 
 def test_server_that_is_not_websocket_fails(deliver: Deliveries) -> None:
     with answering(reads=True, says=b"220 mail.example ESMTP\r\n", stays=True) as url:
-        assert deliver.failure(url, {"text": "x"}).kind == "protocol"
+        assert deliver.failure(url, {"text": "x"}).error == "protocol"
     with answering(reads=True, says=b"HTTP/1.1 101 Switching Protocols\r\n\r\n", stays=True) as url:
-        assert deliver.failure(url, {"text": "x"}).kind == "protocol"
+        assert deliver.failure(url, {"text": "x"}).error == "protocol"
     with answering(reads=True) as url:
         broken = deliver.failure(url, {"text": "x"})
-    assert (broken.kind, "before the handshake" in broken.message) == ("connect", True)
+    assert (broken.error, "before the handshake" in broken.message) == ("connect", True)
     with answering(reads=True, stays=True) as url:
         slow = deliver.failure(url, {"text": "x"}, timeout=0.3)
-    assert (slow.kind, "did not complete the handshake" in slow.message) == ("timeout", True)
+    assert (slow.error, "did not complete the handshake" in slow.message) == ("timeout", True)
 
 
 def test_missing_answer_causes_a_timeout(deliver: Deliveries) -> None:
@@ -279,7 +279,7 @@ def test_missing_answer_causes_a_timeout(deliver: Deliveries) -> None:
     with receiving(hang) as receiver:
         failure = deliver.failure(receiver.url, {"text": "x", "answer": True}, timeout=0.3)
         over.set()
-    assert (failure.kind, "did not answer within 0.3 s" in failure.message) == ("timeout", True)
+    assert (failure.error, "did not answer within 0.3 s" in failure.message) == ("timeout", True)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------

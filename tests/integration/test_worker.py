@@ -198,7 +198,7 @@ def test_invalid_task_is_dead_with_a_message_and_does_not_stop_others(live: Live
     assert all(text.startswith("refused: ") for text in words.values()), words
     dead = {record.id: record for record in tasks.list_tasks(live.redis, queue, "dead")}
     assert dead.keys() == BROKEN.keys()
-    assert (dead["no-JSON"].kind, dead["no-JSON"].title, dead["bad-headers"].kind) == ("unknown", "", "http")
+    assert (dead["no-JSON"].type, dead["no-JSON"].title, dead["bad-headers"].type) == ("unknown", "", "http")
     assert tasks.count_tasks(live.redis, queue)["started"] == 0
 
 

@@ -90,7 +90,7 @@ def test_address_of_each_type_is_parsed(kind: str, link: str | None, address: An
         value["settings"]["data"] = {"data": 1}
     task = read(value)
     assert task.address == address
-    assert task.kind == kind
+    assert task.type == kind
     assert kind in built_in()
 
 
@@ -292,7 +292,7 @@ def nested(levels: int) -> str:
 
 
 def test_nesting_depth_is_bounded() -> None:
-    assert parse(laid_around(nested(MAX_DEPTH - 2))).task.kind == "socket"
+    assert parse(laid_around(nested(MAX_DEPTH - 2))).task.type == "socket"
     for deeper in (nested(MAX_DEPTH - 1), nested(100_000), '{"a":' * 65 + "1" + "}" * 65, "[" * 100_000):
         refused = refusal(laid_around(deeper))
         assert (refused.code, refused.field) == ("too_deep", "")
@@ -554,7 +554,7 @@ def test_valid_dict_is_accepted_in_any_layout(value: dict[str, Any], random: Ran
     checked = parse(written(value, random).encode())
     assert json.loads(checked.body) == value
     assert checked.task.title == value["title"]
-    assert checked.task.kind == value["address"]["type"]
+    assert checked.task.type == value["address"]["type"]
     assert checked.task.timeout == value["settings"].get("timeout", 30.0)
     assert checked.delay == value["settings"].get("time")
     assert json.loads(check_task(value).body) == value

@@ -88,5 +88,5 @@ def test_excerpt_of_text_is_a_prefix_of_maximal_length(text: str, times: int) ->
 @pytest.mark.parametrize(("answer", "kept"), [(None, Answer()), (Answer(503, "busy"), Answer(503, "busy"))])
 def test_failure_has_kind_message_and_answer(answer: Any, kept: Answer) -> None:
     failure = Failure("status", "the receiver answered 503", answer)
-    assert (failure.kind, failure.message, str(failure)) == ("status", failure.message, "the receiver answered 503")
+    assert (failure.error, failure.message, str(failure)) == ("status", failure.message, "the receiver answered 503")
     assert failure.answer == kept
