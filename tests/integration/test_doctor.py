@@ -219,9 +219,9 @@ def test_stock_worker_is_reported(config: Config, redis: Redis, tmp_path: Path) 
 
 
 def test_overdue_tasks_are_found(config: Config, redis: Redis) -> None:
-    submit_late(redis, 4)
+    submit_late(redis, 1)
     assert found(config, "no task is overdue; in the schedule: 1").level == "fine"
-    submit_late(redis, 6)
+    submit_late(redis, 20)
     finding = found(config, "overdue by more than 5 s, and not released: 1")
     assert (finding.level, finding.advice) == ("wrong", "is a scheduler alive?")
 

@@ -98,18 +98,18 @@ def test_next_address_is_tried_after_a_refusal(transport: str, addresses: str, t
 @pytest.mark.parametrize("transport", ["requests", "curl"])
 @pytest.mark.parametrize("addresses", ["127.0.0.2,127.0.0.1", "127.0.0.2,::1,127.0.0.1"])
 def test_silent_address_does_not_delay_the_next(transport: str, addresses: str, tmp_path: Path) -> None:
-    with Receiver() as receiver, silent("127.0.0.2", receiver.port):
+    with lone_receiver() as receiver, silent("127.0.0.2", receiver.port):
         assert send(transport, addresses, receiver.port, tmp_path, 20.0) == {"code": 200}
         assert len(receiver.requests) == 1
 
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
 def test_refusal_of_all_addresses_fails_as_connect(transport: str, tmp_path: Path) -> None:
-    with Receiver() as receiver:
+    with lone_receiver() as receiver:
         assert send(transport, "127.0.0.2,::1,127.0.0.3", receiver.port, tmp_path, 20.0) == {"kind": "connect"}
 
 
 @pytest.mark.parametrize("transport", ["requests", "curl"])
 def test_silence_of_all_addresses_times_out(transport: str, tmp_path: Path) -> None:
-    with Receiver() as receiver, silent("127.0.0.2", receiver.port):
+    with lone_receiver() as receiver, silent("127.0.0.2", receiver.port):
         assert send(transport, "127.0.0.2", receiver.port, tmp_path, 1.0) == {"kind": "timeout"}

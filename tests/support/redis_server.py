@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,12 +17,24 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from qtask.run.server_binary import find_server
 
+# Ports that the kernel gives to no outgoing connection (ip_local_port_range), so that nothing takes one of them between
+# the probe and the start of the server that is to listen there.
+_FIRST_PORT, _LAST_PORT = 10_000, 32_000
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on, and that this process was not given before."""
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class RedisServer:
@@ -57,6 +70,7 @@ class RedisServer:
                 client.ping()
                 return
             except RedisConnectionError:
+                assert self.running, f"the server on port {self.port} ended at once"
                 time.sleep(0.02)
         raise RuntimeError("redis-server did not start")
 
