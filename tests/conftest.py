@@ -66,10 +66,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[Redis]:
     """A client of an empty database."""
-    client = redis_server.client()
-    client.flushall()
-    yield client
-    client.close()
+    with redis_server.emptied() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

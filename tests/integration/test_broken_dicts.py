@@ -309,10 +309,8 @@ BROKEN: dict[str, list[tuple[str, bytes, str, str]]] = {
 @pytest.fixture(scope="module")
 def store(redis_server: RedisServer) -> Iterator[Redis]:
     """A client of the Redis that the gateway writes to; empty at first."""
-    client = redis_server.client()
-    client.flushall()
-    yield client
-    client.close()
+    with redis_server.emptied() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -47,10 +47,8 @@ def other_server(folder: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def other_redis(other_server: RedisServer) -> Iterator[Redis]:
     """A client of it, empty."""
-    client = other_server.client()
-    client.flushall()
-    yield client
-    client.close()
+    with other_server.emptied() as client:
+        yield client
 
 
 @contextmanager

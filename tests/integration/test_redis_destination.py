@@ -41,11 +41,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def theirs(other: RedisServer) -> Iterator[Redis]:
-    client = other.client()
-    client.flushall()
-    client.config_set("maxmemory", 0)
-    yield client
-    client.close()
+    with other.emptied() as client:
+        client.config_set("maxmemory", 0)
+        yield client
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Preload:
 
     @property
     def number(self) -> int:
-        """The current number, whoever wrote it."""
+        """The current number, written by the test or by the library."""
         return int(struct.unpack("q", self._number[:])[0])
 
     @number.setter

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,6 +87,13 @@ class RedisServer:
     def client(self) -> Redis:
         """A new client."""
         return Redis.from_url(self.url)
+
+    @contextmanager
+    def emptied(self) -> Iterator[Redis]:
+        """Empties the server; yields a client, which is closed at the end."""
+        with closing(self.client()) as client:
+            client.flushall()
+            yield client
 
     @property
     def running(self) -> bool:
