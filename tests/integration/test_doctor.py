@@ -82,8 +82,8 @@ def submit_late(redis: Redis, seconds: float) -> None:
 
 
 def test_healthy_installation_has_no_findings(installation: Installation) -> None:
-    # It is ready when its gateway listens; the scheduler may take a moment longer.
-    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK), 30, "a scheduler")
+    # It is ready when its gateway listens; the scheduler and the worker may take a moment longer.
+    until(lambda: installation.redis.exists(keys.SCHEDULER_LOCK, keys.WORKERS) == 2, 30, "a scheduler and a worker")
     result = qtask("doctor", environment=installation.environment)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
