@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,12 @@ def drawing(url: str) -> Iterator[Drawing]:
 
 def drawings() -> list[int]:
     """Process ids of the running drawing processes."""
-    return [
-        pid for pid in children(os.getpid()) if b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    found = []
+    for pid in children(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            if b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def the_drawing() -> int:
