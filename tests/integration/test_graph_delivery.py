@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from qtask.observe.graph import render
 from qtask.store import keys
 from tests.support.command import qtask
 from tests.support.descriptors import no_descriptors
-from tests.support.live import children
+from tests.support.live import drawings
 from tests.support.pictures import check_png, texts
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.statistics import record
@@ -69,20 +69,10 @@ def drawing(url: str) -> Iterator[Drawing]:
         one.loop.close()
 
 
-def drawings() -> list[int]:
-    """Process ids of the running drawing processes."""
-    found = []
-    for pid in children(os.getpid()):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
-            if b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
-
-
 def the_drawing() -> int:
     """Process id of the only drawing process. A process that has just started has no command line for a moment."""
-    until(lambda: len(drawings()) == 1, what="one drawing")
-    return drawings()[0]
+    until(lambda: len(drawings(os.getpid())) == 1, what="one drawing")
+    return drawings(os.getpid())[0]
 
 
 def test_answer_names_the_place_of_the_picture(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
@@ -149,7 +139,7 @@ def test_close_ends_the_drawing(redis_server: RedisServer) -> None:
         one.start("ENDS")
         process = the_drawing()
         os.kill(process, signal.SIGSTOP)  # so that it does not end by itself
-    until(lambda: process not in drawings())
+    until(lambda: process not in drawings(os.getpid()))
     assert one.results == {}
 
 

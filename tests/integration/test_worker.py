@@ -27,7 +27,7 @@ from qtask.client.protocol import Accepted
 from qtask.model.outcome import decode_outcomes
 from qtask.store import keys, tasks
 from tests.chaos.proxy import Proxy
-from tests.support.live import Live, children
+from tests.support.live import Live, drawings
 from tests.support.processes import Process
 from tests.support.receiver import Behaviour, Exchange, Gate, Receiver
 from tests.support.redis_server import free_port
@@ -467,15 +467,11 @@ def test_second_sigterm_does_not_wait_for_tasks_in_flight(live: Live, queue: str
     assert {record.state for record in records} == {"delivered"}
 
 
-def _draws(pid: int) -> bool:
-    return b"qtask.destinations.graph" in Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
 def test_drawing_does_not_delay_a_stopping_worker(live: Live, queue: str) -> None:
     worker = live.start("worker", queue=queue)
     (graph,) = live.send(queue, {"title": "g", "address": {"type": "__graph__"}})
     # Wait until it runs its own program: until then its parent waits for the exec, and would stop with it.
-    (drawing,) = until(lambda: [one for one in children(worker.pid) if _draws(one)])
+    (drawing,) = until(lambda: drawings(worker.pid))
     os.kill(drawing, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
     until(lambda: "stopping" in worker.log.read_text())

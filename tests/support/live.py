@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -168,6 +169,16 @@ class Live(ProcessGroup):
 def children(pid: int) -> list[int]:
     """Process ids of the children of a process's main thread."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def drawings(pid: int) -> list[int]:
+    """Process ids of those children of a process that draw a graph."""
+    found = []
+    for child in children(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            if b"qtask.destinations.graph" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
 
 
 def _found(command: Sequence[str]) -> list[str]:
