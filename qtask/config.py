@@ -87,6 +87,16 @@ class Config:
         1,
         31_536_000,
     )
+    flow_rest_cap: float = _setting(
+        3_600.0, "longest rest of a flow that a receiver asks for by `Retry-After`, in seconds; 0 for none", 0, 86_400
+    )
+    circuit_breaker: int = _setting(
+        20,
+        "outcomes of a flow in the last minute from which its circuit breaker opens if 80 % of them failed; 0 turns it "
+        "off",
+        0,
+        1_000_000,
+    )
     stats_retention_count: int = _setting(
         50_000, "outcomes per type of destination that statistics use", 100, 10_000_000
     )
@@ -135,7 +145,7 @@ def flag_name(name: str) -> str:
 
 def is_duration(name: str) -> bool:
     """Whether a setting is a duration, which may also be given as `10m`."""
-    return name.endswith("_seconds")
+    return name.endswith("_seconds") or name == "flow_rest_cap"
 
 
 def load(

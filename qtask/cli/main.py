@@ -29,6 +29,7 @@ _COMMANDS = {
     "forget": "tasks:forget",
     "retry": "dead_letters:retry",
     "remove": "dead_letters:remove",
+    "flow": "flow:flow",
     "stats": "statistics:stats",
     "graph": "statistics:graph",
     "demo": "demo:demo",

@@ -22,6 +22,7 @@ class Claim(Struct, frozen=True):
         due: Unix seconds.
         retried: whether the task was dead and is retried, so its first delivery was measured before.
         foreign: whether another program put the job into Redis, so QTask never accepted it.
+        flow: name of its flow, empty where it names none and was never parked.
     """
 
     id: str
@@ -30,3 +31,4 @@ class Claim(Struct, frozen=True):
     due: float
     retried: bool = False
     foreign: bool = False
+    flow: str = ""

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from qtask.delivery.claim import Claim
+from qtask.delivery.flow_signs import FlowSigns
 from qtask.destinations.registry import destination_of
 from qtask.model.ids import client_id
 from qtask.model.outcome import Answer, Failure, Outcome, decode_outcomes, encode_outcome
@@ -90,13 +91,19 @@ def retry_delay(claim: Claim, failure: Failure, now: float) -> float | None:
 
 
 def settlement(
-    claim: Claim, result: Answer | Failure, started: float, duration: float, idempotency_seconds: float
+    claim: Claim,
+    result: Answer | Failure,
+    started: float,
+    duration: float,
+    idempotency_seconds: float,
+    signs: FlowSigns | None = None,
 ) -> Settlement:
     """The settlement of a delivery that has ended.
 
     Args:
         claim, result, started, duration: as for `outcome_of`.
         idempotency_seconds: how long the id of a delivered task is remembered if the client chose it.
+        signs: what is settled for its flow.
     """
     outcome = outcome_of(claim, result, started, duration)
     fate: Fate = "finished"
@@ -107,8 +114,10 @@ def settlement(
     elif claim.task.settings.id is not UNSET:
         remember = idempotency_seconds
     options = _NO_OPTIONS
-    if claim.attempt > 1 or claim.foreign or delay is not None or remember is not None:
+    if claim.attempt > 1 or claim.foreign or delay is not None or remember is not None or signs:
         options = SettleOptions(again=claim.attempt > 1, foreign=claim.foreign, delay=delay, remember=remember)
+        if signs is not None:
+            options.flow, options.health, options.rest = signs
     return _settlement(claim.id, claim.task.type, fate, outcome, encode_outcome(outcome), options)
 
 
@@ -151,13 +160,35 @@ def log_unread(log: FailureLog, task_id: str, attempt: int, failure: Failure) ->
     log.write(logging.WARNING, "dead", "unknown", lambda: about)
 
 
-def undelivered(claim: Claim, failure: Failure, now: float) -> Settlement:
-    """The settlement of a claimed task whose delivery was not begun; `now` in Unix seconds."""
+def undelivered(claim: Claim, failure: Failure, now: float, flow: str = "") -> Settlement:
+    """The settlement of a claimed task whose delivery was not begun.
+
+    Args:
+        claim: the task.
+        failure: why.
+        now: Unix seconds.
+        flow: as for `settlement`.
+    """
     outcome = replace(outcome_of(claim, failure, now, 0.0), lateness=None)
     # If its workers died, the lost deliveries are in its history already.
     line = b"" if failure.error == "lost" else encode_outcome(outcome)
-    options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign)
+    options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign, flow=flow or None)
     return _settlement(claim.id, claim.task.type, "failed", outcome, line, options)
+
+
+def held_back(claim: Claim) -> Settlement:
+    """The settlement of a task that a stock worker must not deliver yet, because its flow has reached its limits."""
+    options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign, delay=LEAST_STOCK_RETRY_SECONDS)
+    return Settlement(
+        id=claim.id,
+        fate="retry",
+        outcome=b"",
+        error="it waits for its flow",
+        counter="",
+        ended="",
+        member="",
+        options=msgspec.json.encode(options),
+    )
 
 
 def unread(task_id: str, attempt: int, failure: Failure, now: float, foreign: bool) -> Settlement:

@@ -92,6 +92,14 @@ def _task_type(destinations: Mapping[str, Destination[...]]) -> Any:
 REGISTRY = Registry(built_in())
 
 
+def flow_name_of(task: Task) -> str:
+    """The name of the flow of a task that names none: that of its destination."""
+    found = REGISTRY.find(task.type)
+    if found is None:
+        return task.type
+    return (found.flow or found.place)(task.address.link) or task.type
+
+
 def destination_of(name: str, link: str) -> str:
     """The destination of a task for logs: a host and its port, never a path or credentials; `unknown` for a bad link.
 

@@ -99,6 +99,7 @@ class Destination(Generic[_Arguments]):
         deliverer: `MODULE:CLASS` of the deliverer; see `qtask.delivery.deliverer.Deliverer`.
         place: maps a link to its target, for logs: a host and its port, never a path or credentials; `unknown` for a
             link that cannot be parsed. It must not raise.
+        flow: from a link to the name of the flow of a task that names none, where that is not `place`.
         link_words: describes a link in a few words; empty if the destination needs no link.
         flags: further flags of `qtask send`.
         data_of_flags: makes `settings.data` from the values of `flags` and the JSON of `--data`; `UNSET` for none.
@@ -115,6 +116,7 @@ class Destination(Generic[_Arguments]):
     flag: Flag
     deliverer: str
     place: Callable[[str], str]
+    flow: Callable[[str], str] | None = None
     link_words: str = ""
     flags: tuple[Flag, ...] = ()
     data_of_flags: Callable[[Mapping[str, Any], Raw | None], Any] = data_as_given

@@ -23,6 +23,9 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _UNIX_URL = "http://unix:/"
 _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
 _AUTHORITY = re.compile(r"[a-z]+://([^/?#]*)")
+# The common form of an origin: no capitals, no user, and a port that is not the default one.
+_PLAIN_ORIGIN = re.compile(r"[a-z]+://[a-z0-9._-]+(?::(?!80\b|443\b|0)[0-9]{1,5})?(?=[/?#]|$)", re.ASCII)
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _ENCODE = "percent-encode special characters in the user and the password"
@@ -102,6 +105,23 @@ def place_of_url(link: str) -> str:
         return f"unix:{split_unix(link)[0]}"[:MAX_HOST_LENGTH]
     match = _AUTHORITY.match(link)
     return place_of_socket(match[1].rpartition("@")[2]) if match else "unknown"
+
+
+def origin_of_url(link: str) -> str:
+    """Scheme, host and port of a URL (RFC 6454), without the default port; for a unix socket its URL without the path.
+
+    Args:
+        link: as `check_url` accepts it.
+    """
+    match = _PLAIN_ORIGIN.match(link)
+    if match:
+        return match[0]
+    if link.startswith(_UNIX_URL):
+        return f"{_UNIX_URL}{split_unix(link)[0][1:]}"
+    parts = urlsplit(link)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def place_of_socket(link: str) -> str:

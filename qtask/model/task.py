@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from qtask.model.errors import Refused
+from qtask.model.flow import Flow
 from qtask.model.retry import Retry
 from qtask.model.timing import parse_instant
 
@@ -49,6 +50,7 @@ class Settings(Part, frozen=True):
         timeout: seconds that one delivery may take in all; 30 when left out.
         retry: how often and when a failed delivery is retried.
         expires: seconds after due, or an instant in ISO 8601 with a zone, after which no delivery begins.
+        flow: the flow that the task belongs to: its key, or an object with limits; by default that of its destination.
         id: idempotency key, chosen by the client: a second task with it changes nothing and gets the first answer.
     """
 
@@ -58,6 +60,7 @@ class Settings(Part, frozen=True):
     timeout: float | UnsetType = UNSET
     retry: Retry | UnsetType = UNSET
     expires: float | str | UnsetType = UNSET
+    flow: str | Flow | UnsetType = UNSET
     id: str | UnsetType = UNSET
 
 

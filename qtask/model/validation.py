@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from qtask.model.errors import Refused
+from qtask.model.flow import check_flow
 from qtask.model.rejection import refusal_of_data, refusal_of_text, too_deep
 from qtask.model.retry import check_retry
 from qtask.model.task import (
@@ -186,6 +187,8 @@ def check_settings(settings: Settings, at_once: bool) -> tuple[float | None, flo
         check_retry(settings.retry)
     if settings.expires is not UNSET:
         _check_expires(settings.expires)
+    if settings.flow is not UNSET:
+        check_flow(settings.flow)
     if settings.id is not UNSET and not _ID.fullmatch(settings.id):
         raise Refused("invalid_value", "settings.id", "an id is 1 to 200 printable ASCII characters without blanks")
     if settings.at is not UNSET:

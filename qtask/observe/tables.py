@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from qtask.model.flow_record import FlowRecord
 from qtask.model.outcome import Outcome
 from qtask.model.record import State, TaskRecord
 from qtask.model.timing import format_duration, format_instant, format_second
@@ -86,6 +87,32 @@ def print_task(record: TaskRecord) -> None:
                 plain(outcome_answer(outcome)[:200]),
             )
         _print(outcomes)
+
+
+def print_flows(records: Sequence[FlowRecord]) -> None:
+    """Prints flows: their limits, how many tasks wait, and why."""
+    if not records:
+        _print("no flow has limits, a pause, a rest or waiting tasks")
+        return
+    table = _table("flow", "state", "until", "waiting", "in flight", "oldest due", "limits", whole=("state", "until"))
+    for record in records:
+        until = "" if record.until is None else format_second(record.until)
+        oldest = "" if record.oldest_due is None else format_second(record.oldest_due)
+        counts = (str(record.waiting), str(record.in_flight))
+        table.add_row(plain(record.key), record.state, until, *counts, oldest, _limits(record))
+    _print(table)
+
+
+def _limits(record: FlowRecord) -> str:
+    """The limits of a flow in a few words."""
+    words = [f"parallel {record.parallel}"] if record.parallel is not None else []
+    if record.rate is not None:
+        words.append(f"{record.rate:g} in {record.per:g} s, burst {record.burst}")
+    if record.ordered:
+        words.append("ordered")
+    if record.share is not None and record.parallel is None:
+        words.append(f"slow: at most {record.share} in flight")
+    return ", ".join(words)
 
 
 def print_stats(types: Sequence[TypeSummary], counts: dict[State, int]) -> None:

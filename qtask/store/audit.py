@@ -33,16 +33,17 @@ LOOKS = 5
 EXAMPLES = 100  # ids listed for each kind of fault
 
 # The places of a job, one bit each.
-SCHEDULE, QUEUE, STARTED, DEAD, CANCELLED_BY_RQ, HISTORY = (1 << bit for bit in range(6))
+SCHEDULE, FLOW, QUEUE, STARTED, DEAD, CANCELLED_BY_RQ, HISTORY = (1 << bit for bit in range(7))
 _NAMES = {
     SCHEDULE: "schedule",
+    FLOW: "flow",
     QUEUE: "queue",
     STARTED: "started",
     DEAD: "dead",
     CANCELLED_BY_RQ: "cancelled by RQ",
     HISTORY: "history",
 }
-_HAS_JOB = 1 << 6
+_HAS_JOB = 1 << 7
 
 
 @dataclass(slots=True)
@@ -51,8 +52,8 @@ class Audit:
 
     Attributes:
         accepted: tasks accepted so far.
-        scheduled, queued, started, delivered, dead, cancelled, removed: where these tasks are, or how they ended;
-            `removed` includes dead letters that were dropped because of `dead_retention_count`.
+        scheduled, in_flows, queued, started, delivered, dead, cancelled, removed: where these tasks are, or how they
+            ended; `removed` includes those dead letters that were dropped because of `dead_retention_count`.
         deleted: tasks that another program deleted while they waited.
         written_off: tasks that were missing at an earlier audit, and written off there.
         missing: accepted tasks that are nowhere; negative if there are more tasks than were accepted.
@@ -64,6 +65,7 @@ class Audit:
 
     accepted: int
     scheduled: int
+    in_flows: int
     queued: int
     started: int
     delivered: int
@@ -106,6 +108,7 @@ def audit(redis: Redis) -> Audit:
     return Audit(
         accepted=figures.total("accepted"),
         scheduled=figures.scheduled - foreign[SCHEDULE],
+        in_flows=figures.total("held") - foreign[FLOW],
         queued=sum(one.queued for one in rest) - foreign[QUEUE],
         started=sum(one.started for one in rest) - foreign[STARTED],
         delivered=figures.total("delivered"),
@@ -241,6 +244,8 @@ class _Walk:
 
         # Read in the direction in which tasks move, so that few of them are missed.
         note(SCHEDULE, self._members(keys.SCHEDULE))
+        for flow, _ in self._redis.zscan_iter(keys.FLOWS, count=PAGE):
+            note(FLOW, (one.rpartition(b":")[2] for one in self._members(keys.WAITING_PREFIX + flow.decode())))
         for queue in queues:
             note(QUEUE, self._list(keys.queue(queue)))
             note(QUEUE, self._list(keys.queue(queue) + keys.INTERMEDIATE_SUFFIX))

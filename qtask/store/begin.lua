@@ -2,27 +2,50 @@
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 -- Needs requeued.lua.
+-- Needs flows.lua.
 --
 -- KEYS (BeginKeys in leases.py)
 --   JOB            hash
 --   FAILED         registry of its queue
 --   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
 --   SCHEDULE       sorted set
+--   FLOWS          flows by the instant of the next look (sorted set; see flows.lua)
+--   LEDGER         hash
+--   QUEUES         set of queue keys
 -- ARGV (BeginArguments)
 --   ID             of the task
 --   OUTCOMES_KEEP  outcomes to keep in the history
+--   DESTINATION    name of the flow of a task that names none
+--   EXTRA          the field extra of such a task
 --
--- Returns (Begun) NOW in Unix seconds, and ATTEMPT and DUE as in claim.lua.
+-- Returns (Begun) NOW in Unix seconds, ATTEMPT and DUE as in claim.lua, the FLOW_NAME of its flow, '' for none,
+-- and MAY_BEGIN, which is 0 where that flow has reached its limits since the task was queued.
 local time = redis.call('TIME')
-local error, due = unpack(redis.call('HMGET', JOB, 'exc_info', 'due'))
+local now = time[1] + time[2] / 1000000
+local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
+local name = extra and flow_in(extra) or DESTINATION
+local flow = flow_of(name)
+local may_begin = not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, now))
 local has_history = error == ''
 if error and not has_history then
   local _
   _, has_history = requeued(ID, JOB, FAILED, STOCK_RETRIES, SCHEDULE, OUTCOMES_KEEP)
 end
+if flow and not may_begin and not extra then
+  redis.call('HSET', JOB, 'extra', EXTRA) -- so that it waits in its flow
+end
+if flow and may_begin then
+  local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+  local held = {}
+  redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
+  wake_for(admit(flow, now, held), before)
+  count_held(held)
+end
 local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
 return {
-  [NOW] = string.format('%.6f', time[1] + time[2] / 1000000),
+  [NOW] = string.format('%.6f', now),
   [ATTEMPT] = has_history and -attempt or attempt,
   [DUE] = due or '',
+  [FLOW_NAME] = flow and name or '',
+  [MAY_BEGIN] = may_begin and 1 or 0,
 }

@@ -2,6 +2,8 @@
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 -- Needs requeued.lua.
+-- Needs flows.lua.
+-- Needs flow_of_link.lua.
 --
 -- KEYS (ClaimKeys in leases.py)
 --   QUEUE            list
@@ -9,26 +11,35 @@
 --   STOCK_RETRIES    retries of stock workers (set; see settle.lua)
 --   LEDGER           hash
 --   SCHEDULE         sorted set
+--   FLOWS            flows by the instant of the next look (sorted set; see flows.lua)
+--   QUEUES           set of queue keys
 -- ARGV (ClaimArguments)
 --   LIMIT            tasks to claim at most
 --   BYTES_LIMIT      bytes of dicts after which no more tasks are claimed
 --   TOKEN            token of the worker, used as execution id of its claims
 --   QUEUE_NAME       name of the queue
 --   MARGIN_SECONDS   by which a lease is longer than the task's timeout
+--   KNOWN_VERSION    see VERSION below
 --   DEFAULT_TIMEOUT  timeout in seconds of a job that has none
 --   OUTCOMES_KEEP    outcomes to keep in the history of a dead task that RQ's own tools put back into the queue
 --
--- Returns (ClaimReply) NOW in Unix seconds, and four lists with an entry for each task:
+-- Returns (ClaimReply) NOW in Unix seconds, four lists with an entry for each task:
 --   IDS
 --   ATTEMPTS  number of this attempt, from 1; negative for a task that was dead and has been retried, because its first
 --             delivery was before that
 --   DUES      Unix seconds, or '' if a stock rqscheduler released the task, which does not store it
 --   DATA      of the job
+-- and FLOW_NAMES, which has for each task of a flow its index in these lists, from 0, and then the name of the flow.
+-- A task whose flow has reached its limits since it was queued is not claimed: it waits in its flow.
+-- VERSION tells whether more flows have got state that tasks belong to without naming them. If it is not KNOWN_VERSION,
+-- DESTINATIONS has their names. The worker parks what it has claimed for them.
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local leases = {}
-local ids, attempts, dues, datas = {}, {}, {}, {}
+local ids, attempts, dues, datas, names = {}, {}, {}, {}, {}
+local version = tonumber(call('GET', FLOW_VERSION) or 0)
+local touched, held = {}, {}
 local count = 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
@@ -44,10 +55,27 @@ for position, id in ipairs(popped) do
   end
   local key = JOB_PREFIX .. id
   -- If another program has put a key of another type there, it is skipped and does not break the whole batch.
-  local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info')
+  local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
   if not job.err then
-    local data, attempt, timeout, due, error = job[1], job[2], job[3], job[4], job[5]
-    if data then
+    local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
+    local flow, name, rank
+    if data and extra then
+      name, rank = flow_in(extra)
+      flow = name and flow_of(name)
+    elseif data and version > 0 then
+      name = flow_of_link(data)
+      flow = name and flow_of(name)
+      if flow then
+        call('HSET', key, 'extra', '{"flow":' .. cjson.encode(name) .. '}')
+      else
+        name = nil
+      end
+    end
+    if flow and not (call('ZSCORE', flow.slots, id) and take_token(flow, now)) then
+      call('HSET', key, 'status', 'deferred')
+      hold(flow, id, rank, due or now, QUEUE_NAME, held)
+      touched[name] = flow
+    elseif data then
       attempt = (tonumber(attempt) or 0) + 1
       local has_history = error == ''
       if error and not has_history then
@@ -67,6 +95,14 @@ for position, id in ipairs(popped) do
       attempts[count] = has_history and -attempt or attempt
       dues[count] = due or ''
       datas[count] = data
+      if name then
+        names[#names + 1] = count - 1
+        names[#names + 1] = name
+      end
+      if flow then
+        call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
+        touched[name] = flow.spacing and flow or touched[name]
+      end
       room = room - #data
     else
       deleted = deleted + 1 -- by another program, while it was queued
@@ -79,4 +115,15 @@ end
 if #leases > 0 then
   call('ZADD', STARTED, unpack(leases))
 end
-return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas}
+if next(touched) then
+  local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+  local earliest = math.huge
+  for _, flow in pairs(touched) do
+    earliest = math.min(earliest, admit(flow, now, held))
+  end
+  wake_for(earliest, before)
+  count_held(held)
+end
+return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
+  [FLOW_NAMES] = names, [VERSION] = version,
+  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS)}

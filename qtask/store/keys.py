@@ -36,6 +36,13 @@ STOCK_RETRIES = (
     "qtask:stock_retries"  # set: ids that a stock worker will try again; until then RQ counts them as failed
 )
 ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
+FLOWS = "qtask:flows"  # sorted set: each flow with state by the instant at which a scheduler looks at it
+FLOW_DESTINATIONS = "qtask:flow_destinations"  # set: flows with state that tasks may belong to without naming them
+FLOW_VERSION = "qtask:flow_version"  # counter: how often that set has changed
+FLOW_PREFIX = "qtask:flow:"  # + name of a flow: hash, its limits and its state
+WAITING_PREFIX = "qtask:waiting:"  # + name of a flow: sorted set, the ids that wait in it by due
+HEALTH_PREFIX = "qtask:health:"  # + name of a flow: hash, outcomes of the last minute; only where some have failed
+SLOTS_PREFIX = "qtask:slots:"  # + name of a flow: sorted set, the ids that are queued or in flight
 GRAPH_PREFIX = "qtask:graph:"  # + id: string, a picture; expires after a day
 GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were drawn
 

@@ -14,6 +14,7 @@ from qtask.config import Config
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.model.task import DEFAULT_TIMEOUT_SECONDS
 from qtask.store import keys
+from qtask.store.flows import Extra
 from qtask.store.scripts import Call, Script, Value
 
 CLAIM_BYTES = 4_194_304  # of dicts; a claim that has reached this takes no more tasks
@@ -31,6 +32,8 @@ class ClaimKeys(NamedTuple):
     stock_retries: str
     ledger: str
     schedule: str
+    flows: str
+    queues: str
 
 
 class ClaimArguments(NamedTuple):
@@ -41,6 +44,7 @@ class ClaimArguments(NamedTuple):
     token: str
     queue_name: str
     margin_seconds: float
+    known_version: int
     default_timeout: float
     outcomes_keep: int
 
@@ -53,6 +57,9 @@ class ClaimReply(NamedTuple):
     attempts: list[int]
     dues: list[bytes]
     data: list[bytes]
+    flow_names: list[Any]
+    version: int
+    destinations: list[bytes]
 
 
 CLAIM = Script("claim", ClaimKeys, ClaimArguments, replies=(ClaimReply,))
@@ -63,7 +70,12 @@ rqscheduler did not write it; the job's data."""
 
 
 def claim(
-    queue: str, token: str, limit: int, bytes_limit: int = CLAIM_BYTES, margin: float = LEASE_MARGIN_SECONDS
+    queue: str,
+    token: str,
+    limit: int,
+    bytes_limit: int = CLAIM_BYTES,
+    margin: float = LEASE_MARGIN_SECONDS,
+    known_version: int = 0,
 ) -> Call:
     """Claims up to `limit` tasks of a queue; `read_claimed` reads the reply.
 
@@ -82,6 +94,8 @@ def claim(
             stock_retries=keys.STOCK_RETRIES,
             ledger=keys.LEDGER,
             schedule=keys.SCHEDULE,
+            flows=keys.FLOWS,
+            queues=keys.QUEUES,
         ),
         ClaimArguments(
             limit=limit,
@@ -89,6 +103,7 @@ def claim(
             token=token,
             queue_name=queue,
             margin_seconds=margin,
+            known_version=known_version,
             default_timeout=DEFAULT_TIMEOUT_SECONDS,
             outcomes_keep=OUTCOMES_KEEP,
         ),
@@ -99,6 +114,31 @@ def read_claimed(reply: list[Any]) -> tuple[float, Iterator[Claimed]]:
     """Redis's time in Unix seconds, and what was claimed."""
     claimed = ClaimReply._make(reply)
     return float(claimed.now), zip(claimed.ids, claimed.attempts, claimed.dues, claimed.data, strict=True)
+
+
+class ClaimedFlows(NamedTuple):
+    """What a reply to a claim says of flows.
+
+    Attributes:
+        names: of the flow of each task that has one, by the task's id.
+        version: to be given with the next claim.
+        destinations: names of the flows with state that tasks belong to without naming them; None where they are as
+            they were at the version that was given.
+    """
+
+    names: dict[bytes, str]
+    version: int
+    destinations: frozenset[str] | None
+
+
+def read_flows(reply: list[Any], known_version: int) -> ClaimedFlows:
+    """What a reply to a claim says of flows."""
+    claimed = ClaimReply._make(reply)
+    names = claimed.flow_names
+    by_id = {claimed.ids[index]: name.decode() for index, name in zip(names[::2], names[1::2], strict=True)}
+    if claimed.version == known_version:
+        return ClaimedFlows(by_id, known_version, None)
+    return ClaimedFlows(by_id, claimed.version, frozenset(name.decode() for name in claimed.destinations))
 
 
 # --- giving back ---------------------------------------------------------------------------------------------------
@@ -134,6 +174,7 @@ def nack(queue: str, token: str, kept: Iterable[Value]) -> Call:
 # --- settling ------------------------------------------------------------------------------------------------------
 
 Fate = Literal["finished", "failed", "retry"]
+Health = Literal["good", "bad"]
 
 
 class Settlement(Struct, gc=False):
@@ -171,6 +212,9 @@ class SettleOptions(Struct, omit_defaults=True):
         foreign: another program put the job into Redis.
         stock: the settlement comes from a stock RQ worker.
         attempt: the settlement is sent again because its reply was lost; it is for this attempt and no later one.
+        flow: name of the flow in which the task may hold a slot, or which the outcome counts for.
+        health: what the outcome says of the destination, where that is counted.
+        rest: seconds for which the destination wants no deliveries.
     """
 
     again: bool = False
@@ -180,6 +224,9 @@ class SettleOptions(Struct, omit_defaults=True):
     foreign: bool = False
     stock: bool = False
     attempt: int | None = None
+    flow: str | None = None
+    health: Health | None = None
+    rest: float | None = None
 
 
 class SettleKeys(NamedTuple):
@@ -193,6 +240,8 @@ class SettleKeys(NamedTuple):
     schedule: str
     ledger: str
     stock_retries: str
+    flows: str
+    queues: str
 
 
 class SettleArguments(NamedTuple):
@@ -206,6 +255,7 @@ class SettleArguments(NamedTuple):
     stats_retention_seconds: float
     dead_retention_count: int
     outcomes_keep: int
+    breaker_outcomes: int
 
 
 class Settled(NamedTuple):
@@ -236,6 +286,8 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
             schedule=keys.SCHEDULE,
             ledger=keys.LEDGER,
             stock_retries=keys.STOCK_RETRIES,
+            flows=keys.FLOWS,
+            queues=keys.QUEUES,
         ),
         SettleArguments(
             token=token,
@@ -246,6 +298,7 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
             stats_retention_seconds=config.stats_retention_seconds,
             dead_retention_count=config.dead_retention_count,
             outcomes_keep=OUTCOMES_KEEP,
+            breaker_outcomes=config.circuit_breaker,
         ),
         records=settlements,
     )
@@ -266,6 +319,9 @@ class BeginKeys(NamedTuple):
     failed: str
     stock_retries: str
     schedule: str
+    flows: str
+    ledger: str
+    queues: str
 
 
 class BeginArguments(NamedTuple):
@@ -273,25 +329,37 @@ class BeginArguments(NamedTuple):
 
     id: str
     outcomes_keep: int
+    destination: str
+    extra: bytes
 
 
 class Begun(NamedTuple):
-    """The reply of begin.lua: Redis's time in Unix seconds, the attempt and the due instant, as in `Claimed`."""
+    """The reply of begin.lua.
+
+    Attributes:
+        now: Redis's time in Unix seconds.
+        attempt, due: as in `Claimed`.
+        flow_name: of the task's flow, empty for none.
+        may_begin: whether its flow lets the delivery begin now.
+    """
 
     now: float
     attempt: int
     due: bytes
+    flow_name: str
+    may_begin: bool
 
 
 BEGIN = Script("begin", BeginKeys, BeginArguments, replies=(Begun,))
 
 
-def begin(task_id: str, queue: str) -> Call:
+def begin(task_id: str, queue: str, destination: str = "") -> Call:
     """Counts a delivery that a stock worker begins; `read_begun` reads the reply.
 
     Args:
         task_id: its id, as it is stored.
         queue: name of its queue.
+        destination: name of its flow, if it names none; empty for a job that is no task.
     """
     return BEGIN.call(
         BeginKeys(
@@ -299,12 +367,21 @@ def begin(task_id: str, queue: str) -> Call:
             failed=keys.failed(queue),
             stock_retries=keys.STOCK_RETRIES,
             schedule=keys.SCHEDULE,
+            flows=keys.FLOWS,
+            ledger=keys.LEDGER,
+            queues=keys.QUEUES,
         ),
-        BeginArguments(id=task_id, outcomes_keep=OUTCOMES_KEEP),
+        BeginArguments(
+            id=task_id,
+            outcomes_keep=OUTCOMES_KEEP,
+            destination=destination,
+            extra=Extra(destination).encode(),
+        ),
     )
 
 
 def read_begun(reply: list[Any]) -> Begun:
     """Parses the reply of `begin`."""
     begun = Begun._make(reply)
-    return begun._replace(now=float(begun.now))
+    name: Any = begun.flow_name
+    return begun._replace(now=float(begun.now), flow_name=name.decode(), may_begin=bool(begun.may_begin))

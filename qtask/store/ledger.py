@@ -27,7 +27,7 @@ class Figures:
     Attributes:
         ledger: name of a counter to queue to count: `accepted`, `duplicates`, `delivered`, `expired` (of those that
             died), `cancelled`, `removed`, `dropped` (because too many are dead), `deleted` (by another program),
-            `written_off`. The queue is empty if it is not known.
+            `written_off`. `held` is how many wait in flows now. The queue is empty if it is not known.
         scheduled: jobs in the schedule, of all queues.
         stock_retries: tasks that are in the schedule and among the dead, because a stock worker will retry them.
         queues: figures of each queue that a task was ever accepted for, by its name.
@@ -51,7 +51,7 @@ class Figures:
     def held(self) -> int:
         """How many jobs are in the places of tasks that have not ended in such a way."""
         rest = sum(one.queued + one.started + one.dead + one.cancelled_by_rq for one in self.queues.values())
-        return self.scheduled + rest - self.stock_retries
+        return self.scheduled + rest + self.total("held") - self.stock_retries
 
     def scheduled_of(self, queue: str) -> int | None:
         """How many jobs of a queue are in the schedule; None if it cannot be derived from the ledger."""
@@ -63,7 +63,8 @@ class Figures:
     def _scheduled_of(self, queue: str) -> int:
         accepted, *ends = (self.ledger.get(what, {}).get(queue, 0) for what in ("accepted", *_ENDS))
         one = self.queues[queue]
-        return accepted - sum(ends) - one.queued - one.started - one.dead - one.cancelled_by_rq
+        in_flows = self.ledger.get("held", {}).get(queue, 0)
+        return accepted - sum(ends) - in_flows - one.queued - one.started - one.dead - one.cancelled_by_rq
 
 
 _ENDS = ("delivered", "cancelled", "removed", "dropped", "deleted", "written_off")

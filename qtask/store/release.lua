@@ -1,18 +1,22 @@
--- Moves due jobs from the schedule to their queues. Never early: due is compared with Redis's own clock.
+-- Moves due jobs from the schedule to their queues, and admits tasks of flows whose instant has come. Never early: due is
+-- compared with Redis's own clock.
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
+-- Needs flows.lua.
 --
 -- KEYS (ReleaseKeys in schedule.py)
 --   SCHEDULE       sorted set
 --   QUEUES         set of queue keys
 --   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
 --   LEDGER         hash
+--   FLOWS          flows by the instant of the next look (sorted set; see flows.lua)
 -- ARGV (ReleaseArguments)
 --   LIMIT  most jobs to move
+--   LOOKS  flows to look at, at most
 --
 -- Returns (Released)
 --   MOVED    how many jobs were moved
---   WAIT     seconds until the next job is due, '' if none waits
+--   WAIT     seconds until the next job is due, or a flow is to be looked at; '' if none waits
 --   FOREIGN  ids of foreign jobs that are due
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
@@ -21,16 +25,17 @@ local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, LIMIT)
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
+local touched, held = {}, {}
 local deleted = 0
 for i = 1, #head, 2 do
   local id = head[i]
-  local origin, created_at, attempt, status =
-    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status'))
+  local origin, created_at, attempt, status, extra =
+    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra'))
   if created_at and not attempt then
     foreign[#foreign + 1] = id
   else
     moved[#moved + 1] = id
-    jobs[#moved] = {origin, head[i + 1], not attempt, status}
+    jobs[#moved] = {origin, head[i + 1], not attempt, status, extra}
   end
 end
 if #moved > 0 then
@@ -39,24 +44,37 @@ if #moved > 0 then
   call('ZREM', SCHEDULE, unpack(moved))
 end
 for i, id in ipairs(moved) do
-  local origin, due, is_first, status = unpack(jobs[i])
+  local origin, due, is_first, status, extra = unpack(jobs[i])
   if origin and not is_first and (status == 'queued' or status == 'started') then
     call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
     local key = JOB_PREFIX .. id
+    local flow, rank
+    if extra then
+      flow, rank = flow_in(extra)
+      flow = flow and flow_of(flow)
+      if flow and call('ZSCORE', flow.slots, id) then
+        flow = false -- a retry in an ordered flow, which has kept its slot
+      end
+    end
     if is_first then
-      call('HSET', key, 'status', 'queued', 'due', due)
+      call('HSET', key, 'status', flow and 'deferred' or 'queued', 'due', due)
     else
-      call('HSET', key, 'status', 'queued') -- due stays the due instant of the first delivery
+      call('HSET', key, 'status', flow and 'deferred' or 'queued') -- due stays the due instant of the first delivery
     end
     if status == 'failed' then
       call('ZREM', FAILED_PREFIX .. origin, id) -- RQ counts it there until it is tried again
       call('SREM', STOCK_RETRIES, id)
       clear_error(key)
     end
-    local queue = QUEUE_PREFIX .. origin
-    by_queue[queue] = by_queue[queue] or {}
-    table.insert(by_queue[queue], id)
+    if flow then
+      hold(flow, id, rank, due, origin, held)
+      touched[flow.name] = flow
+    else
+      local queue = QUEUE_PREFIX .. origin
+      by_queue[queue] = by_queue[queue] or {}
+      table.insert(by_queue[queue], id)
+    end
   else
     deleted = deleted + 1 -- by another program, while it waited
   end
@@ -68,9 +86,25 @@ for queue, queued in pairs(by_queue) do
   call('SADD', QUEUES, queue)
   call('RPUSH', queue, unpack(queued))
 end
-local wait = ''
-local next = call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')
-if next[2] then
-  wait = string.format('%.6f', math.max(0, next[2] - now))
+for _, name in ipairs(call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS)) do
+  local flow = flow_of(name)
+  if flow then
+    free_lost_slots(flow, now)
+    touched[name] = flow
+  else
+    call('ZREM', FLOWS, name)
+  end
 end
+local tie = #head == 2 * LIMIT and tonumber(head[#head]) or nil
+for _, flow in pairs(touched) do
+  set_partial(flow, tie)
+  admit(flow, now, held)
+  if flow.partial then
+    call('ZADD', FLOWS, string.format('%.6f', now), flow.name) -- the next release looks at it
+  end
+end
+count_held(held)
+local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
+earliest = math.min(earliest, tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge)
+local wait = earliest < math.huge and string.format('%.6f', math.max(0, earliest - now)) or ''
 return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign}

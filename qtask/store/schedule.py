@@ -15,6 +15,7 @@ from qtask.model.outcome import OUTCOMES_KEEP, Outcome, encode_outcome
 from qtask.store import keys
 from qtask.store.scripts import NoKeys, Script
 
+FLOW_LOOKS = 200  # flows whose instant has come that one release looks at
 LOCK_HOLDER = b"qtask"  # value of the lock while a scheduler of QTask holds it
 
 # --- releasing -----------------------------------------------------------------------------------------------------
@@ -27,12 +28,14 @@ class ReleaseKeys(NamedTuple):
     queues: str
     stock_retries: str
     ledger: str
+    flows: str
 
 
 class ReleaseArguments(NamedTuple):
     """See release.lua."""
 
     limit: int
+    looks: int
 
 
 class Released(NamedTuple):
@@ -40,7 +43,7 @@ class Released(NamedTuple):
 
     Attributes:
         moved: how many jobs were moved.
-        wait: seconds until the next is due; infinity if none waits.
+        wait: seconds until the next is due, or a flow is to be looked at; infinity if none waits.
         foreign: ids of due jobs that rq-scheduler's own API wrote; they stay in the schedule.
     """
 
@@ -54,7 +57,7 @@ RELEASE = Script("release", ReleaseKeys, ReleaseArguments, replies=(Released,))
 
 def release(redis: Redis, limit: int) -> Released:
     """Moves up to `limit` due jobs to their queues, in one round trip."""
-    reply = Released._make(RELEASE.call(_RELEASE_KEYS, ReleaseArguments(limit=limit)).run(redis))
+    reply = Released._make(RELEASE.call(_RELEASE_KEYS, ReleaseArguments(limit=limit, looks=FLOW_LOOKS)).run(redis))
     return Released(
         moved=reply.moved,
         wait=float(reply.wait) if reply.wait else float("inf"),
@@ -63,7 +66,7 @@ def release(redis: Redis, limit: int) -> Released:
 
 
 _RELEASE_KEYS = ReleaseKeys(
-    schedule=keys.SCHEDULE, queues=keys.QUEUES, stock_retries=keys.STOCK_RETRIES, ledger=keys.LEDGER
+    schedule=keys.SCHEDULE, queues=keys.QUEUES, stock_retries=keys.STOCK_RETRIES, ledger=keys.LEDGER, flows=keys.FLOWS
 )
 
 

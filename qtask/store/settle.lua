@@ -4,6 +4,9 @@
 -- Needs newest_lines.lua.
 -- Needs unlink_jobs.lua.
 -- Needs is_foreign.lua.
+-- Needs flows.lua.
+-- Needs note_destination.lua.
+-- Needs flow_outcomes.lua.
 --
 -- KEYS (SettleKeys in leases.py)
 --   STARTED, FINISHED, FAILED  registries of the queue
@@ -13,6 +16,8 @@
 --   LEDGER         hash
 --   STOCK_RETRIES  retries of stock workers (set). RQ counts them as failed until they are released, so they are in both
 --                  the schedule and the failed registry
+--   FLOWS          flows by the instant of the next look (sorted set; see flows.lua)
+--   QUEUES         set of queue keys
 -- ARGV (SettleArguments)
 --   TOKEN                    token of the worker
 --   QUEUE_NAME               name of the queue
@@ -22,12 +27,13 @@
 --   STATS_RETENTION_SECONDS  for which they are kept
 --   DEAD_RETENTION_COUNT     dead letters to keep, 0 for all of them
 --   OUTCOMES_KEEP            outcomes of one task to keep
+--   BREAKER_OUTCOMES         outcomes of a flow from which its circuit breaker opens; see flow_outcomes.lua
 -- then for each task (Settlement)
 --   ID
 --   FATE     'finished', 'failed' or 'retry'
 --   OUTCOME  JSON on one line, '' for none
 --   ERROR    the error in words
---   COUNTER  'type:status'
+--   COUNTER  'type:status', '' if the outcome is not counted
 --   ENDED    end of the delivery in Unix seconds
 --   MEMBER   member of the statistics
 --   OPTIONS  what only some settlements have, as JSON (SettleOptions), or ''
@@ -47,6 +53,7 @@ local back = {}
 local finished, failed, retried, figures = {}, {}, {}, {}
 local foreign = 0 -- of the finished
 local earliest = math.huge
+local touched = {}
 local expiry = string.format('%.3f', now + RETENTION_SECONDS + FOREVER_SECONDS)
 local forever = string.format('%.3f', now + FOREVER_SECONDS)
 
@@ -110,18 +117,51 @@ for i = FIRST, #ARGV, WIDTH do
         failed[#failed + 1] = forever
         failed[#failed + 1] = id
       end
-      local members = figures[counter]
-      if not members then
-        members = {}
-        figures[counter] = members
+      local flow = options and options.flow and flow_of(options.flow)
+      if flow then
+        if not (flow.ordered and fate == 'retry') then
+          call('ZREM', flow.slots, id)
+        end
+        if fate == 'finished' and not flow.has_limits then
+          grow_share(flow)
+        end
+        touched[flow.name] = true
       end
-      members[#members + 1] = ARGV[i + ENDED]
-      members[#members + 1] = ARGV[i + MEMBER]
+      if options and options.flow then
+        if options.health then
+          note_outcome(options.flow, id, options.health == 'bad', now)
+          touched[options.flow] = true
+        end
+        if options.rest then
+          rest(options.flow, now + options.rest, 'asked', now)
+          touched[options.flow] = true
+        end
+      end
+      if counter ~= '' then
+        local members = figures[counter]
+        if not members then
+          members = {}
+          figures[counter] = members
+        end
+        members[#members + 1] = ARGV[i + ENDED]
+        members[#members + 1] = ARGV[i + MEMBER]
+      end
     end
   end
 end
 if #back > 0 then
   call('LPUSH', QUEUE, unpack(back))
+end
+if next(touched) then
+  local held = {}
+  local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+  local look = math.huge
+  for name in pairs(touched) do
+    local flow = flow_of(name)
+    look = flow and math.min(look, admit(flow, now, held)) or look
+  end
+  wake_for(look, before)
+  count_held(held)
 end
 
 -- More than a batch can add, so that a lowered bound is reached, and few enough not to block Redis.

@@ -1,11 +1,14 @@
 -- Accepts a batch of tasks: each becomes a lean RQ job and an entry in the schedule. To keep waiting tasks small, the
 -- job does not repeat what the schedule says (the due instant, and that the job is scheduled).
+-- Needs note_destination.lua.
+-- Needs set_limits.lua.
 --
 -- KEYS (SubmitKeys in submit.py)
 --   SCHEDULE  sorted set
 --   INBOX     stream; used only for tasks that came from it
 --   NODE      key that names the holder of the sender's node number (string)
 --   LEDGER    hash
+--   FLOWS     flows by the instant of the next look (sorted set; see flows.lua)
 -- ARGV (SubmitArguments)
 --   QUEUE_NAME     name of the queue
 --   NONCE          nonce of the sender
@@ -15,7 +18,9 @@
 --   BODY     JSON
 --   MODE     'in': INSTANT is seconds from now; 'at': it is in Unix seconds; 'IN' and 'AT' if the client chose the id
 --   INSTANT
---   OPTIONS  what only some tasks have, '' for nothing: seconds of RQ's timeout
+--   OPTIONS  what only some tasks have, '' for nothing: seconds of RQ's timeout, '' for none; after a line break the field
+--            extra of the job; and after another one the fields of its flow that this task sets, as a JSON object, where
+--            '' removes a field
 --   ENTRY    id of its entry in the inbox ('' if it came another way), and after a space the key to push its answer to
 --
 -- Returns an empty array if the node number no longer belongs to the sender; then nothing was done.
@@ -35,6 +40,7 @@ local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
+local last_limits -- of a flow; most tasks of a batch that set any set the same
 local dues, entries = {}, {}
 local duplicates = 0
 
@@ -118,7 +124,17 @@ for i = FIRST, #ARGV, WIDTH do
       redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       local text = string.format('%.6f', due)
       if ARGV[i + OPTIONS] ~= '' then
-        redis.call('HSET', key, 'timeout', ARGV[i + OPTIONS])
+        local timeout, extra, limits = string.match(ARGV[i + OPTIONS], '^([^\n]*)\n?([^\n]*)\n?(.*)$')
+        if timeout ~= '' then
+          redis.call('HSET', key, 'timeout', timeout)
+        end
+        if extra ~= '' then
+          redis.call('HSET', key, 'extra', extra)
+        end
+        if limits ~= '' and limits ~= last_limits then
+          last_limits = limits
+          set_limits(cjson.decode(extra).flow, limits, now)
+        end
       end
       if chosen then
         redis.call('HSET', key, 'due', text) -- a chosen id does not tell when the task was accepted

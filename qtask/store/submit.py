@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct
 from qtask.model.errors import Unavailable
 from qtask.model.ids import stored_id
 from qtask.model.validation import Checked
-from qtask.store import keys
+from qtask.store import flows, keys
 from qtask.store.nodes import Node, Nodes
 from qtask.store.queries import Steps, commands, query
 from qtask.store.scripts import Call, Script
@@ -28,6 +28,7 @@ class SubmitKeys(NamedTuple):
     inbox: str
     node: str
     ledger: str
+    flows: str
 
 
 class SubmitArguments(NamedTuple):
@@ -49,7 +50,7 @@ class Submitted(Struct, gc=False):
         body: the dict as JSON.
         mode: whether `instant` is in seconds from now or in Unix seconds, and who chose the id.
         instant: due.
-        options: what only some tasks have: seconds of RQ's timeout; empty for nothing.
+        options: what only some tasks have; see submit.lua.
         entry: id of its entry in the inbox, and after a space the key for its answer.
     """
 
@@ -57,7 +58,7 @@ class Submitted(Struct, gc=False):
     body: bytes
     mode: Mode
     instant: str
-    options: str | int
+    options: str | int | bytes
     entry: str | bytes
 
 
@@ -127,11 +128,11 @@ class Batch:
             self._node = node
             self._ids = [_id_of(self._submissions[position].checked, node) for position in self._left]
         tasks = [
-            _submitted(task_id, self._submissions[position])
+            _submitted(task_id, self._submissions[position], node)
             for task_id, position in zip(self._ids, self._left, strict=True)
         ]
         return SUBMIT.call(
-            SubmitKeys(schedule=keys.SCHEDULE, inbox=keys.INBOX, node=node.key, ledger=keys.LEDGER),
+            SubmitKeys(schedule=keys.SCHEDULE, inbox=keys.INBOX, node=node.key, ledger=keys.LEDGER, flows=keys.FLOWS),
             SubmitArguments(queue_name=self._queue, nonce=node.nonce, sent_before="1" if sent else ""),
             records=tasks,
         )
@@ -201,7 +202,7 @@ def _id_of(checked: Checked, node: Node) -> str:
     return node.ids.next() if chosen is UNSET else chosen
 
 
-def _submitted(task_id: str, submission: Submission) -> Submitted:
+def _submitted(task_id: str, submission: Submission, node: Node) -> Submitted:
     checked, entry = submission.checked, submission.entry
     settings = checked.task.settings
     timeout, is_delay = settings.timeout, checked.instant is None
@@ -209,11 +210,15 @@ def _submitted(task_id: str, submission: Submission) -> Submitted:
     if settings.id is not UNSET:
         task_id = stored_id(task_id)
         mode = "IN" if is_delay else "AT"
+    options: str | int | bytes = "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS
+    if settings.flow is not UNSET:
+        extra, limits = flows.fields_of(checked.task, node.ids.next() if settings.id is not UNSET else None)
+        options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
     return Submitted(
         id=task_id,
         body=checked.body,
         mode=mode,
         instant=repr(checked.delay if is_delay else checked.instant),
-        options="" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS,
+        options=options,
         entry=entry.encode() + b" " + submission.reply_key if submission.reply_key else entry,
     )

@@ -22,6 +22,7 @@ from qtask.store.queries import Steps, commands
 _STATE_OF_STATUS: dict[str, State] = {
     "scheduled": "scheduled",
     "queued": "queued",
+    "deferred": "queued",
     "started": "started",
     "finished": "delivered",
     "failed": "dead",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from enum import Enum
 from time import monotonic
 from typing import Any
@@ -13,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from qtask.config import Config
 from qtask.delivery.loop import Loop
 from qtask.destinations.http.host_slots import Entry
-from qtask.store import leases, workers
+from qtask.store import flows, leases, workers
 from qtask.worker.clock import RedisClock
 from qtask.worker.deliveries import Deliveries
 from qtask.worker.held import HeldTasks
@@ -90,6 +91,7 @@ class Claims:
         self._exchange = NOTHING
         self._queue = MAY_HOLD_TASKS
         self._claimed_at = 0.0
+        self._flow_version = 0
 
     @property
     def idle(self) -> bool:
@@ -103,14 +105,16 @@ class Claims:
         if self._queue is not MAY_HOLD_TASKS or self._exchange is not NOTHING:
             return
         in_flight = len(self._deliveries.in_flight)
-        unbegun = len(self.backlog) + len(self._deliveries.slots)
+        unbegun = len(self.backlog) + len(self._deliveries.slots) + len(self._deliveries.shares)
         room = self._config.concurrency + self._prefetch - in_flight - unbegun
         if self._held.total < HELD_BYTES and (room > self._prefetch or not in_flight):
             self._claim(min(room, CLAIM_BATCH))
 
     def _claim(self, limit: int) -> None:
         self._exchange = CLAIM
-        self._link.claims.run(self._on_claimed, leases.claim(self._config.queue, self._token, limit))
+        self._link.claims.run(
+            self._on_claimed, leases.claim(self._config.queue, self._token, limit, known_version=self._flow_version)
+        )
         self._queue = WATCHED  # by the wait for more tasks, which is sent right after the claim
         self._link.claims.send(self._on_watched, *workers.wait_for_tasks(self._config.queue, IDLE_WAIT_SECONDS))
 
@@ -121,6 +125,12 @@ class Claims:
         now, claimed = leases.read_claimed(reply)
         self._clock.set(now)
         self._claimed_at = monotonic()
+        flow_news = leases.read_flows(reply, self._flow_version)
+        self._flow_version = flow_news.version
+        if flow_news.destinations is not None:
+            self._deliveries.limited = flow_news.destinations
+        if flow_news.names:
+            self._deliveries.flows.update((raw_id.decode(), name) for raw_id, name in flow_news.names.items())
         take, backlog = self._held.take, self.backlog
         for raw_id, attempt, due, data in claimed:
             task_id = raw_id.decode()
@@ -141,6 +151,14 @@ class Claims:
         if self._queue is NOT_WATCHED:
             self._queue = MAY_HOLD_TASKS
 
+    def park(self) -> None:
+        """Has tasks of slow flows wait in Redis, where they take no place here."""
+        for one in self._deliveries.shares.parkings(monotonic()):
+            self._deliveries.flows.update(dict.fromkeys(one.in_flight, one.flow))
+            self._let_go(one.waiting)
+            call = flows.park(self._config.queue, self._token, one.flow, one.in_flight, one.waiting)
+            self._link.settles.run(_raise_error, call)
+
     # --- giving back -----------------------------------------------------------------------------------------
 
     def nack_late(self) -> None:
@@ -151,7 +169,7 @@ class Claims:
         elif self._limits_hosts and self._may_nack:
             withdrawn = self._deliveries.slots.withdraw(now - BACKLOG_SECONDS)
             if withdrawn:
-                self._held.let_go(withdrawn)
+                self._let_go(withdrawn)
                 self._nack()
 
     def nack_unbegun(self) -> None:
@@ -159,7 +177,7 @@ class Claims:
 
         This happens when receivers hang, and when this worker is asked to stop.
         """
-        if (self.backlog or self._deliveries.slots) and self._may_nack:
+        if (self.backlog or self._deliveries.slots or self._deliveries.shares) and self._may_nack:
             self._forget_unbegun()
             self._nack()
 
@@ -180,9 +198,16 @@ class Claims:
             self._queue = MAY_HOLD_TASKS
 
     def _forget_unbegun(self) -> None:
-        self._held.let_go(entry[0] for entry in self.backlog)
+        self._let_go(entry[0] for entry in self.backlog)
         self.backlog.clear()
-        self._held.let_go(self._deliveries.slots.withdraw())
+        self._let_go(self._deliveries.slots.withdraw())
+        self._let_go(self._deliveries.shares.withdraw())
+
+    def _let_go(self, ids: Iterable[str]) -> None:
+        gone = list(ids)
+        self._held.let_go(gone)
+        for task_id in gone:
+            self._deliveries.flows.pop(task_id, None)
 
     # --- when the link is lost or made -----------------------------------------------------------------------
 
@@ -201,3 +226,8 @@ class Claims:
         self._held.sizes.clear()
         back: int = leases.nack(self._config.queue, self._token, self._held.sizes).run(redis)
         return back
+
+
+def _raise_error(reply: Any) -> None:
+    if isinstance(reply, ResponseError):
+        raise reply

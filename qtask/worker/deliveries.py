@@ -23,8 +23,10 @@ from qtask.delivery.ending import (
     unread,
 )
 from qtask.delivery.exchange import broken
+from qtask.delivery.flow_signs import Suspects
 from qtask.delivery.loop import Loop
 from qtask.destinations.http.host_slots import Entry, HostSlots
+from qtask.destinations.registry import flow_name_of
 from qtask.model.errors import Refused
 from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
@@ -32,6 +34,7 @@ from qtask.observe.failure_log import FailureLog
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.worker.clock import RedisClock
+from qtask.worker.shares import SLOW_SECONDS, Shares
 
 logger = logging.getLogger("qtask.worker")
 
@@ -46,6 +49,9 @@ class Deliveries:
         on_outcome: gets each settlement.
 
     Attributes:
+        flows: the name of the flow of each task that is held here and may hold a slot in one; by the task's id.
+        limited: names of the flows with state that tasks belong to without naming them.
+        shares: has the tasks that wait because their flow has its share of the places.
         in_flight: the start of each delivery under way, by `monotonic`; by the task's id.
         slots: holds the tasks that wait for a connection to their host.
         failures: the log of failed deliveries.
@@ -60,6 +66,12 @@ class Deliveries:
         self._on_outcome = on_outcome
         self._deliverers: dict[str, Deliverer] = {}
         self._limits_hosts = config.host_connections > 0
+        self.flows: dict[str, str] = {}
+        self.limited: frozenset[str] = frozenset()
+        self.shares = Shares(config.concurrency)
+        self._claims: dict[str, Claim] = {}  # of the deliveries in flight
+        self._suspects = Suspects()
+        self._wakes = False  # a timer is set that ends a turn of the loop
         self.in_flight: dict[str, float] = {}
         self.slots = HostSlots(config.host_connections)
         self.failures = FailureLog(logger)
@@ -72,6 +84,8 @@ class Deliveries:
         concurrency, slots = self._config.concurrency, self.slots
         while slots.ready and len(self.in_flight) < concurrency:
             self._begin(*slots.ready.popleft()[1])
+        while len(self.shares) and len(self.in_flight) < concurrency and (entry := self.shares.next()):
+            self._begin(*entry)
         while backlog and len(self.in_flight) < concurrency:
             self._begin(*backlog.popleft())
 
@@ -82,17 +96,26 @@ class Deliveries:
             task, accepted = read_data(data)
             due = due_of(task, task_id, written_due)
             retried, attempt = attempt < 0, abs(attempt)
-            claim = Claim(task_id, attempt, task, due, retried, not accepted)
+            flow = self.flows.get(task_id, "") if self.flows else ""
+            claim = self._claims[task_id] = Claim(task_id, attempt, task, due, retried, not accepted, flow)
             if attempt > 1 or task.settings.expires is not UNSET:
                 reason = reason_not_to_deliver(claim, began + self._clock.offset)
                 if reason is not None:
                     self._end_undelivered(claim, reason)
                     return
+            if self.limited and not flow and (name := flow_name_of(task)) in self.limited:
+                del self.in_flight[task_id], self._claims[task_id]
+                self.shares.hold(name, (task_id, -attempt if retried else attempt, written_due, data), began)
+                return
+            if self.shares.counts or len(self.in_flight) > self.shares.threshold_from:
+                entry = (task_id, -attempt if retried else attempt, written_due, data)
+                if not self._take_share(claim, entry, began):
+                    return
             task_type = task.type
             if self._limits_hosts and task_type == "http":
                 entry = (task_id, -attempt if retried else attempt, written_due, data)
                 if not self.slots.take(http_place(task.address.link), entry, began):
-                    del self.in_flight[task_id]
+                    del self.in_flight[task_id], self._claims[task_id]
                     return
             deliver = self._deliverers.get(task_type)
             if deliver is None:
@@ -106,13 +129,35 @@ class Deliveries:
                 raise
             self._end_broken(task_id, abs(attempt), claim, broken(task_id, error), data)
 
+    def _take_share(self, claim: Claim, entry: Entry, now: float) -> bool:
+        if not self.shares.counts:
+            self.shares.start((one.id, _flow_of(one)) for one in self._claims.values() if one is not claim)
+        if self.shares.take(_flow_of(claim), entry, now):
+            return True
+        del self.in_flight[claim.id], self._claims[claim.id]
+        if not self._wakes:
+            self._wakes = True
+            self._loop.call_later(SLOW_SECONDS + 0.001, self._wake)
+        return False
+
+    def _wake(self) -> None:
+        self._wakes = False
+        if len(self.shares):
+            self._wakes = True
+            self._loop.call_later(SLOW_SECONDS + 0.001, self._wake)
+
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self.in_flight.pop(claim.id), monotonic()
+        del self._claims[claim.id]
+        if self.shares.counts:
+            self.shares.end(claim.id, ended)
+        flow = self.flows.pop(claim.id, "") if self.flows else ""
         if self._limits_hosts:
             self.slots.release(claim.id)
         self.seconds += ended - began
         started = began + self._clock.offset
-        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds)
+        signs = self._suspects.signs_of(claim, result, flow, started, self._config)
+        outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds, signs)
         if isinstance(result, Failure):
             self.failed += 1
             log_failure(self.failures, claim, result, retry_in(outcome))
@@ -125,7 +170,9 @@ class Deliveries:
         self.failed += 1
         log_failure(self.failures, claim, failure, None)
         self.slots.release(claim.id)  # it may have waited for its host until it expired
-        self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset))
+        del self._claims[claim.id]
+        flow = self.flows.pop(claim.id, "")
+        self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset, flow))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
         """For a job that cannot be read as a task, and for a task whose delivery could not be begun."""
@@ -135,6 +182,7 @@ class Deliveries:
         self.failed += 1
         log_unread(self.failures, task_id, attempt, failure)
         now = self.in_flight.pop(task_id) + self._clock.offset
+        self.flows.pop(task_id, None)
         self._on_outcome(unread(task_id, attempt, failure, now, is_foreign(data)))
 
     def close(self) -> None:
@@ -142,3 +190,7 @@ class Deliveries:
         self.failures.flush(everything=True)
         for deliver in self._deliverers.values():
             deliver.close()
+
+
+def _flow_of(claim: Claim) -> str:
+    return claim.flow or flow_name_of(claim.task)

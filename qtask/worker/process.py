@@ -113,6 +113,8 @@ class Worker:
                 self._claims.nack_unbegun()
             elif self._mode is WORKING and not self._settling.catching_up:
                 self._claims.claim()
+            if self._deliveries.shares:
+                self._claims.park()
             self._settling.send(self._link.settles, at_once=stopping)
         except LINK_ERRORS as error:
             self._link.lose(error)

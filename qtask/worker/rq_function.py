@@ -21,6 +21,7 @@ from qtask.delivery.claim import Claim
 from qtask.delivery.deliverer import deliverer
 from qtask.delivery.ending import (
     by_stock_worker,
+    held_back,
     log_failure,
     log_unread,
     outcome_of,
@@ -31,8 +32,9 @@ from qtask.delivery.ending import (
     unread,
 )
 from qtask.delivery.exchange import broken
+from qtask.delivery.flow_signs import Suspects
 from qtask.delivery.loop import Loop
-from qtask.destinations.registry import REGISTRY
+from qtask.destinations.registry import REGISTRY, flow_name_of
 from qtask.model.errors import DeliveryFailed, Refused
 from qtask.model.outcome import Answer, Failure
 from qtask.observe import log
@@ -67,7 +69,7 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     set_retention(job, config)
     executions = job.execution_registry.get_execution_ids()
     token = executions[-1] if executions else ""
-    begun = leases.read_begun(leases.begin(job.id, job.origin).run(redis))
+    begun = leases.read_begun(leases.begin(job.id, job.origin, _flow_of(job.data)).run(redis))
     now, attempt = begun.now, begun.attempt
     result: Answer | Failure
     try:
@@ -79,19 +81,31 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         log.setup_beside(config, "rq-worker")
         log_unread(_failures, job.id, abs(attempt), failure)
         raise DeliveryFailed(f"{failure.error}: {failure.message}") from None
+    if not begun.may_begin:
+        _settle(redis, config, token, held_back(claim))
+        raise DeliveryFailed(f"its flow {begun.flow_name!r} has reached its limits; it waits")
     reason = reason_not_to_deliver(claim, now)
     if reason is not None:
-        _settle(redis, config, token, undelivered(claim, reason, now))
+        _settle(redis, config, token, undelivered(claim, reason, now, begun.flow_name))
         _log(config, claim, reason, None)
         raise DeliveryFailed(f"{reason.error}: {reason.message}")
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began
-    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds))
+    signs = Suspects().signs_of(claim, result, begun.flow_name, now, config)
+    settled = _settle(redis, config, token, settlement(claim, result, now, duration, config.idempotency_seconds, signs))
     if isinstance(result, Failure):
         _log(config, claim, result, retry_in(settled))
         raise DeliveryFailed(f"{result.error}: {result.message}")
     return dict(msgspec.to_builtins(outcome_of(claim, result, now, duration)))
+
+
+def _flow_of(data: bytes) -> str:
+    """The name of the flow of a task that names none; empty for a job that is no task."""
+    try:
+        return flow_name_of(read_data(data)[0])
+    except Refused:
+        return ""
 
 
 def _settle(redis: Redis, config: Config, token: str, one: Settlement) -> Settlement:

@@ -140,6 +140,7 @@ DESTINATION = Destination(
     link_words="a URL",
     check=_check,
     place=link.place_of_url,
+    flow=link.origin_of_url,
     shorthand=_http,
     flag=Flag("--http", "URL", "deliver to an http or https URL"),
     flags=(

@@ -134,6 +134,7 @@ DESTINATION = Destination(
     link_words="a ws:// URL",
     check=_check,
     place=link.place_of_url,
+    flow=link.origin_of_url,
     shorthand=_websocket,
     flag=Flag("--websocket", "URL", "deliver to a WebSocket"),
     flags=(Flag("--answer", "", "with --websocket: wait for an answer"),),

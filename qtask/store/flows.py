@@ -1,0 +1,155 @@
+"""Flows in Redis: what a task says of its flow, and limits, pauses and states of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from qtask.destinations.registry import flow_name_of
+from qtask.model.flow import Limits
+from qtask.model.task import Task
+from qtask.store import keys
+from qtask.store.scripts import Call, Script
+
+_LIMITS = ("parallel", "rate", "per", "burst", "ordered")
+_REST = ("rest", "since", "why", "trips", "probe")
+
+
+class Extra(msgspec.Struct, omit_defaults=True):
+    """The field `extra` of a job: what only some tasks have.
+
+    Attributes:
+        flow: name of its flow.
+        rank: an id of QTask's form, which orders a task whose id the client chose among the others of its flow.
+    """
+
+    flow: str = ""
+    rank: str = ""
+
+    def encode(self) -> bytes:
+        """As the field holds it."""
+        return msgspec.json.encode(self)
+
+
+def fields_of(task: Task, rank: str | None) -> tuple[bytes, bytes]:
+    """What is stored of the flow of a task that names one: the field `extra`, and the fields of its flow, both as JSON.
+
+    Args:
+        task: it has `settings.flow`.
+        rank: see `Extra`; None for a task whose id QTask made.
+    """
+    flow = task.settings.flow
+    if isinstance(flow, str):
+        name, limits = flow, b""
+    else:
+        assert flow is not UNSET
+        name = flow_name_of(task) if flow.key is UNSET else flow.key
+        limits = limit_fields(flow)
+    return Extra(name, rank or "").encode(), limits
+
+
+def limit_fields(limits: Limits) -> bytes:
+    """The fields of a flow that limits set, as JSON; empty where they set none."""
+    fields: dict[str, Any] = {}
+    for name in _LIMITS:
+        value = getattr(limits, name)
+        if value is not UNSET:
+            fields[name] = {True: "1", False: ""}[value] if isinstance(value, bool) else value
+    if limits.rate is not UNSET:  # a new rate does not keep the span and the burst of the old one
+        fields = {"per": "", "burst": "", **fields}
+    return msgspec.json.encode(fields) if fields else b""
+
+
+class SetFlowKeys(NamedTuple):
+    """See set_flow.lua."""
+
+    flows: str
+
+
+class SetFlowArguments(NamedTuple):
+    """See set_flow.lua."""
+
+    flow_name: str
+    limits: bytes
+
+
+SET_FLOW = Script("set_flow", SetFlowKeys, SetFlowArguments)
+
+
+def set_limits(name: str, limits: Limits) -> Call:
+    """Sets limits of a flow; those that are left out stay as they are."""
+    return SET_FLOW.call(SetFlowKeys(keys.FLOWS), SetFlowArguments(name, limit_fields(limits) or b"{}"))
+
+
+def replace_limits(name: str, limits: Limits) -> Call:
+    """Sets the limits of a flow, and removes those that are left out."""
+    fields = msgspec.json.decode(limit_fields(limits) or b"{}")
+    return _set(name, {**dict.fromkeys(_LIMITS, ""), **fields})
+
+
+def pause(name: str, paused: bool) -> Call:
+    """Pauses or resumes a flow."""
+    return _set(name, {"paused": "1" if paused else ""})
+
+
+def reset(name: str) -> Call:
+    """Ends the rest of a flow and closes its circuit breaker."""
+    return _set(name, dict.fromkeys(_REST, ""))
+
+
+def remove(name: str) -> Call:
+    """Removes the limits, the pause and the rest of a flow."""
+    return _set(name, dict.fromkeys((*_LIMITS, *_REST, "paused", "share", "tat"), ""))
+
+
+def _set(name: str, fields: dict[str, str]) -> Call:
+    return SET_FLOW.call(SetFlowKeys(keys.FLOWS), SetFlowArguments(name, msgspec.json.encode(fields)))
+
+
+class ParkKeys(NamedTuple):
+    """See park.lua."""
+
+    started: str
+    queues: str
+    flows: str
+    ledger: str
+
+
+class ParkArguments(NamedTuple):
+    """See park.lua."""
+
+    token: str
+    queue_name: str
+    flow_name: str
+    extra: bytes
+    in_flight: int
+
+
+PARK = Script("park", ParkKeys, ParkArguments)
+
+
+def park(queue: str, token: str, name: str, in_flight: Iterable[str], unbegun: Iterable[str]) -> Call:
+    """Has tasks that a worker has claimed wait in a flow; replies how many.
+
+    Args:
+        queue: that they were claimed from.
+        token: of the worker.
+        name: of the flow.
+        in_flight: stored ids of tasks of the flow whose deliveries are under way; they hold slots from now on.
+        unbegun: stored ids of the tasks that are to wait.
+    """
+    begun = list(in_flight)
+    return PARK.call(
+        ParkKeys(started=keys.started(queue), queues=keys.QUEUES, flows=keys.FLOWS, ledger=keys.LEDGER),
+        ParkArguments(
+            token=token,
+            queue_name=queue,
+            flow_name=name,
+            extra=Extra(name).encode(),
+            in_flight=len(begun),
+        ),
+        rest=[*begun, *unbegun],
+    )

@@ -1,0 +1,145 @@
+"""How many deliveries of one flow a worker has in flight, so that no destination takes all of its places. No I/O.
+
+The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a flow has at
+most as many deliveries in flight as there are free places. So one flow alone gets half of all places, n flows that take
+what they can get 1/(n + 1) each, and as much stays free for all others.
+
+A flow cannot be above its threshold while less than half of all places are taken. So nothing is counted then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from qtask.destinations.http.host_slots import Entry
+
+SLOW_SECONDS = 0.05  # a flow at its threshold of which no delivery has ended for so long is slow
+PATIENCE_SECONDS = 0.25  # for which its tasks wait here otherwise
+PARKED_SECONDS = 1.0  # for which further tasks of a flow are parked at once
+
+
+class Parking(NamedTuple):
+    """Tasks of one flow that are to wait in Redis.
+
+    Attributes:
+        flow: its name.
+        in_flight: ids of its tasks that are in flight here.
+        waiting: ids of those that are to wait.
+    """
+
+    flow: str
+    in_flight: list[str]
+    waiting: list[str]
+
+
+class Shares:
+    """The shares of all flows in the places of one worker.
+
+    Args:
+        places: deliveries that the worker has in flight at most.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._flows: dict[str, str] = {}  # of each task in flight, while they are counted
+        self._used: dict[str, int] = {}
+        self._ended: dict[str, float] = {}  # when a delivery of a flow that was at its threshold ended last
+        self._waiting: dict[str, deque[tuple[float, Entry]]] = {}
+        self._parked: dict[str, float] = {}  # until when further tasks of a flow are parked at once
+        self._waiting_count = 0
+        self.counts = False
+
+    def __len__(self) -> int:
+        """How many tasks wait here."""
+        return self._waiting_count
+
+    @property
+    def threshold_from(self) -> int:
+        """So many deliveries are in flight before a flow can be above its threshold."""
+        return self._places // 2
+
+    def start(self, in_flight: Iterable[tuple[str, str]]) -> None:
+        """Begins to count, with the id and the flow of each task in flight."""
+        self.counts = True
+        self._flows = dict(in_flight)
+        for flow in self._flows.values():
+            self._used[flow] = self._used.get(flow, 0) + 1
+
+    def take(self, flow: str, entry: Entry, now: float) -> bool:
+        """Returns whether a delivery may begin. If not, the task waits here; see `next` and `parkings`.
+
+        Args:
+            flow: name of its flow.
+            entry: the task.
+            now: an instant of `monotonic`.
+        """
+        used = self._used.get(flow, 0)
+        if used >= self._places - len(self._flows) or flow in self._waiting:
+            self._waiting.setdefault(flow, deque()).append((now, entry))
+            self._ended.setdefault(flow, now)
+            self._waiting_count += 1
+            return False
+        self._used[flow] = used + 1
+        self._flows[entry[0]] = flow
+        return True
+
+    def hold(self, flow: str, entry: Entry, now: float) -> None:
+        """Has a task wait that has no slot in a flow with limits, until `parkings` takes it."""
+        self._waiting.setdefault(flow, deque()).append((now, entry))
+        self._waiting_count += 1
+        self._parked[flow] = now + PARKED_SECONDS
+
+    def end(self, task_id: str, now: float) -> None:
+        """A delivery has ended. Stops counting when there is nothing to share any more."""
+        flow = self._flows.pop(task_id, None)
+        if flow is None:
+            return
+        if self._used[flow] > 1:
+            self._used[flow] -= 1
+        else:
+            del self._used[flow]
+        if flow in self._ended:
+            self._ended[flow] = now
+        if not self._waiting and len(self._flows) < self._places // 4:
+            self.counts = False
+            self._flows.clear()
+            self._used.clear()
+            self._ended.clear()
+
+    def next(self) -> Entry | None:
+        """A task that has waited here and may begin now, from one flow after the other; None when there is none."""
+        free = self._places - len(self._flows)
+        for flow in list(self._waiting):
+            used = self._used.get(flow, 0)
+            if used < free:
+                waiting = self._waiting.pop(flow)
+                _, entry = waiting.popleft()
+                self._waiting_count -= 1
+                if waiting:
+                    self._waiting[flow] = waiting  # behind the others
+                self._used[flow] = used + 1
+                self._flows[entry[0]] = flow
+                return entry
+        return None
+
+    def parkings(self, now: float) -> list[Parking]:
+        """Takes out the tasks of slow flows, and of those whose tasks have waited for too long."""
+        found = []
+        for flow, waiting in list(self._waiting.items()):
+            slow = now - self._ended.get(flow, now) > SLOW_SECONDS or self._parked.get(flow, 0.0) > now
+            if slow or now - waiting[0][0] > PATIENCE_SECONDS:
+                del self._waiting[flow]
+                self._waiting_count -= len(waiting)
+                self._parked[flow] = now + PARKED_SECONDS
+                in_flight = [task_id for task_id, one in self._flows.items() if one == flow]
+                found.append(Parking(flow, in_flight, [entry[0] for _, entry in waiting]))
+        return found
+
+    def withdraw(self) -> list[str]:
+        """Takes out all tasks that wait here; returns their ids."""
+        ids = [entry[0] for waiting in self._waiting.values() for _, entry in waiting]
+        self._waiting.clear()
+        self._waiting_count = 0
+        return ids

@@ -1,0 +1,95 @@
+"""The shares of flows in the places of a worker."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qtask.destinations.http.host_slots import Entry
+from qtask.worker.shares import SLOW_SECONDS, Shares
+
+_numbers = count()
+
+
+def entry() -> Entry:
+    return f"task{next(_numbers)}", 1, b"", b""
+
+
+def begin_all(shares: Shares, flow: str, most: int, now: float = 0.0) -> int:
+    return sum(shares.take(flow, entry(), now) for _ in range(most))
+
+
+def test_one_flow_gets_half_of_the_places() -> None:
+    shares = Shares(100)
+    assert begin_all(shares, "a", 200) == 50
+    assert len(shares) == 150
+
+
+def test_greedy_flows_leave_places_for_others() -> None:
+    shares = Shares(1_000)
+    for _ in range(2_000):
+        for flow in ("a", "b", "c"):
+            shares.take(flow, entry(), 0.0)
+    assert begin_all(shares, "healthy", 10) == 10
+
+
+def test_tasks_of_a_flow_stay_in_order() -> None:
+    shares = Shares(4)
+    first, second, third, fourth = entry(), entry(), entry(), entry()
+    assert shares.take("a", first, 0.0) and shares.take("a", second, 0.0)
+    assert not shares.take("a", third, 0.0) and not shares.take("a", fourth, 0.0)
+    assert shares.next() is None
+    shares.end(first[0], 0.1)
+    assert shares.next() == third
+    assert shares.next() is None
+    shares.end(second[0], 0.1)
+    assert shares.next() == fourth
+
+
+def test_slow_flow_is_parked_and_a_fast_one_is_not() -> None:
+    shares = Shares(10)
+    begun = [entry() for _ in range(5)]
+    for one in begun:
+        assert shares.take("fast", one, 0.0)
+    waiting = [entry(), entry()]
+    for one in waiting:
+        assert not shares.take("fast", one, 0.0)
+    assert shares.parkings(SLOW_SECONDS / 2) == []
+    shares.end(begun[0][0], SLOW_SECONDS)
+    assert shares.parkings(SLOW_SECONDS * 1.5) == []
+    (parking,) = shares.parkings(SLOW_SECONDS * 3)
+    assert parking.flow == "fast" and len(shares) == 0
+    assert parking.in_flight == [one[0] for one in begun[1:]] and parking.waiting == [one[0] for one in waiting]
+    again = [entry() for _ in range(6)]
+    taken = [shares.take("fast", one, SLOW_SECONDS * 3) for one in again]
+    assert not all(taken)
+    assert shares.parkings(SLOW_SECONDS * 3), "what follows is parked at once"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=300))
+def test_places_are_never_exceeded_and_nothing_gets_lost(steps: list[tuple[str, bool]]) -> None:
+    shares = Shares(8)
+    running: list[str] = []
+    seen: set[str] = set()
+    now = 0.0
+    for flow, ends in steps:
+        now += 0.01
+        if ends and running:
+            shares.end(running.pop(0), now)
+        one = entry()
+        seen.add(one[0])
+        if not shares.counts:
+            if len(running) < shares.threshold_from:
+                running.append(one[0])
+                continue
+            shares.start((task_id, flow) for task_id in running)
+        if shares.take(flow, one, now):
+            running.append(one[0])
+        while (following := shares.next()) is not None:
+            running.append(following[0])
+        assert len(running) <= 8
+        parked = [task_id for parking in shares.parkings(now) for task_id in parking.waiting]
+        seen -= set(parked)
+    assert len(shares) == len(shares.withdraw())
