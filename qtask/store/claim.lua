@@ -33,6 +33,7 @@
 -- A task whose flow has reached its limits since it was queued is not claimed: it waits in its flow.
 -- VERSION tells whether more flows have got state that tasks belong to without naming them. If it is not KNOWN_VERSION,
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
+local LOOK_LIMIT = 750 -- tasks that one claim looks at
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -40,74 +41,93 @@ local leases = {}
 local ids, attempts, dues, datas, names = {}, {}, {}, {}, {}
 local version = tonumber(call('GET', FLOW_VERSION) or 0)
 local touched, held = {}, {}
-local count = 0
+local count, held_count = 0, 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
 local room = tonumber(BYTES_LIMIT)
 local deleted = 0
-local popped = call('LPOP', QUEUE, LIMIT) or {}
-for position, id in ipairs(popped) do
-  if room <= 0 then
-    for i = #popped, position, -1 do
-      call('LPUSH', QUEUE, popped[i])
+-- Takes out of the queue what may be claimed of the tasks that were popped, in this order.
+local function take(popped)
+  for position, id in ipairs(popped) do
+    if room <= 0 then
+      for i = #popped, position, -1 do
+        call('LPUSH', QUEUE, popped[i])
+      end
+      break
     end
+    local key = JOB_PREFIX .. id
+    -- If another program has put a key of another type there, it is skipped and does not break the whole batch.
+    local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
+    if not job.err then
+      local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
+      local flow, name, rank
+      if data and extra then
+        name, rank = flow_in(extra)
+        flow = name and flow_of(name)
+      elseif data and version > 0 and any_flow_of_link() then
+        name = flow_of_link(data)
+        flow = name and flow_of(name)
+        name = flow and name
+      end
+      local slot = flow and call('ZSCORE', flow.slots, id)
+      if flow and not (slot and take_token(flow, now)) then
+        if slot then
+          call('ZREM', flow.slots, id)
+        end
+        if extra then
+          call('HSET', key, 'status', 'deferred')
+        else
+          call('HSET', key, 'status', 'deferred', 'extra', extra_of(name))
+        end
+        held_count = held_count + 1
+        hold(flow, id, rank, due or now, QUEUE_NAME, held)
+        touched[name] = flow
+      elseif data then
+        attempt = (tonumber(attempt) or 0) + 1
+        local has_history = error == ''
+        if error and not has_history then
+          local starts_over
+          starts_over, has_history = requeued(id, key, FAILED, STOCK_RETRIES, SCHEDULE, OUTCOMES_KEEP)
+          attempt = starts_over and 1 or attempt
+        end
+        call('HSET', key, 'status', 'started', 'attempt', attempt)
+        timeout = tonumber(timeout) or DEFAULT_TIMEOUT
+        if not ends[timeout] then
+          ends[timeout] = string.format('%.0f', math.ceil(now + timeout + MARGIN_SECONDS + FOREVER_SECONDS))
+        end
+        leases[#leases + 1] = ends[timeout]
+        leases[#leases + 1] = id .. ':' .. TOKEN
+        count = count + 1
+        ids[count] = id
+        attempts[count] = has_history and -attempt or attempt
+        dues[count] = due or ''
+        datas[count] = data
+        if name then
+          names[#names + 1] = count - 1
+          names[#names + 1] = name
+        end
+        if flow then
+          call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
+          touched[name] = flow.spacing and flow or touched[name]
+        end
+        room = room - #data
+      else
+        deleted = deleted + 1 -- by another program, while it was queued
+      end
+    end
+  end
+end
+
+take(call('LPOP', QUEUE, LIMIT) or {})
+-- Where tasks of flows at their limits stand in front of others, it looks further, but not for long: Redis answers nobody else.
+local looked = tonumber(LIMIT)
+while held_count > 0 and count < tonumber(LIMIT) and room > 0 and looked < LOOK_LIMIT do
+  local popped = call('LPOP', QUEUE, LIMIT - count)
+  if not popped then
     break
   end
-  local key = JOB_PREFIX .. id
-  -- If another program has put a key of another type there, it is skipped and does not break the whole batch.
-  local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
-  if not job.err then
-    local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
-    local flow, name, rank
-    if data and extra then
-      name, rank = flow_in(extra)
-      flow = name and flow_of(name)
-    elseif data and version > 0 then
-      name = flow_of_link(data)
-      flow = name and flow_of(name)
-      if flow then
-        call('HSET', key, 'extra', '{"flow":' .. cjson.encode(name) .. '}')
-      else
-        name = nil
-      end
-    end
-    if flow and not (call('ZSCORE', flow.slots, id) and take_token(flow, now)) then
-      call('HSET', key, 'status', 'deferred')
-      hold(flow, id, rank, due or now, QUEUE_NAME, held)
-      touched[name] = flow
-    elseif data then
-      attempt = (tonumber(attempt) or 0) + 1
-      local has_history = error == ''
-      if error and not has_history then
-        local starts_over
-        starts_over, has_history = requeued(id, key, FAILED, STOCK_RETRIES, SCHEDULE, OUTCOMES_KEEP)
-        attempt = starts_over and 1 or attempt
-      end
-      call('HSET', key, 'status', 'started', 'attempt', attempt)
-      timeout = tonumber(timeout) or DEFAULT_TIMEOUT
-      if not ends[timeout] then
-        ends[timeout] = string.format('%.0f', math.ceil(now + timeout + MARGIN_SECONDS + FOREVER_SECONDS))
-      end
-      leases[#leases + 1] = ends[timeout]
-      leases[#leases + 1] = id .. ':' .. TOKEN
-      count = count + 1
-      ids[count] = id
-      attempts[count] = has_history and -attempt or attempt
-      dues[count] = due or ''
-      datas[count] = data
-      if name then
-        names[#names + 1] = count - 1
-        names[#names + 1] = name
-      end
-      if flow then
-        call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
-        touched[name] = flow.spacing and flow or touched[name]
-      end
-      room = room - #data
-    else
-      deleted = deleted + 1 -- by another program, while it was queued
-    end
-  end
+  looked = looked + #popped
+  take(popped)
 end
 if deleted > 0 then
   call('HINCRBY', LEDGER, 'deleted:' .. QUEUE_NAME, deleted)

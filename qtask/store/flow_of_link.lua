@@ -1,25 +1,44 @@
 -- For other scripts, which also need flows.lua: the flow with state that a task belongs to without naming one. It finds links
 -- that are written as the names of flows are; the others are found by the workers, which parse links.
-local LINK_FLOWS_LIMIT = 16 -- with more of them, workers park the tasks
 local LINK_DATA_LIMIT = 16384 -- bytes; larger data takes too long to decode here
-local link_flows
+local flow_names = {} -- by link; false where there is no such flow
+local links_have_flows
+
+-- Whether any task may belong to a flow with state without naming it.
+local function any_flow_of_link()
+  if links_have_flows == nil then
+    links_have_flows = redis.call('EXISTS', FLOW_DESTINATIONS) == 1
+  end
+  return links_have_flows
+end
+
+-- The link in the data of a job, or nil. Decoding is slow, and not needed where only one key is called link and no character
+-- is escaped.
+local function link_in(data)
+  if #data > LINK_DATA_LIMIT then
+    return nil
+  end
+  local _, last = string.find(data, '"link":"', 1, true)
+  if last and not string.find(data, '\\', 1, true) and not string.find(data, '"link"', last, true) then
+    return string.match(data, '^[^"]*', last + 1)
+  end
+  local ok, job = pcall(cjson.decode, data)
+  local task = ok and type(job) == 'table' and type(job[3]) == 'table' and job[3][1]
+  local link = type(task) == 'table' and type(task.address) == 'table' and task.address.link
+  return type(link) == 'string' and link or nil
+end
 
 -- Returns the name, or nil. `data` is that of the job.
 local function flow_of_link(data)
-  if not link_flows then
-    local count = redis.call('SCARD', FLOW_DESTINATIONS)
-    link_flows = count > 0 and count <= LINK_FLOWS_LIMIT and redis.call('SMEMBERS', FLOW_DESTINATIONS) or {}
+  local link = link_in(data)
+  if not link then
+    return nil
   end
-  for _, name in ipairs(link_flows) do
-    if #data <= LINK_DATA_LIMIT and string.find(data, name, 1, true) then
-      local ok, job = pcall(cjson.decode, data)
-      local link = ok and type(job[3]) == 'table' and type(job[3][1]) == 'table' and (job[3][1].address or {}).link
-      if type(link) == 'string' and string.sub(link, 1, #name) == name then
-        local following = string.sub(link, #name + 1, #name + 1)
-        if following == '' or string.find(name, '://', 1, true) and string.find('/?#', following, 1, true) then
-          return name
-        end
-      end
-    end
+  local name = flow_names[link]
+  if name == nil then
+    name = string.match(link, '^%a[%w+.-]*://[^/?#]+') or link
+    name = redis.call('SISMEMBER', FLOW_DESTINATIONS, name) == 1 and name
+    flow_names[link] = name
   end
+  return name or nil
 end

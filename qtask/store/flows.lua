@@ -32,6 +32,7 @@ local function flow_of(name)
     name = name,
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
+    joining = {},
     ordered = ordered == '1',
     parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share) or math.huge,
     has_limits = (parallel or rate or ordered == '1' or paused) and true or false,
@@ -61,6 +62,11 @@ local function flow_in(extra)
   return read.flow, read.rank
 end
 
+-- The field extra of a job that belongs to the flow of its destination.
+local function extra_of(name)
+  return '{"flow":' .. cjson.encode(name) .. '}'
+end
+
 -- Whether a delivery may begin now; takes the token of a rate.
 local function take_token(flow, now)
   if flow.paused or flow.rest > now then
@@ -76,10 +82,12 @@ local function take_token(flow, now)
   return true
 end
 
--- Has a task wait in its flow; `due` is its score. Its slot, if it has one, is free. `held` counts tasks by queue.
+-- Adds a task without a slot to those that wait in its flow; `due` is its score. `admit`, which must follow, stores it.
+-- `held` counts tasks by queue.
 local function hold(flow, id, rank, due, queue, held)
-  redis.call('ZREM', flow.slots, id)
-  redis.call('ZADD', flow.waiting, due, rank and rank .. ':' .. id or id)
+  local joining = flow.joining
+  joining[#joining + 1] = due
+  joining[#joining + 1] = rank and rank .. ':' .. id or id
   held[queue] = (held[queue] or 0) + 1
 end
 
@@ -119,6 +127,10 @@ end
 -- Moves the tasks of a flow that may begin from its waiting set to the ends of their queues, and notes when to look at the
 -- flow again. `held` counts tasks by queue. Returns the instant of that look.
 local function admit(flow, now, held)
+  if #flow.joining > 0 then
+    redis.call('ZADD', flow.waiting, unpack(flow.joining))
+    flow.joining = {}
+  end
   local left = redis.call('ZCARD', flow.waiting)
   local count, look = math.min(left, ADMIT_LIMIT), math.huge
   local used = redis.call('ZCARD', flow.slots)

@@ -48,6 +48,7 @@ for position = 0, #ARGV - FIRST do
       end
       redis.call('HSET', job, 'status', 'deferred')
       redis.call('HINCRBY', job, 'attempt', -1)
+      redis.call('ZREM', flow.slots, id)
       hold(flow, id, rank, due or now, QUEUE_NAME, held)
       parked = parked + 1
     else

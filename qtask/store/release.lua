@@ -3,6 +3,7 @@
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 -- Needs flows.lua.
+-- Needs flow_of_link.lua.
 --
 -- KEYS (ReleaseKeys in schedule.py)
 --   SCHEDULE       sorted set
@@ -27,15 +28,17 @@ local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now),
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 local touched, held = {}, {}
 local deleted = 0
+local last_field = #head > 0 and any_flow_of_link() and 'data' or 'extra'
 for i = 1, #head, 2 do
   local id = head[i]
-  local origin, created_at, attempt, status, extra =
-    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra'))
+  local origin, created_at, attempt, status, extra, data =
+    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field))
   if created_at and not attempt then
     foreign[#foreign + 1] = id
   else
     moved[#moved + 1] = id
-    jobs[#moved] = {origin, head[i + 1], not attempt, status, extra}
+    local name = not extra and origin and last_field == 'data' and flow_of_link(data)
+    jobs[#moved] = {origin, head[i + 1], not attempt, status, extra, name}
   end
 end
 if #moved > 0 then
@@ -44,7 +47,7 @@ if #moved > 0 then
   call('ZREM', SCHEDULE, unpack(moved))
 end
 for i, id in ipairs(moved) do
-  local origin, due, is_first, status, extra = unpack(jobs[i])
+  local origin, due, is_first, status, extra, name = unpack(jobs[i])
   if origin and not is_first and (status == 'queued' or status == 'started') then
     call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
@@ -55,6 +58,11 @@ for i, id in ipairs(moved) do
       flow = flow and flow_of(flow)
       if flow and call('ZSCORE', flow.slots, id) then
         flow = false -- a retry in an ordered flow, which has kept its slot
+      end
+    elseif name then
+      flow = flow_of(name)
+      if flow then
+        call('HSET', key, 'extra', extra_of(name))
       end
     end
     if is_first then

@@ -34,7 +34,9 @@ from qtask.observe.failure_log import FailureLog
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.worker.clock import RedisClock
-from qtask.worker.shares import SLOW_SECONDS, Shares
+from qtask.worker.shares import UNANSWERED_LIMIT, Shares
+
+LOOK_SECONDS = 0.005  # between two looks at tasks that wait because their flow has its share
 
 logger = logging.getLogger("qtask.worker")
 
@@ -72,6 +74,7 @@ class Deliveries:
         self._claims: dict[str, Claim] = {}  # of the deliveries in flight
         self._suspects = Suspects()
         self._wakes = False  # a timer is set that ends a turn of the loop
+        self._unanswered = 0  # deliveries begun since one has ended
         self.in_flight: dict[str, float] = {}
         self.slots = HostSlots(config.host_connections)
         self.failures = FailureLog(logger)
@@ -84,7 +87,7 @@ class Deliveries:
         concurrency, slots = self._config.concurrency, self.slots
         while slots.ready and len(self.in_flight) < concurrency:
             self._begin(*slots.ready.popleft()[1])
-        while len(self.shares) and len(self.in_flight) < concurrency and (entry := self.shares.next()):
+        while len(self.shares) and len(self.in_flight) < concurrency and (entry := self.shares.next(monotonic())):
             self._begin(*entry)
         while backlog and len(self.in_flight) < concurrency:
             self._begin(*backlog.popleft())
@@ -107,7 +110,12 @@ class Deliveries:
                 del self.in_flight[task_id], self._claims[task_id]
                 self.shares.hold(name, (task_id, -attempt if retried else attempt, written_due, data), began)
                 return
-            if self.shares.counts or len(self.in_flight) > self.shares.threshold_from:
+            self._unanswered += 1
+            if (
+                self.shares.counts
+                or self._unanswered > UNANSWERED_LIMIT
+                or len(self.in_flight) > self.shares.threshold_from
+            ):
                 entry = (task_id, -attempt if retried else attempt, written_due, data)
                 if not self._take_share(claim, entry, began):
                     return
@@ -131,23 +139,26 @@ class Deliveries:
 
     def _take_share(self, claim: Claim, entry: Entry, now: float) -> bool:
         if not self.shares.counts:
-            self.shares.start((one.id, _flow_of(one)) for one in self._claims.values() if one is not claim)
+            self.shares.start(
+                (one.id, _flow_of(one), self.in_flight[one.id]) for one in self._claims.values() if one is not claim
+            )
         if self.shares.take(_flow_of(claim), entry, now):
             return True
         del self.in_flight[claim.id], self._claims[claim.id]
         if not self._wakes:
             self._wakes = True
-            self._loop.call_later(SLOW_SECONDS + 0.001, self._wake)
+            self._loop.call_later(LOOK_SECONDS, self._wake)
         return False
 
     def _wake(self) -> None:
         self._wakes = False
         if len(self.shares):
             self._wakes = True
-            self._loop.call_later(SLOW_SECONDS + 0.001, self._wake)
+            self._loop.call_later(LOOK_SECONDS, self._wake)
 
     def _end(self, claim: Claim, result: Answer | Failure) -> None:
         began, ended = self.in_flight.pop(claim.id), monotonic()
+        self._unanswered = 0
         del self._claims[claim.id]
         if self.shares.counts:
             self.shares.end(claim.id, ended)

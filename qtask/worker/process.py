@@ -104,6 +104,8 @@ class Worker:
     def _advance(self) -> None:
         """Begins, claims and settles, after each turn of the loop."""
         stopping = self._mode is STOPPING
+        if self._deliveries.shares and self._link.connected:
+            self._park()  # before more begins: the loop has just shown which deliveries have ended
         if not stopping:
             self._deliveries.begin(self._claims.backlog)
         if not self._link.connected:
@@ -113,9 +115,13 @@ class Worker:
                 self._claims.nack_unbegun()
             elif self._mode is WORKING and not self._settling.catching_up:
                 self._claims.claim()
-            if self._deliveries.shares:
-                self._claims.park()
             self._settling.send(self._link.settles, at_once=stopping)
+        except LINK_ERRORS as error:
+            self._link.lose(error)
+
+    def _park(self) -> None:
+        try:
+            self._claims.park()
         except LINK_ERRORS as error:
             self._link.lose(error)
 

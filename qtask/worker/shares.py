@@ -4,7 +4,9 @@ The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactio
 most as many deliveries in flight as there are free places. So one flow alone gets half of all places, n flows that take
 what they can get 1/(n + 1) each, and as much stays free for all others.
 
-A flow cannot be above its threshold while less than half of all places are taken. So nothing is counted then.
+A flow of which no delivery has ended yet begins with a few, so that a host that does not answer costs the worker little.
+
+Nothing is counted while less than half of all places are taken and deliveries end: then no flow can be above its threshold.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import NamedTuple
 
 from qtask.destinations.http.host_slots import Entry
 
+UNANSWERED_LIMIT = 300  # deliveries begun, more than a claim, since one has ended; after that deliveries are counted
+FIRST_SHARE = 16  # a flow of which no delivery has ended gets this part of all places
 SLOW_SECONDS = 0.05  # a flow at its threshold of which no delivery has ended for so long is slow
 PATIENCE_SECONDS = 0.25  # for which its tasks wait here otherwise
 PARKED_SECONDS = 1.0  # for which further tasks of a flow are parked at once
@@ -45,7 +49,9 @@ class Shares:
         self._places = places
         self._flows: dict[str, str] = {}  # of each task in flight, while they are counted
         self._used: dict[str, int] = {}
-        self._ended: dict[str, float] = {}  # when a delivery of a flow that was at its threshold ended last
+        self._first = max(1, places // FIRST_SHARE)
+        self._proven: set[str] = set()  # flows of which a delivery has ended
+        self._quiet_since: dict[str, float] = {}  # when a delivery of a flow ended last, or its first one began
         self._waiting: dict[str, deque[tuple[float, Entry]]] = {}
         self._parked: dict[str, float] = {}  # until when further tasks of a flow are parked at once
         self._waiting_count = 0
@@ -60,12 +66,17 @@ class Shares:
         """So many deliveries are in flight before a flow can be above its threshold."""
         return self._places // 2
 
-    def start(self, in_flight: Iterable[tuple[str, str]]) -> None:
-        """Begins to count, with the id and the flow of each task in flight."""
+    def start(self, in_flight: Iterable[tuple[str, str, float]]) -> None:
+        """Begins to count, with the id, the flow and the begin of each delivery in flight, the oldest first."""
         self.counts = True
-        self._flows = dict(in_flight)
-        for flow in self._flows.values():
-            self._used[flow] = self._used.get(flow, 0) + 1
+        for task_id, flow, began in in_flight:
+            self._add(task_id, flow, began)
+
+    def _add(self, task_id: str, flow: str, began: float) -> None:
+        self._flows[task_id] = flow
+        used = self._used[flow] = self._used.get(flow, 0) + 1
+        if used == 1:
+            self._quiet_since[flow] = began
 
     def take(self, flow: str, entry: Entry, now: float) -> bool:
         """Returns whether a delivery may begin. If not, the task waits here; see `next` and `parkings`.
@@ -75,15 +86,16 @@ class Shares:
             entry: the task.
             now: an instant of `monotonic`.
         """
-        used = self._used.get(flow, 0)
-        if used >= self._places - len(self._flows) or flow in self._waiting:
+        if flow in self._waiting or self._used.get(flow, 0) >= self._threshold(flow):
             self._waiting.setdefault(flow, deque()).append((now, entry))
-            self._ended.setdefault(flow, now)
             self._waiting_count += 1
             return False
-        self._used[flow] = used + 1
-        self._flows[entry[0]] = flow
+        self._add(entry[0], flow, now)
         return True
+
+    def _threshold(self, flow: str) -> int:
+        free = self._places - len(self._flows)
+        return free if flow in self._proven else min(free, self._first)
 
     def hold(self, flow: str, entry: Entry, now: float) -> None:
         """Has a task wait that has no slot in a flow with limits, until `parkings` takes it."""
@@ -100,27 +112,25 @@ class Shares:
             self._used[flow] -= 1
         else:
             del self._used[flow]
-        if flow in self._ended:
-            self._ended[flow] = now
+        self._proven.add(flow)
+        self._quiet_since[flow] = now
         if not self._waiting and len(self._flows) < self._places // 4:
             self.counts = False
             self._flows.clear()
             self._used.clear()
-            self._ended.clear()
+            self._proven.clear()
+            self._quiet_since.clear()
 
-    def next(self) -> Entry | None:
+    def next(self, now: float) -> Entry | None:
         """A task that has waited here and may begin now, from one flow after the other; None when there is none."""
-        free = self._places - len(self._flows)
         for flow in list(self._waiting):
-            used = self._used.get(flow, 0)
-            if used < free:
+            if self._used.get(flow, 0) < self._threshold(flow):
                 waiting = self._waiting.pop(flow)
                 _, entry = waiting.popleft()
                 self._waiting_count -= 1
                 if waiting:
                     self._waiting[flow] = waiting  # behind the others
-                self._used[flow] = used + 1
-                self._flows[entry[0]] = flow
+                self._add(entry[0], flow, now)
                 return entry
         return None
 
@@ -128,7 +138,7 @@ class Shares:
         """Takes out the tasks of slow flows, and of those whose tasks have waited for too long."""
         found = []
         for flow, waiting in list(self._waiting.items()):
-            slow = now - self._ended.get(flow, now) > SLOW_SECONDS or self._parked.get(flow, 0.0) > now
+            slow = now - self._quiet_since.get(flow, now) > SLOW_SECONDS or self._parked.get(flow, 0.0) > now
             if slow or now - waiting[0][0] > PATIENCE_SECONDS:
                 del self._waiting[flow]
                 self._waiting_count -= len(waiting)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtask.destinations.http.host_slots import Entry
-from qtask.worker.shares import SLOW_SECONDS, Shares
+from qtask.worker.shares import FIRST_SHARE, SLOW_SECONDS, Shares
 
 _numbers = count()
 
@@ -17,18 +17,34 @@ def entry() -> Entry:
     return f"task{next(_numbers)}", 1, b"", b""
 
 
+def proven(shares: Shares, *flows: str) -> Shares:
+    """Shares of a worker that has a quarter of its places taken, and in which a delivery of each flow has ended."""
+    shares.start((entry()[0], f"other{number}", 0.0) for number in range((shares.threshold_from + 1) // 2))
+    for flow in flows:
+        one = entry()
+        assert shares.take(flow, one, 0.0)
+        shares.end(one[0], 0.0)
+    return shares
+
+
 def begin_all(shares: Shares, flow: str, most: int, now: float = 0.0) -> int:
     return sum(shares.take(flow, entry(), now) for _ in range(most))
 
 
-def test_one_flow_gets_half_of_the_places() -> None:
-    shares = Shares(100)
-    assert begin_all(shares, "a", 200) == 50
-    assert len(shares) == 150
+def test_one_flow_gets_half_of_the_free_places() -> None:
+    shares = proven(Shares(100), "a")
+    assert begin_all(shares, "a", 200) == 38
+    assert len(shares) == 162
+
+
+def test_flow_of_which_no_delivery_has_ended_begins_with_a_few() -> None:
+    shares = proven(Shares(160), "proven")
+    assert begin_all(shares, "a", 200) == 160 // FIRST_SHARE
+    assert begin_all(shares, "proven", 200) == 55
 
 
 def test_greedy_flows_leave_places_for_others() -> None:
-    shares = Shares(1_000)
+    shares = proven(Shares(1_000), "a", "b", "c")
     for _ in range(2_000):
         for flow in ("a", "b", "c"):
             shares.take(flow, entry(), 0.0)
@@ -36,35 +52,33 @@ def test_greedy_flows_leave_places_for_others() -> None:
 
 
 def test_tasks_of_a_flow_stay_in_order() -> None:
-    shares = Shares(4)
-    first, second, third, fourth = entry(), entry(), entry(), entry()
-    assert shares.take("a", first, 0.0) and shares.take("a", second, 0.0)
-    assert not shares.take("a", third, 0.0) and not shares.take("a", fourth, 0.0)
-    assert shares.next() is None
+    shares = proven(Shares(4), "a")
+    assert begin_all(shares, "a", 1) == 1
+    first, second, third = entry(), entry(), entry()
+    assert shares.take("a", first, 0.0) and not shares.take("a", second, 0.0)
+    assert not shares.take("a", third, 0.0)
+    assert shares.next(0.0) is None
     shares.end(first[0], 0.1)
-    assert shares.next() == third
-    assert shares.next() is None
-    shares.end(second[0], 0.1)
-    assert shares.next() == fourth
+    assert shares.next(0.1) == second
+    assert shares.next(0.1) is None
+    shares.end(second[0], 0.2)
+    assert shares.next(0.2) == third
 
 
 def test_slow_flow_is_parked_and_a_fast_one_is_not() -> None:
-    shares = Shares(10)
-    begun = [entry() for _ in range(5)]
-    for one in begun:
-        assert shares.take("fast", one, 0.0)
+    shares = proven(Shares(10), "a")
+    begun = [entry() for _ in range(4)]
+    assert all(shares.take("a", one, 0.0) for one in begun)
     waiting = [entry(), entry()]
-    for one in waiting:
-        assert not shares.take("fast", one, 0.0)
+    assert not any(shares.take("a", one, 0.0) for one in waiting)
     assert shares.parkings(SLOW_SECONDS / 2) == []
     shares.end(begun[0][0], SLOW_SECONDS)
     assert shares.parkings(SLOW_SECONDS * 1.5) == []
     (parking,) = shares.parkings(SLOW_SECONDS * 3)
-    assert parking.flow == "fast" and len(shares) == 0
+    assert parking.flow == "a" and len(shares) == 0
     assert parking.in_flight == [one[0] for one in begun[1:]] and parking.waiting == [one[0] for one in waiting]
-    again = [entry() for _ in range(6)]
-    taken = [shares.take("fast", one, SLOW_SECONDS * 3) for one in again]
-    assert not all(taken)
+    again = [shares.take("a", entry(), SLOW_SECONDS * 3) for _ in range(6)]
+    assert not all(again)
     assert shares.parkings(SLOW_SECONDS * 3), "what follows is parked at once"
 
 
@@ -84,10 +98,10 @@ def test_places_are_never_exceeded_and_nothing_gets_lost(steps: list[tuple[str, 
             if len(running) < shares.threshold_from:
                 running.append(one[0])
                 continue
-            shares.start((task_id, flow) for task_id in running)
+            shares.start((task_id, flow, now) for task_id in running)
         if shares.take(flow, one, now):
             running.append(one[0])
-        while (following := shares.next()) is not None:
+        while (following := shares.next(now)) is not None:
             running.append(following[0])
         assert len(running) <= 8
         parked = [task_id for parking in shares.parkings(now) for task_id in parking.waiting]
