@@ -106,9 +106,9 @@ local function take(popped)
           names[#names + 1] = count - 1
           names[#names + 1] = name
         end
-        if flow then
-          call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
-          touched[name] = flow.spacing and flow or touched[name]
+        if flow and flow.spacing then
+          call('ZADD', flow.slots, now + FOREVER_SECONDS, id) -- its token is taken
+          touched[name] = flow
         end
         room = room - #data
       else

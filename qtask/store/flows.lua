@@ -13,10 +13,11 @@
 -- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
-local flow_states = {}
+local flow_states, known_queues = {}, {}
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
+local IDLE_SECONDS = 60 -- after a rest by a circuit breaker, for which it is remembered where no task comes
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
 
 -- The state of a flow, or false where it has none.
@@ -25,31 +26,38 @@ local function flow_of(name)
   if flow ~= nil then
     return flow
   end
-  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial = unpack(redis.call('HMGET',
-    FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat', 'trips',
-    'probe', 'partial'))
-  flow = made and {
+  local pairs_of_fields = redis.call('HGETALL', FLOW_PREFIX .. name)
+  if #pairs_of_fields == 0 then
+    flow_states[name] = false
+    return false
+  end
+  local fields = {}
+  for i = 1, #pairs_of_fields, 2 do
+    fields[pairs_of_fields[i]] = pairs_of_fields[i + 1]
+  end
+  local ordered = fields.ordered == '1'
+  flow = {
     name = name,
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
     joining = {},
-    ordered = ordered == '1',
-    parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share) or math.huge,
-    has_limits = (parallel or rate or ordered == '1' or paused) and true or false,
-    paused = paused == '1',
-    share = tonumber(share),
-    rest = tonumber(rest) or 0,
-    trips = tonumber(trips) or 0,
-    probe = probe,
-    partial = tonumber(partial),
-    tat = tonumber(tat) or 0,
+    ordered = ordered,
+    parallel = ordered and 1 or tonumber(fields.parallel) or tonumber(fields.share) or math.huge,
+    has_limits = (fields.parallel or fields.rate or ordered or fields.paused) and true or false,
+    paused = fields.paused == '1',
+    share = tonumber(fields.share),
+    rest = tonumber(fields.rest) or 0,
+    trips = tonumber(fields.trips) or 0,
+    probe = fields.probe,
+    partial = tonumber(fields.partial),
+    tat = tonumber(fields.tat) or 0,
   }
-  if made and rate then
-    per = tonumber(per) or 1
-    local spacing = per / tonumber(rate)
+  if fields.rate then
+    local per = tonumber(fields.per) or 1
+    local spacing = per / tonumber(fields.rate)
     local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
     flow.spacing = spacing * (1 + 2 * slack / per)
-    flow.slack = ((tonumber(burst) or 1) - 1) * spacing + slack
+    flow.slack = ((tonumber(fields.burst) or 1) - 1) * spacing + slack
   end
   flow_states[name] = flow
   return flow
@@ -58,12 +66,19 @@ end
 -- The name of the flow that a job says it belongs to, and its rank; both from its field extra. A rank orders a task whose
 -- id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
+  local name, rest = string.match(extra, '^{"flow":"([^"\\]*)"(.*)$')
+  if name then -- decoding is slow
+    return name, rest ~= '}' and string.match(rest, '^,"rank":"([^"\\]*)"') or nil
+  end
   local read = cjson.decode(extra)
   return read.flow, read.rank
 end
 
 -- The field extra of a job that belongs to the flow of its destination.
 local function extra_of(name)
+  if not string.find(name, '["\\]') then
+    return '{"flow":"' .. name .. '"}'
+  end
   return '{"flow":' .. cjson.encode(name) .. '}'
 end
 
@@ -92,16 +107,18 @@ local function hold(flow, id, rank, due, queue, held)
 end
 
 -- Frees the slots of tasks that other programs have deleted or moved. Looks at those that were admitted, or claimed, long
--- ago.
+-- ago, and notes when it has looked at one.
 local function free_lost_slots(flow, now)
   local old = redis.call('ZRANGEBYSCORE', flow.slots, '-inf', now - LOOK_AGAIN_SECONDS, 'LIMIT', 0, ADMIT_LIMIT)
   local claimed = redis.call('ZRANGEBYSCORE', flow.slots, FOREVER_SECONDS, FOREVER_SECONDS + now - LONG_SECONDS, 'LIMIT', 0,
     ADMIT_LIMIT)
-  for _, ids in ipairs({old, claimed}) do
+  for instant, ids in pairs({[now] = old, [now + FOREVER_SECONDS] = claimed}) do
     for _, id in ipairs(ids) do
       local status = redis.call('HGET', JOB_PREFIX .. id, 'status')
       if status ~= 'queued' and status ~= 'started' and not (flow.ordered and status == 'scheduled') then
         redis.call('ZREM', flow.slots, id)
+      elseif not flow.spacing then -- else the instant tells whether it has been claimed
+        redis.call('ZADD', flow.slots, 'XX', instant, id)
       end
     end
   end
@@ -124,91 +141,160 @@ local function set_partial(flow, tie)
   end
 end
 
+-- How many tasks of a flow may be admitted now, where `used` of its slots are taken; and how many of its tokens are promised to
+-- tasks that were admitted before.
+local function room_in(flow, used, now)
+  local room, promised = flow.parallel - used, 0
+  if flow.paused or flow.rest > now then
+    return 0, 0
+  end
+  if flow.trips > 0 then
+    -- The breaker is half open: one task is delivered, and its outcome decides.
+    if flow.probe and not redis.call('ZSCORE', flow.slots, flow.probe) then
+      flow.probe = nil -- it was cancelled, or deleted by another program
+    end
+    room = math.min(room, flow.probe and 0 or 1)
+  end
+  if flow.spacing then
+    promised = redis.call('ZCOUNT', flow.slots, '-inf', FOREVER_SECONDS)
+    local ahead = now + flow.slack - math.max(flow.tat, now)
+    local tokens = ahead < 0 and 0 or math.floor(ahead / flow.spacing + 1e-6) + 1
+    room = math.min(room, tokens - promised)
+  end
+  return room, promised
+end
+
+-- Whether a task that is due may go into its queue at once: no other waits in its flow, and there is room. `take_slots` must
+-- follow.
+local function enters(flow, id, now)
+  if flow.ordered or flow.trips > 0 or #flow.joining > 0 then
+    return false -- these go through the waiting set, in order
+  end
+  if not flow.room then
+    local waits = redis.call('EXISTS', flow.waiting) == 1
+    flow.room = waits and 0 or room_in(flow, redis.call('ZCARD', flow.slots), now)
+    flow.entered = {}
+  end
+  if flow.room < 1 then
+    return false
+  end
+  flow.room = flow.room - 1
+  flow.entered[#flow.entered + 1] = now
+  flow.entered[#flow.entered + 1] = id
+  return true
+end
+
+-- Stores the slots of the tasks for which `enters` was true.
+local function take_slots(flow)
+  if flow.entered and #flow.entered > 0 then
+    redis.call('ZADD', flow.slots, unpack(flow.entered))
+    flow.entered, flow.room = nil, nil
+  end
+end
+
+-- Moves the first tasks that wait in a flow to the ends of their queues. Returns how many it has admitted, and how many do not
+-- wait any more. `held` counts tasks
+-- by queue.
+local function admit_first(flow, count, now, held)
+  local members = redis.call('ZPOPMIN', flow.waiting, count)
+  local by_queue, slots, deleted = {}, {}, 0
+  for i = 1, #members, 2 do
+    local id = string.match(members[i], '[^:]*$')
+    local key = JOB_PREFIX .. id
+    local origin = redis.call('HGET', key, 'origin')
+    if origin then
+      redis.call('HSET', key, 'status', 'queued')
+      by_queue[origin] = by_queue[origin] or {}
+      table.insert(by_queue[origin], id)
+      slots[#slots + 1] = now
+      slots[#slots + 1] = id
+    else
+      deleted = deleted + 1 -- by another program, while it waited
+    end
+  end
+  if #slots > 0 then
+    redis.call('ZADD', flow.slots, unpack(slots))
+    if flow.trips > 0 then
+      flow.probe = slots[2]
+      redis.call('HSET', FLOW_PREFIX .. flow.name, 'probe', flow.probe)
+    end
+  end
+  for origin, ids in pairs(by_queue) do
+    if not known_queues[origin] then
+      known_queues[origin] = true
+      redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
+    end
+    redis.call('RPUSH', QUEUE_PREFIX .. origin, unpack(ids))
+    held[origin] = (held[origin] or 0) - #ids
+  end
+  if deleted > 0 then
+    redis.call('HINCRBY', LEDGER, 'held:', -deleted)
+    redis.call('HINCRBY', LEDGER, 'deleted:', deleted)
+  end
+  return #slots / 2, #members / 2
+end
+
+local function forget_flow(flow)
+  redis.call('UNLINK', FLOW_PREFIX .. flow.name)
+  redis.call('ZREM', FLOWS, flow.name)
+  if redis.call('SREM', FLOW_DESTINATIONS, flow.name) == 1 then
+    redis.call('INCR', FLOW_VERSION)
+  end
+  flow_states[flow.name] = false
+end
+
 -- Moves the tasks of a flow that may begin from its waiting set to the ends of their queues, and notes when to look at the
--- flow again. `held` counts tasks by queue. Returns the instant of that look.
-local function admit(flow, now, held)
+-- flow again. `held` counts tasks by queue. `looks` is true for a look at a flow whose instant has come. Returns the instant of
+-- the next look.
+local function admit(flow, now, held, looks)
+  take_slots(flow)
+  local left = redis.call('ZCARD', flow.waiting)
+  local begins_to_wait = left == 0 and #flow.joining > 0
   if #flow.joining > 0 then
-    redis.call('ZADD', flow.waiting, unpack(flow.joining))
+    left = left + redis.call('ZADD', flow.waiting, unpack(flow.joining))
     flow.joining = {}
   end
-  local left = redis.call('ZCARD', flow.waiting)
-  local count, look = math.min(left, ADMIT_LIMIT), math.huge
-  local used = redis.call('ZCARD', flow.slots)
-  local tokens_used = 0
-  if flow.paused or (flow.partial and left > 0 and first_due(flow) >= flow.partial) then
-    count = 0
-  elseif flow.rest > now then
-    count, look = 0, flow.rest
-  elseif left > 0 then
-    count = math.min(count, flow.parallel - used)
-    if flow.trips > 0 then
-      -- The breaker is half open: one task is delivered, and its outcome decides.
-      if flow.probe and not redis.call('ZSCORE', flow.slots, flow.probe) then
-        flow.probe = nil -- it was cancelled, or deleted by another program
-      end
-      count = math.min(count, flow.probe and 0 or 1)
-    end
-    if flow.spacing then
-      tokens_used = redis.call('ZCOUNT', flow.slots, '-inf', FOREVER_SECONDS)
-      local ahead = now + flow.slack - math.max(flow.tat, now)
-      local tokens = ahead < 0 and 0 or math.floor(ahead / flow.spacing + 1e-6) + 1
-      count = math.min(count, tokens - tokens_used)
-    end
-  end
-  if count > 0 then
-    local members = redis.call('ZPOPMIN', flow.waiting, count)
-    local by_queue, slots, deleted = {}, {}, 0
-    left = left - #members / 2
-    for i = 1, #members, 2 do
-      local id = string.match(members[i], '[^:]*$')
-      local key = JOB_PREFIX .. id
-      local origin = redis.call('HGET', key, 'origin')
-      if origin then
-        redis.call('HSET', key, 'status', 'queued')
-        by_queue[origin] = by_queue[origin] or {}
-        table.insert(by_queue[origin], id)
-        slots[#slots + 1] = now
-        slots[#slots + 1] = id
-      else
-        deleted = deleted + 1 -- by another program, while it waited
-      end
-    end
-    if #slots > 0 then
-      redis.call('ZADD', flow.slots, unpack(slots))
-      if flow.trips > 0 then
-        flow.probe = slots[2]
-        redis.call('HSET', FLOW_PREFIX .. flow.name, 'probe', flow.probe)
-      end
-    end
-    for origin, ids in pairs(by_queue) do
-      redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
-      redis.call('RPUSH', QUEUE_PREFIX .. origin, unpack(ids))
-      held[origin] = (held[origin] or 0) - #ids
-    end
-    if deleted > 0 then
-      redis.call('HINCRBY', LEDGER, 'held:', -deleted)
-      redis.call('HINCRBY', LEDGER, 'deleted:', deleted)
-    end
-    used, tokens_used = used + #slots / 2, tokens_used + #slots / 2
-  end
   if left == 0 then
-    if used == 0 and not flow.has_limits and flow.rest <= now and flow.trips == 0 then
-      redis.call('UNLINK', FLOW_PREFIX .. flow.name)
-      redis.call('ZREM', FLOWS, flow.name)
-      if redis.call('SREM', FLOW_DESTINATIONS, flow.name) == 1 then
-        redis.call('INCR', FLOW_VERSION)
-      end
-      flow_states[flow.name] = false
-      return math.huge
+    local forget_at = flow.trips > 0 and flow.rest + IDLE_SECONDS or flow.rest
+    if forget_at > now then
+      redis.call('ZADD', FLOWS, string.format('%.6f', forget_at), flow.name)
+      return forget_at
+    elseif not flow.has_limits and redis.call('EXISTS', flow.slots) == 0 then
+      forget_flow(flow)
+    elseif looks then
+      redis.call('ZADD', FLOWS, '+inf', flow.name)
     end
-  elseif look == math.huge and not flow.paused and not flow.partial then
-    if count == ADMIT_LIMIT and used < flow.parallel then
-      look = now
-    elseif flow.spacing and flow.tat > now then
-      look = flow.tat - flow.slack + tokens_used * flow.spacing -- else the claims of those admitted will look
-    end
-    look = math.min(math.max(look, now), now + LOOK_AGAIN_SECONDS)
+    return math.huge
   end
+  local used = redis.call('ZCARD', flow.slots)
+  local room, promised = room_in(flow, used, now)
+  local limited = flow.partial and first_due(flow) >= flow.partial
+  local count = limited and 0 or math.min(left, ADMIT_LIMIT, room)
+  if count > 0 then
+    local admitted, popped = admit_first(flow, count, now, held)
+    used, promised, left = used + admitted, promised + admitted, left - popped
+    if left == 0 then
+      return admit(flow, now, held, looks)
+    end
+  end
+  local look = math.huge
+  if flow.paused or flow.partial then
+    look = math.huge -- that will end with a look
+  elseif flow.rest > now then
+    look = flow.rest
+  elseif count == ADMIT_LIMIT and room > count then
+    look = now
+  elseif flow.spacing and flow.tat > now then
+    look = flow.tat - flow.slack + promised * flow.spacing -- else the claims of those admitted will look
+  end
+  if look < math.huge then
+    look = math.max(look, now)
+  elseif looks or begins_to_wait then
+    look = flow.paused and math.huge or now + LOOK_AGAIN_SECONDS
+  else
+    return math.huge -- the look that was noted when tasks began to wait is still to come
+  end
+  look = flow.paused and look or math.min(look, now + LOOK_AGAIN_SECONDS)
   redis.call('ZADD', FLOWS, look == math.huge and '+inf' or string.format('%.6f', look), flow.name)
   return look
 end

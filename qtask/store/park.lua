@@ -23,6 +23,7 @@ local key = FLOW_PREFIX .. FLOW_NAME
 local flow = flow_of(FLOW_NAME)
 if not flow then
   redis.call('HSET', key, 'made', string.format('%.6f', now))
+  redis.call('ZADD', FLOWS, 'NX', '+inf', FLOW_NAME)
   flow_states[FLOW_NAME] = nil
   flow = flow_of(FLOW_NAME)
 end

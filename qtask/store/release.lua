@@ -56,14 +56,18 @@ for i, id in ipairs(moved) do
     if extra then
       flow, rank = flow_in(extra)
       flow = flow and flow_of(flow)
-      if flow and call('ZSCORE', flow.slots, id) then
-        flow = false -- a retry in an ordered flow, which has kept its slot
+      if flow and flow.ordered and not is_first and call('ZSCORE', flow.slots, id) then
+        flow = false -- a retry, which has kept its slot
       end
     elseif name then
       flow = flow_of(name)
       if flow then
         call('HSET', key, 'extra', extra_of(name))
       end
+    end
+    if flow and enters(flow, id, now) then
+      touched[flow.name] = flow
+      flow = false
     end
     if is_first then
       call('HSET', key, 'status', flow and 'deferred' or 'queued', 'due', due)
@@ -98,7 +102,7 @@ for _, name in ipairs(call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f',
   local flow = flow_of(name)
   if flow then
     free_lost_slots(flow, now)
-    touched[name] = flow
+    touched[name], flow.looks = flow, true
   else
     call('ZREM', FLOWS, name)
   end
@@ -106,7 +110,11 @@ end
 local tie = #head == 2 * LIMIT and tonumber(head[#head]) or nil
 for _, flow in pairs(touched) do
   set_partial(flow, tie)
-  admit(flow, now, held)
+  if flow.looks or #flow.joining > 0 then
+    admit(flow, now, held, flow.looks)
+  else
+    take_slots(flow)
+  end
   if flow.partial then
     call('ZADD', FLOWS, string.format('%.6f', now), flow.name) -- the next release looks at it
   end
