@@ -1,4 +1,4 @@
--- For settle.lua, which also needs flows.lua: what the outcomes of deliveries mean for their flow.
+-- For other scripts, which also need flows.lua and note_destination.lua: what the outcomes of deliveries mean for their flow.
 --
 -- A circuit breaker: a flow rests when at least BREAKER_OUTCOMES deliveries ended in the last minute and BREAKER_SHARE of them
 -- failed in a way that says that the destination is in trouble. It rests for BREAKER_SECONDS, twice as long each time, up to

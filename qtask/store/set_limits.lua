@@ -1,5 +1,5 @@
--- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and removes those that are '' there. A scheduler
--- looks at the flow when tasks wait in it.
+-- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and
+-- removes those that are '' there. A scheduler looks at the flow when tasks wait in it.
 local function set_limits(name, limits, now, is_destination)
   local key = FLOW_PREFIX .. name
   if is_destination or string.find(name, ':', 1, true) then
