@@ -71,7 +71,7 @@ for position, id in ipairs(popped) do
         name = nil
       end
     end
-    if flow and not (call('ZSCORE', flow.slots, id) and take_token(flow, now)) then
+    if flow and not (call('ZSCORE', flow.slots, id) and take_token(flow, id, now)) then
       call('HSET', key, 'status', 'deferred')
       hold(flow, id, rank, due or now, QUEUE_NAME, held)
       touched[name] = flow

@@ -10,13 +10,16 @@
 -- A rate is GCRA (ITU-T I.371): `tat` is the instant at which the next delivery would begin if all were evenly spaced. The
 -- token is taken when a task is claimed, since a delivery begins then. Admission only looks how many tokens there are. A
 -- claim that comes a little before its instant is in time (RATE_SLACK of the span), so that the way from admission to
--- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same.
+-- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same:
+-- `burst` + n deliveries take at least n spacings less the slack, so rate + burst of them take more than the span, by
+-- as much as the slack.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
 local flow_states = {}
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
+local TRIPS_KEEP_SECONDS = 600 -- for which an open circuit breaker is remembered while its flow has no tasks
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
 
 -- The state of a flow, or false where it has none.
@@ -45,10 +48,9 @@ local function flow_of(name)
   }
   if made and rate then
     per = tonumber(per) or 1
-    local spacing = per / tonumber(rate)
     local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
-    flow.spacing = spacing * (1 + 2 * slack / per)
-    flow.slack = ((tonumber(burst) or 1) - 1) * spacing + slack
+    flow.spacing = per / tonumber(rate) * (1 + 2 * slack / per)
+    flow.slack = ((tonumber(burst) or 1) - 1) * flow.spacing + slack
   end
   flow_states[name] = flow
   return flow
@@ -61,9 +63,15 @@ local function flow_in(extra)
   return read.flow, read.rank
 end
 
--- Whether a delivery may begin now; takes the token of a rate.
-local function take_token(flow, now)
-  if flow.paused or flow.rest > now then
+-- Whether a flow lets nothing begin now, however many slots are free. While its circuit breaker is half open, only the probe
+-- begins.
+local function is_closed(flow, id, now)
+  return flow.paused or flow.rest > now or (flow.trips > 0 and flow.probe ~= id)
+end
+
+-- Whether the delivery of a task may begin now; takes the token of a rate.
+local function take_token(flow, id, now)
+  if is_closed(flow, id, now) then
     return false
   end
   if flow.spacing then
@@ -92,7 +100,8 @@ local function free_lost_slots(flow, now)
   for _, ids in ipairs({old, claimed}) do
     for _, id in ipairs(ids) do
       local status = redis.call('HGET', JOB_PREFIX .. id, 'status')
-      if status ~= 'queued' and status ~= 'started' and not (flow.ordered and status == 'scheduled') then
+      local waits_for_retry = flow.ordered and redis.call('ZSCORE', SCHEDULE, id)
+      if status ~= 'queued' and status ~= 'started' and not waits_for_retry then
         redis.call('ZREM', flow.slots, id)
       end
     end
@@ -180,7 +189,8 @@ local function admit(flow, now, held)
     used, tokens_used = used + #slots / 2, tokens_used + #slots / 2
   end
   if left == 0 then
-    if used == 0 and not flow.has_limits and flow.rest <= now and flow.trips == 0 then
+    local idle_since = flow.trips > 0 and flow.rest + TRIPS_KEEP_SECONDS or flow.rest
+    if used == 0 and not flow.has_limits and idle_since <= now then
       redis.call('UNLINK', FLOW_PREFIX .. flow.name)
       redis.call('ZREM', FLOWS, flow.name)
       if redis.call('SREM', FLOW_DESTINATIONS, flow.name) == 1 then
@@ -188,6 +198,8 @@ local function admit(flow, now, held)
       end
       flow_states[flow.name] = false
       return math.huge
+    elseif look == math.huge and flow.trips > 0 and not flow.has_limits then
+      look = math.max(idle_since, now + LOOK_AGAIN_SECONDS)
     end
   elseif look == math.huge and not flow.paused and not flow.partial then
     if count == ADMIT_LIMIT and used < flow.parallel then

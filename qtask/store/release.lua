@@ -53,8 +53,10 @@ for i, id in ipairs(moved) do
     if extra then
       flow, rank = flow_in(extra)
       flow = flow and flow_of(flow)
-      if flow and call('ZSCORE', flow.slots, id) then
+      if flow and call('ZSCORE', flow.slots, id) and not is_closed(flow, id, now) then
         flow = false -- a retry in an ordered flow, which has kept its slot
+      elseif flow then
+        due = call('HGET', JOB_PREFIX .. id, 'due') or due -- its place among the others
       end
     end
     if is_first then
