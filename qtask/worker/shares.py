@@ -75,6 +75,8 @@ class Shares:
             entry: the task.
             now: an instant of `monotonic`.
         """
+        if entry[0] in self._flows:
+            return True  # `next` has given it its place
         used = self._used.get(flow, 0)
         if used >= self._places - len(self._flows) or flow in self._waiting:
             self._waiting.setdefault(flow, deque()).append((now, entry))
