@@ -21,7 +21,7 @@ from tests.support.waiting import until
 STOCK = ("rq", "worker", "-S", "rq.serializers.JSONSerializer", "-w", "rq.SimpleWorker")
 # Between a claim, which takes the token of a rate, and the arrival of its request lie the worker and the network. Tests
 # that share two cores with others have longer ways than those that run alone.
-BUSY_SECONDS, ALONE_SECONDS = 0.1, 0.01
+BUSY_SECONDS, ALONE_SECONDS = 0.5, 0.01
 LEAST_OF_RATE = 0.97
 ONCE = {"attempts": 1}
 SOON = {"attempts": 8, "backoff": "fixed", "base": 0.1}
