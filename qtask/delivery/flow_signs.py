@@ -71,4 +71,4 @@ class Suspects:
         if config.circuit_breaker > 0:
             self._until[name] = now + SUSPECT_SECONDS
             health = "bad"
-        return FlowSigns(name, health, None if not rest else min(rest, config.flow_rest_cap))
+        return FlowSigns(name, health, min(rest, config.flow_rest_cap) or None if rest else None)

@@ -138,6 +138,7 @@ def print_audit(audit: Audit) -> None:
     rows = [
         ("accepted", audit.accepted, ""),
         ("= waiting in the schedule", audit.scheduled, ""),
+        ("+ waiting in flows", audit.in_flows, ""),
         ("+ queued", audit.queued, ""),
         ("+ in flight", audit.started, ""),
         ("+ delivered", audit.delivered, ""),

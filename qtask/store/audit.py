@@ -27,6 +27,7 @@ from qtask.store.job import is_foreign
 from qtask.store.ledger import Figures, read_figures
 
 PAGE = 500  # members per command; a larger page would block Redis for others
+SMALL = 10  # members of flows that are read together with those of other flows
 OVERLAP = 100  # ids that two pages of a list share, since tasks may be taken out in between
 SETTLE_SECONDS = 0.2  # between two looks at suspects: a stock worker moves its jobs with several commands
 LOOKS = 5
@@ -34,6 +35,9 @@ EXAMPLES = 100  # ids listed for each kind of fault
 
 # The places of a job, one bit each.
 SCHEDULE, FLOW, QUEUE, STARTED, DEAD, CANCELLED_BY_RQ, HISTORY = (1 << bit for bit in range(7))
+# Slots of flows, which are no places: one that only a task in the queue or in flight may have, and one that a scheduled
+# task may have as well, as it does in an ordered flow.
+SLOT, LASTING_SLOT = 1 << 7, 1 << 8
 _NAMES = {
     SCHEDULE: "schedule",
     FLOW: "flow",
@@ -43,7 +47,9 @@ _NAMES = {
     CANCELLED_BY_RQ: "cancelled by RQ",
     HISTORY: "history",
 }
-_HAS_JOB = 1 << 7
+_HAS_JOB = 1 << 9
+_PLACES = HISTORY * 2 - 1
+_COUNTED = _PLACES & ~HISTORY
 
 
 @dataclass(slots=True)
@@ -157,7 +163,7 @@ class _Walk:
         for page in self._job_pages():
             self._note_jobs(page, places)
         for task_id, found in places.items():
-            if not found & _HAS_JOB or _are_several(found):
+            if not found & _HAS_JOB or _are_several(found) or _slot_is_lost(found):
                 self.suspects[task_id] = ""
         self.suspects = self.look_again(self.suspects)
 
@@ -202,8 +208,8 @@ class _Walk:
             found = places.get(task_id, 0)
             if task_id in foreign:
                 places.pop(task_id, None)
-                if found & ~HISTORY:
-                    self.foreign[task_id] = found & ~HISTORY
+                if found & _COUNTED:
+                    self.foreign[task_id] = found & _COUNTED
             elif found:
                 places[task_id] = found | _HAS_JOB
             else:
@@ -244,8 +250,10 @@ class _Walk:
 
         # Read in the direction in which tasks move, so that few of them are missed.
         note(SCHEDULE, self._members(keys.SCHEDULE))
-        for flow, _ in self._redis.zscan_iter(keys.FLOWS, count=PAGE):
-            note(FLOW, (one.rpartition(b":")[2] for one in self._members(keys.WAITING_PREFIX + flow.decode())))
+        for names in self._flow_pages():
+            for waiting, slots, place in self._read_flows(names):
+                note(FLOW, (one.rpartition(b":")[2] for one in waiting))
+                note(place, slots)
         for queue in queues:
             note(QUEUE, self._list(keys.queue(queue)))
             note(QUEUE, self._list(keys.queue(queue) + keys.INTERMEDIATE_SUFFIX))
@@ -254,6 +262,32 @@ class _Walk:
             note(CANCELLED_BY_RQ, self._members(keys.CANCELLED_PREFIX + queue))
             note(HISTORY, self._members(keys.finished(queue)))
         return places
+
+    def _flow_pages(self) -> Iterator[list[str]]:
+        cursor = 0
+        while True:
+            cursor, page = cast(
+                "tuple[int, list[tuple[bytes, float]]]", self._redis.zscan(keys.FLOWS, cursor, count=PAGE)
+            )
+            yield [name.decode() for name, _ in page]
+            if not cursor:
+                return
+
+    def _read_flows(self, names: list[str]) -> Iterator[tuple[Iterable[bytes], Iterable[bytes], int]]:
+        """For each flow the tasks that wait, those that hold a slot, and which kind of slots these are."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.zrange(keys.WAITING_PREFIX + name, 0, SMALL - 1)
+                pipeline.zrange(keys.SLOTS_PREFIX + name, 0, SMALL - 1)
+                pipeline.hmget(keys.FLOW_PREFIX + name, "ordered", "parallel", "rate")
+            replies = pipeline.execute()
+        for name, waiting, slots, limits in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
+            ordered, parallel, rate = limits
+            yield (
+                waiting if len(waiting) < SMALL else self._members(keys.WAITING_PREFIX + name),
+                slots if len(slots) < SMALL else self._members(keys.SLOTS_PREFIX + name),
+                LASTING_SLOT if ordered or not (parallel or rate) else SLOT,
+            )
 
     def _members(self, key: str) -> Iterator[bytes]:
         for member, _ in self._redis.zscan_iter(key, count=PAGE):
@@ -282,17 +316,28 @@ class _Walk:
 
 
 def _are_several(found: int) -> bool:
-    found &= ~_HAS_JOB
+    found &= _PLACES
     return bool(found & (found - 1))
+
+
+def _slot_is_lost(found: int) -> bool:
+    """Whether an id has a slot in a flow, and is in no place in which a task may have one."""
+    if found & LASTING_SLOT:
+        return not found & (QUEUE | STARTED | SCHEDULE)
+    return bool(found & SLOT) and not found & (QUEUE | STARTED)
 
 
 def _fault(found: int, has_job: bool, waits_for_stock: bool) -> str:
     """The fault of an id that is in these places, in words; empty if there is none."""
-    if waits_for_stock and found == SCHEDULE | DEAD:
-        found = SCHEDULE
+    if waits_for_stock and found & _PLACES == SCHEDULE | DEAD:
+        found &= ~DEAD
     names = [name for place, name in _NAMES.items() if found & place]
+    if not has_job and names:
+        return "ids without a job hash"
+    if _slot_is_lost(found):
+        return "slots of flows without a task in flight"
     if not has_job:
-        return "ids without a job hash" if names else ""
+        return ""
     if not names:
         return "job hashes in no place"
     return f"tasks in several places ({', '.join(names)})" if len(names) > 1 else ""

@@ -25,7 +25,7 @@ local now = time[1] + time[2] / 1000000
 local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
 local name = extra and flow_in(extra) or DESTINATION
 local flow = flow_of(name)
-local may_begin = not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, now))
+local may_begin = not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, ID, now))
 local has_history = error == ''
 if error and not has_history then
   local _
@@ -34,10 +34,14 @@ end
 if flow and not may_begin and not extra then
   redis.call('HSET', JOB, 'extra', EXTRA) -- so that it waits in its flow
 end
-if flow and may_begin then
+if flow then
   local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local held = {}
-  redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
+  if may_begin then
+    redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
+  elseif not flow.ordered then
+    redis.call('ZREM', flow.slots, ID) -- until it is released again; in an ordered flow no other may begin meanwhile
+  end
   wake_for(admit(flow, now, held), before)
   count_held(held)
 end

@@ -70,7 +70,7 @@ local function take(popped)
         name = flow and name
       end
       local slot = flow and call('ZSCORE', flow.slots, id)
-      if flow and not (slot and take_token(flow, now)) then
+      if flow and not (slot and take_token(flow, id, now)) then
         if slot then
           call('ZREM', flow.slots, id)
         end

@@ -1,4 +1,4 @@
--- For settle.lua, which also needs flows.lua: what the outcomes of deliveries mean for their flow.
+-- For other scripts, which also need flows.lua and note_destination.lua: what the outcomes of deliveries mean for their flow.
 --
 -- A circuit breaker: a flow rests when at least BREAKER_OUTCOMES deliveries ended in the last minute and BREAKER_SHARE of them
 -- failed in a way that says that the destination is in trouble. It rests for BREAKER_SECONDS, twice as long each time, up to
@@ -24,19 +24,19 @@ local function open_breaker(name, trips, now)
   redis.call('HDEL', FLOW_PREFIX .. name, 'probe')
 end
 
--- Counts an outcome. `bad` says that the destination is in trouble.
-local function note_outcome(name, id, bad, now)
-  local flow = flow_of(name)
-  if flow and flow.trips > 0 then
-    if bad and flow.probe == id then
-      open_breaker(name, flow.trips, now)
-    elseif not bad then
-      redis.call('HDEL', FLOW_PREFIX .. name, 'trips', 'probe', 'rest', 'why', 'since')
-      redis.call('UNLINK', HEALTH_PREFIX .. name)
-      flow_states[name] = nil
-    end
-    return
+-- Decides by the outcome of the probe. Those of deliveries that began before the breaker opened do not count.
+local function note_probe(flow, bad, now)
+  if bad then
+    open_breaker(flow.name, flow.trips, now)
+  else
+    redis.call('HDEL', FLOW_PREFIX .. flow.name, 'trips', 'probe', 'rest', 'why', 'since')
+    redis.call('UNLINK', HEALTH_PREFIX .. flow.name)
+    flow_states[flow.name] = nil
   end
+end
+
+-- Counts an outcome. `bad` says that the destination is in trouble.
+local function note_outcome(name, bad, now)
   local health = HEALTH_PREFIX .. name
   local bucket = math.floor(now / BUCKET_SECONDS)
   if not bad then

@@ -10,14 +10,16 @@
 -- A rate is GCRA (ITU-T I.371): `tat` is the instant at which the next delivery would begin if all were evenly spaced. The
 -- token is taken when a task is claimed, since a delivery begins then. Admission only looks how many tokens there are. A
 -- claim that comes a little before its instant is in time (RATE_SLACK of the span), so that the way from admission to
--- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same.
+-- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same:
+-- `burst` + n deliveries take at least n spacings less the slack, so rate + burst of them take more than the span, by
+-- as much as the slack.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
 local flow_states, known_queues = {}, {}
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
-local IDLE_SECONDS = 60 -- after a rest by a circuit breaker, for which it is remembered where no task comes
+local TRIPS_KEEP_SECONDS = 600 -- for which an open circuit breaker is remembered while its flow has no tasks
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
 
 -- The state of a flow, or false where it has none.
@@ -54,10 +56,9 @@ local function flow_of(name)
   }
   if fields.rate then
     local per = tonumber(fields.per) or 1
-    local spacing = per / tonumber(fields.rate)
     local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
-    flow.spacing = spacing * (1 + 2 * slack / per)
-    flow.slack = ((tonumber(fields.burst) or 1) - 1) * spacing + slack
+    flow.spacing = per / tonumber(fields.rate) * (1 + 2 * slack / per)
+    flow.slack = ((tonumber(fields.burst) or 1) - 1) * flow.spacing + slack
   end
   flow_states[name] = flow
   return flow
@@ -82,9 +83,15 @@ local function extra_of(name)
   return '{"flow":' .. cjson.encode(name) .. '}'
 end
 
--- Whether a delivery may begin now; takes the token of a rate.
-local function take_token(flow, now)
-  if flow.paused or flow.rest > now then
+-- Whether a flow lets nothing begin now, however many slots are free. While its circuit breaker is half open, only the probe
+-- begins.
+local function is_closed(flow, id, now)
+  return flow.paused or flow.rest > now or (flow.trips > 0 and flow.probe ~= id)
+end
+
+-- Whether the delivery of a task may begin now; takes the token of a rate.
+local function take_token(flow, id, now)
+  if is_closed(flow, id, now) then
     return false
   end
   if flow.spacing then
@@ -115,7 +122,8 @@ local function free_lost_slots(flow, now)
   for instant, ids in pairs({[now] = old, [now + FOREVER_SECONDS] = claimed}) do
     for _, id in ipairs(ids) do
       local status = redis.call('HGET', JOB_PREFIX .. id, 'status')
-      if status ~= 'queued' and status ~= 'started' and not (flow.ordered and status == 'scheduled') then
+      local waits_for_retry = flow.ordered and redis.call('ZSCORE', SCHEDULE, id)
+      if status ~= 'queued' and status ~= 'started' and not waits_for_retry then
         redis.call('ZREM', flow.slots, id)
       elseif not flow.spacing then -- else the instant tells whether it has been claimed
         redis.call('ZADD', flow.slots, 'XX', instant, id)
@@ -255,7 +263,7 @@ local function admit(flow, now, held, looks)
     flow.joining = {}
   end
   if left == 0 then
-    local forget_at = flow.trips > 0 and flow.rest + IDLE_SECONDS or flow.rest
+    local forget_at = flow.trips > 0 and flow.rest + TRIPS_KEEP_SECONDS or flow.rest
     if forget_at > now then
       redis.call('ZADD', FLOWS, string.format('%.6f', forget_at), flow.name)
       return forget_at

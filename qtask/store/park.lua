@@ -12,7 +12,7 @@
 --   TOKEN       of the worker
 --   QUEUE_NAME  name of the queue
 --   FLOW_NAME   name of the flow
---   EXTRA       the field extra of a job that has none
+--   EXTRA       the field extra of a job that has none, also of those in flight
 --   IN_FLIGHT   how many of the ids are of tasks in flight, which come first
 -- then the ids
 --
@@ -33,7 +33,9 @@ for position = 0, #ARGV - FIRST do
   local lease = id .. ':' .. TOKEN
   if position < tonumber(IN_FLIGHT) then
     if redis.call('ZSCORE', STARTED, lease) then
-      redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
+      if redis.call('ZADD', flow.slots, 'NX', now + FOREVER_SECONDS, id) == 1 then
+        redis.call('HSETNX', JOB_PREFIX .. id, 'extra', EXTRA) -- so that whatever ends it frees the slot
+      end
     end
   elseif redis.call('ZREM', STARTED, lease) == 1 then
     local job = JOB_PREFIX .. id

@@ -56,8 +56,16 @@ for i, id in ipairs(moved) do
     if extra then
       flow, rank = flow_in(extra)
       flow = flow and flow_of(flow)
-      if flow and flow.ordered and not is_first and call('ZSCORE', flow.slots, id) then
-        flow = false -- a retry, which has kept its slot
+      if flow and not is_first then
+        if flow.ordered and call('ZSCORE', flow.slots, id) then
+          -- A retry has kept its slot.
+          if is_closed(flow, id, now) then
+            call('ZREM', flow.slots, id)
+          else
+            flow = false
+          end
+        end
+        due = flow and call('HGET', key, 'due') or due -- its place among the others
       end
     elseif name then
       flow = flow_of(name)

@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from qtask.model.errors import ConfigError
 from qtask.store import keys
+from qtask.store.flows import PARK, SET_FLOW
 from qtask.store.inbox import LEAVE_INBOX, REFUSE
 from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
@@ -47,7 +48,8 @@ _CONNECTING = (
 )
 _LOOKING = (
     *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
-    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
+    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZSCAN", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN"),
+    "XREVRANGE",
 )
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
@@ -92,16 +94,20 @@ _FINISHED, _FAILED = keys.finished("qtask"), keys.failed("qtask")
 _TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED)
 _SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.node(0), keys.LEDGER, keys.ID_PREFIX + "qtask-probe")
 _STATISTICS = (keys.COUNTERS, keys.stats("http"))
+_FLOWS = (
+    *(keys.FLOWS, keys.FLOW_DESTINATIONS, keys.FLOW_VERSION),
+    *(prefix + "qtask-probe" for prefix in (keys.FLOW_PREFIX, keys.WAITING_PREFIX, keys.SLOTS_PREFIX)),
+)
 
 RIGHTS: dict[Role, Rights] = {
     "gateway": Rights(
         direct=(
-            *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
+            *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET", "ZSCAN", "ZCARD", "ZRANGE"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
+        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),
         channels=(_WAKE,),
-        samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
+        samples=(*_TASKS, *_SUBMITTING, *_FLOWS, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
     ),
     "scheduler": Rights(
@@ -113,7 +119,7 @@ RIGHTS: dict[Role, Rights] = {
         ),
         scripts=(RELEASE, RECLAIM, FORGET),
         channels=(_WAKE,),
-        samples=(*_TASKS, keys.WORKERS, keys.SCHEDULER_LOCK, "rq:scheduler_instance:qtask-probe"),
+        samples=(*_TASKS, *_FLOWS, keys.WORKERS, keys.SCHEDULER_LOCK, "rq:scheduler_instance:qtask-probe"),
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", keys.WAKE)),
     ),
     "worker": Rights(
@@ -138,19 +144,27 @@ RIGHTS: dict[Role, Rights] = {
             # `__graph__`
             *("HGETALL", "ZCARD", "ZRANGE", "SET", "ZREMRANGEBYSCORE", "UNLINK", "ZREM"),
         ),
-        scripts=(CLAIM, SETTLE, NACK, HEARTBEAT),
+        scripts=(CLAIM, SETTLE, NACK, PARK, HEARTBEAT),
         channels=(_WAKE, _RQ_COMMANDS),
         samples=(
-            *(*_TASKS, *_STATISTICS, keys.WORKERS, keys.GRAPHS, keys.graph("qtask-probe")),
+            *(
+                *_TASKS,
+                *_FLOWS,
+                *_STATISTICS,
+                keys.HEALTH_PREFIX + "qtask-probe",
+                keys.WORKERS,
+                keys.GRAPHS,
+                keys.graph("qtask-probe"),
+            ),
             *("rq:worker:qtask-probe", "rq:workers", "rq:suspended"),
         ),
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", "rq:pubsub:qtask-probe")),
     ),
     "client": Rights(
         direct=(*_CONNECTING, *_LOOKING),
-        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, PAGE, AUDIT),
+        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW, PAGE, AUDIT),
         channels=(_WAKE,),
-        samples=(*_TASKS, *_SUBMITTING),
+        samples=(*_TASKS, *_SUBMITTING, *_FLOWS),
         talks=(("PUBLISH", keys.WAKE),),
     ),
     "inbox": Rights(
@@ -161,7 +175,15 @@ RIGHTS: dict[Role, Rights] = {
     "reader": Rights(
         direct=(*_CONNECTING, *_LOOKING, "CONFIG|GET", "SCAN"),
         scripts=(PAGE, AUDIT),
-        samples=(*_TASKS, *_STATISTICS, keys.WORKERS, keys.REFUSED, keys.SCHEDULER_LOCK, keys.graph("qtask-probe")),
+        samples=(
+            *_TASKS,
+            *_FLOWS,
+            *_STATISTICS,
+            keys.WORKERS,
+            keys.REFUSED,
+            keys.SCHEDULER_LOCK,
+            keys.graph("qtask-probe"),
+        ),
     ),
 }
 
@@ -328,12 +350,15 @@ _KEY = "\0"  # marks the place of the key, for rights.lua as well
 # which Redis checks after the rights. rights.lua removes what LPUSH, RPUSH and SADD leave.
 _SAMPLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
-    **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN"), (_KEY,)),
+    **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN", "ZPOPMIN"), (_KEY,)),
     **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "LPOS", "ZREM", "ZSCORE", "ZMSCORE", "ZRANK"), (_KEY, "x")),
     **dict.fromkeys(("LPUSH", "RPUSH", "SADD", "SREM", "SISMEMBER"), (_KEY, "x")),
     **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
     **dict.fromkeys(("ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"), (_KEY, "0", "0")),
     "INCRBY": (_KEY, "no number"),
+    "INCR": (_KEY, "odd"),
+    "HSETNX": (_KEY, "x"),
+    "ZSCAN": (_KEY, "0"),
     "LREM": (_KEY, "1", "x"),
     "EXPIRE": (_KEY, "1"),
     "HSET": (_KEY, "a", "b", "odd"),

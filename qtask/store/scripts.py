@@ -122,7 +122,7 @@ class Script(Generic[Keys, Arguments]):
     def text(self) -> bytes:
         """The Lua text: the names, the included files, and its own file."""
         own = (_FOLDER / f"{self.name}.lua").read_text(encoding="utf-8")
-        needed = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _NEEDS.findall(own))
+        needed = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in needed_files(own))
         names = {**self._values(), **self._positions()}
         for name in _CONSTANT.findall(_COMMENT_OR_STRING.sub("", needed + own)):
             value = vars(key_names).get(name)
@@ -204,6 +204,11 @@ class Call(NamedTuple):
     def as_eval(self) -> tuple[Value, ...]:
         """The command EVAL with the whole text."""
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
+
+
+def needed_files(text: str) -> list[str]:
+    """The names of the files that the text of a script includes."""
+    return _NEEDS.findall(text)
 
 
 def fields_of(record: type[Record]) -> tuple[str, ...]:

@@ -6,7 +6,18 @@ local function set_limits(name, limits, now, is_destination)
     note_destination(name)
   end
   local given, removed = {'made', string.format('%.6f', now)}, {}
-  for field, value in pairs(cjson.decode(limits)) do
+  local fields = cjson.decode(limits)
+  if fields.rate and fields.rate ~= '' then
+    -- Tokens of a slower rate do not hold up a faster one: the next delivery begins after one span of the new rate at most.
+    local tat, rate, per, burst = unpack(redis.call('HMGET', key, 'tat', 'rate', 'per', 'burst'))
+    local new_per, new_burst = tonumber(fields.per) or 1, tonumber(fields.burst) or 1
+    local is_new = tonumber(rate) ~= tonumber(fields.rate) or (tonumber(per) or 1) ~= new_per or (tonumber(burst) or 1) ~= new_burst
+    local full = now + new_burst * new_per / fields.rate
+    if tat and is_new and tonumber(tat) > full then
+      redis.call('HSET', key, 'tat', string.format('%.6f', full))
+    end
+  end
+  for field, value in pairs(fields) do
     if value == '' then
       removed[#removed + 1] = field
     else

@@ -128,8 +128,12 @@ for i = FIRST, #ARGV, WIDTH do
         touched[flow.name] = true
       end
       if options and options.flow then
-        if options.health then
-          note_outcome(options.flow, id, options.health == 'bad', now)
+        if flow and flow.trips > 0 then
+          if flow.probe == id and not options.unbegun then
+            note_probe(flow, options.health == 'bad', now)
+          end
+        elseif options.health then
+          note_outcome(options.flow, options.health == 'bad', now)
           touched[options.flow] = true
         end
         if options.rest then

@@ -235,6 +235,8 @@ class CancelKeys(NamedTuple):
     schedule: str
     ledger: str
     stock_retries: str
+    flows: str
+    queues: str
 
 
 CANCEL = Script("cancel", CancelKeys, TaskArguments)
@@ -247,7 +249,13 @@ def cancel(task_id: str) -> Steps[State]:
 
     Raises `NotFound`, or `WrongState` when the task is being delivered or has ended.
     """
-    script_keys = CancelKeys(schedule=keys.SCHEDULE, ledger=keys.LEDGER, stock_retries=keys.STOCK_RETRIES)
+    script_keys = CancelKeys(
+        schedule=keys.SCHEDULE,
+        ledger=keys.LEDGER,
+        stock_retries=keys.STOCK_RETRIES,
+        flows=keys.FLOWS,
+        queues=keys.QUEUES,
+    )
     state = _state_after(task_id, (yield CANCEL.call(script_keys, TaskArguments(id=stored_id(task_id)))))
     if state == "started":
         raise WrongState(state, f"task {task_id} is being delivered right now; it cannot be cancelled")

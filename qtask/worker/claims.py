@@ -208,6 +208,7 @@ class Claims:
         self._held.let_go(gone)
         for task_id in gone:
             self._deliveries.flows.pop(task_id, None)
+            self._deliveries.shares.end(task_id, monotonic())
 
     # --- when the link is lost or made -----------------------------------------------------------------------
 

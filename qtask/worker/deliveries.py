@@ -181,6 +181,7 @@ class Deliveries:
         self.failed += 1
         log_failure(self.failures, claim, failure, None)
         self.slots.release(claim.id)  # it may have waited for its host until it expired
+        self.shares.end(claim.id, monotonic())
         del self._claims[claim.id]
         flow = self.flows.pop(claim.id, "")
         self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset, flow))

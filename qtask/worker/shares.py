@@ -86,6 +86,8 @@ class Shares:
             entry: the task.
             now: an instant of `monotonic`.
         """
+        if entry[0] in self._flows:
+            return True  # `next` has given it its place
         if flow in self._waiting or self._used.get(flow, 0) >= self._threshold(flow):
             self._waiting.setdefault(flow, deque()).append((now, entry))
             self._waiting_count += 1

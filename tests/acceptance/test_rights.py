@@ -111,6 +111,8 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
 
         with Client(url_of(server, "client")) as client:
             ids += [client.send(task("client")).id, client.graph().id]
+            flow = {"key": "limited", "rate": 50, "parallel": 1}
+            limited = [client.send(task("flow", flow=flow)).id for _ in range(3)]
             retried = client.send(task("retry", retry={"attempts": 3, "base": 0.1})).id
             dead = [client.send(task("dead")).id for _ in range(4)]
             waiting = client.send(task("later", time=3_600)).id
@@ -121,7 +123,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
                     return (await asynchronous.send(task("asyncio"))).id
 
             ids.append(asyncio.run(send()))
-            group.ended([*ids, retried, *dead], 30)
+            group.ended([*ids, *limited, retried, *dead], 30)
             assert client.show(retried).attempts == 2
             assert client.cancel(waiting) == "scheduled"
             assert set(client.find_dead()) == set(dead)
@@ -142,6 +144,7 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
 
         graph = ids[4]
         for method, path in (
+            *(("GET", "/flows"), ("POST", "/flows/limited/pause"), ("POST", "/flows/limited/resume")),
             *(("GET", f"/tasks/{ids[0]}"), ("GET", "/health"), ("GET", f"/graphs/{graph}")),
             *(("POST", f"/tasks/{dead[1]}/retry"), ("DELETE", f"/tasks/{later}")),
         ):
@@ -162,11 +165,19 @@ def test_every_process_works_with_exactly_the_documented_rights(server: RedisSer
             *(["list"], ["list", "--state", "dead", "--json"], ["show", ids[0]], ["stats"]),
             ["graph", "-o", str(tmp_path / "graph.png")],
             ["graph", "-o", str(tmp_path / "other.png"), "--id", graph],
-            *(["health", "worker"], ["health", "scheduler"]),
+            *(["health", "worker"], ["health", "scheduler"], ["audit"]),
+            *(["flow", "list"], ["flow", "show", "limited"]),
         ):
             result = qtask(*command, environment=environment["reader"])
             assert result.returncode == 0, (command, result.stdout, result.stderr)
-        for command in (["send", "--http", receiver.url, "--json"], ["retry", "--all"], ["remove", "--type", "udp"]):
+        for command in (
+            *(["send", "--http", receiver.url, "--json"], ["retry", "--all"], ["remove", "--type", "udp"]),
+            *(
+                ["flow", "pause", "limited"],
+                ["flow", "set", "limited", "--parallel", "2"],
+                ["flow", "remove", "limited"],
+            ),
+        ):
             result = qtask(*command, environment=environment["client"])
             assert result.returncode == 0, (command, result.stdout, result.stderr)
         examined = qtask(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import rq_scheduler
+from msgspec.structs import replace
 from redis import Redis
 from rq import Queue
 from rq.job import Job
@@ -19,6 +20,7 @@ from rq.serializers import JSONSerializer
 from qtask.config import Config
 from qtask.delivery.claim import Claim
 from qtask.delivery.ending import settlement, undelivered, unread
+from qtask.delivery.flow_signs import FlowSigns
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import WrongState
 from qtask.model.ids import stored_id
@@ -83,7 +85,15 @@ def balanced(redis: Redis) -> Audit:
     found = audit(redis)
     assert found.balances, found
     assert figures.held - figures.owed == found.foreign
-    counted = (found.scheduled, found.queued, found.started, found.delivered, found.dead, found.cancelled)
+    counted = (
+        found.scheduled,
+        found.in_flows,
+        found.queued,
+        found.started,
+        found.delivered,
+        found.dead,
+        found.cancelled,
+    )
     assert found.accepted == sum(counted) + found.removed + found.deleted + found.written_off
     return found
 
@@ -130,6 +140,86 @@ def test_resent_batch_is_counted_once(redis: Redis) -> None:
         settle(redis, [claimed])
     found = balanced(redis)
     assert (found.accepted, found.delivered, found.duplicates) == (1, 1, 0)
+
+
+# --- flows ---------------------------------------------------------------------------------------------------------
+
+
+def accept_in_flow(redis: Redis, flow: str | dict[str, Any], *ids: str) -> None:
+    dicts = [one(task_id) for task_id in ids]
+    for each in dicts:
+        each["settings"]["flow"] = flow
+    submit(redis, Nodes(), Batch("qtask", [Submission(check_task(each)) for each in dicts]))
+
+
+def test_tasks_of_flows_are_counted_where_they_are(redis: Redis) -> None:
+    accept_in_flow(redis, {"key": "two", "parallel": 2}, "a", "b", "c", "d")
+    accept_in_flow(redis, {"key": "ordered", "ordered": True}, "e", "f")
+    release(redis)
+    found = balanced(redis)
+    assert (found.scheduled, found.in_flows, found.queued) == (0, 3, 3)
+    claims = claim(redis)
+    (first,) = [each for each in claims if each.id == stored_id("e")]
+    record = settlement(first, Failure("connect", "no"), 1.0, 1.0, 60)
+    options = {"flow": "ordered", "delay": 3_600.0}
+    record = replace(record, fate="retry", options=json.dumps(options).encode())
+    leases.settle(Config(), "worker", [record]).run(redis)
+    found = balanced(redis)
+    assert (found.scheduled, found.in_flows, found.started) == (1, 3, 2), "a retry keeps its slot in an ordered flow"
+
+
+def test_task_that_was_deleted_while_it_waited_in_a_flow_is_found(redis: Redis) -> None:
+    accept_in_flow(redis, {"key": "one", "parallel": 1}, "a", "b", "c")
+    release(redis)
+    redis.delete(keys.job(stored_id("c")))
+    assert audit(redis).faults == {"ids without a job hash": ["c"]}
+    settle_in_flow(redis, "one")
+    settle_in_flow(redis, "one")
+    found = balanced(redis)
+    assert (found.deleted, found.delivered) == (1, 2)
+
+
+def settle_in_flow(redis: Redis, flow: str) -> None:
+    records = [settlement(each, Answer(200), 1.0, 1.0, 60, FlowSigns(flow)) for each in claim(redis)]
+    leases.settle(Config(), "worker", records).run(redis)
+
+
+def test_task_that_waits_in_no_flow_is_found(redis: Redis) -> None:
+    accept_in_flow(redis, {"key": "one", "parallel": 1}, "a", "b", "c")
+    release(redis)
+    redis.zrem(keys.WAITING_PREFIX + "one", *redis.zrange(keys.WAITING_PREFIX + "one", 0, 0))
+    assert audit(redis).faults == {"job hashes in no place": ["b"]}
+    redis.zrem(keys.FLOWS, "one")  # then no scheduler looks at the flow
+    assert audit(redis).faults == {"job hashes in no place": ["b", "c"]}
+
+
+def test_task_in_its_flow_and_in_the_queue_is_found(redis: Redis) -> None:
+    accept_in_flow(redis, {"key": "one", "parallel": 1}, "a", "b")
+    release(redis)
+    redis.rpush(keys.queue("qtask"), stored_id("b"))
+    assert audit(redis).faults == {"tasks in several places (flow, queue)": ["b"]}
+
+
+def test_slot_without_a_task_in_flight_is_found(redis: Redis) -> None:
+    fault = "slots of flows without a task in flight"
+    accept_in_flow(redis, {"key": "one", "parallel": 1}, "a", "b")
+    accept_in_flow(redis, {"key": "ordered", "ordered": True}, "c")
+    release(redis)
+    slots = keys.SLOTS_PREFIX + "one"
+    redis.zadd(slots, {stored_id("b"): 1.0})
+    assert audit(redis).faults == {fault: ["b"]}, "it waits"
+    redis.zrem(slots, stored_id("b"))
+    accept(redis, "later", at=LATER)
+    redis.zadd(slots, {stored_id("later"): 1.0})
+    assert audit(redis).faults == {fault: ["later"]}, "it is not due"
+    redis.zrem(slots, stored_id("later"))
+    redis.zadd(slots, {"gone": 1.0})
+    assert audit(redis).faults == {fault: ["gone"]}, "it does not exist"
+    redis.zrem(slots, "gone")
+    balanced(redis)
+    settle_in_flow(redis, "one")
+    redis.zadd(keys.SLOTS_PREFIX + "ordered", {stored_id("a"): 1.0})
+    assert audit(redis).faults[fault] == ["a", "c"], "they are delivered"
 
 
 # --- jobs of other programs --------------------------------------------------------------------------------------

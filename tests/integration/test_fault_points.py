@@ -1,6 +1,6 @@
 """Fault points: a process is killed right before and right after each atomic step, and nothing is lost.
 
-In every case one process dies at its fault point and another one continues. Cases run in four lanes in parallel, each
+In every case one process dies at its fault point and another one continues. Cases run in five lanes in parallel, each
 on its own database with the other processes that its cases need.
 """
 
@@ -26,9 +26,11 @@ from redis import Redis
 import qtask.store
 from qtask import Client
 from qtask.model.errors import NotFound, Unavailable
+from qtask.model.flow import Limits
+from qtask.model.ids import stored_id
 from qtask.model.record import TaskRecord
 from qtask.scheduler.process import Scheduler
-from qtask.store import keys, tasks
+from qtask.store import flow_records, keys, tasks
 from qtask.store.audit import audit
 from tests.chaos.store import inconsistencies, read_store
 from tests.support.gateway_process import Gateway
@@ -132,10 +134,17 @@ class Lane:
         settings = {"time": delay, "id": self.id(), "retry": RETRY}
         return {"title": "t", "address": {"type": "http", "link": self.link(path)}, "settings": settings}
 
-    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0) -> str:
-        """Submits a task directly to Redis; returns its id."""
+    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0, **more: Any) -> str:
+        """Submits a task directly to Redis; returns its id. `more` are further settings."""
+        task = self.task(path, delay)
+        task["settings"].update(more)
         with Client(self.redis_url, queue=queue) as client:
-            return client.send(self.task(path, delay)).id
+            return client.send(task).id
+
+    def status(self, task_id: str) -> str:
+        """RQ's status of a task; empty when it has none."""
+        found: Any = self.redis.hget(keys.job(stored_id(task_id)), "status")
+        return (found or b"").decode()
 
     def state(self, task_id: str) -> str:
         """The state of a task; `nowhere` when it does not exist."""
@@ -217,6 +226,47 @@ def stock_worker_dies(
     assert lane.arrivals[task_id] == arrivals
 
 
+def worker_dies_in_a_flow(
+    lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered", stock: bool = False
+) -> None:
+    """A worker dies with the first task of an ordered flow; the next one follows it and no slot is left."""
+    queue = lane.queue()
+    flow = {"key": queue, "ordered": True}
+    first, second = lane.submit(path, queue, flow=flow), lane.submit("ok", queue, flow=flow)
+    until(lambda: (lane.status(first), lane.status(second)) == ("queued", "deferred"), what="the tasks to be released")
+    if stock:
+        lane.stock_worker_dies(queue, fault)
+        lane.end_stock_leases(queue)
+    else:
+        dies(lane.start("worker", queue=queue, fault=fault))
+        lane.bury(queue)
+    lane.start("worker", queue=queue)
+    record, following = lane.ended(first), lane.ended(second)
+    assert (record.state, record.attempts) == (state, attempts), record.outcomes
+    assert (following.state, following.attempts) == ("delivered", 1)
+    assert record.outcomes[-1].ended <= following.outcomes[0].started
+    assert (lane.arrivals[first], lane.arrivals[second]) == (arrivals, 1)
+    assert not lane.redis.exists(keys.SLOTS_PREFIX + queue, keys.WAITING_PREFIX + queue)
+    flow_records.remove_flow(lane.redis, queue)
+
+
+def worker_dies_parking(lane: Lane, fault: str, attempts: int) -> None:
+    """A worker dies with a task of a limited destination; Redis does not see whose it is, because its data is large."""
+    queue = lane.queue()
+    flow = lane.link("").removesuffix("/")
+    flow_records.set_flow(lane.redis, flow, Limits(parallel=1))
+    task_id = lane.submit("ok", queue, data={"method": "POST", "data": "x" * 20_000})
+    until(lambda: lane.status(task_id) == "queued", what="the task to be queued")
+    dies(lane.start("worker", queue=queue, fault=fault))
+    lane.bury(queue)
+    lane.start("worker", queue=queue)
+    record = lane.ended(task_id)
+    flow_records.remove_flow(lane.redis, flow)
+    assert (record.state, record.attempts) == ("delivered", attempts), record.outcomes
+    assert lane.arrivals[task_id] == 1
+    until(lambda: not lane.redis.exists(keys.FLOW_PREFIX + flow), what="the flow to be forgotten")
+
+
 # --- schedulers, in a lane with a live worker ------------------------------------------------------------------------
 
 
@@ -275,6 +325,23 @@ def gateway_dies_accepting(lane: Lane, fault: str) -> None:
     assert (accepted.id, accepted.duplicate) == (task["settings"]["id"], known)
     assert lane.ended(accepted.id).state == "delivered"
     assert lane.arrivals[accepted.id] == 1
+
+
+def gateway_dies_setting_limits(lane: Lane, fault: str) -> None:
+    task = lane.task("ok")
+    key = task["settings"]["id"]
+    task["settings"]["flow"] = {"key": key, "parallel": 3}
+    with lane.gateway(fault) as victim, Client(victim.url) as client:
+        with pytest.raises(Unavailable):
+            client.send(task)
+        dies(victim.process)
+    assert lane.redis.exists(keys.FLOW_PREFIX + key) == (1 if fault.endswith("after") else 0)
+    with lane.gateway() as successor, Client(successor.url) as client:
+        accepted = client.send(task)
+    assert lane.ended(accepted.id).state == "delivered"
+    assert lane.arrivals[accepted.id] == 1
+    assert flow_records.show_flow(lane.redis, key).parallel == 3
+    flow_records.remove_flow(lane.redis, key)
 
 
 def gateway_dies_with_an_entry(lane: Lane, fault: str, entry: str) -> None:
@@ -389,6 +456,33 @@ def remove_dies(lane: Lane, fault: str) -> None:
     assert lane.state(task_id) == "nowhere"
 
 
+def set_flow_dies(lane: Lane, fault: str) -> None:
+    key = lane.id()
+    run(lane, "flow", "pause", key)
+    task_id = lane.submit("ok", flow=key)
+    until(lambda: lane.status(task_id) == "deferred", what="the task to wait in its flow")
+    dies(lane.start("flow", "resume", key, fault=fault))
+    if fault.endswith("before"):
+        assert lane.status(task_id) == "deferred"
+        run(lane, "flow", "resume", key)
+    assert lane.ended(task_id).state == "delivered"
+    assert lane.arrivals[task_id] == 1
+
+
+def cancel_of_a_waiting_task_dies(lane: Lane, fault: str) -> None:
+    key = lane.id()
+    run(lane, "flow", "pause", key)
+    task_id = lane.submit("ok", flow=key)
+    until(lambda: lane.status(task_id) == "deferred", what="the task to wait in its flow")
+    dies(lane.start("cancel", task_id, fault=fault))
+    assert lane.status(task_id) == ("deferred" if fault.endswith("before") else "")
+    if fault.endswith("before"):
+        run(lane, "cancel", task_id)
+    assert lane.state(task_id) == "nowhere"
+    assert not lane.redis.exists(keys.WAITING_PREFIX + key)
+    run(lane, "flow", "remove", key)
+
+
 def run(lane: Lane, name: str, *arguments: str) -> None:
     """Runs a command to its end, which must succeed."""
     command = lane.start(name, *arguments)
@@ -407,6 +501,14 @@ def of_worker(*arguments: Any, **options: Any) -> Case:
 
 def of_stock_worker(*arguments: Any, **options: Any) -> Case:
     return lambda lane, fault: stock_worker_dies(lane, fault, *arguments, **options)
+
+
+def of_flow(*arguments: Any, **options: Any) -> Case:
+    return lambda lane, fault: worker_dies_in_a_flow(lane, fault, *arguments, **options)
+
+
+def of_parking(attempts: int) -> Case:
+    return lambda lane, fault: worker_dies_parking(lane, fault, attempts)
 
 
 # For each lane: the processes that stay alive in it, and its cases. A case: the fault point, a suffix that
@@ -437,6 +539,21 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("nack:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True)),
         ],
     ),
+    "flows": (
+        ("scheduler",),
+        [
+            ("claim:before", "in a flow", of_flow("ok", arrivals=1, attempts=1)),
+            ("claim:after", "in a flow", of_flow("ok", arrivals=1, attempts=2)),
+            ("settle:before", "in a flow", of_flow("ok", arrivals=2, attempts=2)),
+            ("settle:after", "in a flow", of_flow("ok", arrivals=1, attempts=1)),
+            ("settle:after", "in a flow, to be tried again", of_flow("broken-at-first", arrivals=2, attempts=2)),
+            ("settle:after", "in a flow, dead", of_flow("gone", arrivals=1, attempts=1, state="dead")),
+            ("begin:after", "in a flow", of_flow("ok", arrivals=1, attempts=2, stock=True)),
+            ("settle:after", "in a flow, stock", of_flow("broken-at-first", arrivals=2, attempts=2, stock=True)),
+            ("park:before", "", of_parking(attempts=2)),
+            ("park:after", "", of_parking(attempts=1)),
+        ],
+    ),
     "schedulers": (
         ("worker",),
         [
@@ -457,6 +574,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("submit:after", "socket", gateway_dies_accepting),
             ("submit:before", "inbox", gateway_dies_taking_from_the_inbox),
             ("submit:after", "inbox", gateway_dies_taking_from_the_inbox),
+            ("submit:before", "with limits", gateway_dies_setting_limits),
+            ("submit:after", "with limits", gateway_dies_setting_limits),
             ("refuse:before", "", gateway_dies_refusing),
             ("refuse:after", "", gateway_dies_refusing),
             ("leave_inbox:before", "", gateway_dies_leaving),
@@ -470,6 +589,10 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("submit:after", "client", send_dies),
             ("cancel:before", "", cancel_dies),
             ("cancel:after", "", cancel_dies),
+            ("cancel:before", "in a flow", cancel_of_a_waiting_task_dies),
+            ("cancel:after", "in a flow", cancel_of_a_waiting_task_dies),
+            ("set_flow:before", "", set_flow_dies),
+            ("set_flow:after", "", set_flow_dies),
             ("forget_task:before", "", forget_dies),
             ("forget_task:after", "", forget_dies),
             ("audit:before", "", partial(reader_dies, command="audit")),

@@ -2,6 +2,9 @@
 
 A flow never has more tasks queued and in flight than it may, no slot leaks or is missing, nothing waits that could be
 admitted, each task is in exactly one place, the ledger balances, and an ordered flow keeps its order.
+
+Time in Redis cannot be moved. So a rate has one token a day, and a day passes when `tat` is moved back; a rest lasts an
+hour, and ends when its end is moved back; a retry that is due later gets a score in the past.
 """
 
 from __future__ import annotations
@@ -33,14 +36,21 @@ from qtask.store.submit import Batch, Submission, submit
 
 QUEUE = "qtask"
 TOKENS = ("alice", "bob")  # of workers
+DAY = 86_400.0
+HOUR = 3_600.0
+BURST = 3
 FLOWS: Mapping[str, Limits] = {
     "two": Limits(parallel=2),
     "ordered": Limits(ordered=True),
+    "rated": Limits(rate=1.0, per=DAY, burst=BURST),
     "free": Limits(),
 }
 DESTINATION = "http://127.0.0.1:1"  # the flow of tasks that name none
-FATES: tuple[Fate, ...] = ("finished", "failed", "retry")
+NAMES = (*FLOWS, DESTINATION)
+FATES = ("finished", "finished", "failed", "retry", "retry far", "expired", "asks for a pause", "trouble", "trouble")
+BREAKER = Config(circuit_breaker=3)
 MOST_TASKS = 12
+STEPS = ("submit", "claim", "claim", "settle", "settle", "lose", "decide", "stock", "time passes")
 
 
 @dataclass
@@ -50,11 +60,15 @@ class FlowTask:
     Attributes:
         flow: its name.
         number: in the order of submission.
+        loose: its order is not checked, because it was dead, or its flow was without limits meanwhile.
+        dead: it is a dead letter.
         claims: how often it was claimed.
     """
 
     flow: str
     number: int
+    loose: bool = False
+    dead: bool = False
     claims: int = 0
 
 
@@ -69,8 +83,11 @@ class FlowPlaces(RuleBasedStateMachine):
         self.nodes = Nodes()
         self.numbers = count()
         self.paused: set[str] = set()
-        self.parallel = {"two": 2, "ordered": 1}
-        self.last_ended = -1  # number of the task of the ordered flow that ended last
+        self.parallel: dict[str, int] = {}  # of flows that have such a limit now
+        self.rated = False  # whether the flow `rated` has its limit now
+        self.tokens = BURST
+        self.probes: set[str] = set()  # tasks in flight that were claimed while the breaker was half open
+        self.slots_before: dict[str, set[str]] = {}
         self.scheduler = Scheduler(QUEUE, self.redis)
 
     @initialize()
@@ -78,9 +95,12 @@ class FlowPlaces(RuleBasedStateMachine):
         self.redis.flushall()
         self.redis.sadd(keys.QUEUES, keys.queue(QUEUE))
 
-    @rule(data=st.data(), step=st.sampled_from(("submit", "claim", "claim", "settle", "settle", "lose", "decide")))
+    @rule(data=st.data(), step=st.sampled_from(STEPS))
     def step(self, step: str, data: st.DataObject) -> None:
-        getattr(self, step)(data)
+        getattr(self, step.replace(" ", "_"))(data)
+        self.release()
+
+    def release(self) -> None:
         for _ in range(3):  # what is due or may be admitted is, at once
             schedule.release(self.redis, 500)
 
@@ -105,21 +125,37 @@ class FlowPlaces(RuleBasedStateMachine):
         for place, (name, number) in zip(places, numbers, strict=True):
             assert place is not None
             self.tasks[place.id] = FlowTask(name, number)
-            if name in self.parallel and name != "ordered":
-                self.parallel[name] = 2
+            if name in ("two", "ordered"):
+                self.parallel[name] = 2 if name == "two" else 1
+            if name == "rated" and not self.rated:
+                self.rated, self.tokens = True, BURST
 
     def claim(self, data: st.DataObject) -> None:
         token, ends_at_once = data.draw(st.sampled_from(TOKENS)), data.draw(st.booleans())
         workers.heartbeat(token, f"rq:worker:{token}", 420, {"last_heartbeat": "now"}).run(self.redis)
-        margin = -3_600.0 if ends_at_once else LEASE_MARGIN_SECONDS
+        margin = -HOUR if ends_at_once else LEASE_MARGIN_SECONDS
+        closed = {name for name in NAMES if self.rests(name)}
+        half_open = {name for name in NAMES if self.trips(name)}
         reply = leases.claim(QUEUE, token, data.draw(st.integers(1, 6)), margin=margin).run(self.redis)
         for raw_id, *_ in leases.read_claimed(reply)[1]:
-            task = self.tasks[client_id(raw_id.decode())]
-            assert task.flow not in self.paused, "a paused flow begins no delivery"
-            task.claims += 1
-            if task.flow == "ordered":
-                earlier = [one.number for one in self.tasks.values() if one.flow == "ordered"]
-                assert task.number == min(earlier), "those before it have ended"
+            self.note_begun(client_id(raw_id.decode()), closed, half_open)
+
+    def note_begun(self, task_id: str, closed: set[str], half_open: set[str]) -> None:
+        task = self.tasks[task_id]
+        assert task.flow not in self.paused, "a paused flow begins no delivery"
+        assert task.flow not in closed, "a flow that rests begins no delivery"
+        if task.flow in half_open:
+            others = {one for one in self.probes if self.tasks[one].flow == task.flow} - {task_id}
+            assert not others & {one for one, _ in self.held()}, "one probe decides"
+            self.probes.add(task_id)
+            event("a probe is claimed")
+        task.claims += 1
+        if task.flow == "rated" and self.rated:
+            assert self.tokens > 0, "a claim takes a token"
+            self.tokens -= 1
+        if task.flow == "ordered" and not task.loose:
+            before = [one.number for one in self.tasks.values() if one.flow == "ordered" and not one.loose | one.dead]
+            assert task.number == min(before), "those before it have ended"
 
     def settle(self, data: st.DataObject) -> None:
         held = self.held()
@@ -129,27 +165,69 @@ class FlowPlaces(RuleBasedStateMachine):
         mine = [task_id for task_id, holder in held if holder == token]
         self.run_settle(token, {task_id: data.draw(st.sampled_from(FATES)) for task_id in mine[:3]})
 
-    def run_settle(self, token: str, fates: Mapping[str, Fate]) -> None:
+    def run_settle(self, token: str, fates: Mapping[str, str], stock: bool = False) -> None:
         now = f"{time.time():.6f}"
         records = []
-        for task_id, fate in fates.items():
+        for task_id, what in fates.items():
             task = self.tasks[task_id]
-            options = {"flow": task.flow, **({"delay": 0.0, "again": True} if fate == "retry" else {})}
+            fate: Fate = "finished" if what == "finished" else "retry" if what.startswith("retry") else "failed"
+            options: dict[str, Any] = {"flow": task.flow, "stock": stock}
+            if fate == "retry":
+                options |= {"delay": HOUR if what == "retry far" else 0.0, "again": True}
+            if what == "expired":
+                options |= {"unbegun": True, "again": True}
+            if what == "asks for a pause":
+                options["rest"] = HOUR
+            if what == "trouble":
+                options["health"] = "bad"
+            event(f"settled: {what}")
             member = f"{task_id}:{next(self.numbers)}"
-            records.append(
-                Settlement(
-                    stored_id(task_id), fate, b"{}", "why", "http:delivered", now, member, json.dumps(options).encode()
-                )
-            )
-            if fate != "retry":
-                del self.tasks[task_id]
-        call = leases.settle(Config(), token, records)
+            line = json.dumps(options).encode()
+            records.append(Settlement(stored_id(task_id), fate, b"{}", "why", "http:delivered", now, member, line))
+        call = leases.settle(BREAKER, token, records)
         assert leases.read_settled(call.run(self.redis)).settled == len(records)
         assert leases.read_settled(call.run(self.redis)).settled == 0, "sent again, it changes nothing"
+        for task_id, what in fates.items():
+            flow = self.tasks[task_id].flow
+            if task_id in self.probes:
+                self.probes.discard(task_id)
+                if what == "finished" and len(fates) == 1:
+                    assert not self.trips(flow), "a probe that succeeds closes the breaker"
+                if what == "trouble":
+                    assert self.rests(flow), "a probe that fails opens the breaker again"
+            if what == "finished":
+                del self.tasks[task_id]
+            elif not what.startswith("retry"):
+                self.tasks[task_id].dead = True
+
+    def stock(self, data: st.DataObject) -> None:
+        """A stock worker takes a task out of the queue and delivers it."""
+        raw: Any = self.redis.lpop(keys.queue(QUEUE))
+        if raw is None:
+            return
+        task_id, execution = client_id(raw.decode()), f"execution{next(self.numbers)}"
+        self.redis.zadd(keys.started(QUEUE), {f"{raw.decode()}:{execution}": 1.0})
+        self.redis.hset(keys.job(raw.decode()), "status", "started")
+        task = self.tasks[task_id]
+        closed = {name for name in NAMES if self.rests(name)}
+        half_open = {name for name in NAMES if self.trips(name)}
+        destination = "" if task.flow in FLOWS else DESTINATION
+        begun = leases.read_begun(leases.begin(raw.decode(), QUEUE, destination).run(self.redis))
+        event(f"a stock worker may begin: {begun.may_begin}")
+        if not begun.may_begin:
+            options = {"again": True, "unbegun": True, "delay": 0.0, "stock": True}
+            one = Settlement(raw.decode(), "retry", b"", "waits", "", "", "", json.dumps(options).encode())
+            leases.settle(BREAKER, execution, [one]).run(self.redis)
+            return
+        self.note_begun(task_id, closed, half_open)
+        if data.draw(st.integers(0, 3)):
+            what = data.draw(st.sampled_from(FATES))
+            # The slot of a task that names no flow was given when its flow had no state yet.
+            self.run_settle(execution, {task_id: what}, stock=True)
 
     def lose(self, data: st.DataObject) -> None:
         what = data.draw(st.sampled_from(("reclaim", "nack", "park")))
-        held = self.held()
+        held = [(task_id, holder) for task_id, holder in self.held() if holder in TOKENS]
         if what == "reclaim" or not held:
             if data.draw(st.booleans()):
                 self.redis.zadd(keys.WORKERS, {data.draw(st.sampled_from(TOKENS)): time.time() - 60})
@@ -158,63 +236,120 @@ class FlowPlaces(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(sorted({token for _, token in held})))
         mine = [task_id for task_id, holder in held if holder == token]
         if what == "nack":
-            leases.nack(QUEUE, token, map(stored_id, mine[:1])).run(self.redis)
+            leases.nack(QUEUE, token, map(stored_id, mine[1:])).run(self.redis)
             return
         flow = self.tasks[mine[0]].flow
         of_flow = [stored_id(task_id) for task_id in mine if self.tasks[task_id].flow == flow]
         event(f"parked: {flow}")
         flows.park(QUEUE, token, flow, of_flow[:1], of_flow[1:]).run(self.redis)
+        slots: Any = self.redis.zrange(keys.SLOTS_PREFIX + flow, 0, -1)
+        assert of_flow[0].encode() in slots, "a task in flight holds a slot from now on"
 
     def decide(self, data: st.DataObject) -> None:
-        what = data.draw(st.sampled_from(("cancel", "pause", "set", "retry")))
+        what = data.draw(st.sampled_from(("cancel", "cancel", "pause", "set", "remove limits", "retry", "remove dead")))
+        dead = sorted(task_id for task_id, task in self.tasks.items() if task.dead)
         if what == "cancel" and self.tasks:
             task_id = data.draw(st.sampled_from(sorted(self.tasks)))
-            if task_id not in {one for one, _ in self.held()}:
+            if not self.tasks[task_id].dead and task_id not in {one for one, _ in self.held()}:
+                event(f"cancelled: {self.place_of(task_id)}")
                 tasks.cancel(self.redis, task_id)
                 del self.tasks[task_id]
         elif what == "pause":
-            name = data.draw(st.sampled_from(("two", "ordered", "free")))
+            name = data.draw(st.sampled_from(NAMES))
             flow_records.pause_flow(self.redis, name, name not in self.paused)
             self.paused ^= {name}
         elif what == "set":
             self.parallel["two"] = data.draw(st.integers(1, 4))
             flow_records.set_flow(self.redis, "two", Limits(parallel=self.parallel["two"]))
+        elif what == "remove limits":
+            self.remove_limits(data.draw(st.sampled_from(("two", "ordered", "rated"))))
+        elif what == "retry" and dead:
+            task_id = data.draw(st.sampled_from(dead))
+            assert tasks.retry(self.redis, [stored_id(task_id)])
+            self.tasks[task_id].dead, self.tasks[task_id].loose = False, True
+        elif what == "remove dead" and dead:
+            assert tasks.remove_dead(self.redis, dead[:1])
+            del self.tasks[dead[0]]
 
-    retry = decide
+    def remove_limits(self, name: str) -> None:
+        if not self.redis.exists(keys.FLOW_PREFIX + name):
+            return
+        flow_records.remove_flow(self.redis, name)
+        self.parallel.pop(name, None)
+        self.paused.discard(name)
+        self.probes = {one for one in self.probes if self.tasks[one].flow != name}
+        if name == "rated":
+            self.rated = False
+        for task in self.tasks.values():
+            task.loose = task.loose or task.flow == name
+
+    def time_passes(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(NAMES))
+        key = keys.FLOW_PREFIX + name
+        what = data.draw(st.sampled_from(("rest", "day", "retry", "retry")))
+        if what == "rest" and self.rests(name):
+            self.redis.hset(key, "rest", time.time() - 1)
+            self.redis.zadd(keys.FLOWS, {name: 0})
+        elif (
+            what == "day"
+            and self.rated
+            and self.tokens < BURST
+            and self.redis.hexists(keys.FLOW_PREFIX + "rated", "tat")
+        ):
+            self.redis.hincrbyfloat(keys.FLOW_PREFIX + "rated", "tat", -DAY - 1)
+            self.redis.zadd(keys.FLOWS, {"rated": 0})
+            self.tokens += 1
+        elif what == "retry":
+            for raw in _members(self.redis, keys.SCHEDULE):
+                self.redis.zadd(keys.SCHEDULE, {raw: time.time() - 1})
 
     # --- what must hold ------------------------------------------------------------------------------------------
 
     @invariant()
     def each_is_in_one_place(self) -> None:
         found: dict[str, list[str]] = {task_id: [] for task_id in self.tasks}
+        stock_retries: Any = self.redis.smembers(keys.STOCK_RETRIES)
         for place, ids in self.places().items():
             for task_id in ids:
-                found.setdefault(task_id, []).append(place)
+                if place != "dead" or stored_id(task_id).encode() not in stock_retries:
+                    found.setdefault(task_id, []).append(place)
         assert all(len(places) == 1 for places in found.values()), found
         for task_id, (place,) in found.items():
+            assert self.tasks[task_id].dead == (place == "dead")
             status: Any = self.redis.hget(keys.job(stored_id(task_id)), "status")
             wanted = {"schedule": b"scheduled", "waiting": b"deferred", "queue": b"queued", "started": b"started"}
-            assert status == wanted[place], (task_id, place, status)
+            if place == "schedule" and stored_id(task_id).encode() in stock_retries:
+                wanted["schedule"] = b"failed"
+            assert status == wanted.get(place, b"failed"), (task_id, place, status)
 
     @invariant()
     def slots_belong_to_tasks_and_limits_hold(self) -> None:
         places = self.places()
-        for name in {*FLOWS, DESTINATION}:
-            raw: Any = self.redis.zrange(keys.SLOTS_PREFIX + name, 0, -1)
+        for name in NAMES:
+            raw = _members(self.redis, keys.SLOTS_PREFIX + name)
             slots = {client_id(one.decode()) for one in raw}
-            active = {one for one in places["queue"] + places["started"] if self.tasks[one].flow == name}
-            assert slots <= set(self.tasks), "no slot of a task that has ended"
-            if name == "ordered":
-                active |= {one for one in slots if one in places["schedule"]}
-            has_state = self.redis.exists(keys.FLOW_PREFIX + name)
-            if has_state and name in self.parallel:
-                assert slots <= active
-                waits = [one for one in places["waiting"] if self.tasks[one].flow == name]
-                free = self.parallel[name] - len(slots)
-                assert not waits or free <= 0 or name in self.paused, "nothing waits that could be admitted"
-            if name in self.parallel:
-                started = {one for one in places["started"] if self.tasks[one].flow == name}
-                assert started <= slots
+            mine = {task_id for task_id, task in self.tasks.items() if task.flow == name}
+            active = mine & {*places["queue"], *places["started"]}
+            may_hold = active | (mine & {*places["schedule"]} if name == "ordered" else set())
+            assert slots <= may_hold, "no slot of a task that has ended or waits"
+            before = self.slots_before.get(name, set())
+            self.slots_before[name] = slots
+            limit = self.parallel.get(name)
+            if limit is not None:
+                assert len(slots) <= limit or slots <= before, "no more than may be"
+                assert mine & {*places["started"]} <= slots
+            if not self.redis.exists(keys.FLOW_PREFIX + name) or name in self.paused or self.rests(name):
+                continue
+            waits = mine & {*places["waiting"]}
+            free = float("inf") if limit is None else limit - len(slots)
+            if name == DESTINATION or name == "free":
+                free = 0 if slots else 1  # their share is not known here
+            if self.trips(name):
+                free = min(free, 0 if slots else 1)
+            if name == "rated" and self.rated:
+                score_limit = keys.FOREVER_SECONDS
+                free = min(free, self.tokens - self.redis.zcount(keys.SLOTS_PREFIX + name, "-inf", score_limit))
+            assert not waits or free <= 0, ("nothing waits that could be admitted", name, waits, free)
 
     @invariant()
     def the_ledger_balances(self) -> None:
@@ -222,25 +357,64 @@ class FlowPlaces(RuleBasedStateMachine):
         assert figures.total("held") == len(self.places()["waiting"])
         assert figures.owed == figures.held
 
+    def teardown(self) -> None:
+        """Everything ends; nothing is left but limits, pauses and breakers."""
+        for name in self.paused | set(NAMES):
+            if self.redis.exists(keys.FLOW_PREFIX + name):
+                flow_records.remove_flow(self.redis, name)
+        self.release()
+        for token in {holder for _, holder in self.held()}:
+            leases.nack(QUEUE, token, []).run(self.redis)
+        for task_id, task in self.tasks.items():
+            if not task.dead:
+                tasks.cancel(self.redis, task_id)
+        self.redis.delete(keys.STARTED_PREFIX + QUEUE)
+        self.release()
+        found = [key.decode() for key in self.redis.scan_iter()]
+        assert not [key for key in found if key.startswith((keys.FLOW_PREFIX, keys.SLOTS_PREFIX, keys.WAITING_PREFIX))]
+        assert not self.redis.exists(keys.FLOWS, keys.FLOW_DESTINATIONS)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def rests(self, name: str) -> bool:
+        raw: Any = self.redis.hget(keys.FLOW_PREFIX + name, "rest")
+        return float(raw or 0) > time.time()
+
+    def trips(self, name: str) -> int:
+        raw: Any = self.redis.hget(keys.FLOW_PREFIX + name, "trips")
+        return int(raw or 0)
+
+    def place_of(self, task_id: str) -> str:
+        return ", ".join(place for place, ids in self.places().items() if task_id in ids)
+
     def places(self) -> dict[str, list[str]]:
-        sets: list[Any] = [self.redis.zrange(keys.WAITING_PREFIX + name, 0, -1) for name in {*FLOWS, DESTINATION}]
-        waiting = [one.decode().rpartition(":")[2] for members in sets for one in members]
-        raw: dict[str, Any] = {
-            "schedule": self.redis.zrange(keys.SCHEDULE, 0, -1),
-            "queue": self.redis.lrange(keys.queue(QUEUE), 0, -1),
+        waiting = [
+            one.rpartition(b":")[2] for name in NAMES for one in _members(self.redis, keys.WAITING_PREFIX + name)
+        ]
+        queued: Any = self.redis.lrange(keys.queue(QUEUE), 0, -1)
+        raw = {
+            "schedule": _members(self.redis, keys.SCHEDULE),
+            "waiting": waiting,
+            "queue": queued,
+            "dead": _members(self.redis, keys.failed(QUEUE)),
         }
         found = {place: [client_id(one.decode()) for one in ids] for place, ids in raw.items()}
-        return {**found, "waiting": list(map(client_id, waiting)), "started": [one for one, _ in self.held()]}
+        return {**found, "started": [one for one, _ in self.held()]}
 
     def held(self) -> list[tuple[str, str]]:
         """Ids of the tasks that are in flight, and the worker that has each."""
-        found: Any = self.redis.zrange(keys.started(QUEUE), 0, -1)
-        parted = (one.decode().partition(":") for one in found)
+        parted = (one.decode().partition(":") for one in _members(self.redis, keys.started(QUEUE)))
         return [(client_id(task_id), token) for task_id, _, token in parted]
+
+
+def _members(redis: Redis, key: str) -> list[bytes]:
+    found: Any = redis.zrange(key, 0, -1)
+    return list(found)
 
 
 def _fields(limits: Limits) -> dict[str, Any]:
     given: dict[str, Any] = json.loads(flows.limit_fields(limits) or "{}")
+    given = {name: value for name, value in given.items() if value != ""}
     return {name: True if name == "ordered" else value for name, value in given.items()}
 
 

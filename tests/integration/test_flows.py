@@ -207,6 +207,7 @@ def test_parked_tasks_wait_and_their_flow_leaves_no_key(redis: Redis) -> None:
     assert redis.hget(keys.job(ids[2]), "attempt") == b"0"
     settle(redis, [(ids[0], "http://a")])
     assert claim(redis) == dict.fromkeys(ids[2:], "http://a"), "a delivery that succeeds makes room for two"
+    assert redis.hget(keys.FLOW_PREFIX + "http://a", "share") == b"3"
     settle(redis, [(one, "http://a") for one in ids[1:]])
     assert flow_keys(redis) == set()
 
@@ -258,6 +259,7 @@ def test_breaker_opens_probes_and_closes(redis: Redis) -> None:
     end_rest(redis)
     release(redis)
     settle(redis, claim(redis).items(), health="good")
+    assert not redis.hexists(keys.FLOW_PREFIX + "k", "trips")
     assert queued(redis) == ids[2:]
     settle(redis, claim(redis).items())
     assert flow_keys(redis) == set()

@@ -15,7 +15,7 @@ from msgspec import Struct
 from redis import Redis
 
 from qtask import store
-from qtask.store.scripts import NoArguments, NoKeys, Script
+from qtask.store.scripts import NoArguments, NoKeys, Script, needed_files
 
 FOLDER = Path(store.__path__[0])
 
@@ -32,7 +32,10 @@ def scripts() -> Iterator[Script[Any, Any]]:
 
 SCRIPTS = sorted(scripts(), key=lambda script: script.name)
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-FRAGMENTS = {"is_foreign", "newest_lines", "requeued", "start_over", "unlink_jobs"}  # included by other scripts
+FRAGMENTS = {  # included by other scripts
+    *("flow_of_link", "flow_outcomes", "flows", "is_foreign", "newest_lines", "note_destination", "requeued"),
+    *("set_limits", "start_over", "unlink_jobs"),
+}
 
 
 def test_every_lua_file_is_a_script_or_a_fragment() -> None:
@@ -46,6 +49,7 @@ def test_script_uses_and_explains_all_its_names(script: Script[Any, Any]) -> Non
     assert head is not None
     code = re.sub(r"--.*", "", text[head.end() :])
     assert not re.search(r"(KEYS|ARGV)\[[^A-Z]*\d", code), "a numeric position"
+    code += "".join((FOLDER / name).read_text() for name in needed_files(text))
     for name in script.names:
         if name not in ("FIRST", "FIRST_KEY"):
             assert re.search(rf"\b{name}\b", head[0]) or name in ("WIDTH", "KEY_WIDTH"), f"{name} is not explained"

@@ -107,3 +107,19 @@ def test_places_are_never_exceeded_and_nothing_gets_lost(steps: list[tuple[str, 
         parked = [task_id for parking in shares.parkings(now) for task_id in parking.waiting]
         seen -= set(parked)
     assert len(shares) == len(shares.withdraw())
+
+
+def test_task_that_has_waited_keeps_the_place_that_it_got() -> None:
+    """The worker begins what `next` returns as it begins all others, with `take`."""
+    shares = Shares(4)
+    begun = [entry() for _ in range(2)]
+    waiting = [entry() for _ in range(4)]
+    assert all(shares.take("a", one, 0.0) for one in begun)
+    assert not any(shares.take("a", one, 0.0) for one in waiting)
+    for one in begun:
+        shares.end(one[0], 0.1)
+    for one in waiting:
+        assert shares.next() == one
+        assert shares.take("a", one, 0.1), "although others of its flow wait"
+        shares.end(one[0], 0.2)
+    assert len(shares) == 0 and begin_all(shares, "a", 4) == 2
