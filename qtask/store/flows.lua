@@ -11,10 +11,11 @@
 -- token is taken when a task is claimed, since a delivery begins then. Admission only looks how many tokens there are. A
 -- claim that comes a little before its instant is in time (RATE_SLACK of the span), so that the way from admission to
 -- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same.
+-- `begun` and `begun_before` count the deliveries that began in the current span of `per` seconds and in the one before it,
+-- to show how much of the rate is used; `window` is the number of the current span.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
 local flow_states = {}
-local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
@@ -25,9 +26,9 @@ local function flow_of(name)
   if flow ~= nil then
     return flow
   end
-  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial = unpack(redis.call('HMGET',
-    FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat', 'trips',
-    'probe', 'partial'))
+  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial, window, begun, before =
+    unpack(redis.call('HMGET', FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused',
+    'rest', 'tat', 'trips', 'probe', 'partial', 'window', 'begun', 'begun_before'))
   flow = made and {
     name = name,
     waiting = WAITING_PREFIX .. name,
@@ -46,7 +47,9 @@ local function flow_of(name)
   if made and rate then
     per = tonumber(per) or 1
     local spacing = per / tonumber(rate)
-    local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
+    local slack = math.min(RATE_SLACK * per, RATE_SLACK_SECONDS)
+    flow.per = per
+    flow.window, flow.begun, flow.begun_before = tonumber(window), tonumber(begun) or 0, tonumber(before) or 0
     flow.spacing = spacing * (1 + 2 * slack / per)
     flow.slack = ((tonumber(burst) or 1) - 1) * spacing + slack
   end
@@ -71,7 +74,14 @@ local function take_token(flow, now)
       return false
     end
     flow.tat = math.max(flow.tat, now) + flow.spacing
-    redis.call('HSET', FLOW_PREFIX .. flow.name, 'tat', string.format('%.6f', flow.tat))
+    local window = math.floor(now / flow.per)
+    if window ~= flow.window then
+      flow.begun_before = window - 1 == flow.window and flow.begun or 0
+      flow.window, flow.begun = window, 0
+    end
+    flow.begun = flow.begun + 1
+    redis.call('HSET', FLOW_PREFIX .. flow.name, 'tat', string.format('%.6f', flow.tat), 'window', window, 'begun',
+      flow.begun, 'begun_before', flow.begun_before)
   end
   return true
 end
