@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from qtask.model.errors import ConfigError
 from qtask.store import keys
+from qtask.store.flows import PARK, SET_FLOW
 from qtask.store.inbox import LEAVE_INBOX, REFUSE
 from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
@@ -47,7 +48,21 @@ _CONNECTING = (
 )
 _LOOKING = (
     *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
-    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
+    *(
+        "ZSCORE",
+        "ZCARD",
+        "ZCOUNT",
+        "ZRANGE",
+        "ZRANK",
+        "ZSCAN",
+        "LLEN",
+        "LRANGE",
+        "LPOS",
+        "SCARD",
+        "SMEMBERS",
+        "XLEN",
+        "XREVRANGE",
+    ),
 )
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
@@ -89,7 +104,7 @@ class Rights:
 _JOB, _RESULTS = keys.job("qtask-probe"), keys.results("qtask-probe")
 _QUEUE, _STARTED = keys.queue("qtask"), keys.started("qtask")
 _FINISHED, _FAILED = keys.finished("qtask"), keys.failed("qtask")
-_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED)
+_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED, keys.FLOWS)
 _SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.node(0), keys.LEDGER, keys.ID_PREFIX + "qtask-probe")
 _STATISTICS = (keys.COUNTERS, keys.stats("http"))
 
@@ -97,9 +112,10 @@ RIGHTS: dict[Role, Rights] = {
     "gateway": Rights(
         direct=(
             *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
+            *("ZCARD", "ZCOUNT", "ZRANGE", "ZRANK", "ZSCAN"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
+        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
@@ -138,7 +154,7 @@ RIGHTS: dict[Role, Rights] = {
             # `__graph__`
             *("HGETALL", "ZCARD", "ZRANGE", "SET", "ZREMRANGEBYSCORE", "UNLINK", "ZREM"),
         ),
-        scripts=(CLAIM, SETTLE, NACK, HEARTBEAT),
+        scripts=(CLAIM, SETTLE, NACK, HEARTBEAT, PARK),
         channels=(_WAKE, _RQ_COMMANDS),
         samples=(
             *(*_TASKS, *_STATISTICS, keys.WORKERS, keys.GRAPHS, keys.graph("qtask-probe")),
@@ -148,7 +164,7 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "client": Rights(
         direct=(*_CONNECTING, *_LOOKING),
-        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, PAGE, AUDIT),
+        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW, PAGE, AUDIT),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING),
         talks=(("PUBLISH", keys.WAKE),),
