@@ -86,8 +86,8 @@ def _number(kind: Callable[[str], float], flag: str, text: str, words: tuple[str
     try:
         return kind(text)
     except ValueError:
-        needed = " or ".join(("a whole number" if kind is int else "a number", *words))
-        raise Refused("wrong_type", flag, f"{needed} is needed, got {text[:40]!r}") from None
+        needed = ", ".join(("a whole number" if kind is int else "a number", *words))
+        raise Refused("wrong_type", flag, f"one of {needed} is needed, got {text[:40]!r}") from None
 
 
 def _decision(name: str, about: str, decide: Callable[[Any, str], Any]) -> None:

@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from qtask.model.timing import format_instant, format_second
 
-FlowState = Literal["idle", "waiting", "paused", "resting", "open", "half-open"]
-"""`idle`: no task waits. `waiting`: tasks wait for a slot or a token. `resting`: the destination asked for a pause.
-`open` and `half-open`: states of the circuit breaker. An open one lets no delivery begin; a half-open one lets one
-begin, and its outcome decides."""
+FlowState = Literal["idle", "active", "waiting", "paused", "resting", "open", "half-open"]
+"""`idle`: it has no tasks. `active`: tasks are queued or in flight, and none waits. `waiting`: tasks wait for a slot or
+a token. `resting`: the destination asked for a pause. `open` and `half-open`: states of the circuit breaker. An open
+one lets no delivery begin; a half-open one lets one begin, and its outcome decides."""
 
 Breaker = Literal["closed", "open", "half-open"]
 

@@ -91,7 +91,7 @@ def print_task(record: TaskRecord) -> None:
 
 
 def print_flows(records: Sequence[FlowRecord], total: int) -> None:
-    """Prints flows: how many tasks wait and for how long, why, and the limits.
+    """Prints flows: how many tasks wait and for how long, why, and the limits where the terminal has room for them.
 
     Args:
         records: the flows to show.
@@ -100,13 +100,14 @@ def print_flows(records: Sequence[FlowRecord], total: int) -> None:
     if not records:
         _print("no flow has limits, a pause, a rest or waiting tasks")
         return
-    whole = ("state", "waiting", "oldest", "in flight", "until")
-    table = _table("flow", *whole, "rate used", "limits", whole=whole)
+    narrow = _console().width < _NARROW
+    whole = ("state", "waiting", "oldest", "until")
+    table = _table("flow", *whole, *(() if narrow else ("in flight", "rate used", "limits")), whole=whole)
     for record in records:
         oldest = "" if record.oldest_seconds is None else format_duration(record.oldest_seconds)
         until = "" if record.until is None else format_second(record.until)
-        row = (record.state_words, str(record.waiting), oldest, str(record.in_flight), until)
-        table.add_row(plain(record.key), *row, _rate_used(record), ", ".join(_limits(record)))
+        more = () if narrow else (str(record.in_flight), _rate_used(record), ", ".join(_limits(record)))
+        table.add_row(plain(record.key), record.state_words, str(record.waiting), oldest, until, *more)
     _print(table)
     if total > len(records):
         _print(f"{len(records)} of {total} flows, those with the most waiting tasks")

@@ -221,7 +221,7 @@ def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord 
     rest = float(row.rest or 0)
     resting = rest > now
     breaker: Breaker = "closed" if not row.trips else "open" if resting else "half-open"
-    state: FlowState = "waiting" if counts.waiting else "idle"
+    state: FlowState = "waiting" if counts.waiting else "active" if counts.slots else "idle"
     if row.paused:
         state = "paused"
     elif breaker != "closed":

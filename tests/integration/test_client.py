@@ -277,9 +277,9 @@ def test_unsupported_call_names_an_address_that_supports_it(gateway: Gateway) ->
     with Client(gateway.url) as by_socket, Client(gateway.http_url) as by_http:
         on_tasks = (by_socket.show, by_socket.cancel, by_socket.forget, by_socket.retry, by_socket.remove)
         on_flows = (by_socket.flow, by_socket.pause_flow, by_socket.resume_flow, by_socket.reset_flow)
-        for call in (*on_tasks, *on_flows, by_socket.remove_flow, by_socket.set_flow, by_socket.flows):
+        for by_id in (*on_tasks, *on_flows, by_socket.remove_flow, by_socket.set_flow):
             with pytest.raises(QTaskError, match=r"such as http://127.0.0.1:5124\) or a redis:// address"):
-                call("x")
+                by_id("x")
         for client in (by_socket, by_http):
             for call in (lambda: client.list("scheduled"), client.find_dead):  # noqa: B023
                 with pytest.raises(QTaskError, match=f"{client.url} cannot do this; it needs a redis:// address"):

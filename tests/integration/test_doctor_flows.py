@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -78,7 +79,8 @@ def backlog(redis: Redis, seconds: float) -> None:
     """Three tasks wait for the slot of a fourth, since some seconds ago."""
     send(redis, *[task({"key": "k", "parallel": 1})] * 4)
     release(redis)
-    for member in redis.zrange(keys.WAITING_PREFIX + "k", 0, -1):  # type: ignore[union-attr]
+    members: Any = redis.zrange(keys.WAITING_PREFIX + "k", 0, -1)
+    for member in members:
         redis.zincrby(keys.WAITING_PREFIX + "k", -seconds, member)
 
 
