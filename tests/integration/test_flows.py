@@ -119,6 +119,12 @@ def test_limits_of_the_newest_task_win_and_admit_those_that_wait(redis: Redis) -
     assert queued(redis) == ids[:4]
 
 
+def test_tasks_of_one_batch_set_the_limits_of_their_own_flows(redis: Redis) -> None:
+    limits = [("a", 1), ("b", 1), ("a", 2), ("b", 1), ("a", 1)]
+    send(redis, *[task({"key": key, "parallel": parallel}) for key, parallel in limits])
+    assert {key: show_flow(redis, key).parallel for key in ("a", "b")} == {"a": 1, "b": 1}
+
+
 def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:
     ids = send(redis, *[task({"key": "k", "parallel": 1})] * 4)
     release(redis)
