@@ -17,6 +17,7 @@ from qtask.store.pages import Page, text, texts
 from qtask.store.queries import Steps, commands, query
 
 PAGE = 500  # flows that are read at once
+KEPT = 10_000  # flows beyond those wanted, among which the busiest are sought from time to time
 _WHY = {"breaker": "its deliveries keep failing", "asked": "its destination asked for a pause"}
 
 
@@ -94,18 +95,20 @@ def busiest_flows(limit: int = 50) -> Steps[list[FlowRecord]]:
     """
     if limit < 1:
         raise Refused("invalid_value", "limit", f"at least 1 flow is needed, got {limit}")
-    found: list[tuple[int, str]] = []
+    counted: dict[str, int] = {}
     cursor = "0"
     while True:
         names, cursor = yield from scan_names(cursor, PAGE)
         counts = (yield commands(*(("ZCARD", keys.WAITING_PREFIX + name) for name in names))) if names else []
-        known = {*found, *((-count, name) for count, name in zip(counts, names, strict=True))}
-        found = heapq.nsmallest(limit, known)
+        counted.update(zip(names, counts, strict=True))
+        if cursor == "0" or len(counted) > 2 * limit + KEPT:
+            counted = dict(heapq.nsmallest(limit, counted.items(), key=lambda one: (-one[1], one[0])))
         if cursor == "0":
             break
+    found = list(counted)
     records: list[FlowRecord | None] = []
     for start in range(0, len(found), PAGE):
-        records += yield from _read([name for _, name in found[start : start + PAGE]])
+        records += yield from _read(found[start : start + PAGE])
     return sorted((one for one in records if one is not None), key=lambda one: (-one.waiting, one.key))
 
 

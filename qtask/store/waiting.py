@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import msgspec
 
 from qtask.model.flow_record import Wait, wait_in
@@ -9,11 +11,11 @@ from qtask.model.ids import client_id
 from qtask.store import keys
 from qtask.store.flow_records import find_flow, scan_names
 from qtask.store.flows import Extra
-from qtask.store.pages import Cursor, Page, Place, decode_cursor, encode_cursor, sorted_page, text
+from qtask.store.pages import LIMIT, Cursor, Page, Place, decode_cursor, encode_cursor, sorted_page, text, texts
 from qtask.store.queries import Steps, commands
 
-FLOWS_AT_ONCE = 100  # flows whose sizes are read in one round trip
-ROUNDS = 100  # of these for one page, so that a page has an end where many flows have no waiting tasks
+FLOWS_AT_ONCE = 100  # flows that are read in one round trip
+LOOK = 10_000  # flows and tasks that are looked at for one page; it ends then, whether or not it is full
 
 
 def waiting_page(cursor: Cursor, limit: int) -> Steps[Page[str]]:
@@ -25,34 +27,55 @@ def waiting_page(cursor: Cursor, limit: int) -> Steps[Page[str]]:
     """
     found: list[str] = []
     scan, names, at = cursor.scan, list(cursor.flows), cursor
-    for _ in range(ROUNDS):
+    limit, looked = max(1, min(limit, LIMIT)), 0
+    while looked < LOOK and len(found) < limit:
         if not names:
             if scan == "0":
                 return Page(found)
-            listed, scan = yield from scan_names(scan or "0", FLOWS_AT_ONCE)
-            names = yield from _with_tasks(listed)
-        while names and len(found) < limit:
-            place = Place(keys.WAITING_PREFIX + names[0], shared=True)
-            page = yield from sorted_page(place, at, limit - len(found))
-            found += [id_of(member) for member in page.items]
-            if page.cursor:
-                at = decode_cursor(page.cursor, cursor.order, cursor.queue)
-            else:
-                at = Cursor(cursor.order, cursor.queue)
-                del names[0]
-        if len(found) >= limit:
-            break
+            names, scan = yield from scan_names(scan or "0", FLOWS_AT_ONCE)
+            looked += len(names)
+            continue
+        room = limit - len(found)
+        whole = [] if at.score else (yield from _whole_flows(names, room))
+        if whole:
+            members = [member for flow in whole for member in flow]
+            found += yield from _of_queue([id_of(member) for member in members], cursor.queue)
+            looked += len(members)
+            del names[: len(whole)]
+            continue
+        page = yield from sorted_page(Place(keys.WAITING_PREFIX + names[0], shared=True), at, room)
+        found += [id_of(member) for member in page.items]
+        looked += len(page.items)
+        if page.cursor:
+            at = decode_cursor(page.cursor, cursor.order, cursor.queue)
+        else:
+            at = Cursor(cursor.order, cursor.queue)
+            del names[0]
     if not names and scan == "0":
         return Page(found)
-    return Page(
-        found, encode_cursor(Cursor(cursor.order, cursor.queue, at.score, at.member, scan=scan or "0", flows=names))
-    )
+    end = Cursor(cursor.order, cursor.queue, at.score, at.member, scan=scan, flows=names)
+    return Page(found, encode_cursor(end))
 
 
-def _with_tasks(names: list[str]) -> Steps[list[str]]:
-    """Those of the flows in which tasks wait."""
-    counts = (yield commands(*(("ZCARD", keys.WAITING_PREFIX + name) for name in names))) if names else []
-    return [name for name, count in zip(names, counts, strict=True) if count]
+def _whole_flows(names: list[str], room: int) -> Steps[list[list[str]]]:
+    """The members of the first flows, as many of these as have no more than `room` members together."""
+    counts = yield commands(*(("ZCARD", keys.WAITING_PREFIX + name) for name in names))
+    sizes = [size for size, total in zip(counts, accumulate(counts), strict=True) if total <= room]
+    if not any(sizes):
+        return [[] for _ in sizes]
+    asked = (("ZRANGE", keys.WAITING_PREFIX + name, 0, size) for name, size in zip(names, sizes, strict=False))
+    found = [texts(members) for members in (yield commands(*asked))]
+    # A flow that has grown since it was counted is read by its own pages.
+    grown = (number for number, members in enumerate(found) if len(members) > sizes[number])
+    return found[: next(grown, len(found))]
+
+
+def _of_queue(ids: list[str], queue: str) -> Steps[list[str]]:
+    """Those of the tasks that belong to a queue."""
+    if not ids:
+        return []
+    origins = yield commands(*(("HMGET", keys.job(task_id), "origin") for task_id in ids))
+    return [task_id for task_id, (origin,) in zip(ids, origins, strict=True) if text(origin) == queue]
 
 
 def id_of(member: str) -> str:
