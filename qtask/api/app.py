@@ -155,7 +155,8 @@ class Api:
         message = (
             f"{request.method} {unquote(path)[:200]} does not exist; there are POST /tasks, "
             "/tasks/ID/retry, remove and forget, and /flows/KEY/pause, resume and reset, GET /tasks/ID, "
-            "/flows, /flows/KEY, /graphs/ID and /health, PUT /flows/KEY, and DELETE /tasks/ID and /flows/KEY"
+            "/flows, /flows/KEY, /graphs/ID and /health, PUT and PATCH /flows/KEY, "
+            "and DELETE /tasks/ID and /flows/KEY"
         )
         return failed(error.status_code, "not_found", message, headers=allow if routes else None)
 

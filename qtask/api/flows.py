@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -15,14 +16,15 @@ from starlette.routing import Route
 
 from qtask.api.responses import failed, redis_away, refusal, unsupported
 from qtask.model.errors import NotFound, Refused
-from qtask.model.flow import Limits
-from qtask.model.rejection import refusal_of_text
+from qtask.model.flow_changes import read_changes, read_limits
 from qtask.store import flow_records
 from qtask.store.connect import read_again_async
+from qtask.store.pages import Page
 
 MAX_BODY_BYTES = 4_096
+LIMIT, MAX_LIMIT = 50, 1_000  # flows in one answer
 
-_DECODER = msgspec.json.Decoder(Limits)
+_Read = TypeVar("_Read")
 
 
 class Flows:
@@ -39,7 +41,8 @@ class Flows:
         self.routes = [
             Route("/flows", self._list, methods=["GET"]),
             Route("/flows/{key}", self._show, methods=["GET"]),
-            Route("/flows/{key}", self._set, methods=["PUT"]),
+            Route("/flows/{key}", self._replace, methods=["PUT"]),
+            Route("/flows/{key}", self._change, methods=["PATCH"]),
             Route("/flows/{key}", self._remove, methods=["DELETE"]),
             Route("/flows/{key}/pause", self._pause, methods=["POST"]),
             Route("/flows/{key}/resume", self._resume, methods=["POST"]),
@@ -47,16 +50,37 @@ class Flows:
         ]
 
     async def _list(self, request: Request) -> Response:
+        """The flows with the most waiting tasks or, with a cursor, a page of all flows."""
         cursor = request.query_params.get("cursor", "")
-        return await self._answer(
-            lambda: read_again_async(lambda: flow_records.list_flows.run_async(self._redis, cursor))
-        )
+
+        async def read() -> object:
+            limit = _limit_in(request)
+            if cursor:
+                return await flow_records.list_flows.run_async(self._redis, cursor, limit)
+            return Page(await flow_records.busiest_flows.run_async(self._redis, limit))
+
+        return await self._answer(lambda: read_again_async(read))
 
     async def _show(self, request: Request) -> Response:
         key = _key_in(request)
         return await self._answer(lambda: read_again_async(lambda: flow_records.show_flow.run_async(self._redis, key)))
 
-    async def _set(self, request: Request) -> Response:
+    async def _replace(self, request: Request) -> Response:
+        key = _key_in(request)
+        return await self._with_body(
+            request, read_limits, lambda limits: flow_records.replace_flow.run_async(self._redis, key, limits)
+        )
+
+    async def _change(self, request: Request) -> Response:
+        key = _key_in(request)
+        return await self._with_body(
+            request, read_changes, lambda changes: flow_records.set_flow.run_async(self._redis, key, changes)
+        )
+
+    async def _with_body(
+        self, request: Request, read: Callable[[bytes], _Read], step: Callable[[_Read], Awaitable[object]]
+    ) -> Response:
+        """Applies `step` to what `read` finds in the body of a request."""
         if (response := unsupported(request)) is not None:
             return response
         body = bytearray()
@@ -65,13 +89,12 @@ class Flows:
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     return refusal(Refused("too_large", "", f"limits have at most {MAX_BODY_BYTES} bytes"), 413)
-            limits = _DECODER.decode(body)
+            given = read(bytes(body))
         except ClientDisconnect:
             return Response()  # the client is gone
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return refusal(refusal_of_text(error, bytes(body), wanted="object of limits"), 400)
-        key = _key_in(request)
-        return await self._answer(lambda: flow_records.replace_flow.run_async(self._redis, key, limits))
+        except Refused as refused:
+            return refusal(refused, 400)
+        return await self._answer(lambda: step(given))
 
     async def _remove(self, request: Request) -> Response:
         key = _key_in(request)
@@ -115,3 +138,12 @@ class Flows:
 def _key_in(request: Request) -> str:
     """The key in the path of a request."""
     return unquote(request.path_params["key"])
+
+
+def _limit_in(request: Request) -> int:
+    """The query parameter `limit`. Raises `Refused`."""
+    given = request.query_params.get("limit", str(LIMIT))
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= MAX_LIMIT):
+        message = f"a whole number from 1 to {MAX_LIMIT} is needed, got {given[:40]!r}"
+        raise Refused("invalid_value", "limit", message)
+    return int(given)

@@ -31,25 +31,17 @@ def flow() -> None:
 @json_flag
 @settings(*_LOOK)
 def list_flows(config: Config, limit: int, as_json: bool) -> None:
-    """List flows."""
+    """List flows, those with the most waiting tasks first."""
     from qtask.observe import tables
     from qtask.store import flow_records
 
     redis = connected(config)
-    found: dict[str, FlowRecord] = {}
-    cursor = ""
-    while len(found) < limit:
-        page = flow_records.list_flows(redis, cursor)
-        found.update((record.key, record) for record in page.items)
-        cursor = page.cursor
-        if not cursor:
-            break
-    records = sorted(found.values(), key=lambda record: (-record.waiting, record.key))[:limit]
+    records = flow_records.busiest_flows(redis, limit)
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
     else:
-        tables.print_flows(records)
+        tables.print_flows(records, flow_records.count_flows(redis))
 
 
 @flow.command()
@@ -65,8 +57,8 @@ def show(config: Config, key: str, as_json: bool) -> None:
 
 @flow.command("set")
 @click.argument("key")
-@click.option("--parallel", metavar="N", help="deliveries in flight at most, or auto")
-@click.option("--rate", type=float, metavar="N", help="deliveries that begin in --per seconds at most")
+@click.option("--parallel", metavar="N", help="deliveries in flight at most, or auto, or none to remove this limit")
+@click.option("--rate", metavar="N", help="deliveries that begin in --per seconds at most, or none")
 @click.option("--per", type=float, metavar="SECONDS", help="the span of --rate  [default: 1]")
 @click.option("--burst", type=int, metavar="N", help="deliveries that may begin at once after a pause  [default: 1]")
 @click.option("--ordered/--unordered", default=None, help="one delivery after another, in order")
@@ -74,20 +66,28 @@ def show(config: Config, key: str, as_json: bool) -> None:
 @settings(*_LOOK)
 def set_flow(config: Config, key: str, as_json: bool, **given: Any) -> None:
     """Set limits of a flow. Those that are not given stay as they are."""
-    import msgspec
-
-    from qtask.model.errors import Refused
-    from qtask.model.flow import Limits
+    from qtask.model.flow_changes import changes_of
     from qtask.store import flow_records
 
     limits = {name: value for name, value in given.items() if value is not None}
-    if isinstance(limits.get("parallel"), str) and limits["parallel"].isdigit():
-        limits["parallel"] = int(limits["parallel"])
+    if "parallel" in limits:
+        limits["parallel"] = _number(int, "parallel", limits["parallel"], ("auto", "none"))
+    if "rate" in limits:
+        limits["rate"] = _number(float, "rate", limits["rate"], ("none",))
+    _print(flow_records.set_flow(connected(config), key, changes_of(limits)), as_json)
+
+
+def _number(kind: Callable[[str], float], flag: str, text: str, words: tuple[str, ...]) -> Any:
+    """The value of a flag that is a number or a word; None for the word `none`."""
+    from qtask.model.errors import Refused
+
+    if text in words:
+        return None if text == "none" else text
     try:
-        read = msgspec.convert(limits, Limits)
-    except msgspec.ValidationError as error:
-        raise Refused("wrong_type", "", str(error)) from None
-    _print(flow_records.set_flow(connected(config), key, read), as_json)
+        return kind(text)
+    except ValueError:
+        needed = ", ".join(("a whole number" if kind is int else "a number", *words))
+        raise Refused("wrong_type", flag, f"one of {needed} is needed, got {text[:40]!r}") from None
 
 
 def _decision(name: str, about: str, decide: Callable[[Any, str], Any]) -> None:
@@ -129,7 +129,7 @@ _decision("reset", "End the rest of a flow, and close its circuit breaker.", _re
 @json_flag
 @settings(*_LOOK)
 def remove(config: Config, key: str, as_json: bool) -> None:
-    """Remove the limits, the pause and the rest of a flow. Its tasks are delivered."""
+    """Remove the limits, the pause and the rest of a flow. Tasks that wait in it are delivered."""
     from qtask.observe import tables
     from qtask.store import flow_records
 
@@ -143,4 +143,4 @@ def _print(record: FlowRecord, as_json: bool) -> None:
     if as_json:
         click.echo(tables.to_json(record))
     else:
-        tables.print_flows([record])
+        tables.print_flow(record)

@@ -34,6 +34,8 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
     settings |= {name: flags[name] for name in ("timeout", "expires") if flags[name] is not None}
     if flags["attempts"] is not None:
         settings["retry"] = {"attempts": flags["attempts"]}
+    if flags["flow"] is not None:
+        settings["flow"] = _flow(flags["flow"])
     if flags["task_id"] is not None:
         settings["id"] = flags["task_id"]
     data = destination_flags.settings_data(destination, flags)
@@ -123,6 +125,16 @@ def _with_progress(answers: Iterable[tuple[str, Answer]], with_bar: bool) -> Gen
         for answer in answers:
             progress.advance(bar)
             yield answer
+
+
+def _flow(text: str) -> Any:
+    """`settings.flow`: a key, or an object for a text that begins with a brace."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise QTaskError(f'--flow must be a key, or JSON such as {{"key": "api", "rate": 5}}: {error}') from None
 
 
 def _when(flags: Mapping[str, Any]) -> dict[str, Any]:

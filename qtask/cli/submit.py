@@ -24,6 +24,7 @@ _TASK_FLAGS = (
     click.option("--timeout", type=duration, help="how long a delivery may take"),
     click.option("--attempts", type=int, metavar="N", help="deliveries in all, retries included  [default: 5]"),
     click.option("--expires", type=duration, help="how long after its due instant a delivery may still begin"),
+    click.option("--flow", metavar="KEY", help='flow of the task: its key, or JSON such as {"key": "api", "rate": 5}'),
     click.option("--id", "task_id", metavar="ID", help="idempotency key: a second task with it is a duplicate"),
 )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option(
     "--state",
-    type=click.Choice(["scheduled", "queued", "started", "delivered", "dead", "all"]),
+    type=click.Choice(["scheduled", "waiting", "queued", "started", "delivered", "dead", "all"]),
     default="scheduled",
     show_default=True,
 )
@@ -36,7 +36,8 @@ def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
     """List tasks in one state, or in all.
 
     Tasks that are due next come first; of tasks that have ended, the newest. A task that waits for a retry is
-    scheduled; the table shows it as `retrying`, with the time of the next attempt.
+    scheduled; the table shows it as `retrying`, with the time of the next attempt. A task that is due and waits for its
+    flow is waiting; `qtask show ID` says why.
     """
     from qtask.model.mask import mask_of
     from qtask.model.record import STATES

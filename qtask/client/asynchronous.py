@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import UNSET, UnsetType
 
 from qtask.client import protocol
 from qtask.client.async_socket_transport import AsyncSocketTransport
@@ -17,6 +19,7 @@ from qtask.model.errors import Unavailable
 if TYPE_CHECKING:
     from qtask.client.http_transport import AsyncHttpTransport
     from qtask.client.redis_transport import AsyncRedisTransport
+    from qtask.model.flow_record import FlowRecord
     from qtask.model.record import State, TaskRecord
 
 Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
@@ -135,6 +138,67 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
         if self._redis is not None:
             return await self._redis.remove(ids)
         return await asyncio.to_thread(self._plain.remove, ids)
+
+    @known_words()
+    async def flows(self, limit: int = 50) -> Sequence[FlowRecord]:
+        """As `Client.flows`."""
+        if self._redis is not None:
+            return await self._redis.flows(limit)
+        return await asyncio.to_thread(self._plain.flows, limit)
+
+    @known_words()
+    async def flow(self, key: str) -> FlowRecord:
+        """As `Client.flow`."""
+        if self._redis is not None:
+            return await self._redis.flow(key)
+        return await asyncio.to_thread(self._plain.flow, key)
+
+    @known_words()
+    async def set_flow(
+        self,
+        key: str,
+        *,
+        parallel: int | Literal["auto"] | UnsetType | None = UNSET,
+        rate: float | UnsetType | None = UNSET,
+        per: float | UnsetType | None = UNSET,
+        burst: int | UnsetType | None = UNSET,
+        ordered: bool | UnsetType | None = UNSET,
+    ) -> FlowRecord:
+        """As `Client.set_flow`."""
+        if self._redis is not None:
+            return await self._redis.set_flow(key, protocol.changes(parallel, rate, per, burst, ordered))
+        return await asyncio.to_thread(
+            self._plain.set_flow, key, parallel=parallel, rate=rate, per=per, burst=burst, ordered=ordered
+        )
+
+    @known_words()
+    async def pause_flow(self, key: str) -> FlowRecord:
+        """As `Client.pause_flow`."""
+        if self._redis is not None:
+            return await self._redis.pause_flow(key, True)
+        return await asyncio.to_thread(self._plain.pause_flow, key)
+
+    @known_words()
+    async def resume_flow(self, key: str) -> FlowRecord:
+        """As `Client.resume_flow`."""
+        if self._redis is not None:
+            return await self._redis.pause_flow(key, False)
+        return await asyncio.to_thread(self._plain.resume_flow, key)
+
+    @known_words()
+    async def reset_flow(self, key: str) -> FlowRecord:
+        """As `Client.reset_flow`."""
+        if self._redis is not None:
+            return await self._redis.reset_flow(key)
+        return await asyncio.to_thread(self._plain.reset_flow, key)
+
+    @known_words()
+    async def remove_flow(self, key: str) -> None:
+        """As `Client.remove_flow`."""
+        if self._redis is not None:
+            await self._redis.remove_flow(key)
+        else:
+            await asyncio.to_thread(self._plain.remove_flow, key)
 
 
 async def _each(tasks: Iterable[TaskLike]) -> AsyncIterator[TaskLike]:

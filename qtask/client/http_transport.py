@@ -1,4 +1,4 @@
-"""The transport over the gateway's HTTP API: submits in batches; shows, cancels and retries tasks by id."""
+"""The transport over the gateway's HTTP API: submits in batches; shows and changes tasks by id, and flows by key."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from qtask.client import protocol
 from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
+from qtask.model.flow import Changes
+from qtask.model.flow_record import FlowRecord
 from qtask.model.record import State, TaskRecord
 from qtask.private import urllib3
 
@@ -26,10 +28,16 @@ class _Decision(msgspec.Struct):
     was: State
 
 
+class _Flows(msgspec.Struct):
+    items: list[FlowRecord]
+
+
 _Read = TypeVar("_Read")
 
 _RECORD = msgspec.json.Decoder(TaskRecord)
 _DECISION = msgspec.json.Decoder(_Decision)
+_FLOW = msgspec.json.Decoder(FlowRecord)
+_FLOWS = msgspec.json.Decoder(_Flows)
 
 
 def _gathered() -> Gathered[bytes]:
@@ -90,13 +98,13 @@ class HttpTransport:
         return gathered.answers(answers)
 
     def show(self, task_id: str) -> TaskRecord:
-        return _decoded(_RECORD, self._ask("GET", task_id))
+        return _decoded(_RECORD, self._ask("GET", _task_path(task_id)))
 
     def cancel(self, task_id: str) -> State:
-        return _decoded(_DECISION, self._ask("DELETE", task_id)).was
+        return _decoded(_DECISION, self._ask("DELETE", _task_path(task_id))).was
 
     def forget(self, task_id: str) -> State:
-        return _decoded(_DECISION, self._ask("POST", task_id, "/forget")).was
+        return _decoded(_DECISION, self._ask("POST", f"{_task_path(task_id)}/forget", b"{}")).was
 
     def retry(self, ids: Sequence[str]) -> list[str]:
         return self._each_dead(ids, "/retry")
@@ -104,36 +112,53 @@ class HttpTransport:
     def remove(self, ids: Sequence[str]) -> list[str]:
         return self._each_dead(ids, "/remove")
 
+    def flows(self, limit: int) -> list[FlowRecord]:
+        return _decoded(_FLOWS, self._ask("GET", f"/flows?limit={limit}")).items
+
+    def flow(self, key: str) -> FlowRecord:
+        return _decoded(_FLOW, self._ask("GET", _flow_path(key)))
+
+    def set_flow(self, key: str, changes: Changes) -> FlowRecord:
+        return _decoded(_FLOW, self._ask("PATCH", _flow_path(key), msgspec.json.encode(changes)))
+
+    def pause_flow(self, key: str, paused: bool) -> FlowRecord:
+        return _decoded(_FLOW, self._ask("POST", f"{_flow_path(key)}/{'pause' if paused else 'resume'}", b"{}"))
+
+    def reset_flow(self, key: str) -> FlowRecord:
+        return _decoded(_FLOW, self._ask("POST", f"{_flow_path(key)}/reset", b"{}"))
+
+    def remove_flow(self, key: str) -> None:
+        self._ask("DELETE", _flow_path(key))
+
     def _each_dead(self, ids: Sequence[str], step: str) -> list[str]:
         """Applies a step to each of these tasks; returns the ids of those that were dead."""
         taken = []
         for task_id in ids:
             try:
-                self._ask("POST", task_id, step)
+                self._ask("POST", _task_path(task_id) + step, b"{}")
             except (NotFound, WrongState):
                 continue
             taken.append(task_id)
         return taken
 
-    def _ask(self, method: str, task_id: str, step: str = "") -> bytes:
-        """The body of the answer about a task. Raises the error in the gateway's answer."""
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """The body of the answer about a task or a flow. Raises the error in the gateway's answer."""
         try:
-            path = f"/tasks/{quote(task_id, safe='')}{step}"
-            answer = self._request(method, path, b"{}" if method == "POST" else None)
+            answer = self._request(method, path, body)
         except _NotConnected as error:
             raise protocol.no_gateway(self._place, str(error)) from None
         except _Broken as error:
             raise Unavailable(f"the gateway at {self._place} does not answer: {error}") from None
-        body: bytes = answer.content
+        content: bytes = answer.content
         if answer.status_code == 200:
-            return body
-        refused = protocol.read_answer(body)
+            return content
+        refused = protocol.read_answer(content)
         if not isinstance(refused, Refused):
-            raise protocol.not_ours(body)
+            raise protocol.not_ours(content)
         if answer.status_code == 404:
             raise NotFound(refused.message)
         if answer.status_code == 409:
-            raise WrongState(msgspec.json.decode(body)["error"].get("state", ""), refused.message)
+            raise WrongState(msgspec.json.decode(content)["error"].get("state", ""), refused.message)
         if refused.code == "unavailable":
             raise Unavailable(refused.message)
         raise refused
@@ -173,6 +198,14 @@ class AsyncHttpTransport:
 
     async def _submit(self, gathered: Gathered[bytes]) -> list[Answer]:
         return await asyncio.to_thread(self._plain.submit, gathered)
+
+
+def _task_path(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _flow_path(key: str) -> str:
+    return f"/flows/{quote(key, safe='')}"
 
 
 def _no_address(url: str) -> ConfigError:

@@ -8,9 +8,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import UNSET
 
 from qtask.model.accepted import Accepted as Accepted  # exported: clients and their users take it from here
 from qtask.model.errors import ConfigError, QTaskError, Refused, Unavailable
+from qtask.model.flow import Changes
+from qtask.model.flow_changes import changes_of
 from qtask.model.mask import Mask, mask_of
 from qtask.model.redis_address import without_password
 from qtask.model.task import Task
@@ -115,6 +118,12 @@ def _answer_of(answer: _Answer) -> Answer:
     if code in _CONNECTION_CODES:
         raise Unavailable(message)
     return Refused(code, answer.error.get("field", ""), message)
+
+
+def changes(*values: object) -> Changes:
+    """Changes to a flow from the arguments of `set_flow`, in their order. Raises `Refused`."""
+    given = dict(zip(Changes.__struct_fields__, values, strict=True))
+    return changes_of({name: value for name, value in given.items() if value is not UNSET})
 
 
 def accepted(answer: Answer) -> Accepted:

@@ -18,9 +18,11 @@ from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_asy
 from qtask.client.protocol import Accepted, Answer, TaskLike
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import Unavailable
+from qtask.model.flow import Changes
+from qtask.model.flow_record import FlowRecord
 from qtask.model.record import State, TaskRecord
 from qtask.model.validation import Checked
-from qtask.store import tasks
+from qtask.store import flow_records, tasks
 from qtask.store.connect import connect, connect_async, read_again, read_again_async, reason_of
 from qtask.store.nodes import Nodes
 from qtask.store.submit import Batch, Place, Submission, submit
@@ -102,6 +104,30 @@ class RedisTransport:
         with self._asking() as redis:
             return tasks.remove_dead(redis, ids)
 
+    def flows(self, limit: int) -> list[FlowRecord]:
+        with self._asking() as redis:
+            return read_again(lambda: flow_records.busiest_flows(redis, limit))
+
+    def flow(self, key: str) -> FlowRecord:
+        with self._asking() as redis:
+            return read_again(lambda: flow_records.show_flow(redis, key))
+
+    def set_flow(self, key: str, changes: Changes) -> FlowRecord:
+        with self._asking() as redis:
+            return flow_records.set_flow(redis, key, changes)
+
+    def pause_flow(self, key: str, paused: bool) -> FlowRecord:
+        with self._asking() as redis:
+            return flow_records.pause_flow(redis, key, paused)
+
+    def reset_flow(self, key: str) -> FlowRecord:
+        with self._asking() as redis:
+            return flow_records.reset_flow(redis, key)
+
+    def remove_flow(self, key: str) -> None:
+        with self._asking() as redis:
+            flow_records.remove_flow(redis, key)
+
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
         return submit_gathered(tasks, _gathered, self._commit)
 
@@ -164,6 +190,24 @@ class AsyncRedisTransport:
 
     async def remove(self, ids: Sequence[str]) -> Sequence[str]:
         return await self._ask(lambda redis: tasks.remove_dead.run_async(redis, ids))
+
+    async def flows(self, limit: int) -> list[FlowRecord]:
+        return await self._look(lambda redis: flow_records.busiest_flows.run_async(redis, limit))
+
+    async def flow(self, key: str) -> FlowRecord:
+        return await self._look(lambda redis: flow_records.show_flow.run_async(redis, key))
+
+    async def set_flow(self, key: str, changes: Changes) -> FlowRecord:
+        return await self._ask(lambda redis: flow_records.set_flow.run_async(redis, key, changes))
+
+    async def pause_flow(self, key: str, paused: bool) -> FlowRecord:
+        return await self._ask(lambda redis: flow_records.pause_flow.run_async(redis, key, paused))
+
+    async def reset_flow(self, key: str) -> FlowRecord:
+        return await self._ask(lambda redis: flow_records.reset_flow.run_async(redis, key))
+
+    async def remove_flow(self, key: str) -> None:
+        await self._ask(lambda redis: flow_records.remove_flow.run_async(redis, key))
 
     async def _look(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
         """Carries out a query that changes nothing; again if its connection broke."""

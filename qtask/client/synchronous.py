@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import UNSET, UnsetType
 
 from qtask.client import protocol
 from qtask.client.protocol import Accepted, Answer, TaskLike
@@ -15,6 +17,7 @@ from qtask.model.errors import Unavailable
 if TYPE_CHECKING:
     from qtask.client.http_transport import HttpTransport
     from qtask.client.redis_transport import RedisTransport
+    from qtask.model.flow_record import FlowRecord
     from qtask.model.record import State, TaskRecord
 
 
@@ -134,13 +137,71 @@ class Client(Shorthands[Accepted]):
         """Removes dead letters (`redis://` or `http://`), which frees their ids; returns the ids that were dead."""
         return self._by_id().remove(ids)
 
+    @known_words()
+    def flows(self, limit: int = 50) -> Sequence[FlowRecord]:
+        """The flows with the most waiting tasks, these first (`redis://` or `http://`). Raises `Unavailable`.
+
+        Args:
+            limit: most flows, from 1 to 1,000.
+        """
+        return self._by_id().flows(limit)
+
+    @known_words()
+    def flow(self, key: str) -> FlowRecord:
+        """The flow with this key (`redis://` or `http://`). Raises `NotFound` for one without state, `Unavailable`."""
+        return self._by_id().flow(key)
+
+    @known_words()
+    def set_flow(
+        self,
+        key: str,
+        *,
+        parallel: int | Literal["auto"] | UnsetType | None = UNSET,
+        rate: float | UnsetType | None = UNSET,
+        per: float | UnsetType | None = UNSET,
+        burst: int | UnsetType | None = UNSET,
+        ordered: bool | UnsetType | None = UNSET,
+    ) -> FlowRecord:
+        """Sets limits of a flow (`redis://` or `http://`), and returns it.
+
+        Those that are left out stay as they are, and None removes one. A new rate does not keep the span and the burst
+        of the old one. docs/flows.md explains the limits. Raises `Refused` or `Unavailable`.
+        """
+        return self._by_id().set_flow(key, protocol.changes(parallel, rate, per, burst, ordered))
+
+    @known_words()
+    def pause_flow(self, key: str) -> FlowRecord:
+        """Pauses a flow (`redis://` or `http://`): none of its deliveries begins. Raises `Refused` or `Unavailable`."""
+        return self._by_id().pause_flow(key, True)
+
+    @known_words()
+    def resume_flow(self, key: str) -> FlowRecord:
+        """Resumes a flow that was paused (`redis://` or `http://`). Raises `NotFound` or `Unavailable`."""
+        return self._by_id().pause_flow(key, False)
+
+    @known_words()
+    def reset_flow(self, key: str) -> FlowRecord:
+        """Ends the rest of a flow, and closes its circuit breaker (`redis://` or `http://`).
+
+        Raises `NotFound` or `Unavailable`.
+        """
+        return self._by_id().reset_flow(key)
+
+    @known_words()
+    def remove_flow(self, key: str) -> None:
+        """Removes the limits, the pause and the rest of a flow (`redis://` or `http://`); its tasks are delivered.
+
+        Raises `NotFound` or `Unavailable`.
+        """
+        self._by_id().remove_flow(key)
+
     def _need_redis(self) -> RedisTransport:
         if self._redis is None:
             raise protocol.only_with("a redis:// address", self.url)
         return self._redis
 
     def _by_id(self) -> RedisTransport | HttpTransport:
-        """The transport for calls about one task; the socket does not support them."""
+        """The transport for calls about one task or flow; the socket does not support them."""
         transport = self._redis or self._http
         if transport is None:
             raise protocol.only_with(

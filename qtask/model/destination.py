@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
         timeout: seconds that one delivery may take.
         retry: how failed deliveries are retried; see docs/retries.md.
         expires: seconds or a `timedelta` after due, after which no delivery begins.
+        flow: the flow of the task: its key, or an object with limits as in `settings.flow`.
         id: idempotency key: a second task with the same id changes nothing and gets the answer of the first.
     """
 
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
     timeout: float | None
     retry: Mapping[str, Any] | None
     expires: Delay | str | None
+    flow: str | Mapping[str, Any] | None
     id: str | None
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from qtask.model.errors import Refused
 
@@ -54,6 +54,25 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
         if self.rate is UNSET:
             return 0.0
         return (1.0 if self.per is UNSET else self.per) / self.rate
+
+
+class Changes(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Changes to the limits of a flow: those that are left out stay, and None removes one. See `Limits`."""
+
+    parallel: int | Literal["auto"] | UnsetType | None = UNSET
+    rate: float | UnsetType | None = UNSET
+    per: float | UnsetType | None = UNSET
+    burst: int | UnsetType | None = UNSET
+    ordered: bool | UnsetType | None = UNSET
+
+
+def changed(limits: Limits, changes: Limits | Changes) -> Limits:
+    """The limits after some changes. A new rate does not keep the span and the burst of the old one."""
+    fields = structs.asdict(limits)
+    if changes.rate is not UNSET:
+        fields |= {"per": UNSET, "burst": UNSET}
+    fields |= {name: value for name, value in structs.asdict(changes).items() if value is not UNSET}
+    return Limits(**{name: UNSET if value is None else value for name, value in fields.items()})
 
 
 class Flow(Limits, frozen=True):

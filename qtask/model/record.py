@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from qtask.model.flow_record import Wait
 from qtask.model.outcome import Outcome
 
-State = Literal["scheduled", "queued", "started", "delivered", "dead"]
+State = Literal["scheduled", "waiting", "queued", "started", "delivered", "dead"]
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -29,6 +30,7 @@ class TaskRecord:
         title, type, link: of the dict.
         task: the dict.
         outcomes: the outcomes of its deliveries, oldest first.
+        waits_for: what it waits for in its flow, while its state is `waiting`; only for a task that is shown by its id.
     """
 
     id: str
@@ -43,3 +45,4 @@ class TaskRecord:
     link: str
     task: dict[str, Any] | None
     outcomes: list[Outcome] = field(default_factory=list)
+    waits_for: Wait | None = None

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from qtask.model.errors import Refused
+from qtask.model.flow import Flow
 from qtask.model.retry import CAUSES, Retry
 from qtask.model.task import MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
 from qtask.private import msgspec_messages as says
@@ -51,6 +52,7 @@ _KEYS_OF = {
     "address": ("type", "link"),
     "settings": Settings.__struct_fields__,
     "settings.retry": Retry.__struct_fields__,
+    "settings.flow": Flow.__struct_fields__,
 }
 _HINTS = {  # the destinations have those for addresses and data
     "title": "; the name of the task",
@@ -63,12 +65,18 @@ _HINTS = {  # the destinations have those for addresses and data
     "settings.retry.backoff": "; exponential, linear, fixed, or a list of seconds",
     "settings.retry.on": f"; a list of statuses and of {', '.join(CAUSES)}",
     "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
+    "settings.flow": '; a key, or an object such as {"key": …, "parallel": …, "rate": …}',
+    "settings.flow.parallel": '; a whole number, or "auto"',
     "settings.id": "; text of your choosing",
 }
 
 
 def refusal_of_text(
-    error: Exception, raw: bytes, wanted: str = "object", hints: Mapping[str, str] | None = None
+    error: Exception,
+    raw: bytes,
+    wanted: str = "object",
+    hints: Mapping[str, str] | None = None,
+    keys: tuple[str, ...] = (),
 ) -> Refused:
     """The refusal for a text that could not be parsed.
 
@@ -77,6 +85,7 @@ def refusal_of_text(
         raw: the text.
         wanted: what is expected; the message puts it after "one JSON".
         hints: path of a field to the text that is added to the message about it.
+        keys: those of the object, if it is not a task.
     """
     if (refused := refusal_of_form(raw)) is not None:
         return refused
@@ -86,7 +95,7 @@ def refusal_of_text(
     if isinstance(error, RecursionError):
         return too_deep()
     if isinstance(error, msgspec.ValidationError):
-        return _invalid(str(error), "", hints or {})
+        return _invalid(str(error), "", hints or {}, keys)
     words = _what_is_malformed(raw) or str(error)
     if not raw.strip():
         return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
@@ -196,10 +205,11 @@ def _invalid(
     if match := says.UNKNOWN.fullmatch(words):
         place = _path(base, match["path"], name)
         known = ", ".join(keys or _KEYS_OF.get(place, ()))
+        shown = place or ("this object" if keys else "a task")
         return Refused(
             "unknown_field",
             _path(base, match["path"], name, match["key"][:60]),
-            f"{match['key'][:60]!r} is not a key of {place or 'a task'}; its keys are: {known}",
+            f"{match['key'][:60]!r} is not a key of {shown}; its keys are: {known}",
         )
     if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)

@@ -68,10 +68,11 @@ def print_task(record: TaskRecord) -> None:
         ("next attempt", "" if record.retry_at is None else format_instant(record.retry_at)),
         ("type", record.type),
         ("link", record.link),
+        ("waits for", "" if record.waits_for is None else record.waits_for.words),
         ("deliveries", str(record.attempts)),
         ("dict", msgspec.json.encode(record.task).decode()),
     ):
-        if value or name != "next attempt":
+        if value or name not in ("next attempt", "waits for"):
             table.add_row(name, plain(value))
     _print(table)
     if record.outcomes:
@@ -89,30 +90,74 @@ def print_task(record: TaskRecord) -> None:
         _print(outcomes)
 
 
-def print_flows(records: Sequence[FlowRecord]) -> None:
-    """Prints flows: their limits, how many tasks wait, and why."""
+def print_flows(records: Sequence[FlowRecord], total: int) -> None:
+    """Prints flows: how many tasks wait and for how long, why, and the limits where the terminal has room for them.
+
+    Args:
+        records: the flows to show.
+        total: how many there are.
+    """
     if not records:
         _print("no flow has limits, a pause, a rest or waiting tasks")
         return
-    table = _table("flow", "state", "until", "waiting", "in flight", "oldest due", "limits", whole=("state", "until"))
+    narrow = _console().width < _NARROW
+    whole = ("state", "waiting", "oldest", "until")
+    table = _table("flow", *whole, *(() if narrow else ("in flight", "rate used", "limits")), whole=whole)
     for record in records:
+        oldest = "" if record.oldest_seconds is None else format_duration(record.oldest_seconds)
         until = "" if record.until is None else format_second(record.until)
-        oldest = "" if record.oldest_due is None else format_second(record.oldest_due)
-        counts = (str(record.waiting), str(record.in_flight))
-        table.add_row(plain(record.key), record.state, until, *counts, oldest, _limits(record))
+        more = () if narrow else (str(record.in_flight), _rate_used(record), ", ".join(_limits(record)))
+        table.add_row(plain(record.key), record.state_words, str(record.waiting), oldest, until, *more)
+    _print(table)
+    if total > len(records):
+        _print(f"{len(records)} of {total} flows, those with the most waiting tasks")
+
+
+def print_flow(record: FlowRecord) -> None:
+    """Prints one flow."""
+    table = _table("", "")
+    table.show_header = False
+    oldest = record.oldest_due
+    rows = (
+        ("flow", plain(record.key)),
+        ("state", record.state_words),
+        ("why", record.why),
+        ("since", "" if record.since is None else format_instant(record.since)),
+        ("next probe" if record.breaker == "open" else "rests until", _instant(record.until)),
+        ("circuit breaker", record.breaker),
+        ("limits", ", ".join(_limits(record)) or "none"),
+        ("waiting", str(record.waiting)),
+        ("oldest", "" if oldest is None else f"{format_duration(record.oldest_seconds)}, due {format_instant(oldest)}"),
+        ("queued", str(record.queued)),
+        ("in flight", str(record.in_flight)),
+        ("rate used", _rate_used(record)),
+        ("next by rate", _instant(record.next_token)),
+    )
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
     _print(table)
 
 
-def _limits(record: FlowRecord) -> str:
-    """The limits of a flow in a few words."""
+def _instant(seconds: float | None) -> str:
+    return "" if seconds is None else format_instant(seconds)
+
+
+def _rate_used(record: FlowRecord) -> str:
+    """How much of its rate a flow has used in the last span; empty without a rate."""
+    return "" if record.rate is None else f"{record.begun} of {record.rate:g} in {record.per:g} s"
+
+
+def _limits(record: FlowRecord) -> list[str]:
+    """The limits of a flow, each in a few words."""
     words = [f"parallel {record.parallel}"] if record.parallel is not None else []
     if record.rate is not None:
-        words.append(f"{record.rate:g} in {record.per:g} s, burst {record.burst}")
+        words.append(f"rate {record.rate:g} in {record.per:g} s, burst {record.burst}")
     if record.ordered:
         words.append("ordered")
     if record.share is not None and record.parallel is None:
         words.append(f"slow: at most {record.share} in flight")
-    return ", ".join(words)
+    return words
 
 
 def print_stats(types: Sequence[TypeSummary], counts: dict[State, int]) -> None:

@@ -13,10 +13,11 @@
 -- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same:
 -- `burst` + n deliveries take at least n spacings less the slack, so rate + burst of them take more than the span, by
 -- as much as the slack.
+-- `begun` and `begun_before` count the deliveries that began in the current span of `per` seconds and in the one before it,
+-- to show how much of the rate is used; `window` is the number of the current span.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
 local flow_states, known_queues = {}, {}
-local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
 local TRIPS_KEEP_SECONDS = 600 -- for which an open circuit breaker is remembered while its flow has no tasks
@@ -56,7 +57,10 @@ local function flow_of(name)
   }
   if fields.rate then
     local per = tonumber(fields.per) or 1
-    local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
+    local slack = math.min(RATE_SLACK * per, RATE_SLACK_SECONDS)
+    flow.per = per
+    flow.window, flow.begun = tonumber(fields.window), tonumber(fields.begun) or 0
+    flow.begun_before = tonumber(fields.begun_before) or 0
     flow.spacing = per / tonumber(fields.rate) * (1 + 2 * slack / per)
     flow.slack = ((tonumber(fields.burst) or 1) - 1) * flow.spacing + slack
   end
@@ -89,7 +93,7 @@ local function is_closed(flow, id, now)
   return flow.paused or flow.rest > now or (flow.trips > 0 and flow.probe ~= id)
 end
 
--- Whether the delivery of a task may begin now; takes the token of a rate.
+-- Whether the delivery of a task may begin now; takes the token of a rate. `admit` must follow.
 local function take_token(flow, id, now)
   if is_closed(flow, id, now) then
     return false
@@ -99,7 +103,13 @@ local function take_token(flow, id, now)
       return false
     end
     flow.tat = math.max(flow.tat, now) + flow.spacing
-    redis.call('HSET', FLOW_PREFIX .. flow.name, 'tat', string.format('%.6f', flow.tat))
+    local window = math.floor(now / flow.per)
+    if window ~= flow.window then
+      flow.begun_before = window - 1 == flow.window and flow.begun or 0
+      flow.window, flow.begun = window, 0
+    end
+    flow.begun = flow.begun + 1
+    flow.has_new_tokens = true -- `admit` stores them
   end
   return true
 end
@@ -256,6 +266,11 @@ end
 -- the next look.
 local function admit(flow, now, held, looks)
   take_slots(flow)
+  if flow.has_new_tokens then
+    flow.has_new_tokens = false
+    redis.call('HSET', FLOW_PREFIX .. flow.name, 'tat', string.format('%.6f', flow.tat), 'window', flow.window, 'begun',
+      flow.begun, 'begun_before', flow.begun_before)
+  end
   local left = redis.call('ZCARD', flow.waiting)
   local begins_to_wait = left == 0 and #flow.joining > 0
   if #flow.joining > 0 then

@@ -9,13 +9,14 @@ import msgspec
 from msgspec import UNSET
 
 from qtask.destinations.registry import flow_name_of
-from qtask.model.flow import Limits
+from qtask.model.flow import Changes, Limits
 from qtask.model.task import Task
 from qtask.store import keys
 from qtask.store.scripts import Call, Script
 
 _LIMITS = ("parallel", "rate", "per", "burst", "ordered")
 _REST = ("rest", "since", "why", "trips", "probe")
+_COUNTS = ("share", "tat", "window", "begun", "begun_before")
 
 
 class Extra(msgspec.Struct, omit_defaults=True):
@@ -51,13 +52,13 @@ def fields_of(task: Task, rank: str | None) -> tuple[bytes, bytes]:
     return Extra(name, rank or "").encode(), limits
 
 
-def limit_fields(limits: Limits) -> bytes:
-    """The fields of a flow that limits set, as JSON; empty where they set none."""
+def limit_fields(limits: Limits | Changes) -> bytes:
+    """The fields of a flow that limits set, as JSON, where "" removes a field; empty where they set none."""
     fields: dict[str, Any] = {}
     for name in _LIMITS:
         value = getattr(limits, name)
         if value is not UNSET:
-            fields[name] = {True: "1", False: ""}[value] if isinstance(value, bool) else value
+            fields[name] = "" if value is None or value is False else "1" if value is True else value
     if limits.rate is not UNSET:  # a new rate does not keep the span and the burst of the old one
         fields = {"per": "", "burst": "", **fields}
     return msgspec.json.encode(fields) if fields else b""
@@ -74,39 +75,45 @@ class SetFlowArguments(NamedTuple):
 
     flow_name: str
     limits: bytes
+    forget_outcomes: str
 
 
 SET_FLOW = Script("set_flow", SetFlowKeys, SetFlowArguments)
 
 
-def set_limits(name: str, limits: Limits) -> Call:
+def set_limits(name: str, limits: Limits | Changes) -> Call:
     """Sets limits of a flow; those that are left out stay as they are."""
-    return SET_FLOW.call(SetFlowKeys(keys.FLOWS), SetFlowArguments(name, limit_fields(limits) or b"{}"))
+    return _set(name, limit_fields(limits) or b"{}")
 
 
 def replace_limits(name: str, limits: Limits) -> Call:
     """Sets the limits of a flow, and removes those that are left out."""
     fields = msgspec.json.decode(limit_fields(limits) or b"{}")
-    return _set(name, {**dict.fromkeys(_LIMITS, ""), **fields})
+    return _set(name, msgspec.json.encode({**dict.fromkeys(_LIMITS, ""), **fields}))
 
 
 def pause(name: str, paused: bool) -> Call:
     """Pauses or resumes a flow."""
-    return _set(name, {"paused": "1" if paused else ""})
+    return _set(name, msgspec.json.encode({"paused": "1" if paused else ""}))
 
 
 def reset(name: str) -> Call:
-    """Ends the rest of a flow and closes its circuit breaker."""
-    return _set(name, dict.fromkeys(_REST, ""))
+    """Ends the rest of a flow and closes its circuit breaker, which begins to count anew."""
+    return _set(name, _without(*_REST), forget_outcomes=True)
 
 
 def remove(name: str) -> Call:
     """Removes the limits, the pause and the rest of a flow."""
-    return _set(name, dict.fromkeys((*_LIMITS, *_REST, "paused", "share", "tat"), ""))
+    return _set(name, _without(*_LIMITS, *_REST, *_COUNTS, "paused"), forget_outcomes=True)
 
 
-def _set(name: str, fields: dict[str, str]) -> Call:
-    return SET_FLOW.call(SetFlowKeys(keys.FLOWS), SetFlowArguments(name, msgspec.json.encode(fields)))
+def _without(*fields: str) -> bytes:
+    return msgspec.json.encode(dict.fromkeys(fields, ""))
+
+
+def _set(name: str, fields: bytes, forget_outcomes: bool = False) -> Call:
+    arguments = SetFlowArguments(name, fields, "1" if forget_outcomes else "")
+    return SET_FLOW.call(SetFlowKeys(flows=keys.FLOWS), arguments)
 
 
 class ParkKeys(NamedTuple):

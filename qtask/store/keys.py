@@ -50,6 +50,10 @@ GRAPHS = "qtask:graphs"  # sorted set: ids of the pictures by when they were dra
 # whose score has passed, but that is up to QTask.
 FOREVER_SECONDS = 3_155_760_000  # a hundred years
 
+# A claim may come so much before the instant of its rate, as a share of the span; see flows.lua.
+RATE_SLACK = 0.01
+RATE_SLACK_SECONDS = 0.05  # at most
+
 GRAPH_SECONDS = 86_400
 GRAPHS_KEEP = 300  # of up to 200 kB each: 60 MB of the 1 GiB that Redis has in compose
 INBOX_REPLY_SECONDS = 60  # for which the answer to an entry of the inbox is kept

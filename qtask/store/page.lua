@@ -8,7 +8,8 @@
 --   SCORE       last score of the page before, '' for the first page
 --   MEMBER      last member of the page before, '' for the first page
 --   UNTIL       the highest score to be found, '' for no bound
---   QUEUE_NAME  finds only the jobs of this queue, '' for all members
+--   QUEUE_NAME  finds only the jobs of this queue, '' for all members. The id of a job is what follows the last colon of a
+--               member
 --   LOOK        most members to check
 --   LIMIT       most members to find
 --
@@ -82,7 +83,7 @@ for i = 1, #members / 2 do
   end
   looked_at = i
   last_score, last_member = score, member
-  if QUEUE_NAME == '' or call('HGET', JOB_PREFIX .. member, 'origin') == QUEUE_NAME then
+  if QUEUE_NAME == '' or call('HGET', JOB_PREFIX .. string.match(member, '[^:]*$'), 'origin') == QUEUE_NAME then
     found[#found + 1] = member
   end
 end

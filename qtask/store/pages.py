@@ -56,6 +56,8 @@ class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
         until: the highest score to be found there.
         index: how many ids came before, in a list.
         last: the last of these, the newest first.
+        scan: Redis's cursor over the flows, in a list of waiting tasks; `0` after the last of them.
+        flows: the flows that come before that cursor and were not read to their end; the position is in the first one.
     """
 
     order: str
@@ -65,6 +67,8 @@ class Cursor(Struct, array_like=True, forbid_unknown_fields=True):
     until: str = ""
     index: int = 0
     last: list[Read] = []
+    scan: str = ""
+    flows: list[str] = []
 
 
 def encode_cursor(cursor: Cursor) -> str:

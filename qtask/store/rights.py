@@ -48,7 +48,7 @@ _CONNECTING = (
 )
 _LOOKING = (
     *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
-    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZSCAN", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN"),
+    *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANK", "ZSCAN", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN"),
     "XREVRANGE",
 )
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
@@ -91,7 +91,7 @@ class Rights:
 _JOB, _RESULTS = keys.job("qtask-probe"), keys.results("qtask-probe")
 _QUEUE, _STARTED = keys.queue("qtask"), keys.started("qtask")
 _FINISHED, _FAILED = keys.finished("qtask"), keys.failed("qtask")
-_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED)
+_TASKS = (_JOB, _RESULTS, keys.SCHEDULE, keys.QUEUES, keys.LEDGER, _QUEUE, _STARTED, _FINISHED, _FAILED, keys.FLOWS)
 _SUBMITTING = (_JOB, keys.SCHEDULE, keys.NODES, keys.node(0), keys.LEDGER, keys.ID_PREFIX + "qtask-probe")
 _STATISTICS = (keys.COUNTERS, keys.stats("http"))
 _FLOWS = (
@@ -102,7 +102,8 @@ _FLOWS = (
 RIGHTS: dict[Role, Rights] = {
     "gateway": Rights(
         direct=(
-            *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET", "ZSCAN", "ZCARD", "ZRANGE"),
+            *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
+            *("ZCARD", "ZCOUNT", "ZRANGE", "ZRANK", "ZSCAN"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
         scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),

@@ -1,4 +1,6 @@
--- Sets and removes limits of a flow, pauses and resumes it.
+-- Sets and removes limits of a flow, pauses and resumes it, and ends its rest. Tasks that may begin after that are admitted.
+-- A flow that has no limits, pause, rest or tasks after that leaves no key behind.
+-- Needs flows.lua.
 -- Needs note_destination.lua.
 -- Needs set_limits.lua.
 --
@@ -6,8 +8,17 @@
 --   FLOWS  flows by the instant of the next look (sorted set; see flows.lua)
 -- ARGV (SetFlowArguments)
 --   FLOW_NAME
---   LIMITS     its fields as a JSON object, where '' removes a field
+--   LIMITS           its fields as a JSON object, where '' removes a field
+--   FORGET_OUTCOMES  '1' to forget the outcomes that its circuit breaker counts, else ''
 --
 -- Returns nothing.
 local time = redis.call('TIME')
-set_limits(FLOW_NAME, LIMITS, time[1] + time[2] / 1000000, true)
+local now = time[1] + time[2] / 1000000
+local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+set_limits(FLOW_NAME, LIMITS, now, true)
+if FORGET_OUTCOMES == '1' then
+  redis.call('UNLINK', HEALTH_PREFIX .. FLOW_NAME)
+end
+local held = {}
+wake_for(admit(flow_of(FLOW_NAME), now, held), before)
+count_held(held)

@@ -22,7 +22,7 @@ from qtask.store.queries import Steps, commands
 _STATE_OF_STATUS: dict[str, State] = {
     "scheduled": "scheduled",
     "queued": "queued",
-    "deferred": "queued",
+    "deferred": "waiting",
     "started": "started",
     "finished": "delivered",
     "failed": "dead",

@@ -7,7 +7,7 @@ redis.asyncio.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from redis import Redis
@@ -23,6 +23,7 @@ from qtask.store.pages import LIMIT, Cursor, Page, Place, decode_cursor, queue_p
 from qtask.store.queries import Steps, commands, query
 from qtask.store.scripts import Call, NoArguments, NoKeys, Script
 from qtask.store.task_records import masked, read_records, state_of
+from qtask.store.waiting import wait_of, waiting_page
 
 BATCH = 500  # tasks that one script retries or removes, and that are searched at once
 _OLDEST_DEAD = "dead, oldest first"  # the order of `find_dead`, as its cursors name it
@@ -39,7 +40,14 @@ def show(task_id: str, mask: Mask = _MASK) -> Steps[TaskRecord]:
         task_id: its id.
         mask: which headers and query parameters are credentials.
     """
-    (record,) = yield from read_records([stored_id(task_id)])
+    stored = stored_id(task_id)
+    (record,) = yield from read_records([stored])
+    if record is not None and record.state == "waiting":
+        waits_for = yield from wait_of(stored)
+        if waits_for is None:  # it has begun meanwhile
+            (record,) = yield from read_records([stored])
+        elif record is not None:
+            record = replace(record, waits_for=waits_for)
     if record is None:
         raise _not_found(task_id)
     return masked(record, mask)
@@ -54,6 +62,8 @@ def list_page(
     queue: str, state: State, limit: int = 50, cursor: str = "", mask: Mask = _MASK
 ) -> Steps[Page[TaskRecord]]:
     """A page of the tasks of a queue in one state: tasks due next come first; of those that have ended, the newest.
+
+    Waiting tasks are listed flow by flow, those of one flow in the order in which they begin.
 
     Args:
         queue: its name.
@@ -100,6 +110,8 @@ def list_pages(
 def _ids_of(queue: str, state: State, limit: int, cursor: Cursor) -> Steps[Page[str]]:
     if state == "queued":
         return (yield from queue_page(keys.queue(queue), cursor, limit))
+    if state == "waiting":
+        return (yield from waiting_page(cursor, limit))
     page = yield from sorted_page(_place_of(queue, state), cursor, limit)
     if state == "started":
         return Page([member.partition(":")[0] for member in page.items], page.cursor)
@@ -122,9 +134,9 @@ def _place_of(queue: str, state: State) -> Place:
 def count_tasks(queue: str) -> Steps[dict[State, int]]:
     """How many tasks of a queue are in each state.
 
-    The schedule holds the tasks of all queues. The number for this queue follows from the ledger, if that balances. If
-    it does not (other programs have put jobs into the schedule, or have deleted tasks), the whole schedule is read, in
-    pages, which takes about a second for a million tasks.
+    The ledger counts the tasks that wait in flows. The schedule holds the tasks of all queues; the number for this
+    queue follows from the ledger, if that balances. If it does not (other programs have put jobs into the schedule, or
+    have deleted tasks), the whole schedule is read, in pages, which takes about a second for a million tasks.
     """
     others = yield commands(
         ("LLEN", keys.queue(queue)),
@@ -143,7 +155,8 @@ def count_tasks(queue: str) -> Steps[dict[State, int]]:
             if not page.cursor:
                 break
             cursor = decode_cursor(page.cursor, "scheduled", queue)
-    return dict(zip(STATES, [scheduled, *others], strict=True))
+    waiting = max(0, figures.ledger.get("held", {}).get(queue, 0))
+    return dict(zip(STATES, [scheduled, waiting, *others], strict=True))
 
 
 # --- finding dead letters ------------------------------------------------------------------------------------------

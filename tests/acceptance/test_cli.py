@@ -20,6 +20,7 @@ import pytest
 from redis import Redis
 
 from qtask.client import Client
+from qtask.model.record import STATES
 from qtask.model.timing import format_instant, format_second
 from qtask.store import keys
 from qtask.version import VERSION
@@ -79,7 +80,7 @@ def test_help_lists_every_command_and_version_is_shown() -> None:
     told = [line.split()[0] for line in commands.splitlines() if line]
     processes, others = (
         ["up", "gateway", "scheduler", "worker"],
-        ["send", "list", "show", "cancel", "forget", "retry", "remove"],
+        ["send", "list", "show", "cancel", "forget", "retry", "remove", "flow"],
     )
     assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "audit", "health"]
     assert "..." not in commands, "no description is cut off"
@@ -429,9 +430,8 @@ def test_list_shows_each_state(installation: Installation, receiver: Receiver) -
     table = ran(installation, "list", "--state", "dead")
     assert table.splitlines()[0].split() == ["id", "state", "due", "type", "link", "title", "last", "outcome"]
     assert "failed: connect" in next(line for line in table.splitlines() if line.startswith(dead))
-    assert (
-        ran(installation, "list", "--state", "started").splitlines()[-1].startswith("3 scheduled, 0 queued, 0 started")
-    )
+    counts = ran(installation, "list", "--state", "started").splitlines()[-1]
+    assert counts.startswith("3 scheduled, 0 waiting, 0 queued, 0 started")
 
     out = ran(installation, "cancel", *waiting[:2])
     assert out == f"{waiting[0]} cancelled; it was scheduled\n{waiting[1]} cancelled; it was scheduled\n"
@@ -585,7 +585,7 @@ def test_stats_show_lateness_and_duration(installation: Installation, receiver: 
     (http_type,) = [one for one in document["types"] if one["type"] == "http"]
     assert http_type["totals"]["delivered"] >= 1
     assert 0 <= http_type["lateness"]["p50"] <= http_type["lateness"]["largest"]
-    assert set(document["tasks"]) == {"scheduled", "queued", "started", "delivered", "dead"}
+    assert set(document["tasks"]) == set(STATES)
 
 
 def test_stats_without_deliveries(redis: Redis, redis_server: RedisServer) -> None:
@@ -716,7 +716,7 @@ def test_settings_file_is_found_in_the_working_directory(
         (["gateway", "--port", "x"], "'x' is not a valid integer"),
         (
             ["list", "--state", "lost"],
-            "'lost' is not one of 'scheduled', 'queued', 'started', 'delivered', 'dead', 'all'",
+            "'lost' is not one of 'scheduled', 'waiting', 'queued', 'started', 'delivered', 'dead', 'all'",
         ),
         (["list", "--limit", "0"], "0 is not in the range"),
         (["cancel"], "Missing argument"),

@@ -107,6 +107,7 @@ def test_every_block_is_in_one_of_these_tests() -> None:
         "task = client.show",
         "5124",
         "find_dead",
+        "client.set_flow",
         "except",
     ]
     assert [block_with(words) for words in told] == BLOCKS
@@ -176,6 +177,11 @@ def test_dead_letters(reader: Reader, redis_server: RedisServer) -> None:
         until(lambda: {charge, invoice} <= set(client.find_dead()), what="both to be dead")
         assert reader.run(block_with("find_dead")) == [f"again: ['{charge}']", f"removed: ['{invoice}']"]
         until(lambda: client.find_dead(link="/charge", error=503) == [charge], what="it to be dead once more")
+
+
+def test_flows(reader: Reader) -> None:
+    assert reader.run(block_with("client.set_flow")) == ["paused", "partner-api None 10.0"]
+    arrived(reader, "/partner")
 
 
 def test_errors(reader: Reader) -> None:

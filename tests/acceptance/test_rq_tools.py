@@ -28,6 +28,7 @@ from qtask.client.protocol import Accepted
 from qtask.model.ids import IdSource
 from qtask.observe import stats
 from qtask.store import keys, tasks
+from qtask.store.flow_records import pause_flow
 from qtask.store.rq_job import TaskJob
 from tests.support.live import Live, children
 from tests.support.receiver import Exchange, Gate, Receiver
@@ -41,7 +42,9 @@ def rq_queue(live: Live, name: str) -> Queue:
     return Queue(name, connection=live.redis, serializer=JSONSerializer, job_class=TaskJob)
 
 
-def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, attempts: int = 5) -> list[str]:
+def send(
+    live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, attempts: int = 5, **settings: Any
+) -> list[str]:
     address = {"type": "http", "link": url}
     with live.client(queue) as client:
         return [
@@ -49,7 +52,7 @@ def send(live: Live, queue: str, url: str, count: int = 1, delay: float = 0.0, a
                 {
                     "title": f"number {number}",
                     "address": address,
-                    "settings": {"time": delay * number / count, "retry": {"attempts": attempts}},
+                    "settings": {"time": delay * number / count, "retry": {"attempts": attempts}, **settings},
                 }
             ).id
             for number in range(count)
@@ -124,6 +127,7 @@ def test_stock_rq_worker_next_to_ours_neither_fails_nor_duplicates_tasks(live: L
         live.ended(shared)
         assert tasks.count_tasks(live.redis, queue) | {"scheduled": 0} == {
             "scheduled": 0,
+            "waiting": 0,
             "queued": 0,
             "started": 10,
             "delivered": 60,
@@ -297,6 +301,30 @@ def test_rq_dashboard_lists_queues_and_jobs_and_shows_one(live: Live, queue: str
     job = get(f"data/job/{waiting}.json")
     assert (job["id"], job["origin"], job["status"]) == (waiting, queue, "queued")
     assert "qtask.do" in job["description"] and "/hook" in job["description"]
+
+
+def test_rq_tools_show_a_waiting_task_as_deferred(live: Live, queue: str) -> None:
+    """RQ has no list of the tasks that wait in flows; it knows their jobs, and does not touch them."""
+    flow = f"flow of {queue}"
+    port = free_port()
+    live.program("rq-dashboard", "-j", "--show-full-args", "-u", live.server.url, "-b", "127.0.0.1", "-p", str(port))
+    pause_flow(live.redis, flow)
+    with Receiver() as receiver:
+        (task_id,) = send(live, queue, receiver.url, flow=flow)
+        until(lambda: tasks.show(live.redis, task_id).state == "waiting")
+        assert TaskJob.fetch(task_id, connection=live.redis).get_status() == JobStatus.DEFERRED
+        shown = live.command("rq", "info", "-u", live.server.url)
+        assert not [line for line in shown.splitlines() if line.startswith(f"{queue} ")], "the queue has no tasks"
+        until(lambda: _listens(port), what="rq-dashboard to listen")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/0/data/job/{task_id}.json", timeout=30) as response:
+            assert json.loads(response.read())["status"] == "deferred"
+        live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
+        assert tasks.show(live.redis, task_id).state == "waiting", "a stock worker and its clean-up leave it alone"
+        assert receiver.ids == []
+        pause_flow(live.redis, flow, False)
+        live.command("rq", "worker", "-u", live.server.url, *JSON, queue, "--burst")
+        assert receiver.ids == [task_id]
+    assert tasks.show(live.redis, task_id).state == "delivered"
 
 
 def _listens(port: int) -> bool:

@@ -275,7 +275,9 @@ def test_task_is_shown_cancelled_and_retried(client: Client, live_job: LiveJob, 
 
 def test_unsupported_call_names_an_address_that_supports_it(gateway: Gateway) -> None:
     with Client(gateway.url) as by_socket, Client(gateway.http_url) as by_http:
-        for by_id in (by_socket.show, by_socket.cancel, by_socket.forget, by_socket.retry, by_socket.remove):
+        on_tasks = (by_socket.show, by_socket.cancel, by_socket.forget, by_socket.retry, by_socket.remove)
+        on_flows = (by_socket.flow, by_socket.pause_flow, by_socket.resume_flow, by_socket.reset_flow)
+        for by_id in (*on_tasks, *on_flows, by_socket.remove_flow, by_socket.set_flow):
             with pytest.raises(QTaskError, match=r"such as http://127.0.0.1:5124\) or a redis:// address"):
                 by_id("x")
         for client in (by_socket, by_http):
@@ -462,6 +464,13 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "find_dead": (lambda client: client.find_dead(links="x"), "'links'; did you mean 'link'"),
     "retry": (lambda client: client.retry(idss=[]), "'idss'; did you mean 'ids'"),
     "remove": (lambda client: client.remove(idss=[]), "'idss'; did you mean 'ids'"),
+    "flows": (lambda client: client.flows(limits=1), "'limits'; did you mean 'limit'"),
+    "flow": (lambda client: client.flow(kee="x"), "'kee'; did you mean 'key'"),
+    "set_flow": (lambda client: client.set_flow("x", paralel=1), "'paralel'; did you mean 'parallel'"),
+    "pause_flow": (lambda client: client.pause_flow(kee="x"), "'kee'; did you mean 'key'"),
+    "resume_flow": (lambda client: client.resume_flow(kee="x"), "'kee'; did you mean 'key'"),
+    "reset_flow": (lambda client: client.reset_flow(kee="x"), "'kee'; did you mean 'key'"),
+    "remove_flow": (lambda client: client.remove_flow(kee="x"), "'kee'; did you mean 'key'"),
     "itself": (lambda client: type(client)(client.url, timout=1), "Client.* 'timout'; did you mean 'timeout'"),
 }
 

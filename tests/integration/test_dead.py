@@ -162,7 +162,7 @@ def test_retried_dead_letter_starts_again_at_attempt_1(live: Live, queue: str) -
     record = tasks.show(live.redis, task_id)
     assert (record.attempts, [outcome.code for outcome in record.outcomes]) == (1, [500] * 4 + [200])
     assert tasks.count_tasks(live.redis, queue) | {"scheduled": 0} == {
-        **dict.fromkeys(("scheduled", "queued", "started", "dead"), 0),
+        **dict.fromkeys(("scheduled", "waiting", "queued", "started", "dead"), 0),
         "delivered": 1,
     }
 

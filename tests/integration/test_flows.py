@@ -119,6 +119,12 @@ def test_limits_of_the_newest_task_win_and_admit_those_that_wait(redis: Redis) -
     assert queued(redis) == ids[:4]
 
 
+def test_tasks_of_one_batch_set_the_limits_of_their_own_flows(redis: Redis) -> None:
+    limits = [("a", 1), ("b", 1), ("a", 2), ("b", 1), ("a", 1)]
+    send(redis, *[task({"key": key, "parallel": parallel}) for key, parallel in limits])
+    assert {key: show_flow(redis, key).parallel for key in ("a", "b")} == {"a": 1, "b": 1}
+
+
 def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:
     ids = send(redis, *[task({"key": "k", "parallel": 1})] * 4)
     release(redis)
@@ -126,7 +132,7 @@ def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:
     assert queued(redis) == ids[1:2]
     assert tasks.cancel(redis, ids[1]) == "queued"
     assert queued(redis) == ids[2:3]
-    assert tasks.cancel(redis, ids[3]) == "queued"
+    assert tasks.cancel(redis, ids[3]) == "waiting"
     assert waiting(redis, "k") == []
     settle(redis, claim(redis).items(), "retry")
     assert redis.zcard(keys.SLOTS_PREFIX + "k") == 0
@@ -286,7 +292,9 @@ def test_flow_is_shown_with_its_limits_and_counts(redis: Redis) -> None:
     assert (shown.parallel, shown.rate, shown.per, shown.burst, shown.ordered) == (3, 5, 1, 2, False)
     assert (shown.state, shown.waiting, shown.in_flight) == ("waiting", 3, 2)
     assert shown.oldest_due == redis.zscore(keys.WAITING_PREFIX + "k", ids[2])
-    assert list_flows(redis).items == [shown]
+    assert (shown.queued, shown.begun, shown.limit) == (0, 2, 3)
+    assert shown.next_token is not None and shown.oldest_seconds is not None
+    assert [one.key for one in list_flows(redis).items] == ["k"]
 
 
 def test_decisions_on_a_flow(redis: Redis) -> None:
@@ -298,7 +306,7 @@ def test_decisions_on_a_flow(redis: Redis) -> None:
     assert pause_flow(redis, "k", False).state == "idle"
     remove_flow(redis, "k")
     trip(redis)
-    assert show_flow(redis, "k").state == "broken"
+    assert (show_flow(redis, "k").state, show_flow(redis, "k").breaker) == ("open", "open")
     assert show_flow(redis, "k").why == "its deliveries keep failing"
     assert reset_flow(redis, "k").state == "idle"
     set_flow(redis, "k", Limits(parallel=2))

@@ -16,9 +16,10 @@ from qtask.delivery.ending import settlement
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import NotFound, Refused, WrongState
 from qtask.model.outcome import Answer, Failure
-from qtask.model.record import State
+from qtask.model.record import STATES, State
 from qtask.store import graphs, keys, leases, schedule, tasks
 from qtask.store.connect import connect_async
+from qtask.store.flow_records import pause_flow
 from qtask.store.nodes import Nodes
 from qtask.store.pages import LIMIT, Cursor, encode_cursor
 from qtask.store.queries import Query
@@ -28,7 +29,6 @@ from tests.support.claiming import claim
 from tests.support.redis_server import RedisServer
 
 LATER = 4_000_000_000.0
-STATES: tuple[State, ...] = ("scheduled", "queued", "started", "delivered", "dead")
 
 Ask = Callable[..., Any]
 
@@ -57,15 +57,20 @@ def task(**settings: Any) -> dict[str, Any]:
     return {"title": "t", "address": {"type": "http", "link": "http://127.0.0.1:1/"}, "settings": settings}
 
 
-def accept(redis: Redis, number: int, queue: str = "qtask", at: float = 1.0) -> list[str]:
+def accept(redis: Redis, number: int, queue: str = "qtask", at: float = 1.0, **settings: Any) -> list[str]:
     """Submits tasks that are all due at the same instant."""
-    checked = check_task(task(at=at, retry={"attempts": 1}))
+    checked = check_task(task(at=at, retry={"attempts": 1}, **settings))
     places = submit(redis, Nodes(), Batch(queue, [Submission(checked)] * number))
     return [place.id for place in places if place is not None]
 
 
 def make_tasks(redis: Redis, state: State, number: int) -> list[str]:
     """Makes tasks in one state; entries of sorted sets share few scores."""
+    if state == "waiting":
+        pause_flow(redis, "paused")
+        ids = accept(redis, number, flow="paused")
+        assert schedule.release(redis, number).moved == number
+        return ids
     ids = accept(redis, number, at=LATER if state == "scheduled" else 1.0)
     if state == "scheduled":
         return ids
@@ -234,7 +239,8 @@ def test_cursor_of_another_list_is_refused(ask: Ask, redis: Redis) -> None:
 
 
 def test_queries_of_one_task(ask: Ask, redis: Redis) -> None:
-    ids = {state: make_tasks(redis, state, 1)[0] for state in ("dead", "delivered", "started", "queued", "scheduled")}
+    order: tuple[State, ...] = ("dead", "delivered", "started", "waiting", "queued", "scheduled")
+    ids = {state: make_tasks(redis, state, 1)[0] for state in order}
     assert {state: ask(tasks.show, task_id).state for state, task_id in ids.items()} == {state: state for state in ids}
     assert ask(tasks.count_tasks, "qtask") == dict.fromkeys(STATES, 1)
     with pytest.raises(NotFound, match="nobody"):
@@ -244,6 +250,7 @@ def test_queries_of_one_task(ask: Ask, redis: Redis) -> None:
     with pytest.raises(WrongState):
         ask(tasks.cancel, ids["started"])
     assert ask(tasks.cancel, ids["scheduled"]) == "scheduled"
+    assert ask(tasks.cancel, ids["waiting"]) == "waiting"
     assert ask(tasks.forget, ids["delivered"]) == "delivered"
     assert ask(tasks.retry_one, ids["dead"]) == "dead"
     assert ask(tasks.remove_dead, [ids["queued"]]) == []

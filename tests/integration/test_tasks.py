@@ -17,6 +17,7 @@ from qtask.model.errors import NotFound, WrongState
 from qtask.model.outcome import Answer, Failure
 from qtask.scheduler.process import Scheduler
 from qtask.store import keys, leases
+from qtask.store.flow_records import pause_flow
 from qtask.store.ledger import read_figures
 from qtask.store.rq_job import TaskJob
 from qtask.store.tasks import cancel, count_tasks, forget, list_tasks, remove_one, retry_one, show
@@ -27,6 +28,10 @@ LATER = 4_000_000_000.0
 
 def task(title: str) -> dict[str, Any]:
     return {"title": title, "address": {"type": "http", "link": "http://127.0.0.1:1/"}, "settings": {"time": 0}}
+
+
+def in_flow(title: str, flow: str) -> dict[str, Any]:
+    return {**task(title), "settings": {"time": 0, "flow": flow}}
 
 
 def submit(redis: Redis, *dues: float, queue: str = "qtask") -> list[str]:
@@ -72,7 +77,17 @@ def in_every_state(redis: Redis) -> dict[str, str]:
     (queued,) = submit(redis, 4.0)
     release(redis)
     (scheduled,) = submit(redis, LATER)
-    return {"scheduled": scheduled, "queued": queued, "started": started, "delivered": delivered, "dead": dead}
+    pause_flow(redis, "paused")
+    (waiting,) = (job.id for job in Scheduler("qtask", redis).enqueue_many([(5.0, in_flow("5", "paused"))]))
+    release(redis)
+    return {
+        "scheduled": scheduled,
+        "waiting": waiting,
+        "queued": queued,
+        "started": started,
+        "delivered": delivered,
+        "dead": dead,
+    }
 
 
 def test_task_is_shown_in_every_state(redis: Redis) -> None:
@@ -144,7 +159,12 @@ def test_each_queue_has_its_own_scheduled_tasks_and_counts(redis: Redis) -> None
 
 
 VERBS = {"cancel": cancel, "forget": forget, "remove": remove_one, "retry": retry_one}
-TAKES = {"cancel": ("scheduled", "queued"), "forget": ("delivered",), "remove": ("dead",), "retry": ("dead",)}
+TAKES = {
+    "cancel": ("scheduled", "waiting", "queued"),
+    "forget": ("delivered",),
+    "remove": ("dead",),
+    "retry": ("dead",),
+}
 
 
 @pytest.mark.parametrize("verb", ["cancel", "forget", "remove"])

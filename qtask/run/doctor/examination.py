@@ -10,7 +10,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qtask.config import Config
 from qtask.model.errors import QTaskError
-from qtask.run.doctor import backlog, data_folder, environment, gateway, processes, redis_server
+from qtask.run.doctor import backlog, data_folder, environment, flows, gateway, processes, redis_server
 from qtask.run.doctor.finding import Examined, Finding
 from qtask.run.embedded import reachable_url
 from qtask.store.connect import connect, is_misconf, reason_of, trouble
@@ -44,6 +44,7 @@ REDIS_CHECKS: tuple[Callable[[Examined], _Found], ...] = (
     processes.schedulers,
     backlog.overdue,
     backlog.queues,
+    flows.flows,
     backlog.dead_letters,
     backlog.refused_entries,
     redis_server.user_rights,
