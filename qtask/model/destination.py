@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
         timeout: seconds that one delivery may take.
         retry: how failed deliveries are retried; see docs/retries.md.
         expires: seconds or a `timedelta` after due, after which no delivery begins.
+        queue: name of the queue of the task; by default the one that is configured.
         id: idempotency key: a second task with the same id changes nothing and gets the answer of the first.
     """
 
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
     timeout: float | None
     retry: Mapping[str, Any] | None
     expires: Delay | str | None
+    queue: str | None
     id: str | None
 
 
