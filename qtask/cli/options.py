@@ -29,7 +29,18 @@ _RETENTION = (
 )
 _FLOWS = ("flow_rest_cap", "circuit_breaker")
 GATEWAY = (*STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *LOGS)
-WORKER = (*STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_RETENTION, *_FLOWS, *LOGS)
+WORKER = (
+    *STORE,
+    "queues",
+    "concurrency",
+    "host_connections",
+    "ca_file",
+    "data_dir",
+    "pipe_dir",
+    *_RETENTION,
+    *_FLOWS,
+    *LOGS,
+)
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="print JSON for programs, one line each")
 

@@ -33,6 +33,7 @@
 -- A task whose flow has reached its limits since it was queued is not claimed: it waits in its flow.
 -- VERSION tells whether more flows have got state that tasks belong to without naming them. If it is not KNOWN_VERSION,
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
+-- PAUSED is 1 if the queue is paused; then nothing is claimed.
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -45,7 +46,8 @@ local count = 0
 local ends = {}
 local room = tonumber(BYTES_LIMIT)
 local deleted = 0
-local popped = call('LPOP', QUEUE, LIMIT) or {}
+local paused = call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
+local popped = paused == 0 and call('LPOP', QUEUE, LIMIT) or {}
 for position, id in ipairs(popped) do
   if room <= 0 then
     for i = #popped, position, -1 do
@@ -126,4 +128,5 @@ if next(touched) then
 end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
   [FLOW_NAMES] = names, [VERSION] = version,
-  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS)}
+  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS),
+  [PAUSED] = paused}
