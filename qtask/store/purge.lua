@@ -10,7 +10,6 @@
 --   LEDGER         hash
 --   STOCK_RETRIES  retries of stock workers (set; see settle.lua)
 --   FLOWS          flows by the instant of the next look (sorted set; see flows.lua)
---   QUEUES         set of queue keys
 -- ARGV (PurgeArguments)
 --   QUEUE_NAME  name of the queue
 --   LIMIT       ids to take from the head of the queue
@@ -62,9 +61,9 @@ for _, id in ipairs(taken) do
     cancel(id, true)
   end
 end
-for i = FIRST, #ARGV do
-  if not known[ARGV[i]] then
-    cancel(ARGV[i], false)
+for _, id in ipairs({unpack(ARGV, FIRST)}) do
+  if not known[id] then
+    cancel(id, false)
   end
 end
 if #gone > 0 then

@@ -25,7 +25,6 @@ class PurgeKeys(NamedTuple):
     ledger: str
     stock_retries: str
     flows: str
-    queues: str
 
 
 class PurgeArguments(NamedTuple):
@@ -137,7 +136,6 @@ def _purge(name: str, limit: int = 0, rest: Sequence[str] = ()) -> Call:
         ledger=keys.LEDGER,
         stock_retries=keys.STOCK_RETRIES,
         flows=keys.FLOWS,
-        queues=keys.QUEUES,
     )
     return PURGE.call(script_keys, PurgeArguments(queue_name=name, limit=limit), rest=rest)
 

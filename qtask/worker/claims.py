@@ -44,6 +44,7 @@ class QueueState(Enum):
     """What this worker knows about a queue."""
 
     MAY_HOLD_TASKS = "a claim will show whether it holds tasks"
+    CLAIMED_FROM = "the reply to a claim will show whether it may hold more"
     WATCHED = "Redis replies as soon as it holds a task, and at intervals while it does not"
     NOT_WATCHED = "Redis is out of memory and rejects the wait; the next claim follows after a pause"
     PAUSED = "it was paused at the last claim; the next one follows after a while"
@@ -51,7 +52,7 @@ class QueueState(Enum):
 
 # Looked up once: in Python 3.11 access to a member of an enum costs as much as a call.
 NOTHING, CLAIM, NACK = Exchange
-MAY_HOLD_TASKS, WATCHED, NOT_WATCHED, PAUSED = QueueState
+MAY_HOLD_TASKS, CLAIMED_FROM, WATCHED, NOT_WATCHED, PAUSED = QueueState
 
 
 class _Queue:
@@ -143,8 +144,14 @@ class Claims:
     def _claim(self, queue: _Queue, limit: int) -> None:
         self._exchange = CLAIM
         call = leases.claim(queue.name, self._token, limit, known_version=self._flow_version)
-        queue.channel.run(partial(self._on_claimed, queue), call)
-        self._set(queue, WATCHED)  # by the wait for more tasks, which is sent right after the claim
+        queue.channel.run(partial(self._on_claimed, queue, limit), call)
+        if self._order:
+            self._set(queue, CLAIMED_FROM)
+        else:
+            self._watch(queue)  # right behind the claim, which saves a round trip
+
+    def _watch(self, queue: _Queue) -> None:
+        self._set(queue, WATCHED)
         queue.waits = True
         queue.channel.send(partial(self._on_watched, queue), *workers.wait_for_tasks(queue.name, IDLE_WAIT_SECONDS))
 
@@ -155,7 +162,7 @@ class Claims:
         else:
             self._ready.pop(queue.name, None)
 
-    def _on_claimed(self, queue: _Queue, reply: Any) -> None:
+    def _on_claimed(self, queue: _Queue, limit: int, reply: Any) -> None:
         self._exchange = NOTHING
         if isinstance(reply, ResponseError):
             raise reply
@@ -177,7 +184,12 @@ class Claims:
             if take(task_id, len(data)):
                 backlog.append((task_id, attempt, due, data))
         if self._order:
-            self._held.queues.update((raw_id.decode(), queue.name) for raw_id in leases.claimed_ids(reply))
+            ids = leases.claimed_ids(reply)
+            self._held.queues.update((raw_id.decode(), queue.name) for raw_id in ids)
+            if len(ids) == limit:
+                self._set(queue, MAY_HOLD_TASKS)  # at once: until a wait ends, a queue behind it would come first
+            elif queue.state is CLAIMED_FROM:
+                self._watch(queue)
 
     def _on_watched(self, queue: _Queue, reply: Any) -> None:
         queue.waits = False
