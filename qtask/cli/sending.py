@@ -34,6 +34,8 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
     settings |= {name: flags[name] for name in ("timeout", "expires") if flags[name] is not None}
     if flags["attempts"] is not None:
         settings["retry"] = {"attempts": flags["attempts"]}
+    if flags["queue"] is not None:
+        settings["queue"] = flags["queue"]
     if flags["task_id"] is not None:
         settings["id"] = flags["task_id"]
     data = destination_flags.settings_data(destination, flags)

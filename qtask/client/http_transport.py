@@ -16,6 +16,7 @@ from qtask.client import protocol
 from qtask.client.gathered import Gathered, submit_gathered, submit_gathered_async
 from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
+from qtask.model.queue_record import QueueRecord
 from qtask.model.record import State, TaskRecord
 from qtask.private import urllib3
 
@@ -26,10 +27,17 @@ class _Decision(msgspec.Struct):
     was: State
 
 
+class _Purged(msgspec.Struct):
+    cancelled: int
+
+
 _Read = TypeVar("_Read")
 
 _RECORD = msgspec.json.Decoder(TaskRecord)
 _DECISION = msgspec.json.Decoder(_Decision)
+_QUEUES = msgspec.json.Decoder(list[QueueRecord])
+_QUEUE = msgspec.json.Decoder(QueueRecord)
+_PURGED = msgspec.json.Decoder(_Purged)
 
 
 def _gathered() -> Gathered[bytes]:
@@ -104,6 +112,16 @@ class HttpTransport:
     def remove(self, ids: Sequence[str]) -> list[str]:
         return self._each_dead(ids, "/remove")
 
+    def queues(self) -> list[QueueRecord]:
+        return _decoded(_QUEUES, self._ask_path("GET", "/queues"))
+
+    def pause_queue(self, name: str, paused: bool) -> QueueRecord:
+        path = f"/queues/{quote(name, safe='')}/{'pause' if paused else 'resume'}"
+        return _decoded(_QUEUE, self._ask_path("POST", path))
+
+    def purge_queue(self, name: str) -> int:
+        return _decoded(_PURGED, self._ask_path("POST", f"/queues/{quote(name, safe='')}/purge")).cancelled
+
     def _each_dead(self, ids: Sequence[str], step: str) -> list[str]:
         """Applies a step to each of these tasks; returns the ids of those that were dead."""
         taken = []
@@ -116,9 +134,12 @@ class HttpTransport:
         return taken
 
     def _ask(self, method: str, task_id: str, step: str = "") -> bytes:
-        """The body of the answer about a task. Raises the error in the gateway's answer."""
+        """The body of the answer about a task."""
+        return self._ask_path(method, f"/tasks/{quote(task_id, safe='')}{step}")
+
+    def _ask_path(self, method: str, path: str) -> bytes:
+        """The body of the answer to a request. Raises the error in the gateway's answer."""
         try:
-            path = f"/tasks/{quote(task_id, safe='')}{step}"
             answer = self._request(method, path, b"{}" if method == "POST" else None)
         except _NotConnected as error:
             raise protocol.no_gateway(self._place, str(error)) from None

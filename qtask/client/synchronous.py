@@ -15,6 +15,7 @@ from qtask.model.errors import Unavailable
 if TYPE_CHECKING:
     from qtask.client.http_transport import HttpTransport
     from qtask.client.redis_transport import RedisTransport
+    from qtask.model.queue_record import QueueRecord
     from qtask.model.record import State, TaskRecord
 
 
@@ -24,12 +25,13 @@ class Client(Shorthands[Accepted]):
     Args:
         url: `socket://HOST:PORT` or `http://HOST:PORT` of a gateway, or `redis://…` to write to Redis directly; by
             default the environment variable `QTASK_URL`, else the socket of the gateway on this host.
-        queue: name of the RQ queue, for a `redis://` address.
+        queue: for a `redis://` address: queue of the tasks that name none (`qtask` if left out), and the only one that
+            `list` and `find_dead` look at (all of them if left out).
         timeout: seconds to wait for a connection or an answer.
     """
 
     @known_words()
-    def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
+    def __init__(self, url: str | None = None, *, queue: str | None = None, timeout: float = 10.0) -> None:
         self.url = protocol.choose_url(url)
         self._redis: RedisTransport | None = None
         self._http: HttpTransport | None = None
@@ -133,6 +135,33 @@ class Client(Shorthands[Accepted]):
     def remove(self, ids: Sequence[str]) -> Sequence[str]:
         """Removes dead letters (`redis://` or `http://`), which frees their ids; returns the ids that were dead."""
         return self._by_id().remove(ids)
+
+    @known_words()
+    def queues(self) -> Sequence[QueueRecord]:
+        """All queues, by name (`redis://` or `http://`). Raises `Unavailable`."""
+        return self._by_id().queues()
+
+    @known_words()
+    def pause_queue(self, name: str) -> QueueRecord:
+        """Pauses a queue (`redis://` or `http://`): no delivery of its tasks begins. Returns it as it is now.
+
+        Raises `Refused` for a name that is wrong, or `Unavailable`.
+        """
+        return self._by_id().pause_queue(name, True)
+
+    @known_words()
+    def resume_queue(self, name: str) -> QueueRecord:
+        """Resumes a queue (`redis://` or `http://`), and returns it as it is now. Raises as `pause_queue`."""
+        return self._by_id().pause_queue(name, False)
+
+    @known_words()
+    def purge_queue(self, name: str) -> int:
+        """Cancels the tasks that are queued, or wait in flows for this queue; returns how many.
+
+        For `redis://` and `http://`. Tasks that are not yet due, wait for a retry or are being delivered stay. Raises
+        as `pause_queue`; then some tasks may have been cancelled.
+        """
+        return self._by_id().purge_queue(name)
 
     def _need_redis(self) -> RedisTransport:
         if self._redis is None:

@@ -111,16 +111,6 @@ def claim(
     )
 
 
-def claimed_ids(reply: list[Any]) -> list[bytes]:
-    """The stored ids of what was claimed."""
-    return ClaimReply._make(reply).ids
-
-
-def is_paused(reply: list[Any]) -> bool:
-    """Whether nothing was claimed because the queue is paused."""
-    return bool(ClaimReply._make(reply).paused)
-
-
 def read_claimed(reply: list[Any]) -> tuple[float, Iterator[Claimed]]:
     """Redis's time in Unix seconds, and what was claimed."""
     claimed = ClaimReply._make(reply)

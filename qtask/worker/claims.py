@@ -166,7 +166,7 @@ class Claims:
         self._exchange = NOTHING
         if isinstance(reply, ResponseError):
             raise reply
-        if leases.is_paused(reply):
+        if leases.ClaimReply._make(reply).paused:
             self._set(queue, PAUSED)
             self._loop.call_later(PAUSED_LOOK_SECONDS, partial(self._look_again, queue))
         now, claimed = leases.read_claimed(reply)
@@ -184,7 +184,7 @@ class Claims:
             if take(task_id, len(data)):
                 backlog.append((task_id, attempt, due, data))
         if self._order:
-            ids = leases.claimed_ids(reply)
+            ids = leases.ClaimReply._make(reply).ids
             self._held.queues.update((raw_id.decode(), queue.name) for raw_id in ids)
             if len(ids) == limit:
                 self._set(queue, MAY_HOLD_TASKS)  # at once: until a wait ends, a queue behind it would come first

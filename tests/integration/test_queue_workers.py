@@ -194,7 +194,8 @@ def test_stock_worker_holds_back_tasks_of_a_paused_queue(live: Live, queue: str)
         said = live.command("rq", "worker", "-u", live.server.url, *JSON, "--burst", queue)
         assert f"its queue '{queue}' is paused; it waits" in said
         record = tasks.show(live.redis, task_id)
-        assert (record.state, record.attempts, receiver.requests) == ("scheduled", 0, [])
+        assert (record.attempts, receiver.requests) == (0, [])
+        assert record.state in ("scheduled", "queued"), "the scheduler may have released it again"
         assert audit(live.redis).balances
         live.wait_queued(queue, 1)  # the scheduler releases it again
         queues.pause_queue(live.redis, queue, False)

@@ -84,9 +84,8 @@ def test_retry_of_a_dead_letter_goes_to_the_queue_of_the_task(redis: Redis) -> N
 def test_nothing_is_claimed_from_a_paused_queue(redis: Redis) -> None:
     (bulk, plain) = send(redis, http(queue="bulk"), http())
     assert queues.pause_queue(redis, "bulk") == QueueRecord("bulk", paused=True, queued=1)
-    reply = leases.claim("bulk", "alice", 10).run(redis)
-    assert leases.is_paused(reply)
-    assert leases.claimed_ids(reply) == []
+    reply = leases.ClaimReply._make(leases.claim("bulk", "alice", 10).run(redis))
+    assert (reply.paused, reply.ids) == (1, [])
     assert queued(redis, "bulk") == [bulk]
     assert claimed(redis, "qtask") == [plain]
     assert queues.pause_queue(redis, "bulk", False) == QueueRecord("bulk", queued=1)
