@@ -138,7 +138,7 @@ def test_commands_show_pause_resume_and_purge_queues(installation: Installation)
         assert lines(ran(installation, *count, "--queue", "critical")) == []
         shown = {one["name"]: one for one in lines(ran(installation, "queue", "list", "--json"))}
         assert (shown["bulk"]["queued"], shown["bulk"]["paused"], shown["bulk"]["workers"]) == (2, True, 1)
-        assert re.search(r"^bulk +paused +2 +0 +0 +0 +1$", ran(installation, "queue", "list"), re.MULTILINE)
+        assert re.search(r"^bulk +paused +2 +0 +0 +0 +1 *$", ran(installation, "queue", "list"), re.MULTILINE)
         assert (
             "the queue bulk is paused and holds 2 tasks" in qtask("doctor", environment=installation.environment).stdout
         )
@@ -152,12 +152,8 @@ def test_commands_show_pause_resume_and_purge_queues(installation: Installation)
 
 
 def test_dead_letters_of_all_queues_are_listed_retried_and_removed(installation: Installation) -> None:
-    dead = [
-        lines(ran(installation, "send", "--http", "http://127.0.0.1:1/", "--queue", name, "--attempts", "1", "--json"))[
-            0
-        ]
-        for name in ("bulk", "critical")
-    ]
+    flags = ("send", "--http", "http://127.0.0.1:1/", "--attempts", "1", "--json")
+    dead = [lines(ran(installation, *flags, "--queue", name))[0] for name in ("bulk", "critical")]
     ids = sorted(one["id"] for one in dead)
 
     def listed(*flags: str) -> list[str]:
