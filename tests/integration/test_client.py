@@ -462,6 +462,10 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "find_dead": (lambda client: client.find_dead(links="x"), "'links'; did you mean 'link'"),
     "retry": (lambda client: client.retry(idss=[]), "'idss'; did you mean 'ids'"),
     "remove": (lambda client: client.remove(idss=[]), "'idss'; did you mean 'ids'"),
+    "queues": (lambda client: client.queues(nam="x"), r"queues\(\) got an unexpected keyword argument 'nam'"),
+    "pause_queue": (lambda client: client.pause_queue(nam="x"), "'nam'; did you mean 'name'"),
+    "resume_queue": (lambda client: client.resume_queue(nam="x"), "'nam'; did you mean 'name'"),
+    "purge_queue": (lambda client: client.purge_queue(nam="x"), "'nam'; did you mean 'name'"),
     "itself": (lambda client: type(client)(client.url, timout=1), "Client.* 'timout'; did you mean 'timeout'"),
 }
 
