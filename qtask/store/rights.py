@@ -23,6 +23,7 @@ from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
 from qtask.store.nodes import TAKE_NUMBER
 from qtask.store.pages import PAGE
+from qtask.store.queues import PURGE
 from qtask.store.schedule import FORGET, RECLAIM, RELEASE
 from qtask.store.scripts import NoKeys, Script
 from qtask.store.submit import SUBMIT
@@ -46,9 +47,10 @@ _CONNECTING = (
     *("ACL|WHOAMI", "EVAL", "EVALSHA", "INFO"),
 )
 _LOOKING = (
-    *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
+    *("HGET", "HMGET", "HGETALL", "GET", "EXISTS", "SISMEMBER", "TIME"),
     *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN", "XREVRANGE"),
 )
+_DECIDING_ON_QUEUES = ("SADD", "SREM", "ZSCAN")
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
 
@@ -98,8 +100,9 @@ RIGHTS: dict[Role, Rights] = {
         direct=(
             *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
+            *("SMEMBERS", "HGETALL", "HGET", "SISMEMBER", "LLEN", "ZCARD", "SCARD", *_DECIDING_ON_QUEUES),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
+        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
@@ -147,8 +150,8 @@ RIGHTS: dict[Role, Rights] = {
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", "rq:pubsub:qtask-probe")),
     ),
     "client": Rights(
-        direct=(*_CONNECTING, *_LOOKING),
-        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, PAGE, AUDIT),
+        direct=(*_CONNECTING, *_LOOKING, *_DECIDING_ON_QUEUES),
+        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK, PAGE, AUDIT),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING),
         talks=(("PUBLISH", keys.WAKE),),
@@ -334,6 +337,7 @@ _SAMPLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
     **dict.fromkeys(("ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"), (_KEY, "0", "0")),
     "INCRBY": (_KEY, "no number"),
+    "ZSCAN": (_KEY, "0"),
     "LREM": (_KEY, "1", "x"),
     "EXPIRE": (_KEY, "1"),
     "HSET": (_KEY, "a", "b", "odd"),

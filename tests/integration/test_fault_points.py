@@ -348,6 +348,17 @@ def cancel_dies(lane: Lane, fault: str) -> None:
     assert lane.state(task_id) == "nowhere"
 
 
+def purge_dies(lane: Lane, fault: str) -> None:
+    """The worker of the lane does not serve this queue."""
+    queue = lane.queue()
+    task_id = lane.submit("ok", queue)
+    until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
+    dies(lane.start("queue", "purge", queue, fault=fault))
+    assert lane.state(task_id) == ("queued" if fault.endswith("before") else "nowhere")
+    run(lane, "queue", "purge", queue)
+    assert lane.state(task_id) == "nowhere"
+
+
 def forget_dies(lane: Lane, fault: str) -> None:
     task_id = lane.submit("ok")
     assert lane.ended(task_id).state == "delivered"
@@ -470,6 +481,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("submit:after", "client", send_dies),
             ("cancel:before", "", cancel_dies),
             ("cancel:after", "", cancel_dies),
+            ("purge:before", "", purge_dies),
+            ("purge:after", "", purge_dies),
             ("forget_task:before", "", forget_dies),
             ("forget_task:after", "", forget_dies),
             ("audit:before", "", partial(reader_dies, command="audit")),
