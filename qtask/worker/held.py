@@ -35,12 +35,13 @@ class HeldTasks:
 
     def let_go(self, ids: Iterable[str]) -> None:
         """Removes tasks; ids that are not held are ignored."""
-        queues = self.queues
+        if self.queues:
+            ids = list(ids)
+            for task_id in ids:
+                self.queues.pop(task_id, None)
         for task_id in ids:
             self.total -= self.sizes.pop(task_id, 0)
             self.claimed_again.discard(task_id)
-            if queues:
-                queues.pop(task_id, None)
 
     def by_queue(self, ids: Iterable[str]) -> dict[str, list[str]]:
         """Tasks by their queue; to be called only if the worker serves several."""
