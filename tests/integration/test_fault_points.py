@@ -182,13 +182,21 @@ def dies(process: Process) -> None:
 
 
 def worker_dies(
-    lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered", terminate: bool = False
+    lane: Lane,
+    fault: str,
+    path: str,
+    arrivals: int,
+    attempts: int,
+    state: str = "delivered",
+    terminate: bool = False,
+    several: bool = False,
 ) -> None:
     """A worker dies with one task and another continues; checks how often the receiver gets it, and its outcome."""
     queue = lane.queue()
+    served = f"{lane.queue()},{queue}:2,{lane.queue()}:1" if several else queue
     task_id = lane.submit(path, queue)
     until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
-    victim = lane.start("worker", queue=queue, fault=fault)
+    victim = lane.start("worker", queue=served, fault=fault)
     if terminate:
         until(lambda: lane.arrivals[task_id], what="the delivery to be in flight")
         victim.signal(signal.SIGTERM)
@@ -196,7 +204,7 @@ def worker_dies(
         victim.signal(signal.SIGTERM)  # a second one does not wait for tasks in flight
     dies(victim)
     lane.bury(queue)
-    lane.start("worker", queue=queue)
+    lane.start("worker", queue=served)
     record = lane.ended(task_id)
     assert (record.state, record.attempts) == (state, attempts), record.outcomes
     assert lane.arrivals[task_id] == arrivals
@@ -434,6 +442,20 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("settle:after", "to be tried again", of_worker("broken-at-first", arrivals=2, attempts=2)),
             ("settle:before", "dead", of_worker("gone", arrivals=2, attempts=2, state="dead")),
             ("settle:after", "dead", of_worker("gone", arrivals=1, attempts=1, state="dead")),
+            # The first claim is from another queue, which is empty. Nacks are sent for three queues each time.
+            ("claim:after:2", "several queues", of_worker("ok", arrivals=1, attempts=2, several=True)),
+            ("settle:before", "several queues", of_worker("ok", arrivals=2, attempts=2, several=True)),
+            ("settle:after", "several queues", of_worker("ok", arrivals=1, attempts=1, several=True)),
+            (
+                "nack:before:5",
+                "several queues",
+                of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True, several=True),
+            ),
+            (
+                "nack:after:5",
+                "several queues",
+                of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True, several=True),
+            ),
             # The first heartbeat comes before the first claim, the second while the delivery is in flight.
             ("heartbeat:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             ("heartbeat:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),

@@ -79,7 +79,7 @@ def test_registration_names_every_queue_of_the_worker(live: Live, queue: str) ->
     (found,) = [one for one in Worker.all(connection=live.redis) if one.pid == worker.pid]
     assert found.queue_names() == names
     shown = live.command("rq", "info", "-u", live.server.url, "-W", "-R", *names)
-    print(shown)
+    assert [f"{name}: {found.name} (idle)" for name in names] == shown.splitlines()[:2]
     live.send(names[0], http("http://127.0.0.1:1/", time=3_600))
     assert next(one.workers for one in queues.list_queues(live.redis) if one.name == names[0]) == 1
     assert worker.stop() == 0
