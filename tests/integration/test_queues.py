@@ -190,3 +190,15 @@ def test_purge_counts_deleted_jobs_and_leaves_tasks_in_flight_alone(redis: Redis
     assert tasks.show(redis, started).state == "started"
     assert redis.hget(keys.LEDGER, "deleted:bulk") == b"1"
     assert audit(redis).balances
+
+
+def test_purge_removes_a_retry_of_a_stock_worker_from_all_its_places(redis: Redis) -> None:
+    """`rq requeue` has put it into the queue before it was due."""
+    (task_id,) = send(redis, http(queue="bulk"))
+    redis.hset(keys.job(task_id), "exc_info", "why")
+    redis.sadd(keys.STOCK_RETRIES, task_id)
+    redis.zadd(keys.failed("bulk"), {task_id: keys.FOREVER_SECONDS + 1})
+    redis.zadd(keys.SCHEDULE, {task_id: 4_000_000_000})
+    assert queues.purge_queue(redis, "bulk") == 1
+    assert not redis.exists(keys.STOCK_RETRIES, keys.failed("bulk"), keys.SCHEDULE, keys.job(task_id))
+    assert audit(redis).balances
