@@ -40,7 +40,10 @@ def list_queues(config: Config, as_json: bool) -> None:
 @json_flag
 @settings(*_LOOK)
 def pause(config: Config, name: str, as_json: bool) -> None:
-    """Pause a queue: none of its deliveries begins. Tasks that workers have claimed are still delivered."""
+    """Pause a queue: none of its deliveries begins.
+
+    Tasks that workers have already claimed are delivered.
+    """
     _set_paused(config, name, True, as_json)
 
 
@@ -69,9 +72,10 @@ def _set_paused(config: Config, name: str, paused: bool, as_json: bool) -> None:
 @json_flag
 @settings(*_LOOK)
 def purge(config: Config, name: str, as_json: bool) -> None:
-    """Cancel the tasks that are queued, or that wait in flows for this queue.
+    """Cancel the queued tasks of a queue.
 
-    Tasks that are not yet due, wait for a retry or are being delivered stay.
+    Also those that wait in flows for this queue. Tasks that are not yet due, wait for a retry or are being delivered
+    stay.
     """
     from qtask.observe import tables
     from qtask.store import queues

@@ -117,7 +117,9 @@ class Client(Shorthands[Accepted]):
         link: str | None = None,
         title: str | None = None,
     ) -> Sequence[str]:
-        """The ids of dead letters that match all arguments, oldest first (`redis://` only). Raises `Unavailable`.
+        """The ids of dead letters that match all arguments (`redis://` only). Raises `Unavailable`.
+
+        They come queue by queue, the oldest first.
 
         Args:
             type: `address.type`.

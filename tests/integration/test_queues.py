@@ -9,8 +9,10 @@ from redis import Redis
 
 from qtask.destinations.parsing import check_task
 from qtask.model.errors import NotFound, Refused
+from qtask.model.outcome import Outcome, encode_outcome
 from qtask.model.queue_record import QueueRecord
-from qtask.store import flow_records, keys, leases, queues, schedule, tasks
+from qtask.model.record import STATES, State
+from qtask.store import all_queues, flow_records, keys, leases, queues, schedule, tasks
 from qtask.store.audit import audit
 from qtask.store.nodes import Nodes
 from qtask.store.submit import SUBMIT, Batch, Submission, submit
@@ -128,6 +130,34 @@ def test_queues_are_listed_with_their_figures(redis: Redis) -> None:
         QueueRecord("later"),
         QueueRecord("unknown", paused=True),
     ]
+
+
+@pytest.mark.parametrize("state", ["scheduled", "queued", "dead"])
+def test_tasks_of_all_queues_are_listed_in_one_order(redis: Redis, state: State) -> None:
+    names = ("a", "b", "a", "b", "c")
+    ids = [send(redis, http(queue=name, time=3_600 + n))[0] for n, name in enumerate(names)]
+    for number, (task_id, name) in enumerate(zip(ids, names, strict=True)):
+        if state != "scheduled":
+            due = 1_000.0 + number
+            redis.zrem(keys.SCHEDULE, task_id)
+            redis.hset(keys.job(task_id), mapping={"due": due, "status": "queued" if state == "queued" else "failed"})
+        if state == "queued":
+            redis.rpush(keys.queue(name), task_id)
+        elif state == "dead":
+            outcome = Outcome("failed", due, due, None, 0.0, 1, error="timeout")
+            redis.hset(keys.job(task_id), "outcomes", encode_outcome(outcome))
+            redis.zadd(keys.failed(name), {task_id: keys.FOREVER_SECONDS + due})
+    wanted = ids[::-1] if state == "dead" else ids  # of those that have ended, the newest comes first
+    assert [one.id for one in all_queues.list_tasks(redis, None, state)] == wanted
+    assert [one.id for one in all_queues.list_tasks(redis, None, state, 2)] == wanted[:2]
+    assert [one.id for one in all_queues.each_task(redis, None, state, 4)] == wanted[:4]
+    of_b = [one for one in wanted if one in (ids[1], ids[3])]
+    assert [one.id for one in all_queues.each_task(redis, "b", state)] == of_b
+    assert all_queues.count_tasks(redis, None) == {**dict.fromkeys(STATES, 0), state: 5}
+    assert all_queues.count_tasks(redis, "c")[state] == 1
+    if state == "dead":
+        assert sorted(all_queues.find_dead(redis, None, tasks.Filter(error="timeout"))) == sorted(ids)
+        assert all_queues.find_dead(redis, "a", tasks.Filter()) == ids[:3:2]
 
 
 # --- purging -------------------------------------------------------------------------------------------------------
