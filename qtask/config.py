@@ -58,7 +58,12 @@ class Config:
         "PEM file of trusted certificate authorities for TLS, or a folder made by `c_rehash`; empty: "
         "`REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` or `SSL_CERT_FILE`, else the authorities that browsers trust",
     )
-    queue: str = _setting("qtask", "name of the RQ queue")
+    queue: str = _setting(
+        "qtask", "name of the queue of tasks that name none; for `worker` also several, as in `queues`"
+    )
+    queues: str = _setting(
+        "", "queues that workers serve, such as `critical,default:3,bulk:1`; empty: the one of `queue`"
+    )
     max_bytes: int = _setting(1_048_576, "largest dict that is accepted, in bytes", 256, 67_108_864)
     max_held_bytes: int = _setting(
         268_435_456,

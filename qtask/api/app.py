@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from qtask.api.flows import Flows
 from qtask.api.hosts import Hosts
+from qtask.api.queues import Queues
 from qtask.api.request_checks import as_scope, split_target
 from qtask.api.responses import failed, redis_away, refusal, unsupported
 from qtask.api.submission import Submission
@@ -58,6 +59,7 @@ class Api:
             Route("/tasks/{id}/remove", self._remove, methods=["POST"]),
             Route("/tasks/{id}/forget", self._forget, methods=["POST"]),
             *Flows(redis, self._asking).routes,
+            *Queues(redis, self._asking).routes,
             Route("/graphs/{id}", self._graph, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
         ]
@@ -154,8 +156,8 @@ class Api:
             return Response(status_code=204, headers=allow)
         message = (
             f"{request.method} {unquote(path)[:200]} does not exist; there are POST /tasks, "
-            "/tasks/ID/retry, remove and forget, and /flows/KEY/pause, resume and reset, GET /tasks/ID, "
-            "/flows, /flows/KEY, /graphs/ID and /health, PUT and PATCH /flows/KEY, "
+            "/tasks/ID/retry, remove and forget, /flows/KEY/pause, resume and reset, and /queues/NAME/pause, resume "
+            "and purge, GET /tasks/ID, /flows, /flows/KEY, /queues, /graphs/ID and /health, PUT and PATCH /flows/KEY, "
             "and DELETE /tasks/ID and /flows/KEY"
         )
         return failed(error.status_code, "not_found", message, headers=allow if routes else None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qtask.cli.connection import connected
-from qtask.cli.options import LOOK, json_flag, settings
+from qtask.cli.options import LOOK_AT_QUEUES, json_flag, queue_flag, settings
 from qtask.config import Config
 from qtask.model.errors import QTaskError
 
@@ -36,9 +36,10 @@ def _filter_flags(command: _Command) -> _Command:
 @click.command()
 @click.argument("ids", nargs=-1)
 @_filter_flags
+@queue_flag
 @json_flag
-@settings(*LOOK)
-def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+@settings(*LOOK_AT_QUEUES)
+def retry(config: Config, ids: tuple[str, ...], queue: str | None, as_json: bool, **wanted: Any) -> None:
     """Retry dead tasks.
 
     Select them by id, with the flags below, or with --all. They get all their attempts again.
@@ -46,7 +47,7 @@ def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) ->
     from qtask.store import tasks
 
     redis = connected(config)
-    queued = [task_id for page in _selected(redis, config.queue, ids, wanted) for task_id in tasks.retry(redis, page)]
+    queued = [task_id for page in _selected(redis, queue, ids, wanted) for task_id in tasks.retry(redis, page)]
     for task_id in queued:
         click.echo(json.dumps({"id": task_id, "queued": True}) if as_json else f"{task_id} is queued again")
     _report_missing(set(ids) - set(queued), as_json)
@@ -55,9 +56,10 @@ def retry(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) ->
 @click.command()
 @click.argument("ids", nargs=-1)
 @_filter_flags
+@queue_flag
 @json_flag
-@settings(*LOOK)
-def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+@settings(*LOOK_AT_QUEUES)
+def remove(config: Config, ids: tuple[str, ...], queue: str | None, as_json: bool, **wanted: Any) -> None:
     """Remove dead tasks.
 
     Select them by id, with the flags below, or with --all. The ids of removed tasks may be used again. To remove tasks
@@ -66,16 +68,17 @@ def remove(config: Config, ids: tuple[str, ...], as_json: bool, **wanted: Any) -
     from qtask.store import tasks
 
     redis = connected(config)
-    pages = _selected(redis, config.queue, ids, wanted)
+    pages = _selected(redis, queue, ids, wanted)
     removed = [task_id for page in pages for task_id in tasks.remove_dead(redis, page)]
     for task_id in removed:
         click.echo(json.dumps({"id": task_id, "removed": True}) if as_json else f"{task_id} removed")
     _report_missing(set(ids) - set(removed), as_json)
 
 
-def _selected(redis: Redis, queue: str, ids: tuple[str, ...], wanted: dict[str, Any]) -> Iterator[Sequence[str]]:
+def _selected(redis: Redis, queue: str | None, ids: tuple[str, ...], wanted: dict[str, Any]) -> Iterator[Sequence[str]]:
     """Pages of the ids that the arguments select. Raises `QTaskError` unless exactly one way to select is used."""
-    from qtask.store.tasks import Filter, dead_pages
+    from qtask.store.all_queues import dead_pages
+    from qtask.store.tasks import Filter
 
     everything = wanted.pop("everything")
     fits = Filter(**wanted)

@@ -30,6 +30,7 @@ _COMMANDS = {
     "retry": "dead_letters:retry",
     "remove": "dead_letters:remove",
     "flow": "flow:flow",
+    "queue": "queue:queue",
     "stats": "statistics:stats",
     "graph": "statistics:graph",
     "demo": "demo:demo",

@@ -22,6 +22,7 @@ STORE = ("redis_url", "queue")
 LOGS = ("log_level", "log_format", "mask_headers")
 # Commands on Redis find the one that `qtask up` started by its data folder.
 LOOK = (*STORE, "data_dir")
+LOOK_AT_QUEUES = ("redis_url", "data_dir")  # with `queue_flag`
 _LIMITS = ("max_bytes", "max_held_bytes", "max_connections", "idle_seconds", "accept_retry_seconds", "wait_replicas")
 _RETENTION = (
     *("retention_count", "retention_seconds", "dead_retention_count", "idempotency_seconds"),
@@ -29,9 +30,22 @@ _RETENTION = (
 )
 _FLOWS = ("flow_rest_cap", "circuit_breaker")
 GATEWAY = (*STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *LOGS)
-WORKER = (*STORE, "concurrency", "host_connections", "ca_file", "data_dir", "pipe_dir", *_RETENTION, *_FLOWS, *LOGS)
+WORKER = (
+    *STORE,
+    "queues",
+    "concurrency",
+    "host_connections",
+    "ca_file",
+    "data_dir",
+    "pipe_dir",
+    *_RETENTION,
+    *_FLOWS,
+    *LOGS,
+)
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="print JSON for programs, one line each")
+
+queue_flag = click.option("--queue", metavar="NAME", help="only tasks of this queue  [default: of all]")
 
 
 def duration(text: str) -> float:

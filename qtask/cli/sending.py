@@ -36,6 +36,8 @@ def from_flags(flags: Mapping[str, Any], mask: Mask) -> list[Item]:
         settings["retry"] = {"attempts": flags["attempts"]}
     if flags["flow"] is not None:
         settings["flow"] = _flow(flags["flow"])
+    if flags["queue"] is not None:
+        settings["queue"] = flags["queue"]
     if flags["task_id"] is not None:
         settings["id"] = flags["task_id"]
     data = destination_flags.settings_data(destination, flags)

@@ -7,23 +7,27 @@ from pathlib import Path
 import click
 
 from qtask.cli.connection import connected
-from qtask.cli.options import LOOK, check_folder, json_flag, settings
+from qtask.cli.options import LOOK, LOOK_AT_QUEUES, check_folder, json_flag, queue_flag, settings
 from qtask.config import Config
 from qtask.model.errors import NotFound, QTaskError
 
 
 @click.command()
+@queue_flag
 @json_flag
-@settings(*LOOK)
-def stats(config: Config, as_json: bool) -> None:
-    """Print how punctual deliveries were."""
+@settings(*LOOK_AT_QUEUES)
+def stats(config: Config, queue: str | None, as_json: bool) -> None:
+    """Print how punctual deliveries were.
+
+    --queue restricts the number of tasks in each state, not the figures of deliveries.
+    """
     from qtask.observe import stats as statistics
     from qtask.observe import tables
-    from qtask.store import tasks
+    from qtask.store import all_queues
 
     redis = connected(config)
     types = statistics.summary(redis)
-    counts = tasks.count_tasks(redis, config.queue)
+    counts = all_queues.count_tasks(redis, queue)
     if as_json:
         click.echo(tables.to_json({"types": types, "tasks": counts}))
     else:

@@ -25,6 +25,7 @@ _TASK_FLAGS = (
     click.option("--attempts", type=int, metavar="N", help="deliveries in all, retries included  [default: 5]"),
     click.option("--expires", type=duration, help="how long after its due instant a delivery may still begin"),
     click.option("--flow", metavar="KEY", help='flow of the task: its key, or JSON such as {"key": "api", "rate": 5}'),
+    click.option("--queue", metavar="NAME", help="queue of the task  [default: the one that is configured]"),
     click.option("--id", "task_id", metavar="ID", help="idempotency key: a second task with it is a duplicate"),
 )
 
@@ -52,7 +53,7 @@ class _WithDestinations(click.Command):
 @click.argument("file", type=click.File("rb"), required=False)
 @_task_flags
 @json_flag
-@settings("redis_url", "queue", "host", "port", "mask_headers")
+@settings("redis_url", "host", "port", "mask_headers")
 def send(config: Config, file: Any, as_json: bool, **flags: Any) -> None:
     """Submit a task, or a file of them.
 

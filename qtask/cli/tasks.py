@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from qtask.cli.connection import connected
-from qtask.cli.options import LOOK, json_flag, settings
+from qtask.cli.options import LOOK, LOOK_AT_QUEUES, json_flag, queue_flag, settings
 from qtask.config import Config
 from qtask.model.errors import QTaskError, WrongState
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="most tasks of each state"
 )
+@queue_flag
 @json_flag
-@settings(*LOOK, "mask_headers")
-def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
+@settings(*LOOK_AT_QUEUES, "mask_headers")
+def list_tasks(config: Config, state: Any, limit: int, queue: str | None, as_json: bool) -> None:
     """List tasks in one state, or in all.
 
     Tasks that are due next come first; of tasks that have ended, the newest. A task that waits for a retry is
@@ -42,18 +43,18 @@ def list_tasks(config: Config, state: Any, limit: int, as_json: bool) -> None:
     from qtask.model.mask import mask_of
     from qtask.model.record import STATES
     from qtask.observe import tables
-    from qtask.store import tasks
+    from qtask.store import all_queues
 
     redis = connected(config)
     states = STATES if state == "all" else (state,)
     mask = mask_of(config.mask_headers)
-    pages = (page for one in states for page in tasks.list_pages(redis, config.queue, one, limit, mask))
-    records = _each_once(record for page in pages for record in page)
+    found = (record for one in states for record in all_queues.each_task(redis, queue, one, limit, mask))
+    records = _each_once(found)
     if as_json:
         for record in records:
             click.echo(tables.to_json(record))
     else:
-        tables.print_tasks(list(records), tasks.count_tasks(redis, config.queue))
+        tables.print_tasks(list(records), all_queues.count_tasks(redis, queue))
 
 
 def _each_once(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:

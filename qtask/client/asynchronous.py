@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qtask.client.http_transport import AsyncHttpTransport
     from qtask.client.redis_transport import AsyncRedisTransport
     from qtask.model.flow_record import FlowRecord
+    from qtask.model.queue_record import QueueRecord
     from qtask.model.record import State, TaskRecord
 
 Tasks = Iterable[TaskLike] | AsyncIterable[TaskLike]
@@ -32,7 +33,7 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
     """
 
     @known_words()
-    def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
+    def __init__(self, url: str | None = None, *, queue: str | None = None, timeout: float = 10.0) -> None:
         self._plain = Client(url, queue=queue, timeout=timeout)  # for rare calls over HTTP, in a thread
         self.url = self._plain.url
         self._redis: AsyncRedisTransport | None = None
@@ -199,6 +200,34 @@ class AsyncClient(Shorthands[Coroutine[Any, Any, Accepted]]):
             await self._redis.remove_flow(key)
         else:
             await asyncio.to_thread(self._plain.remove_flow, key)
+
+    @known_words()
+    async def queues(self) -> Sequence[QueueRecord]:
+        """As `Client.queues`."""
+        if self._redis is not None:
+            return await self._redis.queues()
+        return await asyncio.to_thread(self._plain.queues)
+
+    @known_words()
+    async def pause_queue(self, name: str) -> QueueRecord:
+        """As `Client.pause_queue`."""
+        if self._redis is not None:
+            return await self._redis.pause_queue(name, True)
+        return await asyncio.to_thread(self._plain.pause_queue, name)
+
+    @known_words()
+    async def resume_queue(self, name: str) -> QueueRecord:
+        """As `Client.resume_queue`."""
+        if self._redis is not None:
+            return await self._redis.pause_queue(name, False)
+        return await asyncio.to_thread(self._plain.resume_queue, name)
+
+    @known_words()
+    async def purge_queue(self, name: str) -> int:
+        """As `Client.purge_queue`."""
+        if self._redis is not None:
+            return await self._redis.purge_queue(name)
+        return await asyncio.to_thread(self._plain.purge_queue, name)
 
 
 async def _each(tasks: Iterable[TaskLike]) -> AsyncIterator[TaskLike]:

@@ -18,6 +18,7 @@ from qtask.client.protocol import Answer, TaskLike
 from qtask.model.errors import ConfigError, NotFound, Refused, Unavailable, WrongState
 from qtask.model.flow import Changes
 from qtask.model.flow_record import FlowRecord
+from qtask.model.queue_record import QueueRecord
 from qtask.model.record import State, TaskRecord
 from qtask.private import urllib3
 
@@ -32,12 +33,19 @@ class _Flows(msgspec.Struct):
     items: list[FlowRecord]
 
 
+class _Purged(msgspec.Struct):
+    cancelled: int
+
+
 _Read = TypeVar("_Read")
 
 _RECORD = msgspec.json.Decoder(TaskRecord)
 _DECISION = msgspec.json.Decoder(_Decision)
 _FLOW = msgspec.json.Decoder(FlowRecord)
 _FLOWS = msgspec.json.Decoder(_Flows)
+_QUEUES = msgspec.json.Decoder(list[QueueRecord])
+_QUEUE = msgspec.json.Decoder(QueueRecord)
+_PURGED = msgspec.json.Decoder(_Purged)
 
 
 def _gathered() -> Gathered[bytes]:
@@ -129,6 +137,16 @@ class HttpTransport:
 
     def remove_flow(self, key: str) -> None:
         self._ask("DELETE", _flow_path(key))
+
+    def queues(self) -> list[QueueRecord]:
+        return _decoded(_QUEUES, self._ask("GET", "/queues"))
+
+    def pause_queue(self, name: str, paused: bool) -> QueueRecord:
+        path = f"/queues/{quote(name, safe='')}/{'pause' if paused else 'resume'}"
+        return _decoded(_QUEUE, self._ask("POST", path, b"{}"))
+
+    def purge_queue(self, name: str) -> int:
+        return _decoded(_PURGED, self._ask("POST", f"/queues/{quote(name, safe='')}/purge", b"{}")).cancelled
 
     def _each_dead(self, ids: Sequence[str], step: str) -> list[str]:
         """Applies a step to each of these tasks; returns the ids of those that were dead."""

@@ -20,13 +20,16 @@ from qtask.destinations.parsing import check_task
 from qtask.model.errors import Unavailable
 from qtask.model.flow import Changes
 from qtask.model.flow_record import FlowRecord
+from qtask.model.queue_record import QueueRecord
+from qtask.model.queues import one_queue
 from qtask.model.record import State, TaskRecord
 from qtask.model.validation import Checked
-from qtask.store import flow_records, tasks
+from qtask.store import all_queues, flow_records, queues, tasks
 from qtask.store.connect import connect, connect_async, read_again, read_again_async, reason_of
 from qtask.store.nodes import Nodes
 from qtask.store.submit import Batch, Place, Submission, submit
 
+DEFAULT_QUEUE = "qtask"
 ASK_LIMIT = 32  # queries of an asyncio client at the same time; each uses one connection
 
 _Tasks = Gathered[Checked]
@@ -58,8 +61,9 @@ def _lost(gathered: _Tasks, error: Exception, url: str) -> Unavailable:
 class RedisTransport:
     """The synchronous transport."""
 
-    def __init__(self, url: str, queue: str, timeout: float) -> None:
-        self._queue = queue
+    def __init__(self, url: str, queue: str | None, timeout: float) -> None:
+        self._queue = one_queue(queue or DEFAULT_QUEUE)
+        self._looked_at = queue
         self._url = url
         self._redis = connect(url, timeout)
         self._nodes = Nodes()
@@ -81,12 +85,14 @@ class RedisTransport:
 
     def list_tasks(self, state: State, limit: int) -> list[TaskRecord]:
         with self._asking() as redis:
-            return read_again(lambda: tasks.list_tasks(redis, self._queue, state, limit, protocol.client_mask()))
+            return read_again(
+                lambda: all_queues.list_tasks(redis, self._looked_at, state, limit, protocol.client_mask())
+            )
 
     def find_dead(self, type: str | None, error: str | None, link: str | None, title: str | None) -> Sequence[str]:
         wanted = tasks.Filter(type, error, link, title)
         with self._asking() as redis:
-            return read_again(lambda: tasks.find_dead(redis, self._queue, wanted))
+            return read_again(lambda: all_queues.find_dead(redis, self._looked_at, wanted))
 
     def cancel(self, task_id: str) -> State:
         with self._asking() as redis:
@@ -128,6 +134,18 @@ class RedisTransport:
         with self._asking() as redis:
             flow_records.remove_flow(redis, key)
 
+    def queues(self) -> list[QueueRecord]:
+        with self._asking() as redis:
+            return read_again(lambda: queues.list_queues(redis))
+
+    def pause_queue(self, name: str, paused: bool) -> QueueRecord:
+        with self._asking() as redis:
+            return queues.pause_queue(redis, name, paused)
+
+    def purge_queue(self, name: str) -> int:
+        with self._asking() as redis:
+            return queues.purge_queue(redis, name)
+
     def send(self, tasks: Iterable[TaskLike]) -> Iterator[Answer]:
         return submit_gathered(tasks, _gathered, self._commit)
 
@@ -148,9 +166,10 @@ class RedisTransport:
 class AsyncRedisTransport:
     """The transport for asyncio."""
 
-    def __init__(self, url: str, queue: str, timeout: float) -> None:
+    def __init__(self, url: str, queue: str | None, timeout: float) -> None:
         self._url = url
-        self._queue = queue
+        self._queue = one_queue(queue or DEFAULT_QUEUE)
+        self._looked_at = queue
         self._timeout = timeout
         self._redis: AsyncRedis | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -171,13 +190,15 @@ class AsyncRedisTransport:
 
     async def list_tasks(self, state: State, limit: int) -> list[TaskRecord]:
         mask = protocol.client_mask()
-        return await self._look(lambda redis: tasks.list_tasks.run_async(redis, self._queue, state, limit, mask))
+        return await self._look(
+            lambda redis: all_queues.list_tasks.run_async(redis, self._looked_at, state, limit, mask)
+        )
 
     async def find_dead(
         self, type: str | None, error: str | None, link: str | None, title: str | None
     ) -> Sequence[str]:
         wanted = tasks.Filter(type, error, link, title)
-        return await self._look(lambda redis: tasks.find_dead.run_async(redis, self._queue, wanted))
+        return await self._look(lambda redis: all_queues.find_dead.run_async(redis, self._looked_at, wanted))
 
     async def cancel(self, task_id: str) -> State:
         return await self._ask(lambda redis: tasks.cancel.run_async(redis, task_id))
@@ -208,6 +229,15 @@ class AsyncRedisTransport:
 
     async def remove_flow(self, key: str) -> None:
         await self._ask(lambda redis: flow_records.remove_flow.run_async(redis, key))
+
+    async def queues(self) -> list[QueueRecord]:
+        return await self._look(queues.list_queues.run_async)
+
+    async def pause_queue(self, name: str, paused: bool) -> QueueRecord:
+        return await self._ask(lambda redis: queues.pause_queue.run_async(redis, name, paused))
+
+    async def purge_queue(self, name: str) -> int:
+        return await self._ask(lambda redis: queues.purge_queue.run_async(redis, name))
 
     async def _look(self, query: Callable[[AsyncRedis], Awaitable[_Found]]) -> _Found:
         """Carries out a query that changes nothing; again if its connection broke."""

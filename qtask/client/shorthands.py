@@ -76,6 +76,7 @@ def _build(destination: Destination[...], parts: Parts, options: Options) -> dic
         "retry": options.get("retry"),
         "expires": expires.total_seconds() if isinstance(expires, timedelta) else expires,
         "flow": options.get("flow"),
+        "queue": options.get("queue"),
         "id": options.get("id"),
     }
     settings |= {name: value for name, value in given.items() if value is not None}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qtask.client.http_transport import HttpTransport
     from qtask.client.redis_transport import RedisTransport
     from qtask.model.flow_record import FlowRecord
+    from qtask.model.queue_record import QueueRecord
     from qtask.model.record import State, TaskRecord
 
 
@@ -27,12 +28,13 @@ class Client(Shorthands[Accepted]):
     Args:
         url: `socket://HOST:PORT` or `http://HOST:PORT` of a gateway, or `redis://…` to write to Redis directly; by
             default the environment variable `QTASK_URL`, else the socket of the gateway on this host.
-        queue: name of the RQ queue, for a `redis://` address.
+        queue: for a `redis://` address: queue of the tasks that name none (`qtask` if left out), and the only one that
+            `list` and `find_dead` look at (all of them if left out).
         timeout: seconds to wait for a connection or an answer.
     """
 
     @known_words()
-    def __init__(self, url: str | None = None, *, queue: str = "qtask", timeout: float = 10.0) -> None:
+    def __init__(self, url: str | None = None, *, queue: str | None = None, timeout: float = 10.0) -> None:
         self.url = protocol.choose_url(url)
         self._redis: RedisTransport | None = None
         self._http: HttpTransport | None = None
@@ -118,7 +120,9 @@ class Client(Shorthands[Accepted]):
         link: str | None = None,
         title: str | None = None,
     ) -> Sequence[str]:
-        """The ids of dead letters that match all arguments, oldest first (`redis://` only). Raises `Unavailable`.
+        """The ids of dead letters that match all arguments (`redis://` only). Raises `Unavailable`.
+
+        They come queue by queue, the oldest first.
 
         Args:
             type: `address.type`.
@@ -194,6 +198,33 @@ class Client(Shorthands[Accepted]):
         Raises `NotFound` or `Unavailable`.
         """
         self._by_id().remove_flow(key)
+
+    @known_words()
+    def queues(self) -> Sequence[QueueRecord]:
+        """All queues, by name (`redis://` or `http://`). Raises `Unavailable`."""
+        return self._by_id().queues()
+
+    @known_words()
+    def pause_queue(self, name: str) -> QueueRecord:
+        """Pauses a queue (`redis://` or `http://`): no delivery of its tasks begins. Returns it as it is now.
+
+        Raises `Refused` for a name that is wrong, or `Unavailable`.
+        """
+        return self._by_id().pause_queue(name, True)
+
+    @known_words()
+    def resume_queue(self, name: str) -> QueueRecord:
+        """Resumes a queue (`redis://` or `http://`), and returns it as it is now. Raises as `pause_queue`."""
+        return self._by_id().pause_queue(name, False)
+
+    @known_words()
+    def purge_queue(self, name: str) -> int:
+        """Cancels the tasks that are queued, or wait in flows for this queue; returns how many.
+
+        For `redis://` and `http://`. Tasks that are not yet due, wait for a retry or are being delivered stay. Raises
+        as `pause_queue`; then some tasks may have been cancelled.
+        """
+        return self._by_id().purge_queue(name)
 
     def _need_redis(self) -> RedisTransport:
         if self._redis is None:

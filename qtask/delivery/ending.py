@@ -176,14 +176,19 @@ def undelivered(claim: Claim, failure: Failure, now: float, flow: str = "") -> S
     return _settlement(claim.id, claim.task.type, "failed", outcome, line, options)
 
 
-def held_back(claim: Claim) -> Settlement:
-    """The settlement of a task that a stock worker must not deliver yet, because its flow has reached its limits."""
+def held_back(claim: Claim, reason: str) -> Settlement:
+    """The settlement of a task that a stock worker must not deliver yet, because of its flow or its queue.
+
+    Args:
+        claim: the task.
+        reason: what it waits for, in words.
+    """
     options = SettleOptions(again=True, unbegun=True, foreign=claim.foreign, delay=LEAST_STOCK_RETRY_SECONDS)
     return Settlement(
         id=claim.id,
         fate="retry",
         outcome=b"",
-        error="it waits for its flow",
+        error=reason,
         counter="",
         ended="",
         member="",

@@ -24,6 +24,7 @@ from qtask.intake.listen import listen, port_of
 from qtask.intake.memory_budget import MemoryBudget
 from qtask.intake.refused import refused_log
 from qtask.model.errors import ConfigError
+from qtask.model.queues import one_queue
 from qtask.process import descriptors
 from qtask.process.stopping import StopSignals, signals_to_take
 from qtask.store import rights
@@ -40,8 +41,10 @@ logger = logging.getLogger("qtask.gateway")
 def run(config: Config) -> None:
     """Runs a gateway until it is asked to stop by a signal; a second signal does not wait.
 
-    Raises `QTaskError` when a port is taken, and when Redis runs in cluster mode or lacks a right.
+    Raises `QTaskError` when a port is taken, when Redis runs in cluster mode or lacks a right, and when `queue` is not
+    one name.
     """
+    one_queue(config.queue)
     config = descriptors.fit(config, "max_connections")
     uvloop.run(_serve(config))
 

@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
         retry: how failed deliveries are retried; see docs/retries.md.
         expires: seconds or a `timedelta` after due, after which no delivery begins.
         flow: the flow of the task: its key, or an object with limits as in `settings.flow`.
+        queue: name of the queue of the task; by default the one that is configured.
         id: idempotency key: a second task with the same id changes nothing and gets the answer of the first.
     """
 
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     retry: Mapping[str, Any] | None
     expires: Delay | str | None
     flow: str | Mapping[str, Any] | None
+    queue: str | None
     id: str | None
 
 

@@ -51,6 +51,7 @@ class Settings(Part, frozen=True):
         retry: how often and when a failed delivery is retried.
         expires: seconds after due, or an instant in ISO 8601 with a zone, after which no delivery begins.
         flow: the flow that the task belongs to: its key, or an object with limits; by default that of its destination.
+        queue: name of the queue that the task is released to; by default the one that is configured.
         id: idempotency key, chosen by the client: a second task with it changes nothing and gets the first answer.
     """
 
@@ -61,6 +62,7 @@ class Settings(Part, frozen=True):
     retry: Retry | UnsetType = UNSET
     expires: float | str | UnsetType = UNSET
     flow: str | Flow | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
     id: str | UnsetType = UNSET
 
 

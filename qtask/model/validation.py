@@ -15,6 +15,7 @@ from msgspec import UNSET, Raw, Struct
 
 from qtask.model.errors import Refused
 from qtask.model.flow import check_flow
+from qtask.model.queues import check_name
 from qtask.model.rejection import refusal_of_data, refusal_of_text, too_deep
 from qtask.model.retry import check_retry
 from qtask.model.task import (
@@ -189,6 +190,8 @@ def check_settings(settings: Settings, at_once: bool) -> tuple[float | None, flo
         _check_expires(settings.expires)
     if settings.flow is not UNSET:
         check_flow(settings.flow)
+    if settings.queue is not UNSET:
+        check_name(settings.queue)
     if settings.id is not UNSET and not _ID.fullmatch(settings.id):
         raise Refused("invalid_value", "settings.id", "an id is 1 to 200 printable ASCII characters without blanks")
     if settings.at is not UNSET:

@@ -10,6 +10,7 @@ import msgspec
 
 from qtask.model.flow_record import FlowRecord
 from qtask.model.outcome import Outcome
+from qtask.model.queue_record import QueueRecord
 from qtask.model.record import State, TaskRecord
 from qtask.model.timing import format_duration, format_instant, format_second
 from qtask.observe.stats import Spread, TypeSummary
@@ -66,6 +67,7 @@ def print_task(record: TaskRecord) -> None:
         ("accepted", accepted),
         ("due", format_instant(record.due)),
         ("next attempt", "" if record.retry_at is None else format_instant(record.retry_at)),
+        ("queue", record.queue),
         ("type", record.type),
         ("link", record.link),
         ("waits for", "" if record.waits_for is None else record.waits_for.words),
@@ -158,6 +160,18 @@ def _limits(record: FlowRecord) -> list[str]:
     if record.share is not None and record.parallel is None:
         words.append(f"slow: at most {record.share} in flight")
     return words
+
+
+def print_queues(records: Sequence[QueueRecord]) -> None:
+    """Prints queues: how many tasks each has, and whether it is paused."""
+    if not records:
+        _print("no task was accepted yet, so there are no queues")
+        return
+    table = _table("queue", "", "queued", "in flight", "waiting in flows", "dead", "workers", whole=("queue",))
+    for record in records:
+        counts = (record.queued, record.in_flight, record.waiting, record.dead, record.workers)
+        table.add_row(plain(record.name), "paused" if record.paused else "", *map(str, counts))
+    _print(table)
 
 
 def print_stats(types: Sequence[TypeSummary], counts: dict[State, int]) -> None:

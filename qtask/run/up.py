@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from qtask.config import Config, flag_name, in_url
 from qtask.delivery.authorities import check_ca_file
 from qtask.model.errors import QTaskError
+from qtask.model.queues import one_queue, served_queues
 from qtask.model.redis_address import without_password
 from qtask.process.supervisor import LOOK_SECONDS, Member, Supervisor
 from qtask.run.data_folder import PRIVATE_FOLDER
@@ -86,6 +87,7 @@ class Stack:
         """Starts everything and returns when the gateway accepts connections, or after a signal."""
         connect(self.config.redis).close()  # reports an invalid address once, not in each process
         check_ca_file(self.config.ca_file)
+        served_queues(self.config.queues or one_queue(self.config.queue))
         config = self.config = _with_ports(self.config)
         if self._redis is not None:
             with suppress(OSError):  # errors are reported below

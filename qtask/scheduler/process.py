@@ -15,6 +15,7 @@ from redis.client import PubSub
 from redis.exceptions import RedisError
 
 from qtask.config import Config
+from qtask.model.queues import one_queue
 from qtask.process.heartbeat import BLOCKING_ALIVE_SECONDS, Heartbeat
 from qtask.process.stopping import StopSignals
 from qtask.scheduler.enqueueing import EnqueueingScheduler
@@ -121,7 +122,7 @@ class Scheduler(EnqueueingScheduler):
 
 def run(config: Config) -> None:
     """Runs a scheduler until it is asked to stop by a signal; a second signal does not wait for Redis."""
-    scheduler = Scheduler(config.queue, connect(config.redis, REPLY_TIMEOUT_SECONDS))
+    scheduler = Scheduler(one_queue(config.queue), connect(config.redis, REPLY_TIMEOUT_SECONDS))
     scheduler.heartbeat_file = Heartbeat("scheduler", config, wait=BLOCKING_ALIVE_SECONDS)
     signals = StopSignals()
 

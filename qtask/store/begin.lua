@@ -14,18 +14,21 @@
 --   QUEUES         set of queue keys
 -- ARGV (BeginArguments)
 --   ID             of the task
+--   QUEUE_NAME     name of its queue
 --   OUTCOMES_KEEP  outcomes to keep in the history
 --   DESTINATION    name of the flow of a task that names none
 --   EXTRA          the field extra of such a task
 --
 -- Returns (Begun) NOW in Unix seconds, ATTEMPT and DUE as in claim.lua, the FLOW_NAME of its flow, '' for none,
--- and MAY_BEGIN, which is 0 where that flow has reached its limits since the task was queued.
+-- MAY_BEGIN, which is 0 where that flow has reached its limits since the task was queued, and PAUSED, which is 1 where the
+-- queue is paused; then MAY_BEGIN is 0 as well.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
 local name = extra and flow_in(extra) or DESTINATION
 local flow = flow_of(name)
-local may_begin = not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, ID, now))
+local paused = redis.call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
+local may_begin = paused == 0 and (not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, ID, now)))
 local has_history = error == ''
 if error and not has_history then
   local _
@@ -52,4 +55,5 @@ return {
   [DUE] = due or '',
   [FLOW_NAME] = flow and name or '',
   [MAY_BEGIN] = may_begin and 1 or 0,
+  [PAUSED] = paused,
 }

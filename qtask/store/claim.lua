@@ -33,6 +33,7 @@
 -- A task whose flow has reached its limits since it was queued is not claimed: it waits in its flow.
 -- VERSION tells whether more flows have got state that tasks belong to without naming them. If it is not KNOWN_VERSION,
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
+-- PAUSED is 1 if the queue is paused; then nothing is claimed.
 local LOOK_LIMIT = 750 -- tasks that one claim looks at
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
@@ -118,7 +119,8 @@ local function take(popped)
   end
 end
 
-take(call('LPOP', QUEUE, LIMIT) or {})
+local paused = call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
+take(paused == 0 and call('LPOP', QUEUE, LIMIT) or {})
 -- Where tasks of flows at their limits stand in front of others, it looks further, but not for long: Redis answers nobody else.
 local looked = tonumber(LIMIT)
 while held_count > 0 and count < tonumber(LIMIT) and room > 0 and looked < LOOK_LIMIT do
@@ -146,4 +148,5 @@ if next(touched) then
 end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
   [FLOW_NAMES] = names, [VERSION] = version,
-  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS)}
+  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS),
+  [PAUSED] = paused}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -98,9 +99,9 @@ def count_due_before(redis: Redis, instant: float) -> int:
     return int(redis.zcount(keys.SCHEDULE, "-inf", instant))
 
 
-def any_task(redis: Redis, queue: str) -> str | None:
-    """The id, as clients know it, of a task in the schedule, or of a dead or a delivered one of a queue; else None."""
-    for key in (keys.SCHEDULE, keys.failed(queue), keys.finished(queue)):
+def any_task(redis: Redis, queues: Iterable[str]) -> str | None:
+    """The id, as clients know it, of a task in the schedule, or of a dead or delivered one in these queues, or None."""
+    for key in (keys.SCHEDULE, *(place(queue) for queue in queues for place in (keys.failed, keys.finished))):
         found: Any = redis.zrange(key, -1, -1)
         if found:
             return client_id(found[0].decode())
@@ -120,11 +121,6 @@ def waiting(redis: Redis, name: str) -> Waiting | None:
     head: Any = redis.lrange(keys.queue(name), 0, 0)
     due: Any = redis.hmget(keys.job(head[0].decode()), "due")[0] if head else None
     return Waiting(name, length, bool(redis.scard(keys.rq_workers(name))), float(due) if due else None)
-
-
-def count_dead(redis: Redis, queue: str) -> int:
-    """How many dead letters a queue has."""
-    return int(redis.zcard(keys.failed(queue)))
 
 
 def count_refused(redis: Redis) -> int:

@@ -32,6 +32,7 @@ WORKERS = "qtask:workers"  # sorted set: worker token by its last heartbeat
 COUNTERS = "qtask:counters"  # hash: `type:status` to how many outcomes
 STATS_PREFIX = "qtask:stats:"  # + type of task: sorted set, one member an outcome, by the end of its delivery
 LEDGER = "qtask:ledger"  # hash: `what:queue` to how many tasks; see audit.py
+PAUSED_QUEUES = "qtask:paused_queues"  # set: names of the queues from which nothing is claimed
 STOCK_RETRIES = (
     "qtask:stock_retries"  # set: ids that a stock worker will try again; until then RQ counts them as failed
 )

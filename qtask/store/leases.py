@@ -60,6 +60,7 @@ class ClaimReply(NamedTuple):
     flow_names: list[Any]
     version: int
     destinations: list[bytes]
+    paused: int
 
 
 CLAIM = Script("claim", ClaimKeys, ClaimArguments, replies=(ClaimReply,))
@@ -328,6 +329,7 @@ class BeginArguments(NamedTuple):
     """See begin.lua."""
 
     id: str
+    queue_name: str
     outcomes_keep: int
     destination: str
     extra: bytes
@@ -340,7 +342,8 @@ class Begun(NamedTuple):
         now: Redis's time in Unix seconds.
         attempt, due: as in `Claimed`.
         flow_name: of the task's flow, empty for none.
-        may_begin: whether its flow lets the delivery begin now.
+        may_begin: whether its flow and its queue let the delivery begin now.
+        paused: whether its queue is paused.
     """
 
     now: float
@@ -348,6 +351,7 @@ class Begun(NamedTuple):
     due: bytes
     flow_name: str
     may_begin: bool
+    paused: bool
 
 
 BEGIN = Script("begin", BeginKeys, BeginArguments, replies=(Begun,))
@@ -373,6 +377,7 @@ def begin(task_id: str, queue: str, destination: str = "") -> Call:
         ),
         BeginArguments(
             id=task_id,
+            queue_name=queue,
             outcomes_keep=OUTCOMES_KEEP,
             destination=destination,
             extra=Extra(destination).encode(),
@@ -384,4 +389,6 @@ def read_begun(reply: list[Any]) -> Begun:
     """Parses the reply of `begin`."""
     begun = Begun._make(reply)
     name: Any = begun.flow_name
-    return begun._replace(now=float(begun.now), flow_name=name.decode(), may_begin=bool(begun.may_begin))
+    return begun._replace(
+        now=float(begun.now), flow_name=name.decode(), may_begin=bool(begun.may_begin), paused=bool(begun.paused)
+    )

@@ -24,6 +24,7 @@ from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
 from qtask.store.nodes import TAKE_NUMBER
 from qtask.store.pages import PAGE
+from qtask.store.queues import PURGE
 from qtask.store.schedule import FORGET, RECLAIM, RELEASE
 from qtask.store.scripts import NoKeys, Script
 from qtask.store.submit import SUBMIT
@@ -47,10 +48,11 @@ _CONNECTING = (
     *("ACL|WHOAMI", "EVAL", "EVALSHA", "INFO"),
 )
 _LOOKING = (
-    *("HMGET", "HGETALL", "GET", "EXISTS", "TIME"),
+    *("HGET", "HMGET", "HGETALL", "GET", "EXISTS", "SISMEMBER", "TIME"),
     *("ZSCORE", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANK", "ZSCAN", "LLEN", "LRANGE", "LPOS", "SCARD", "SMEMBERS", "XLEN"),
     "XREVRANGE",
 )
+_DECIDING_ON_QUEUES = ("SADD", "SREM", "ZSCAN")
 _CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
 
@@ -105,8 +107,9 @@ RIGHTS: dict[Role, Rights] = {
             *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
             *("ZCARD", "ZCOUNT", "ZRANGE", "ZRANK", "ZSCAN"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
+            *("SMEMBERS", "HGETALL", "HGET", "SISMEMBER", "LLEN", "ZCARD", "SCARD", *_DECIDING_ON_QUEUES),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),
+        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, *_FLOWS, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),
@@ -162,8 +165,8 @@ RIGHTS: dict[Role, Rights] = {
         talks=(("PUBLISH", keys.WAKE), ("SUBSCRIBE", "rq:pubsub:qtask-probe")),
     ),
     "client": Rights(
-        direct=(*_CONNECTING, *_LOOKING),
-        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW, PAGE, AUDIT),
+        direct=(*_CONNECTING, *_LOOKING, *_DECIDING_ON_QUEUES),
+        scripts=(TAKE_NUMBER, SUBMIT, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW, PAGE, AUDIT),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, *_FLOWS),
         talks=(("PUBLISH", keys.WAKE),),

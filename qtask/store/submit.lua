@@ -10,7 +10,7 @@
 --   LEDGER    hash
 --   FLOWS     flows by the instant of the next look (sorted set; see flows.lua)
 -- ARGV (SubmitArguments)
---   QUEUE_NAME     name of the queue
+--   QUEUE_NAME     name of the queue of tasks that name none
 --   NONCE          nonce of the sender
 --   SENT_BEFORE    '1' if the batch may have been sent before, else ''
 -- then for each task (Submitted)
@@ -19,8 +19,8 @@
 --   MODE     'in': INSTANT is seconds from now; 'at': it is in Unix seconds; 'IN' and 'AT' if the client chose the id
 --   INSTANT
 --   OPTIONS  what only some tasks have, '' for nothing: seconds of RQ's timeout, '' for none; after a line break the field
---            extra of the job; and after another one the fields of its flow that this task sets, as a JSON object, where
---            '' removes a field
+--            extra of the job; after another one the fields of its flow that this task sets, as a JSON object, where ''
+--            removes a field; and after another one the name of its queue
 --   ENTRY    id of its entry in the inbox ('' if it came another way), and after a space the key to push its answer to
 --
 -- Returns an empty array if the node number no longer belongs to the sender; then nothing was done.
@@ -43,6 +43,7 @@ local wake = false
 local limits_set = {} -- by flow; most tasks of a batch that set any set the same
 local dues, entries = {}, {}
 local duplicates = 0
+local elsewhere = {} -- how many tasks were accepted for each queue that they name
 
 local function due_of_known(id, key)
   local attempt, due = unpack(redis.call('HMGET', key, 'attempt', 'due'))
@@ -124,7 +125,12 @@ for i = FIRST, #ARGV, WIDTH do
       redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       local text = string.format('%.6f', due)
       if ARGV[i + OPTIONS] ~= '' then
-        local timeout, extra, limits = string.match(ARGV[i + OPTIONS], '^([^\n]*)\n?([^\n]*)\n?(.*)$')
+        local timeout, extra, limits, queue =
+          string.match(ARGV[i + OPTIONS], '^([^\n]*)\n?([^\n]*)\n?([^\n]*)\n?(.*)$')
+        if queue ~= '' and queue ~= QUEUE_NAME then
+          redis.call('HSET', key, 'origin', queue)
+          elsewhere[queue] = (elsewhere[queue] or 0) + 1
+        end
         if timeout ~= '' then
           redis.call('HSET', key, 'timeout', timeout)
         end
@@ -157,7 +163,14 @@ for i = FIRST, #ARGV, WIDTH do
 end
 if #entries > 0 then
   redis.call('ZADD', SCHEDULE, unpack(entries))
-  redis.call('HINCRBY', LEDGER, 'accepted:' .. QUEUE_NAME, #entries / 2)
+  local here = #entries / 2
+  for queue, count in pairs(elsewhere) do
+    redis.call('HINCRBY', LEDGER, 'accepted:' .. queue, count)
+    here = here - count
+  end
+  if here > 0 then
+    redis.call('HINCRBY', LEDGER, 'accepted:' .. QUEUE_NAME, here)
+  end
 end
 if duplicates > 0 then
   redis.call('HINCRBY', LEDGER, 'duplicates:' .. QUEUE_NAME, duplicates)

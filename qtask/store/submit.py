@@ -214,6 +214,9 @@ def _submitted(task_id: str, submission: Submission, node: Node) -> Submitted:
     if settings.flow is not UNSET:
         extra, limits = flows.fields_of(checked.task, node.ids.next() if settings.id is not UNSET else None)
         options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
+    if settings.queue is not UNSET:
+        given = options if isinstance(options, bytes) else b"%b\n\n" % str(options).encode()
+        options = b"%b\n%b" % (given, settings.queue.encode())
     return Submitted(
         id=task_id,
         body=checked.body,

@@ -1,4 +1,4 @@
-"""The link of a worker to Redis: two connections that are made, watched, and made again when they are lost."""
+"""The link of a worker to Redis: connections that are made, watched, and made again when they are lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ LOST, CONNECTING, CONNECTED = LinkState
 
 
 class Link:
-    """Two connections to Redis: one for claims and waits, and one for commands that must not queue behind a wait.
+    """The connections to Redis: one per queue for claims and waits, and one for commands that must not wait.
+
+    A wait blocks its connection, and no command waits for several queues without taking a task out of one of them.
 
     Code that sends over them catches `LINK_ERRORS` and calls `lose`.
 
@@ -51,9 +53,11 @@ class Link:
         prepare: called in a thread after the connections are made; may raise `LINK_ERRORS` and `ConfigError`.
         on_connecting: called in the loop after that, as the last step before CONNECTED; may raise `LINK_ERRORS`.
         on_lost: called in the loop when the connections, and all expected replies, are lost.
+        queues: how many queues the worker serves.
 
     Attributes:
-        claims, settles: the connections; use them only while `connected`.
+        claims: the connections for claims; use them, and the next one, only while `connected`.
+        settles: the connection for all else.
     """
 
     def __init__(
@@ -63,9 +67,11 @@ class Link:
         prepare: Callable[[], None],
         on_connecting: Callable[[], None],
         on_lost: Callable[[], None],
+        queues: int = 1,
     ) -> None:
-        self.claims = Channel(redis)
+        self.claims = [Channel(redis) for _ in range(queues)]
         self.settles = Channel(redis)
+        self._channels = (*self.claims, self.settles)
         self._loop = loop
         self._prepare = prepare
         self._on_connecting = on_connecting
@@ -89,8 +95,8 @@ class Link:
 
     def _connect(self) -> None:
         try:
-            self.claims.connect()
-            self.settles.connect()
+            for channel in self._channels:
+                channel.connect()
             self._prepare()
         except (*LINK_ERRORS, ConfigError) as error:  # rights in Redis may be revoked and granted at any time
             self._loop.call_from_thread(partial(self.lose, error))
@@ -106,8 +112,8 @@ class Link:
         except LINK_ERRORS as error:
             self.lose(error)
             return
-        self._loop.watch(self.claims.descriptor, READ, partial(self._read, self.claims))
-        self._loop.watch(self.settles.descriptor, READ, partial(self._read, self.settles))
+        for channel in self._channels:
+            self._loop.watch(channel.descriptor, READ, partial(self._read, channel))
         self._state = CONNECTED
         self._connected_at = monotonic()
 
@@ -119,7 +125,8 @@ class Link:
 
     def check(self) -> None:
         """Raises `TimeoutError` if an expected reply is too late."""
-        if self.settles.waited() > STALL_SECONDS or self.claims.waited() > IDLE_WAIT_SECONDS + STALL_SECONDS:
+        waited = max(channel.waited() for channel in self.claims)
+        if self.settles.waited() > STALL_SECONDS or waited > IDLE_WAIT_SECONDS + STALL_SECONDS:
             raise TimeoutError(f"no reply within {STALL_SECONDS:g} s")
 
     def lose(self, error: Exception) -> None:
@@ -129,7 +136,7 @@ class Link:
         if self._state is CONNECTED and monotonic() - self._connected_at > STEADY_SECONDS:
             self._pause = BACKOFF_SECONDS[0]
         logger.warning("redis_away", extra={"error": str(error), "retry_in_s": self._pause})
-        for channel in (self.claims, self.settles):
+        for channel in self._channels:
             if channel.descriptor >= 0:
                 self._loop.unwatch(channel.descriptor)
             channel.close()
@@ -139,10 +146,11 @@ class Link:
         self._pause = min(self._pause * 2, BACKOFF_SECONDS[1])
 
     def leave(self) -> None:
-        """Ends the wait for tasks, and awaits an attempt to connect: it must not register a worker that has stopped."""
+        """Ends the waits for tasks. Awaits an attempt to connect, which must not register a worker that has stopped."""
         if self._thread is not None:
             self._thread.join(LEAVE_WAIT_SECONDS)
-        self.claims.close()
+        for channel in self.claims:
+            channel.close()
 
 
 def _raise(error: Exception) -> None:

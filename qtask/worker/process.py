@@ -1,4 +1,4 @@
-"""The worker: claims tasks from its queue, delivers many at once, settles their outcomes.
+"""The worker: claims tasks from its queues, delivers many at once, settles their outcomes.
 
 A worker is one thread with one loop. It sends to Redis in batches and does not block for the replies. This module has
 the process: how it starts, what it does in each turn of the loop, and how it stops. `link.py`, `registration.py`,
@@ -11,6 +11,7 @@ import gc
 import logging
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from time import monotonic, sleep
@@ -21,6 +22,7 @@ from redis.exceptions import RedisError
 from qtask.config import Config
 from qtask.delivery.authorities import check_ca_file
 from qtask.delivery.loop import Loop
+from qtask.model.queues import Served, served_queues
 from qtask.process import descriptors
 from qtask.process.heartbeat import Heartbeat
 from qtask.process.stopping import StopSignals
@@ -56,26 +58,28 @@ WORKING, SUSPENDED, STOPPING = Mode
 
 
 class Worker:
-    """Delivers the tasks of one queue.
+    """Delivers the tasks of its queues.
 
     Args:
         config: the settings.
+        served: the queues.
         redis: a client of Redis.
         heartbeat: that of this process.
     """
 
-    def __init__(self, config: Config, redis: Redis, heartbeat: Heartbeat) -> None:
+    def __init__(self, config: Config, served: Sequence[Served], redis: Redis, heartbeat: Heartbeat) -> None:
         self._config = config
+        queues = [one.name for one in served]
         self._redis = redis
         self._heartbeat = heartbeat
         self._token = token = secrets.token_urlsafe(6)
         self._loop = loop = Loop(self._on_defect)
-        self._link = Link(redis, loop, self._prepare, self._on_connecting, self._on_lost)
+        self._link = Link(redis, loop, self._prepare, self._on_connecting, self._on_lost, len(queues))
         clock, held = RedisClock(), HeldTasks()
-        self._settling = Settling(config, token, loop, held)
+        self._settling = Settling(config, queues, token, loop, held)
         self._deliveries = Deliveries(config, loop, clock, self._settling.add)
-        self._claims = Claims(config, token, loop, self._link, clock, held, self._deliveries, self._settling)
-        self._registration = Registration(config.queue, redis, token, self._deliveries, clock, self._on_suspended)
+        self._claims = Claims(config, served, token, loop, self._link, clock, held, self._deliveries, self._settling)
+        self._registration = Registration(queues, redis, token, self._deliveries, clock, self._on_suspended)
         self._mode = WORKING
         self._stop_at = float("inf")
         self._signals = StopSignals()
@@ -154,7 +158,8 @@ class Worker:
     def _on_connecting(self) -> None:
         self._claims.on_connecting(self._redis)
         self._settling.on_connecting()
-        about = {"queue": self._config.queue, "concurrency": self._config.concurrency, "token": self._token}
+        served = self._config.queues or self._config.queue
+        about = {"queue": served, "concurrency": self._config.concurrency, "token": self._token}
         logger.info("working", extra=about)
         self._registration.beat(self._link.settles)
 
@@ -216,6 +221,7 @@ def run(config: Config) -> None:
     if Redis runs in cluster mode, if a right in Redis is missing, or if a setting cannot be used.
     """
     check_ca_file(config.ca_file)
+    served = served_queues(config.queues or config.queue)
     if config.processes > 1:
         _run_several(config)
         return
@@ -229,7 +235,7 @@ def run(config: Config) -> None:
         heartbeat.beat()
         try:
             rights.check(redis, "worker")
-            worker = Worker(config, redis, heartbeat)  # RQ asks Redis for our address
+            worker = Worker(config, served, redis, heartbeat)  # RQ asks Redis for our address
             break
         except (RedisError, OSError) as error:
             logger.warning("redis_away", extra={"error": str(error), "retry_in_s": pause})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import Redis
@@ -28,7 +28,7 @@ class Registration(RegisteredWorker):
     """An RQ worker for `rq info`, `rq suspend` and the commands of RQ; it does not run the tasks.
 
     Args:
-        queue_name: the queue that the worker serves.
+        queue_names: the queues that the worker serves.
         redis: a client of Redis.
         token: of the worker, which its leases name.
         deliveries: for the counts in the heartbeat.
@@ -38,7 +38,7 @@ class Registration(RegisteredWorker):
 
     def __init__(
         self,
-        queue_name: str,
+        queue_names: Sequence[str],
         redis: Redis,
         token: str,
         deliveries: Deliveries,
@@ -46,7 +46,7 @@ class Registration(RegisteredWorker):
         on_suspended: Callable[[bool], None],
     ) -> None:
         super().__init__(
-            [queue_name], connection=redis, serializer=JSONSerializer, job_class=TaskJob, log_job_description=False
+            queue_names, connection=redis, serializer=JSONSerializer, job_class=TaskJob, log_job_description=False
         )
         self._token = token
         self._deliveries = deliveries
@@ -66,7 +66,8 @@ class Registration(RegisteredWorker):
             self.connection.delete(self.key)  # an earlier attempt may have succeeded although its reply was lost
             self.register_birth()
             self._registered = True
-            clean_worker_registry(self.queues[0])  # removes killed workers; else only stock workers do it
+            for queue in self.queues:
+                clean_worker_registry(queue)  # removes killed workers; else only stock workers do it
         except OutOfMemoryError as error:  # it works on, which frees memory, but RQ's tools do not see it
             logger.warning("not_registered", extra={"error": str(error)})
 

@@ -82,13 +82,16 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
         log_unread(_failures, job.id, abs(attempt), failure)
         raise DeliveryFailed(f"{failure.error}: {failure.message}") from None
     if not begun.may_begin:
-        _settle(redis, config, token, held_back(claim))
-        raise DeliveryFailed(f"its flow {begun.flow_name!r} has reached its limits; it waits")
-    reason = reason_not_to_deliver(claim, now)
-    if reason is not None:
-        _settle(redis, config, token, undelivered(claim, reason, now, begun.flow_name))
-        _log(config, claim, reason, None)
-        raise DeliveryFailed(f"{reason.error}: {reason.message}")
+        reason = f"its flow {begun.flow_name!r} has reached its limits; it waits"
+        if begun.paused:
+            reason = f"its queue {job.origin!r} is paused; it waits"
+        _settle(redis, config, token, held_back(claim, reason))
+        raise DeliveryFailed(reason)
+    failed = reason_not_to_deliver(claim, now)
+    if failed is not None:
+        _settle(redis, config, token, undelivered(claim, failed, now, begun.flow_name))
+        _log(config, claim, failed, None)
+        raise DeliveryFailed(f"{failed.error}: {failed.message}")
     began = monotonic()
     result = _attempt(claim, config)
     duration = monotonic() - began

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -30,22 +33,25 @@ class Settling:
     """The outcomes of one worker.
 
     Args:
-        config: `queue`, and how long ended tasks are kept.
+        config: how long ended tasks are kept.
+        queues: names of the queues of the worker.
         token: of the worker.
         loop: runs the timer of a small batch.
         held: the tasks of the worker; a task is removed when its outcome is sent.
 
     Attributes:
-        under_way: outcomes that were sent and whose reply has not come.
+        under_way: outcomes that were sent and whose reply has not come, by queue.
     """
 
-    def __init__(self, config: Config, token: str, loop: Loop, held: HeldTasks) -> None:
+    def __init__(self, config: Config, queues: Sequence[str], token: str, loop: Loop, held: HeldTasks) -> None:
         self._config = config
+        self._configs = {name: replace(config, queue=name) for name in queues}
+        self._only_queue = queues[0] if len(queues) == 1 else ""
         self._token = token
         self._loop = loop
         self._held = held
         self._outcomes: deque[Settlement] = deque()
-        self.under_way: list[Settlement] = []
+        self.under_way: dict[str, list[Settlement]] = {}
         self._due = 0.0  # instant of `monotonic` at which even a small batch is sent
         self._renewed: set[str] = set()  # ids under way whose leases a later claim had renewed
         self._doubtful = 0  # how many outcomes, from the first, are older than the connection
@@ -82,24 +88,33 @@ class Settling:
             now = monotonic()
             if len(self._outcomes) >= SETTLE_BATCH or now >= self._due or at_once:
                 self.under_way = self._next_batch()
-                channel.run(self._on_settled, leases.settle(self._config, self._token, self.under_way))
+                for queue, outcomes in self.under_way.items():
+                    call = leases.settle(self._configs[queue], self._token, outcomes)
+                    channel.run(partial(self._on_settled, queue), call)
 
-    def _next_batch(self) -> list[Settlement]:
-        """Removes and returns the next batch. Its tasks may be claimed for a retry before the reply arrives."""
+    def _next_batch(self) -> dict[str, list[Settlement]]:
+        """Removes and returns the next batch, by queue. Its tasks may be claimed for a retry before the replies."""
         outcomes = [self._outcomes.popleft() for _ in range(min(len(self._outcomes), SETTLE_LIMIT))]
         claimed_again = self._held.claimed_again
         self._renewed = {one.id for one in outcomes if one.id in claimed_again} if claimed_again else set()
         if claimed_again:
             outcomes = [with_history(one) if one.id in claimed_again else one for one in outcomes]
+        by_queue = {self._only_queue: outcomes} if self._only_queue else self._by_queue(outcomes)
         self._held.let_go(one.id for one in outcomes)
-        return outcomes
+        return by_queue
 
-    def _on_settled(self, reply: Any) -> None:
+    def _by_queue(self, outcomes: list[Settlement]) -> dict[str, list[Settlement]]:
+        found: dict[str, list[Settlement]] = {}
+        for one in outcomes:
+            found.setdefault(self._held.queues[one.id], []).append(one)
+        return found
+
+    def _on_settled(self, queue: str, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             raise reply
-        self._report(reply, len(self.under_way))
-        self._doubtful = max(0, self._doubtful - len(self.under_way))
-        self.under_way = []
+        sent = len(self.under_way.pop(queue))
+        self._report(reply, sent)
+        self._doubtful = max(0, self._doubtful - sent)
 
     def _report(self, reply: Any, sent: int) -> None:
         result = leases.read_settled(reply)
@@ -115,14 +130,17 @@ class Settling:
         The old outcome of such a task would end its new claim. A lease that was renewed before the outcome was sent is
         the one that the outcome has to end, so such an outcome is sent unchanged.
         """
-        kept = [
-            outcome if outcome.id in self._renewed else sent_again(outcome)
-            for outcome in self.under_way
-            if outcome.id not in self._held.sizes
-        ]
-        self._held.sizes.update((outcome.id, 0) for outcome in kept)
-        self._outcomes.extendleft(reversed(kept))
-        self.under_way = []
+        for queue, outcomes in self.under_way.items():
+            kept = [
+                outcome if outcome.id in self._renewed else sent_again(outcome)
+                for outcome in outcomes
+                if outcome.id not in self._held.sizes
+            ]
+            self._held.sizes.update((outcome.id, 0) for outcome in kept)
+            if not self._only_queue:
+                self._held.queues.update((outcome.id, queue) for outcome in kept)
+            self._outcomes.extendleft(reversed(kept))
+        self.under_way = {}
 
     def on_connecting(self) -> None:
         """Notes that a connection was made: Redis may have settled the outcomes that are here."""
@@ -132,9 +150,9 @@ class Settling:
         """Settles all outcomes. Blocks. Raises redis-py's errors."""
         self.on_lost()
         while self._outcomes:
-            outcomes = self._next_batch()
-            reply = leases.settle(self._config, self._token, outcomes).run(redis)
-            self._report(reply, len(outcomes))
+            for queue, outcomes in self._next_batch().items():
+                reply = leases.settle(self._configs[queue], self._token, outcomes).run(redis)
+                self._report(reply, len(outcomes))
 
 
 def _nothing() -> None:

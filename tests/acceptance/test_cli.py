@@ -82,7 +82,7 @@ def test_help_lists_every_command_and_version_is_shown() -> None:
         ["up", "gateway", "scheduler", "worker"],
         ["send", "list", "show", "cancel", "forget", "retry", "remove", "flow"],
     )
-    assert told == [*processes, *others, "stats", "graph", "demo", "doctor", "audit", "health"]
+    assert told == [*processes, *others, "flow", "queue", "stats", "graph", "demo", "doctor", "audit", "health"]
     assert "..." not in commands, "no description is cut off"
     assert qtask("--version").stdout == f"qtask, version {VERSION}\n"
 

@@ -471,6 +471,10 @@ WRONG_WORDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "resume_flow": (lambda client: client.resume_flow(kee="x"), "'kee'; did you mean 'key'"),
     "reset_flow": (lambda client: client.reset_flow(kee="x"), "'kee'; did you mean 'key'"),
     "remove_flow": (lambda client: client.remove_flow(kee="x"), "'kee'; did you mean 'key'"),
+    "queues": (lambda client: client.queues(nam="x"), r"queues\(\) got an unexpected keyword argument 'nam'"),
+    "pause_queue": (lambda client: client.pause_queue(nam="x"), "'nam'; did you mean 'name'"),
+    "resume_queue": (lambda client: client.resume_queue(nam="x"), "'nam'; did you mean 'name'"),
+    "purge_queue": (lambda client: client.purge_queue(nam="x"), "'nam'; did you mean 'name'"),
     "itself": (lambda client: type(client)(client.url, timout=1), "Client.* 'timout'; did you mean 'timeout'"),
 }
 

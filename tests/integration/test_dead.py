@@ -126,9 +126,9 @@ def test_dead_letters_are_listed_newest_first_and_shown_with_all_attempts(live: 
         twice = {"base": 0, "attempts": 2}
         first, second = (make_dead(live, queue, http(receiver.url, name, retry=twice))[0] for name in ("a", "b"))
     look = {**live.environment, "QTASK_QUEUE": queue}
-    lines = qtask("list", "--state", "dead", "--json", environment=look).stdout.splitlines()
+    lines = qtask("list", "--queue", queue, "--state", "dead", "--json", environment=look).stdout.splitlines()
     assert [json.loads(line)["id"] for line in lines] == [second, first]
-    table = qtask("list", "--state", "dead", environment=look).stdout
+    table = qtask("list", "--queue", queue, "--state", "dead", environment=look).stdout
     assert first in table and second in table
     shown = json.loads(qtask("show", first, "--json", environment=look).stdout)
     assert (shown["state"], shown["attempts"], shown["title"]) == ("dead", 2, "a")
@@ -170,23 +170,25 @@ def test_retried_dead_letter_starts_again_at_attempt_1(live: Live, queue: str) -
 def test_dead_letters_that_match_are_retried(live: Live, queue: str) -> None:
     look = {**live.environment, "QTASK_QUEUE": queue}
     with five_dead(live, queue) as five:
-        lines = qtask("retry", "--title", "bill", "--error", "404", "--json", environment=look).stdout.splitlines()
+        lines = qtask(
+            "retry", "--queue", queue, "--title", "bill", "--error", "404", "--json", environment=look
+        ).stdout.splitlines()
         assert [json.loads(line) for line in lines] == [{"id": five[0], "queued": True}]
         assert live.queued(queue) == [five[0]]
-        lines = qtask("retry", "--all", environment=look).stdout.splitlines()
+        lines = qtask("retry", "--queue", queue, "--all", environment=look).stdout.splitlines()
         assert sorted(lines) == sorted(f"{task_id} is queued again" for task_id in five[1:])
         assert sorted(live.queued(queue)) == sorted(five)
-        assert qtask("retry", "--all", environment=look).stdout == ""
+        assert qtask("retry", "--queue", queue, "--all", environment=look).stdout == ""
 
 
 def test_dead_letters_that_match_are_removed(live: Live, queue: str) -> None:
     look = {**live.environment, "QTASK_QUEUE": queue}
     with five_dead(live, queue) as five:
-        lines = qtask("remove", "--type", "pipe", "--json", environment=look).stdout.splitlines()
+        lines = qtask("remove", "--queue", queue, "--type", "pipe", "--json", environment=look).stdout.splitlines()
         assert [json.loads(line) for line in lines] == [{"id": five[4], "removed": True}]
-        assert qtask("remove", "--link", "/500", environment=look).stdout == f"{five[1]} removed\n"
+        assert qtask("remove", "--queue", queue, "--link", "/500", environment=look).stdout == f"{five[1]} removed\n"
         assert {one.id for one in tasks.list_tasks(live.redis, queue, "dead")} == {five[0], five[2], five[3]}
-        assert len(qtask("remove", "--all", environment=look).stdout.splitlines()) == 3
+        assert len(qtask("remove", "--queue", queue, "--all", environment=look).stdout.splitlines()) == 3
     assert tasks.count_tasks(live.redis, queue)["dead"] == 0
     assert not any(live.redis.exists(keys.job(task_id)) for task_id in five)
 
@@ -224,7 +226,7 @@ def test_thousands_are_retried_and_removed(live: Live, queue: str) -> None:
     with working(live, queue):
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 1_201)
     look = {**live.environment, "QTASK_QUEUE": queue}
-    assert len(qtask("retry", "--all", environment=look).stdout.splitlines()) == 1_201
+    assert len(qtask("retry", "--queue", queue, "--all", environment=look).stdout.splitlines()) == 1_201
     assert len(live.queued(queue)) == 1_201
     with working(live, queue):
         until(lambda: tasks.count_tasks(live.redis, queue)["dead"] == 1_201)

@@ -191,13 +191,21 @@ def dies(process: Process) -> None:
 
 
 def worker_dies(
-    lane: Lane, fault: str, path: str, arrivals: int, attempts: int, state: str = "delivered", terminate: bool = False
+    lane: Lane,
+    fault: str,
+    path: str,
+    arrivals: int,
+    attempts: int,
+    state: str = "delivered",
+    terminate: bool = False,
+    several: bool = False,
 ) -> None:
     """A worker dies with one task and another continues; checks how often the receiver gets it, and its outcome."""
     queue = lane.queue()
+    served = f"{lane.queue()},{queue}:2,{lane.queue()}:1" if several else queue
     task_id = lane.submit(path, queue)
     until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
-    victim = lane.start("worker", queue=queue, fault=fault)
+    victim = lane.start("worker", queue=served, fault=fault)
     if terminate:
         until(lambda: lane.arrivals[task_id], what="the delivery to be in flight")
         victim.signal(signal.SIGTERM)
@@ -205,7 +213,7 @@ def worker_dies(
         victim.signal(signal.SIGTERM)  # a second one does not wait for tasks in flight
     dies(victim)
     lane.bury(queue)
-    lane.start("worker", queue=queue)
+    lane.start("worker", queue=served)
     record = lane.ended(task_id)
     assert (record.state, record.attempts) == (state, attempts), record.outcomes
     assert lane.arrivals[task_id] == arrivals
@@ -415,6 +423,17 @@ def cancel_dies(lane: Lane, fault: str) -> None:
     assert lane.state(task_id) == "nowhere"
 
 
+def purge_dies(lane: Lane, fault: str) -> None:
+    """The worker of the lane does not serve this queue."""
+    queue = lane.queue()
+    task_id = lane.submit("ok", queue)
+    until(lambda: lane.state(task_id) == "queued", what="the task to be queued")
+    dies(lane.start("queue", "purge", queue, fault=fault))
+    assert lane.state(task_id) == ("queued" if fault.endswith("before") else "nowhere")
+    run(lane, "queue", "purge", queue)
+    assert lane.state(task_id) == "nowhere"
+
+
 def forget_dies(lane: Lane, fault: str) -> None:
     task_id = lane.submit("ok")
     assert lane.ended(task_id).state == "delivered"
@@ -525,6 +544,20 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("settle:after", "to be tried again", of_worker("broken-at-first", arrivals=2, attempts=2)),
             ("settle:before", "dead", of_worker("gone", arrivals=2, attempts=2, state="dead")),
             ("settle:after", "dead", of_worker("gone", arrivals=1, attempts=1, state="dead")),
+            # The first claim is from another queue, which is empty. Nacks are sent for three queues each time.
+            ("claim:after:2", "several queues", of_worker("ok", arrivals=1, attempts=2, several=True)),
+            ("settle:before", "several queues", of_worker("ok", arrivals=2, attempts=2, several=True)),
+            ("settle:after", "several queues", of_worker("ok", arrivals=1, attempts=1, several=True)),
+            (
+                "nack:before:5",
+                "several queues",
+                of_worker("silent-at-first", arrivals=2, attempts=2, terminate=True, several=True),
+            ),
+            (
+                "nack:after:5",
+                "several queues",
+                of_worker("silent-at-first", arrivals=2, attempts=1, terminate=True, several=True),
+            ),
             # The first heartbeat comes before the first claim, the second while the delivery is in flight.
             ("heartbeat:before:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
             ("heartbeat:after:2", "", of_worker("silent-at-first", arrivals=2, attempts=2)),
@@ -593,6 +626,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("cancel:after", "in a flow", cancel_of_a_waiting_task_dies),
             ("set_flow:before", "", set_flow_dies),
             ("set_flow:after", "", set_flow_dies),
+            ("purge:before", "", purge_dies),
+            ("purge:after", "", purge_dies),
             ("forget_task:before", "", forget_dies),
             ("forget_task:after", "", forget_dies),
             ("audit:before", "", partial(reader_dies, command="audit")),

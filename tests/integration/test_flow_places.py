@@ -28,7 +28,7 @@ from qtask.destinations.parsing import check_task
 from qtask.model.flow import Limits
 from qtask.model.ids import client_id, stored_id
 from qtask.scheduler.process import Scheduler
-from qtask.store import flow_records, flows, keys, leases, schedule, tasks, workers
+from qtask.store import flow_records, flows, keys, leases, queues, schedule, tasks, workers
 from qtask.store.leases import LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.ledger import read_figures
 from qtask.store.nodes import Nodes
@@ -246,13 +246,21 @@ class FlowPlaces(RuleBasedStateMachine):
         assert of_flow[0].encode() in slots, "a task in flight holds a slot from now on"
 
     def decide(self, data: st.DataObject) -> None:
-        what = data.draw(st.sampled_from(("cancel", "cancel", "pause", "set", "remove limits", "retry", "remove dead")))
+        actions = ("cancel", "cancel", "pause", "set", "remove limits", "retry", "remove dead", "purge")
+        what = data.draw(st.sampled_from(actions))
         dead = sorted(task_id for task_id, task in self.tasks.items() if task.dead)
         if what == "cancel" and self.tasks:
             task_id = data.draw(st.sampled_from(sorted(self.tasks)))
             if not self.tasks[task_id].dead and task_id not in {one for one, _ in self.held()}:
                 event(f"cancelled: {self.place_of(task_id)}")
                 tasks.cancel(self.redis, task_id)
+                del self.tasks[task_id]
+        elif what == "purge":
+            places = self.places()
+            gone = places["queue"] + places["waiting"]
+            event("purged" if places["waiting"] else "purged, and nothing waits")
+            assert queues.purge_queue(self.redis, QUEUE) == len(gone)
+            for task_id in gone:
                 del self.tasks[task_id]
         elif what == "pause":
             name = data.draw(st.sampled_from(NAMES))

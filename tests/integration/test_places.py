@@ -28,7 +28,7 @@ from qtask.model.errors import WrongState
 from qtask.model.ids import client_id, stored_id
 from qtask.model.outcome import OUTCOMES_KEEP
 from qtask.scheduler.process import Scheduler
-from qtask.store import keys, leases, schedule, tasks, workers
+from qtask.store import keys, leases, queues, schedule, tasks, workers
 from qtask.store.leases import CLAIM_BYTES, LEASE_MARGIN_SECONDS, Fate, Settlement, SettleOptions
 from qtask.store.ledger import read_figures
 from qtask.store.nodes import Leased, Node, Nodes
@@ -128,6 +128,12 @@ class Settled:
     attempts: Mapping[str, int]
 
 
+def queue_of(submission: Submission, sent: Sent) -> str:
+    """The queue that a task names, else that of its batch."""
+    named = submission.checked.task.settings.queue
+    return sent.queue if named is UNSET else named
+
+
 class Places(RuleBasedStateMachine):
     """Every step of a task, by the scripts that the processes run."""
 
@@ -139,6 +145,7 @@ class Places(RuleBasedStateMachine):
         self.queued: dict[str, list[str]] = {queue: [] for queue in QUEUES}
         self.remembered: dict[str, float] = {}
         self.alive: set[str] = set()
+        self.paused: set[str] = set()
         self.settled = 0
         self.ledger: Counter[str] = Counter()
         self.sent: list[Sent] = []
@@ -206,6 +213,10 @@ class Places(RuleBasedStateMachine):
             self.forget(data.draw(st.booleans()))
 
     def draw_decision(self, data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 4)) == 0:
+            queue = data.draw(st.sampled_from(QUEUES))
+            (self.pause if data.draw(st.integers(0, 2)) else self.purge)(queue)
+            return
         dead = self.ids(lambda task: task.place == "dead")
         if not dead or data.draw(st.integers(0, 3)) == 0:
             if self.tasks:
@@ -221,13 +232,15 @@ class Places(RuleBasedStateMachine):
 
     def draw_batch(self, data: st.DataObject) -> Sent:
         ids = st.sampled_from(("", "", "", *CHOSEN))
-        dicts = data.draw(st.lists(st.tuples(ids, st.booleans(), st.booleans()), min_size=2, max_size=6))
+        names = st.sampled_from(("", "", *QUEUES))
+        dicts = data.draw(st.lists(st.tuples(ids, st.booleans(), st.booleans(), names), min_size=2, max_size=6))
         by_inbox = data.draw(st.booleans())
         submissions, delays = [], []
-        for chosen, far, by_instant in dicts:
+        for chosen, far, by_instant, name in dicts:
             delay = FAR_SECONDS if far else 0.0
             when = {"at": self.now() + FAR_SECONDS if far else 1.0} if by_instant else {"time": delay}
             given = {**when, **({"id": chosen} if chosen else {}), "timeout": 7.5}
+            given |= {"queue": name} if name else {}
             address = {"type": "http", "link": "http://127.0.0.1:1/"}
             checked = check_task({"title": "t", "address": address, "settings": given})
             entry = ""
@@ -256,8 +269,9 @@ class Places(RuleBasedStateMachine):
             assert not place.duplicate
             assert place.due >= self.now() + delay - 60
             assert submission.checked.task.settings.id in (UNSET, place.id)
-            self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
-            self.ledger[f"accepted:{sent.queue}"] += 1
+            queue = queue_of(submission, sent)
+            self.tasks[place.id] = ModelTask(queue, place.due, delay > 0, place.id in CHOSEN, sent)
+            self.ledger[f"accepted:{queue}"] += 1
             before.add(place.id)
         self.sent.append(sent)
 
@@ -286,8 +300,9 @@ class Places(RuleBasedStateMachine):
             else:
                 assert not (held and self.is_of(first, sent))
                 assert not submission.entry
-                self.tasks[place.id] = ModelTask(sent.queue, place.due, delay > 0, place.id in CHOSEN, sent)
-                self.ledger[f"accepted:{sent.queue}"] += 1
+                queue = queue_of(submission, sent)
+                self.tasks[place.id] = ModelTask(queue, place.due, delay > 0, place.id in CHOSEN, sent)
+                self.ledger[f"accepted:{queue}"] += 1
 
     def is_of(self, task_id: str | None, sent: Sent) -> bool:
         """Whether the task exists and came with this batch: a clone may use a free id again."""
@@ -329,8 +344,13 @@ class Places(RuleBasedStateMachine):
         queue = max(QUEUES, key=lambda one: len(self.queued[one]))
         self.beat(token)
         margin = -FAR_SECONDS if ends_at_once else LEASE_MARGIN_SECONDS
-        _, replied = leases.read_claimed(leases.claim(queue, token, limit, bytes_limit, margin).run(self.redis))
+        reply = leases.claim(queue, token, limit, bytes_limit, margin).run(self.redis)
+        assert leases.ClaimReply._make(reply).paused == (queue in self.paused)
+        _, replied = leases.read_claimed(reply)
         limit = 1 if bytes_limit == 1 else limit  # the first one is larger
+        if queue in self.paused:
+            event("a claim from a paused queue")
+            limit = 0
         claimed, self.queued[queue] = self.queued[queue][:limit], self.queued[queue][limit:]
         for task_id, (raw_id, attempt, due, _) in zip(claimed, replied, strict=True):
             assert client_id(raw_id.decode()) == task_id
@@ -509,6 +529,19 @@ class Places(RuleBasedStateMachine):
         del self.tasks[task_id]
         self.ledger[f"cancelled:{task.queue}"] += 1
 
+    def pause(self, queue: str) -> None:
+        """Pauses a queue, or resumes it."""
+        queues.pause_queue(self.redis, queue, queue not in self.paused)
+        self.paused ^= {queue}
+
+    def purge(self, queue: str) -> None:
+        gone, self.queued[queue] = self.queued[queue], []
+        assert queues.purge_queue(self.redis, queue) == len(gone)
+        for task_id in gone:
+            event("one is purged")
+            del self.tasks[task_id]
+            self.ledger[f"cancelled:{queue}"] += 1
+
     def forget_one(self, task_id: str) -> None:
         task = self.tasks[task_id]
         if task.place != "finished":
@@ -581,6 +614,7 @@ class Places(RuleBasedStateMachine):
     @invariant()
     def nothing_else_is_left_behind(self) -> None:
         fixed = {keys.INBOX, keys.QUEUES, keys.COUNTERS, keys.LEDGER, keys.WORKERS, keys.SCHEDULE, keys.stats("http")}
+        fixed |= {keys.PAUSED_QUEUES} if self.paused else set()
         for queue in QUEUES:
             fixed |= {keys.queue(queue), keys.started(queue), keys.finished(queue), keys.failed(queue)}
         fixed |= {f"rq:worker:{token}" for token in TOKENS} | {keys.node(NUMBER)}

@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
 from qtask.cli.main import cli
@@ -20,10 +21,21 @@ TEXT = DOCUMENT.read_text()
 def commands_of(name: str) -> str:
     """The commands that have the flag of a setting, in the words of the table."""
     flag = flag_name(name)
-    taking = {command for command, found in cli.commands.items() if any(flag in option.opts for option in found.params)}
+    taking = {
+        command
+        for command, found in cli.commands.items()
+        if any(flag in option.opts for option in _parameters_of(found))
+    }
     if len(taking) > len(cli.commands) / 2:
         return f"all but {_in_order(set(cli.commands) - taking)}"
     return _in_order(taking)
+
+
+def _parameters_of(command: click.Command) -> list[click.Parameter]:
+    """The parameters of a command; of a group, those of its commands."""
+    if isinstance(command, click.Group):
+        return [parameter for one in command.commands.values() for parameter in one.params]
+    return command.params
 
 
 def _in_order(commands: set[str]) -> str:
@@ -64,7 +76,7 @@ def test_table_has_no_extra_rows() -> None:
 def test_every_flag_of_a_setting_is_in_the_table() -> None:
     told = {flag_name(setting.name) for setting in fields(Config)} | {"--config"}
     for name, command in cli.commands.items():
-        for parameter in command.params:
+        for parameter in _parameters_of(command):
             for flag in parameter.opts:
                 if flag in told:
                     assert f"`{flag}`" in TEXT, (name, flag)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from qtask.model.timing import format_duration
 from qtask.run.doctor.finding import Examined, Finding
-from qtask.store import health, schedule, tasks
+from qtask.store import health, queues, tasks
 
 OVERDUE_SECONDS = 5.0
 WAITED_SECONDS = 10.0  # in a queue, after which the workers count as too slow
@@ -24,12 +24,17 @@ def overdue(here: Examined) -> Finding:
     return Finding("fine", f"no task is overdue; in the schedule: {health.count_scheduled(here.redis)}")
 
 
-def queues(here: Examined) -> list[Finding]:
-    """Queues from which no worker takes tasks, or not fast enough."""
+def waiting_queues(here: Examined) -> list[Finding]:
+    """Queues from which no worker takes tasks, or not fast enough, and those that are paused."""
     findings = []
     now = health.now(here.redis)
-    for name in sorted({*schedule.queue_names(here.redis), here.config.queue}):
+    for record in queues.list_queues(here.redis):
+        name, length = record.name, record.queued
         waiting = health.waiting(here.redis, name)
+        if record.paused:
+            words = f"the queue {name} is paused and holds {length} tasks"
+            findings.append(Finding("note", words, f"resume it with `qtask queue resume {name}`"))
+            continue
         if waiting is None:
             continue
         length = waiting.length
@@ -45,18 +50,20 @@ def queues(here: Examined) -> list[Finding]:
     return findings or [Finding("fine", "no queue waits for workers")]
 
 
-def dead_letters(here: Examined) -> Finding:
-    """Dead letters of the queue, and their most frequent errors."""
-    count = health.count_dead(here.redis, here.config.queue)
-    if not count:
-        return Finding("fine", f"no dead letters in the queue {here.config.queue}")
-    records = tasks.list_tasks(here.redis, here.config.queue, "dead", DEAD_LOOKED_AT)
+def dead_letters(here: Examined) -> list[Finding]:
+    """Dead letters of each queue, and their most frequent errors."""
+    found = [_dead_letters(here, one.name, one.dead) for one in queues.list_queues(here.redis) if one.dead]
+    return found or [Finding("fine", "no dead letters")]
+
+
+def _dead_letters(here: Examined, queue: str, count: int) -> Finding:
+    records = tasks.list_tasks(here.redis, queue, "dead", DEAD_LOOKED_AT)
     last = [record.outcomes[-1] for record in records if record.outcomes]
     errors = Counter(str(one.code) if one.error == "status" else one.error for one in last).most_common(3)
     told = ", ".join(f"{times} by {error}" for error, times in errors)
     newest = f" of the newest {len(records)}" if count > len(records) else ""
     letters = "dead letter" if count == 1 else "dead letters"
-    words = f"{count} {letters} in the queue {here.config.queue}{newest}: {told or 'no outcomes'}"
+    words = f"{count} {letters} in the queue {queue}{newest}: {told or 'no outcomes'}"
     advice = "see them with `qtask list --state dead`; then `qtask retry` or `qtask remove` (--all, or --error KIND)"
     return Finding("note", words, advice)
 

@@ -43,7 +43,7 @@ REDIS_CHECKS: tuple[Callable[[Examined], _Found], ...] = (
     processes.silent_workers,
     processes.schedulers,
     backlog.overdue,
-    backlog.queues,
+    backlog.waiting_queues,
     flows.flows,
     backlog.dead_letters,
     backlog.refused_entries,

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from qtask.config import Config, in_url
 from qtask.run.doctor.finding import Examined, Finding, Level
 from qtask.store import health
+from qtask.store.queues import queue_names
 
 ANSWER_SECONDS = 2.0
 HTTP_SECONDS = 7.0  # a gateway waits five seconds for Redis
@@ -73,7 +74,7 @@ def same_redis(here: Examined) -> list[Finding]:
     """
     if not here.gateway_answers:
         return []
-    task_id = health.any_task(here.redis, here.config.queue)
+    task_id = health.any_task(here.redis, queue_names(here.redis))
     if task_id is None:
         return []
     connection = HTTPConnection(here.config.local_host, here.config.http_port, timeout=HTTP_SECONDS)
