@@ -76,8 +76,8 @@ def set_flow(config: Config, key: str, as_json: bool, **given: Any) -> None:
     """Set limits of a flow. Those that are not given stay as they are."""
     import msgspec
 
-    from qtask.model.errors import Refused
     from qtask.model.flow import Limits
+    from qtask.model.rejection import refusal_of_text
     from qtask.store import flow_records
 
     limits = {name: value for name, value in given.items() if value is not None}
@@ -86,7 +86,7 @@ def set_flow(config: Config, key: str, as_json: bool, **given: Any) -> None:
     try:
         read = msgspec.convert(limits, Limits)
     except msgspec.ValidationError as error:
-        raise Refused("wrong_type", "", str(error)) from None
+        raise refusal_of_text(error, msgspec.json.encode(limits)) from None
     _print(flow_records.set_flow(connected(config), key, read), as_json)
 
 

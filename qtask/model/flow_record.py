@@ -25,6 +25,11 @@ class FlowRecord(Struct, frozen=True):
         until: Unix seconds at which its rest ends, or the next probe is made; None where it does not rest.
         since: Unix seconds at which that rest began.
         why: reason of the rest; empty for none.
+        adapted: its limit, where `parallel` is `auto`; None where it is not.
+        adapted_why: why that changed last; empty where it has not.
+        adapted_at: Unix seconds at which it did.
+        timeout: seconds that tasks with `timeout: auto` have; None where no such task was delivered lately.
+        duration_mean, duration_deviation: smoothed, in seconds, from which the timeout is made.
     """
 
     key: str
@@ -41,3 +46,9 @@ class FlowRecord(Struct, frozen=True):
     until: float | None = None
     since: float | None = None
     why: str = ""
+    adapted: int | None = None
+    adapted_why: str = ""
+    adapted_at: float | None = None
+    timeout: float | None = None
+    duration_mean: float | None = None
+    duration_deviation: float | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from qtask.model.errors import NotFound, Refused
 from qtask.model.flow import Limits, check_key, check_limits
 from qtask.model.flow_record import FlowRecord, FlowState
@@ -14,6 +16,21 @@ from qtask.store.queries import Steps, commands, query
 
 PAGE = 500  # flows that are read at once
 _WHY = {"breaker": "its deliveries keep failing", "asked": "its destination asked for a pause"}
+
+
+class Adapting(msgspec.Struct):
+    """The field `adapting` of a flow, as far as it is shown; see adapt_parallel.lua."""
+
+    why: str = ""
+    changed: float | None = None
+
+
+class Timing(msgspec.Struct):
+    """What is known of the durations of a flow, as far as it is shown; see adapt_timeout.lua."""
+
+    seconds: float
+    mean: float
+    deviation: float
 
 
 class _Fields(NamedTuple):
@@ -31,6 +48,7 @@ class _Fields(NamedTuple):
     since: bytes | None
     why: bytes | None
     trips: bytes | None
+    adapting: bytes | None
 
 
 @query
@@ -114,17 +132,26 @@ def _read(names: Sequence[str]) -> Steps[list[FlowRecord | None]]:
             ("ZCARD", keys.WAITING_PREFIX + name),
             ("ZCARD", keys.SLOTS_PREFIX + name),
             ("ZRANGE", keys.WAITING_PREFIX + name, 0, 0, "WITHSCORES"),
+            ("GET", keys.TIMEOUT_PREFIX + name),
         )
     ]
     *replies, (seconds, microseconds) = yield commands(*asked, ("TIME",))
     now = int(seconds) + int(microseconds) / 1e6
-    rows = zip(names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True)
-    return [_record(name, _Fields._make(row), waiting, held, oldest, now) for name, row, waiting, held, oldest in rows]
+    rows = zip(names, *(replies[column::5] for column in range(5)), strict=True)
+    return [
+        _record(name, _Fields._make(row), waiting, held, oldest, timing, now)
+        for name, row, waiting, held, oldest, timing in rows
+    ]
 
 
-def _record(name: str, row: _Fields, waiting: int, held: int, oldest: list[Any], now: float) -> FlowRecord | None:
-    if row.made is None:
+def _record(
+    name: str, row: _Fields, waiting: int, held: int, oldest: list[Any], timing: bytes | None, now: float
+) -> FlowRecord | None:
+    if row.made is None and timing is None:
         return None
+    is_auto = row.parallel == b"auto"
+    adapting = msgspec.json.decode(row.adapting, type=Adapting) if is_auto and row.adapting else Adapting()
+    times = msgspec.json.decode(timing, type=Timing) if timing else None
     rest = float(row.rest or 0)
     resting = rest > now
     state: FlowState = "waiting" if waiting else "idle"
@@ -142,13 +169,19 @@ def _record(name: str, row: _Fields, waiting: int, held: int, oldest: list[Any],
         per=None if row.rate is None else float(row.per or 1),
         burst=None if row.rate is None else int(row.burst or 1),
         ordered=row.ordered == b"1",
-        share=None if row.share is None else int(row.share),
+        share=None if row.share is None or is_auto else int(row.share),
         waiting=waiting,
         in_flight=held,
         oldest_due=_first_score(oldest),
         until=rest if resting else None,
         since=float(row.since) if resting and row.since else None,
         why=_WHY.get(text(row.why), "") if resting else "",
+        adapted=int(row.share or keys.FIRST_PARALLEL) if is_auto else None,
+        adapted_why=adapting.why,
+        adapted_at=adapting.changed,
+        timeout=times.seconds if times else None,
+        duration_mean=times.mean if times else None,
+        duration_deviation=times.deviation if times else None,
     )
 
 

@@ -33,7 +33,9 @@ local function flow_of(name)
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
     ordered = ordered == '1',
-    parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share) or math.huge,
+    parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share)
+      or (parallel == 'auto' and FIRST_PARALLEL or math.huge),
+    adapts = parallel == 'auto' and ordered ~= '1',
     has_limits = (parallel or rate or ordered == '1' or paused) and true or false,
     paused = paused == '1',
     share = tonumber(share),
@@ -54,11 +56,11 @@ local function flow_of(name)
   return flow
 end
 
--- The name of the flow that a job says it belongs to, and its rank; both from its field extra. A rank orders a task whose
--- id the client chose among those whose ids QTask made, in the order of submission.
+-- The name of the flow that a job says it belongs to, its rank, and whether its timeout adapts; all from its field extra. A
+-- rank orders a task whose id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
   local read = cjson.decode(extra)
-  return read.flow, read.rank
+  return read.flow, read.rank, read.timed
 end
 
 -- Whether a delivery may begin now; takes the token of a rate.

@@ -32,7 +32,10 @@ def scripts() -> Iterator[Script[Any, Any]]:
 
 SCRIPTS = sorted(scripts(), key=lambda script: script.name)
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-FRAGMENTS = {"is_foreign", "newest_lines", "requeued", "start_over", "unlink_jobs"}  # included by other scripts
+FRAGMENTS = {
+    *("adapt_parallel", "adapt_timeout", "timeout_of", "flows", "flow_of_link", "flow_outcomes", "set_limits"),
+    *("is_foreign", "newest_lines", "note_destination", "requeued", "start_over", "unlink_jobs"),
+}  # included by other scripts
 
 
 def test_every_lua_file_is_a_script_or_a_fragment() -> None:
