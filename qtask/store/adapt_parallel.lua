@@ -10,7 +10,7 @@
 -- hide in it.
 --
 -- A round has as many outcomes as the limit, of deliveries that began after the limit last changed. Durations are averaged by
--- their logarithms, so that one slow delivery says little, and a rise counts beyond two standard errors. The deliveries that
+-- their logarithms, and a rise counts beyond two standard errors, so that one slow delivery says little. The deliveries that
 -- end first are the short ones, so base is measured with twice as many. The limit is the
 -- field share; the field adapting holds the rest as JSON (Adapting in flow_records.py).
 local SPARE = 0.2
@@ -19,7 +19,6 @@ local FALL, FIRST_FALL = 0.7, 0.5 -- to this part of the limit; the other one in
 local CUBIC = 0.04 -- C of the RFC, whose unit is deliveries in flight by seconds cubed
 local LEAST_OUTCOMES = 8 -- of a round
 local OVERHEAD_SECONDS = 0.02 -- added to each duration: a slot is also taken on the way to the worker and back
-local OUTLIER = math.log(10) -- a duration of more than ten times base counts as ten times
 local STALE_SECONDS = 10 -- an outcome that ended earlier is not counted: its worker was cut off from Redis
 local ROUND_SECONDS_LIMIT = 300 -- a round that takes longer begins anew
 local MEASURE_SECONDS, MEASURE_ROUNDS = 30, 30 -- base is measured again when it is older than both
@@ -62,9 +61,6 @@ local function note_delivery(flow, member, ended, bad, now)
     state.bad = state.bad + 1
   elseif status == 'delivered' then
     local size = math.log(duration + OVERHEAD_SECONDS)
-    if state.base then
-      size = math.min(size, state.base + OUTLIER)
-    end
     state.count, state.sum, state.squares = state.count + 1, state.sum + size, state.squares + size * size
   end
 end

@@ -139,11 +139,8 @@ def read_flows(reply: list[Any], known_version: int) -> ClaimedFlows:
     claimed = ClaimReply._make(reply)
     names = claimed.flow_names
     by_id = {claimed.ids[index]: name.decode() for index, name in zip(names[::2], names[1::2], strict=True)}
-    timeouts = claimed.timeouts
-    seconds = {
-        claimed.ids[index]: float(value) if value else None
-        for index, value in zip(timeouts[::2], timeouts[1::2], strict=True)
-    }
+    timed = zip(claimed.timeouts[::2], claimed.timeouts[1::2], strict=True)
+    seconds = {claimed.ids[index]: float(value) if value else None for index, value in timed}
     if claimed.version == known_version:
         return ClaimedFlows(by_id, seconds, known_version, None)
     return ClaimedFlows(by_id, seconds, claimed.version, frozenset(name.decode() for name in claimed.destinations))

@@ -37,6 +37,7 @@ FLOWS: Mapping[str, Limits] = {
     "two": Limits(parallel=2),
     "ordered": Limits(ordered=True),
     "free": Limits(),
+    "auto": Limits(parallel="auto"),
 }
 DESTINATION = "http://127.0.0.1:1"  # the flow of tasks that name none
 FATES: tuple[Fate, ...] = ("finished", "failed", "retry")
@@ -70,6 +71,7 @@ class FlowPlaces(RuleBasedStateMachine):
         self.numbers = count()
         self.paused: set[str] = set()
         self.parallel = {"two": 2, "ordered": 1}
+        self.slots_before: set[str] = set()  # of the flow that adapts
         self.last_ended = -1  # number of the task of the ordered flow that ended last
         self.scheduler = Scheduler(QUEUE, self.redis)
 
@@ -135,7 +137,10 @@ class FlowPlaces(RuleBasedStateMachine):
         for task_id, fate in fates.items():
             task = self.tasks[task_id]
             options = {"flow": task.flow, **({"delay": 0.0, "again": True} if fate == "retry" else {})}
-            member = f"{task_id}:{next(self.numbers)}"
+            status = {"finished": "delivered", "failed": "timeout", "retry": "connect"}[fate]
+            if fate != "finished" and task.flow == "auto":
+                options["health"] = "bad"
+            member = f"{task_id}:{next(self.numbers)}:{status}::0.000001000"
             records.append(
                 Settlement(
                     stored_id(task_id), fate, b"{}", "why", "http:delivered", now, member, json.dumps(options).encode()
@@ -143,7 +148,7 @@ class FlowPlaces(RuleBasedStateMachine):
             )
             if fate != "retry":
                 del self.tasks[task_id]
-        call = leases.settle(Config(), token, records)
+        call = leases.settle(Config(circuit_breaker=0), token, records)
         assert leases.read_settled(call.run(self.redis)).settled == len(records)
         assert leases.read_settled(call.run(self.redis)).settled == 0, "sent again, it changes nothing"
 
@@ -207,20 +212,33 @@ class FlowPlaces(RuleBasedStateMachine):
             if name == "ordered":
                 active |= {one for one in slots if one in places["schedule"]}
             has_state = self.redis.exists(keys.FLOW_PREFIX + name)
-            if has_state and name in self.parallel:
+            if has_state and (name in self.parallel or name == "auto"):
                 assert slots <= active
                 waits = [one for one in places["waiting"] if self.tasks[one].flow == name]
-                free = self.parallel[name] - len(slots)
+                free = self.limit(name) - len(slots)
                 assert not waits or free <= 0 or name in self.paused, "nothing waits that could be admitted"
-            if name in self.parallel:
+            if name in self.parallel or name == "auto":
                 started = {one for one in places["started"] if self.tasks[one].flow == name}
                 assert started <= slots
+            if name == "auto":
+                admitted = slots - self.slots_before
+                assert not admitted or len(slots) <= self.limit(name), "none is admitted above the limit"
+                self.slots_before = slots
 
     @invariant()
     def the_ledger_balances(self) -> None:
         figures = read_figures(self.redis)
         assert figures.total("held") == len(self.places()["waiting"])
         assert figures.owed == figures.held
+
+    def limit(self, name: str) -> int:
+        """How many tasks of a flow may be queued and in flight."""
+        if name != "auto":
+            return self.parallel[name]
+        limit = flow_records.show_flow(self.redis, name).adapted
+        assert limit is not None and 1 <= limit <= Config().flow_parallel_limit
+        event(f"limit that adapts: {limit}")
+        return limit
 
     def places(self) -> dict[str, list[str]]:
         sets: list[Any] = [self.redis.zrange(keys.WAITING_PREFIX + name, 0, -1) for name in {*FLOWS, DESTINATION}]
