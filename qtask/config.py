@@ -102,6 +102,9 @@ class Config:
         0,
         1_000_000,
     )
+    flow_parallel_limit: int = _setting(
+        1_000, "most deliveries in flight of a flow with `parallel: auto`, over all workers", 5, 100_000
+    )
     stats_retention_count: int = _setting(
         50_000, "outcomes per type of destination that statistics use", 100, 10_000_000
     )

@@ -28,7 +28,7 @@ _RETENTION = (
     *("retention_count", "retention_seconds", "dead_retention_count", "idempotency_seconds"),
     *("stats_retention_count", "stats_retention_seconds"),
 )
-_FLOWS = ("flow_rest_cap", "circuit_breaker")
+_FLOWS = ("flow_rest_cap", "circuit_breaker", "flow_parallel_limit")
 GATEWAY = (*STORE, "host", "port", "http_port", "allowed_hosts", *_LIMITS, *LOGS)
 WORKER = (
     *STORE,
@@ -54,6 +54,11 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def duration_or_auto(text: str) -> float | str:
+    """Like `duration`, for a flag that also accepts `auto`."""
+    return text if text == "auto" else duration(text)
 
 
 def settings(*names: str) -> Callable[[_Command], _Command]:

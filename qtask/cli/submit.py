@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qtask.cli.options import duration, json_flag, settings
+from qtask.cli.options import duration, duration_or_auto, json_flag, settings
 from qtask.config import Config, in_url
 from qtask.model.errors import QTaskError
 
@@ -21,7 +21,9 @@ _TASK_FLAGS = (
     click.option("--at", metavar="INSTANT", help="when: ISO 8601 with zone, or Unix seconds"),
     click.option("--title", help="name of the task"),
     click.option("--data", metavar="JSON", help="the data to send, as JSON (for --http the JSON body)"),
-    click.option("--timeout", type=duration, help="how long a delivery may take"),
+    click.option(
+        "--timeout", type=duration_or_auto, help="how long a delivery may take; auto: as long as lately  [default: 30]"
+    ),
     click.option("--attempts", type=int, metavar="N", help="deliveries in all, retries included  [default: 5]"),
     click.option("--expires", type=duration, help="how long after its due instant a delivery may still begin"),
     click.option("--flow", metavar="KEY", help='flow of the task: its key, or JSON such as {"key": "api", "rate": 5}'),

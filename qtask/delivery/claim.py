@@ -23,6 +23,7 @@ class Claim(Struct, frozen=True):
         retried: whether the task was dead and is retried, so its first delivery was measured before.
         foreign: whether another program put the job into Redis, so QTask never accepted it.
         flow: name of its flow, empty where it names none and was never parked.
+        timed: whether its timeout adapts, so that its duration is noted.
     """
 
     id: str
@@ -32,3 +33,4 @@ class Claim(Struct, frozen=True):
     retried: bool = False
     foreign: bool = False
     flow: str = ""
+    timed: bool = False

@@ -118,6 +118,7 @@ def settlement(
         options = SettleOptions(again=claim.attempt > 1, foreign=claim.foreign, delay=delay, remember=remember)
         if signs is not None:
             options.flow, options.health, options.rest = signs
+            options.timed = claim.timed
     return _settlement(claim.id, claim.task.type, fate, outcome, encode_outcome(outcome), options)
 
 

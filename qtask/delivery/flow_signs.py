@@ -71,4 +71,6 @@ class Suspects:
         if config.circuit_breaker > 0:
             self._until[name] = now + SUSPECT_SECONDS
             health = "bad"
+        elif flow:
+            health = "bad"  # for a flow that adapts
         return FlowSigns(name, health, min(rest, config.flow_rest_cap) or None if rest else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from msgspec import UNSET, Raw
 
@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     Attributes:
         delay, at: when the task is due; at once if neither is given. A `datetime` must have a time zone.
         title: name of the task.
-        timeout: seconds that one delivery may take.
+        timeout: seconds that one delivery may take; `auto`: as many as the destination has needed lately.
         retry: how failed deliveries are retried; see docs/retries.md.
         expires: seconds or a `timedelta` after due, after which no delivery begins.
         flow: the flow of the task: its key, or an object with limits as in `settings.flow`.
@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     delay: Delay | None
     at: Instant | None
     title: str
-    timeout: float | None
+    timeout: float | Literal["auto"] | None
     retry: Mapping[str, Any] | None
     expires: Delay | str | None
     flow: str | Mapping[str, Any] | None

@@ -43,6 +43,11 @@ class FlowRecord(Struct, frozen=True):
         until: Unix seconds at which its rest ends or the next probe is made; None if it does not rest.
         since: Unix seconds at which that rest began, or since when the breaker is open or half-open.
         why: reason of the rest in words; empty for none.
+        adapted: its limit if `parallel` is `auto`; else None.
+        adapted_why: why that limit changed last; empty if it has not.
+        adapted_at: Unix seconds at which it changed.
+        timeout: seconds that tasks with `timeout: auto` have; None if no such task was delivered lately.
+        duration_mean, duration_deviation: smoothed durations in seconds, which give that timeout.
     """
 
     key: str
@@ -64,6 +69,12 @@ class FlowRecord(Struct, frozen=True):
     until: float | None = None
     since: float | None = None
     why: str = ""
+    adapted: int | None = None
+    adapted_why: str = ""
+    adapted_at: float | None = None
+    timeout: float | None = None
+    duration_mean: float | None = None
+    duration_deviation: float | None = None
 
     @property
     def state_words(self) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Generic, TypeGuard
+from typing import TYPE_CHECKING, Generic, Literal, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import replace
 
 from qtask.model.errors import Refused
 from qtask.model.flow import Flow
@@ -47,7 +48,8 @@ class Settings(Part, frozen=True):
         time: delay in seconds before the delivery; fractions count.
         at: instant of the delivery instead: ISO 8601 with a zone, or Unix seconds.
         data: JSON of the data to send, as the client wrote it; its form depends on `address.type`.
-        timeout: seconds that one delivery may take in all; 30 when left out.
+        timeout: seconds that one delivery may take in all; 30 when left out. `auto`: as many as the destination has
+            needed lately, at most 30.
         retry: how often and when a failed delivery is retried.
         expires: seconds after due, or an instant in ISO 8601 with a zone, after which no delivery begins.
         flow: the flow that the task belongs to: its key, or an object with limits; by default that of its destination.
@@ -58,7 +60,7 @@ class Settings(Part, frozen=True):
     time: float | UnsetType = UNSET
     at: float | str | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
-    timeout: float | UnsetType = UNSET
+    timeout: float | Literal["auto"] | UnsetType = UNSET
     retry: Retry | UnsetType = UNSET
     expires: float | str | UnsetType = UNSET
     flow: str | Flow | UnsetType = UNSET
@@ -93,9 +95,24 @@ class Task(Part, Generic[_Address_co], frozen=True):
 
     @property
     def timeout(self) -> float:
-        """Seconds that one delivery may take in all."""
+        """Seconds that one delivery may take in all; the longest for a timeout that adapts."""
         timeout = self.settings.timeout
-        return DEFAULT_TIMEOUT_SECONDS if timeout is UNSET else timeout
+        return DEFAULT_TIMEOUT_SECONDS if timeout is UNSET or isinstance(timeout, str) else timeout
+
+
+def with_timeout(task: Task, seconds: float | None, attempt: int) -> Task:
+    """A task with the timeout of one delivery in place of `auto`.
+
+    Each retry may take twice as long as the attempt before, so that a slow delivery among many fast ones succeeds too.
+
+    Args:
+        task: its timeout is `auto`.
+        seconds: the timeout that its flow has learned; None if it has not.
+        attempt: number of the attempt, from 1.
+    """
+    longest = DEFAULT_TIMEOUT_SECONDS
+    timeout = longest if seconds is None else min(longest, seconds * 2.0 ** min(attempt - 1, 16))
+    return replace(task, settings=replace(task.settings, timeout=timeout))
 
 
 def expiry_of(task: Task, due: float) -> float:

@@ -178,11 +178,12 @@ def check_settings(settings: Settings, at_once: bool) -> tuple[float | None, flo
 
     Raises `Refused`.
     """
-    if settings.timeout is not UNSET and not 0.05 <= settings.timeout <= MAX_TIMEOUT_SECONDS:
+    timeout = settings.timeout
+    if timeout is not UNSET and not isinstance(timeout, str) and not 0.05 <= timeout <= MAX_TIMEOUT_SECONDS:
         raise Refused(
             "invalid_value",
             "settings.timeout",
-            f"seconds from 0.05 to {MAX_TIMEOUT_SECONDS:.0f} are needed, got {settings.timeout:g}",
+            f"seconds from 0.05 to {MAX_TIMEOUT_SECONDS:.0f} are needed, got {timeout:g}",
         )
     if settings.retry is not UNSET:
         check_retry(settings.retry)

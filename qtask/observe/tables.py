@@ -159,6 +159,13 @@ def _limits(record: FlowRecord) -> list[str]:
         words.append("ordered")
     if record.share is not None and record.parallel is None:
         words.append(f"slow: at most {record.share} in flight")
+    if record.adapted is not None:
+        words.append(f"now {record.adapted}" + (f": {record.adapted_why}" if record.adapted_why else ""))
+    if record.timeout is not None:
+        words.append(
+            f"timeout {format_duration(record.timeout)} (deliveries take {format_duration(record.duration_mean or 0)}"
+            f" ± {format_duration(record.duration_deviation or 0)})"
+        )
     return words
 
 

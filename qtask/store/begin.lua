@@ -3,6 +3,7 @@
 -- Needs start_over.lua.
 -- Needs requeued.lua.
 -- Needs flows.lua.
+-- Needs timeout_of.lua.
 --
 -- KEYS (BeginKeys in leases.py)
 --   JOB            hash
@@ -20,18 +21,22 @@
 --   EXTRA          the field extra of such a task
 --
 -- Returns (Begun) NOW in Unix seconds, ATTEMPT and DUE as in claim.lua, the FLOW_NAME of its flow, '' for none,
+-- TIMED, which is nil unless its timeout adapts: the seconds, '' if they are not known,
 -- MAY_BEGIN, which is 0 where that flow has reached its limits since the task was queued, and PAUSED, which is 1 where the
 -- queue is paused; then MAY_BEGIN is 0 as well.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
-local name = extra and flow_in(extra) or DESTINATION
+local name, timed, _ = DESTINATION, nil, nil
+if extra then
+  name, _, timed = flow_in(extra)
+  name = name or DESTINATION
+end
 local flow = flow_of(name)
 local paused = redis.call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
 local may_begin = paused == 0 and (not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, ID, now)))
 local has_history = error == ''
 if error and not has_history then
-  local _
   _, has_history = requeued(ID, JOB, FAILED, STOCK_RETRIES, SCHEDULE, OUTCOMES_KEEP)
 end
 if flow and not may_begin and not extra then
@@ -53,7 +58,8 @@ return {
   [NOW] = string.format('%.6f', now),
   [ATTEMPT] = has_history and -attempt or attempt,
   [DUE] = due or '',
-  [FLOW_NAME] = flow and name or '',
+  [FLOW_NAME] = (flow or timed) and name or '',
+  [TIMED] = timed and timeout_of(name) or false,
   [MAY_BEGIN] = may_begin and 1 or 0,
   [PAUSED] = paused,
 }

@@ -4,6 +4,7 @@
 -- Needs requeued.lua.
 -- Needs flows.lua.
 -- Needs flow_of_link.lua.
+-- Needs timeout_of.lua.
 --
 -- KEYS (ClaimKeys in leases.py)
 --   QUEUE            list
@@ -29,7 +30,8 @@
 --             delivery was before that
 --   DUES      Unix seconds, or '' if a stock rqscheduler released the task, which does not store it
 --   DATA      of the job
--- and FLOW_NAMES, which has for each task of a flow its index in these lists, from 0, and then the name of the flow.
+-- TIMEOUTS has for each task whose timeout adapts its index in these lists, from 0, and then the seconds, '' if they are
+-- not known; and FLOW_NAMES has for each task of a flow its index in these lists, from 0, and then the name of the flow.
 -- A task whose flow has reached its limits since it was queued is not claimed: it waits in its flow.
 -- VERSION tells whether more flows have got state that tasks belong to without naming them. If it is not KNOWN_VERSION,
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
@@ -39,9 +41,10 @@ local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local leases = {}
-local ids, attempts, dues, datas, names = {}, {}, {}, {}, {}
+local ids, attempts, dues, datas, names, timeouts = {}, {}, {}, {}, {}, {}
 local version = tonumber(call('GET', FLOW_VERSION) or 0)
 local touched, held = {}, {}
+local claimed_slots, claimed_at = {}, string.format('%.0f', now + FOREVER_SECONDS)
 local count, held_count = 0, 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
@@ -61,9 +64,9 @@ local function take(popped)
     local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
     if not job.err then
       local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
-      local flow, name, rank
+      local flow, name, rank, timed
       if data and extra then
-        name, rank = flow_in(extra)
+        name, rank, timed = flow_in(extra)
         flow = name and flow_of(name)
       elseif data and version > 0 and any_flow_of_link() then
         name = flow_of_link(data)
@@ -107,9 +110,16 @@ local function take(popped)
           names[#names + 1] = count - 1
           names[#names + 1] = name
         end
-        if flow and flow.spacing then
-          call('ZADD', flow.slots, now + FOREVER_SECONDS, id) -- its token is taken
-          touched[name] = flow
+        if timed then
+          timeouts[#timeouts + 1] = count - 1
+          timeouts[#timeouts + 1] = timeout_of(name)
+        end
+        if flow then
+          local slots = claimed_slots[flow.slots] or {}
+          claimed_slots[flow.slots] = slots
+          slots[#slots + 1] = claimed_at
+          slots[#slots + 1] = id
+          touched[name] = flow.spacing and flow or touched[name]
         end
         room = room - #data
       else
@@ -137,6 +147,9 @@ end
 if #leases > 0 then
   call('ZADD', STARTED, unpack(leases))
 end
+for slots, members in pairs(claimed_slots) do
+  call('ZADD', slots, unpack(members))
+end
 if next(touched) then
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local earliest = math.huge
@@ -147,6 +160,6 @@ if next(touched) then
   count_held(held)
 end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
-  [FLOW_NAMES] = names, [VERSION] = version,
+  [FLOW_NAMES] = names, [TIMEOUTS] = timeouts, [VERSION] = version,
   [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS),
   [PAUSED] = paused}

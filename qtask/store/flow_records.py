@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import UNSET
 
 from qtask.model.errors import NotFound, Refused
@@ -19,6 +20,21 @@ from qtask.store.queries import Steps, commands, query
 PAGE = 500  # flows that are read at once
 KEPT = 10_000  # flows beyond those wanted, among which the busiest are sought from time to time
 _WHY = {"breaker": "its deliveries keep failing", "asked": "its destination asked for a pause"}
+
+
+class Adapting(msgspec.Struct):
+    """The field `adapting` of a flow, as far as it is shown; see adapt_parallel.lua."""
+
+    why: str = ""
+    changed: float | None = None
+
+
+class Timing(msgspec.Struct):
+    """What is known of the durations of a flow, as far as it is shown; see adapt_timeout.lua."""
+
+    seconds: float
+    mean: float
+    deviation: float
 
 
 class _Fields(NamedTuple):
@@ -40,15 +56,17 @@ class _Fields(NamedTuple):
     window: bytes | None
     begun: bytes | None
     begun_before: bytes | None
+    adapting: bytes | None
 
 
 class _Counts(NamedTuple):
-    """The numbers of a flow's tasks, and the one that has waited longest."""
+    """The numbers of a flow's tasks, the one that has waited longest, and what is known of its durations."""
 
     waiting: int
     slots: int
     queued: int
     oldest: list[Any]
+    timing: bytes | None
 
 
 # --- showing -------------------------------------------------------------------------------------------------------
@@ -206,6 +224,7 @@ def _read(names: Sequence[str]) -> Steps[list[FlowRecord | None]]:
             ("ZCARD", keys.SLOTS_PREFIX + name),
             ("ZCOUNT", keys.SLOTS_PREFIX + name, "-inf", keys.FOREVER_SECONDS),  # see flows.lua
             ("ZRANGE", keys.WAITING_PREFIX + name, 0, 0, "WITHSCORES"),
+            ("GET", keys.TIMEOUT_PREFIX + name),
         )
     ]
     *replies, (seconds, microseconds) = yield commands(*asked, ("TIME",))
@@ -219,8 +238,12 @@ def _read(names: Sequence[str]) -> Steps[list[FlowRecord | None]]:
 
 
 def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord | None:
-    if row.made is None:
+    timing = counts.timing
+    if row.made is None and timing is None:
         return None
+    is_auto = row.parallel == b"auto"
+    adapting = msgspec.json.decode(row.adapting, type=Adapting) if is_auto and row.adapting else Adapting()
+    times = msgspec.json.decode(timing, type=Timing) if timing else None
     rest = float(row.rest or 0)
     resting = rest > now
     breaker: Breaker = "closed" if not row.trips else "open" if resting else "half-open"
@@ -242,7 +265,7 @@ def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord 
         per=None if row.rate is None else float(row.per or 1),
         burst=None if row.rate is None else int(row.burst or 1),
         ordered=row.ordered == b"1",
-        share=None if row.share is None else int(row.share),
+        share=None if row.share is None or is_auto else int(row.share),
         waiting=counts.waiting,
         queued=counts.queued,
         in_flight=counts.slots - counts.queued,
@@ -253,6 +276,12 @@ def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord 
         until=rest if resting else None,
         since=float(row.since) if rested and row.since else None,
         why=_WHY.get(text(row.why), "") if rested else "",
+        adapted=int(row.share or keys.FIRST_PARALLEL) if is_auto else None,
+        adapted_why=adapting.why,
+        adapted_at=adapting.changed,
+        timeout=times.seconds if times else None,
+        duration_mean=times.mean if times else None,
+        duration_deviation=times.deviation if times else None,
     )
 
 

@@ -45,7 +45,9 @@ local function flow_of(name)
     slots = SLOTS_PREFIX .. name,
     joining = {},
     ordered = ordered,
-    parallel = ordered and 1 or tonumber(fields.parallel) or tonumber(fields.share) or math.huge,
+    parallel = ordered and 1 or tonumber(fields.parallel) or tonumber(fields.share)
+      or (fields.parallel == 'auto' and FIRST_PARALLEL or math.huge),
+    adapts = fields.parallel == 'auto' and not ordered,
     has_limits = (fields.parallel or fields.rate or ordered or fields.paused) and true or false,
     paused = fields.paused == '1',
     share = tonumber(fields.share),
@@ -68,15 +70,17 @@ local function flow_of(name)
   return flow
 end
 
--- The name of the flow that a job says it belongs to, and its rank; both from its field extra. A rank orders a task whose
--- id the client chose among those whose ids QTask made, in the order of submission.
+-- The name of the flow that a job says it belongs to, its rank, and whether its timeout adapts; all from its field extra. A
+-- rank orders a task whose id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
   local name, rest = string.match(extra, '^{"flow":"([^"\\]*)"(.*)$')
-  if name then -- decoding is slow
-    return name, rest ~= '}' and string.match(rest, '^,"rank":"([^"\\]*)"') or nil
+  if name and rest == '}' then
+    return name
+  elseif name then -- decoding is slow
+    return name, string.match(rest, '"rank":"([^"\\]*)"'), string.find(rest, '"timed":true', 1, true) ~= nil
   end
   local read = cjson.decode(extra)
-  return read.flow, read.rank
+  return read.flow, read.rank, read.timed
 end
 
 -- The field extra of a job that belongs to the flow of its destination.

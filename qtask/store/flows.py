@@ -16,7 +16,7 @@ from qtask.store.scripts import Call, Script
 
 _LIMITS = ("parallel", "rate", "per", "burst", "ordered")
 _REST = ("rest", "since", "why", "trips", "probe")
-_COUNTS = ("share", "tat", "window", "begun", "begun_before")
+_COUNTS = ("share", "adapting", "tat", "window", "begun", "begun_before")
 
 
 class Extra(msgspec.Struct, omit_defaults=True):
@@ -25,10 +25,12 @@ class Extra(msgspec.Struct, omit_defaults=True):
     Attributes:
         flow: name of its flow.
         rank: an id of QTask's form, which orders a task whose id the client chose among the others of its flow.
+        timed: its timeout adapts; such a task always names its flow.
     """
 
     flow: str = ""
     rank: str = ""
+    timed: bool = False
 
     def encode(self) -> bytes:
         """As the field holds it."""
@@ -36,20 +38,21 @@ class Extra(msgspec.Struct, omit_defaults=True):
 
 
 def fields_of(task: Task, rank: str | None) -> tuple[bytes, bytes]:
-    """What is stored of the flow of a task that names one: the field `extra`, and the fields of its flow, both as JSON.
+    """What is stored of the flow of a task: the field `extra`, and the fields of its flow, both as JSON.
 
     Args:
-        task: it has `settings.flow`.
+        task: it has `settings.flow`, or a timeout that adapts.
         rank: see `Extra`; None for a task whose id QTask made.
     """
     flow = task.settings.flow
     if isinstance(flow, str):
         name, limits = flow, b""
+    elif flow is UNSET:
+        name, limits = flow_name_of(task), b""
     else:
-        assert flow is not UNSET
         name = flow_name_of(task) if flow.key is UNSET else flow.key
         limits = limit_fields(flow)
-    return Extra(name, rank or "").encode(), limits
+    return Extra(name, rank or "", task.settings.timeout == "auto").encode(), limits
 
 
 def limit_fields(limits: Limits | Changes) -> bytes:

@@ -58,6 +58,7 @@ class ClaimReply(NamedTuple):
     dues: list[bytes]
     data: list[bytes]
     flow_names: list[Any]
+    timeouts: list[Any]
     version: int
     destinations: list[bytes]
     paused: int
@@ -122,12 +123,14 @@ class ClaimedFlows(NamedTuple):
 
     Attributes:
         names: of the flow of each task that has one, by the task's id.
+        timeouts: of the tasks whose timeout adapts: seconds, None where they are not known; by the task's id.
         version: to be given with the next claim.
         destinations: names of the flows with state that tasks belong to without naming them; None where they are as
             they were at the version that was given.
     """
 
     names: dict[bytes, str]
+    timeouts: dict[bytes, float | None]
     version: int
     destinations: frozenset[str] | None
 
@@ -137,9 +140,11 @@ def read_flows(reply: list[Any], known_version: int) -> ClaimedFlows:
     claimed = ClaimReply._make(reply)
     names = claimed.flow_names
     by_id = {claimed.ids[index]: name.decode() for index, name in zip(names[::2], names[1::2], strict=True)}
+    timed = zip(claimed.timeouts[::2], claimed.timeouts[1::2], strict=True)
+    seconds = {claimed.ids[index]: float(value) if value else None for index, value in timed}
     if claimed.version == known_version:
-        return ClaimedFlows(by_id, known_version, None)
-    return ClaimedFlows(by_id, claimed.version, frozenset(name.decode() for name in claimed.destinations))
+        return ClaimedFlows(by_id, seconds, known_version, None)
+    return ClaimedFlows(by_id, seconds, claimed.version, frozenset(name.decode() for name in claimed.destinations))
 
 
 # --- giving back ---------------------------------------------------------------------------------------------------
@@ -216,6 +221,7 @@ class SettleOptions(Struct, omit_defaults=True):
         flow: name of the flow in which the task may hold a slot, or which the outcome counts for.
         health: what the outcome says of the destination, where that is counted.
         rest: seconds for which the destination wants no deliveries.
+        timed: the timeout of the task adapts, so its duration is noted.
     """
 
     again: bool = False
@@ -228,6 +234,7 @@ class SettleOptions(Struct, omit_defaults=True):
     flow: str | None = None
     health: Health | None = None
     rest: float | None = None
+    timed: bool = False
 
 
 class SettleKeys(NamedTuple):
@@ -257,6 +264,8 @@ class SettleArguments(NamedTuple):
     dead_retention_count: int
     outcomes_keep: int
     breaker_outcomes: int
+    flow_parallel_limit: int
+    timeout_limit: float
 
 
 class Settled(NamedTuple):
@@ -300,6 +309,8 @@ def settle(config: Config, token: str, settlements: Iterable[Settlement]) -> Cal
             dead_retention_count=config.dead_retention_count,
             outcomes_keep=OUTCOMES_KEEP,
             breaker_outcomes=config.circuit_breaker,
+            flow_parallel_limit=config.flow_parallel_limit,
+            timeout_limit=DEFAULT_TIMEOUT_SECONDS,
         ),
         records=settlements,
     )
@@ -342,6 +353,7 @@ class Begun(NamedTuple):
         now: Redis's time in Unix seconds.
         attempt, due: as in `Claimed`.
         flow_name: of the task's flow, empty for none.
+        timed: None unless its timeout adapts; then the seconds, or an empty text where they are not known.
         may_begin: whether its flow and its queue let the delivery begin now.
         paused: whether its queue is paused.
     """
@@ -350,6 +362,7 @@ class Begun(NamedTuple):
     attempt: int
     due: bytes
     flow_name: str
+    timed: bytes | None
     may_begin: bool
     paused: bool
 

@@ -7,6 +7,8 @@
 -- Needs flows.lua.
 -- Needs note_destination.lua.
 -- Needs flow_outcomes.lua.
+-- Needs adapt_parallel.lua.
+-- Needs adapt_timeout.lua.
 --
 -- KEYS (SettleKeys in leases.py)
 --   STARTED, FINISHED, FAILED  registries of the queue
@@ -27,7 +29,9 @@
 --   STATS_RETENTION_SECONDS  for which they are kept
 --   DEAD_RETENTION_COUNT     dead letters to keep, 0 for all of them
 --   OUTCOMES_KEEP            outcomes of one task to keep
---   BREAKER_OUTCOMES         outcomes of a flow from which its circuit breaker opens; see flow_outcomes.lua
+--   BREAKER_OUTCOMES         outcomes of a flow from which its circuit breaker opens, 0 for never; see flow_outcomes.lua
+--   FLOW_PARALLEL_LIMIT      most deliveries in flight of a flow with `parallel: auto`
+--   TIMEOUT_LIMIT            longest timeout in seconds of a task with `timeout: auto`
 -- then for each task (Settlement)
 --   ID
 --   FATE     'finished', 'failed' or 'retry'
@@ -125,14 +129,20 @@ for i = FIRST, #ARGV, WIDTH do
         if fate == 'finished' and not flow.has_limits then
           grow_share(flow)
         end
+        if flow.adapts then
+          note_delivery(flow, ARGV[i + MEMBER], ARGV[i + ENDED], options.health == 'bad', now)
+        end
         touched[flow.name] = true
       end
       if options and options.flow then
+        if options.timed then
+          note_duration(options.flow, ARGV[i + MEMBER], ARGV[i + ENDED], now)
+        end
         if flow and flow.trips > 0 then
           if flow.probe == id and not options.unbegun then
             note_probe(flow, options.health == 'bad', now)
           end
-        elseif options.health then
+        elseif options.health and BREAKER_OUTCOMES ~= '0' then
           note_outcome(options.flow, options.health == 'bad', now)
           touched[options.flow] = true
         end
@@ -160,6 +170,7 @@ if next(touched) then
   local held = {}
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local look = math.huge
+  adapt_parallel(now)
   for name in pairs(touched) do
     local flow = flow_of(name)
     look = flow and math.min(look, admit(flow, now, held)) or look
@@ -167,6 +178,8 @@ if next(touched) then
   wake_for(look, before)
   count_held(held)
 end
+
+keep_timeouts()
 
 -- More than a batch can add, so that a lowered bound is reached, and few enough not to block Redis.
 local DROP_LIMIT = 1000

@@ -210,8 +210,14 @@ def _submitted(task_id: str, submission: Submission, node: Node) -> Submitted:
     if settings.id is not UNSET:
         task_id = stored_id(task_id)
         mode = "IN" if is_delay else "AT"
-    options: str | int | bytes = "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS
-    if settings.flow is not UNSET:
+    options: str | int | bytes = ""
+    adapts = False
+    if timeout is not UNSET:
+        if isinstance(timeout, str):
+            adapts = True
+        else:
+            options = math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS
+    if adapts or settings.flow is not UNSET:
         extra, limits = flows.fields_of(checked.task, node.ids.next() if settings.id is not UNSET else None)
         options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
     if settings.queue is not UNSET:

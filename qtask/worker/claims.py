@@ -178,6 +178,8 @@ class Claims:
             self._deliveries.limited = flow_news.destinations
         if flow_news.names:
             self._deliveries.flows.update((raw_id.decode(), name) for raw_id, name in flow_news.names.items())
+        if flow_news.timeouts:
+            self._deliveries.timeouts.update((raw.decode(), seconds) for raw, seconds in flow_news.timeouts.items())
         take, backlog = self._held.take, self.backlog
         for raw_id, attempt, due, data in claimed:
             task_id = raw_id.decode()
@@ -274,6 +276,7 @@ class Claims:
         for task_id in gone:
             self._deliveries.flows.pop(task_id, None)
             self._deliveries.shares.end(task_id, monotonic())
+            self._deliveries.timeouts.pop(task_id, None)
 
     # --- when the link is lost or made -----------------------------------------------------------------------
 

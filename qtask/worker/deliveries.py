@@ -30,6 +30,7 @@ from qtask.destinations.registry import flow_name_of
 from qtask.model.errors import Refused
 from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
+from qtask.model.task import with_timeout
 from qtask.observe.failure_log import FailureLog
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
@@ -52,6 +53,7 @@ class Deliveries:
 
     Attributes:
         flows: the name of the flow of each task that is held here and may hold a slot in one; by the task's id.
+        timeouts: seconds of each task held here whose timeout adapts, None where they are not known; by the task's id.
         limited: names of the flows with state that tasks belong to without naming them.
         shares: has the tasks that wait because their flow has its share of the places.
         in_flight: the start of each delivery under way, by `monotonic`; by the task's id.
@@ -69,6 +71,7 @@ class Deliveries:
         self._deliverers: dict[str, Deliverer] = {}
         self._limits_hosts = config.host_connections > 0
         self.flows: dict[str, str] = {}
+        self.timeouts: dict[str, float | None] = {}
         self.limited: frozenset[str] = frozenset()
         self.shares = Shares(config.concurrency)
         self._claims: dict[str, Claim] = {}  # of the deliveries in flight
@@ -100,7 +103,10 @@ class Deliveries:
             due = due_of(task, task_id, written_due)
             retried, attempt = attempt < 0, abs(attempt)
             flow = self.flows.get(task_id, "") if self.flows else ""
-            claim = self._claims[task_id] = Claim(task_id, attempt, task, due, retried, not accepted, flow)
+            timed = bool(self.timeouts) and task_id in self.timeouts
+            if timed:
+                task = with_timeout(task, self.timeouts[task_id], attempt)
+            claim = self._claims[task_id] = Claim(task_id, attempt, task, due, retried, not accepted, flow, timed)
             if attempt > 1 or task.settings.expires is not UNSET:
                 reason = reason_not_to_deliver(claim, began + self._clock.offset)
                 if reason is not None:
@@ -163,6 +169,8 @@ class Deliveries:
         if self.shares.counts:
             self.shares.end(claim.id, ended)
         flow = self.flows.pop(claim.id, "") if self.flows else ""
+        if claim.timed:
+            self.timeouts.pop(claim.id, None)
         if self._limits_hosts:
             self.slots.release(claim.id)
         self.seconds += ended - began
@@ -184,6 +192,7 @@ class Deliveries:
         self.shares.end(claim.id, monotonic())
         del self._claims[claim.id]
         flow = self.flows.pop(claim.id, "")
+        self.timeouts.pop(claim.id, None)
         self._on_outcome(undelivered(claim, failure, self.in_flight.pop(claim.id) + self._clock.offset, flow))
 
     def _end_broken(self, task_id: str, attempt: int, claim: Claim | None, failure: Failure, data: bytes) -> None:
@@ -195,6 +204,7 @@ class Deliveries:
         log_unread(self.failures, task_id, attempt, failure)
         now = self.in_flight.pop(task_id) + self._clock.offset
         self.flows.pop(task_id, None)
+        self.timeouts.pop(task_id, None)
         self._on_outcome(unread(task_id, attempt, failure, now, is_foreign(data)))
 
     def close(self) -> None:

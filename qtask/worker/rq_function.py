@@ -37,6 +37,7 @@ from qtask.delivery.loop import Loop
 from qtask.destinations.registry import REGISTRY, flow_name_of
 from qtask.model.errors import DeliveryFailed, Refused
 from qtask.model.outcome import Answer, Failure
+from qtask.model.task import with_timeout
 from qtask.observe import log
 from qtask.observe.failure_log import FailureLog
 from qtask.store import leases
@@ -74,7 +75,11 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     result: Answer | Failure
     try:
         read, accepted = read_data(job.data)
-        claim = Claim(job.id, abs(attempt), read, due_of(read, job.id, begun.due), attempt < 0, not accepted)
+        timed = begun.timed is not None
+        if timed:
+            read = with_timeout(read, float(begun.timed) if begun.timed else None, abs(attempt))
+        due = due_of(read, job.id, begun.due)
+        claim = Claim(job.id, abs(attempt), read, due, attempt < 0, not accepted, timed=timed)
     except Refused as refused:  # another program put it into the queue; QTask does not accept such jobs
         failure = Failure("refused", refused.message)
         _settle(redis, config, token, unread(job.id, abs(attempt), failure, now, is_foreign(job.data)))

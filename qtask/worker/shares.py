@@ -4,9 +4,10 @@ The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactio
 most as many deliveries in flight as there are free places. So one flow alone gets half of all places, n flows that take
 what they can get 1/(n + 1) each, and as much stays free for all others.
 
-A flow of which no delivery has ended yet begins with a few, so that a host that does not answer costs the worker little.
+A flow of which no delivery has ended yet begins with a few, so that a host that does not answer costs little.
 
-Nothing is counted while less than half of all places are taken and deliveries end: then no flow can be above its threshold.
+Nothing is counted while less than half of all places are taken and deliveries end, because no flow can be above its
+threshold then.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ FLOWS: Mapping[str, Limits] = {
     "ordered": Limits(ordered=True),
     "rated": Limits(rate=1.0, per=DAY, burst=BURST),
     "free": Limits(),
+    "auto": Limits(parallel="auto"),
 }
 DESTINATION = "http://127.0.0.1:1"  # the flow of tasks that name none
 NAMES = (*FLOWS, DESTINATION)

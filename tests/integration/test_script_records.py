@@ -33,8 +33,8 @@ def scripts() -> Iterator[Script[Any, Any]]:
 SCRIPTS = sorted(scripts(), key=lambda script: script.name)
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FRAGMENTS = {  # included by other scripts
-    *("flow_of_link", "flow_outcomes", "flows", "is_foreign", "newest_lines", "note_destination", "requeued"),
-    *("set_limits", "start_over", "unlink_jobs"),
+    *("adapt_parallel", "adapt_timeout", "timeout_of", "flow_of_link", "flow_outcomes", "flows", "is_foreign"),
+    *("newest_lines", "note_destination", "requeued", "set_limits", "start_over", "unlink_jobs"),
 }
 
 

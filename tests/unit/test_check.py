@@ -35,6 +35,7 @@ from qtask.model.task import (
     Task,
     decode_base64,
     json_text,
+    with_timeout,
 )
 from qtask.model.validation import Checked, encode, split_batch
 from tests.support.json_texts import json_texts, scalars, values, written
@@ -200,6 +201,25 @@ def test_instant_may_be_given_instead_of_delay(at: float | str, instant: float) 
 @pytest.mark.parametrize("timeout", [0.05, 1, 2.5, 600])
 def test_timeout_is_parsed(timeout: float) -> None:
     assert read(dict_of("http", "http://a/", timeout=timeout)).timeout == timeout
+
+
+@pytest.mark.parametrize("timeout", ["Auto", "5", ""])
+def test_timeout_that_is_another_text_is_refused(timeout: str) -> None:
+    refused = refusal(dict_of("http", "http://a/", timeout=timeout))
+    assert refused.field == "settings.timeout" and refused.message.endswith("seconds, up to 600, or auto")
+
+
+def test_timeout_auto_may_take_as_long_as_the_default() -> None:
+    task = read(dict_of("http", "http://a/", timeout="auto"))
+    assert task.settings.timeout == "auto" and task.timeout == DEFAULT_TIMEOUT_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("learned", "attempt", "timeout"), [(None, 1, 30.0), (2.0, 1, 2.0), (2.0, 2, 4.0), (2.0, 5, 30.0), (1.0, 100, 30.0)]
+)
+def test_adapted_timeout_doubles_with_each_attempt(learned: float | None, attempt: int, timeout: float) -> None:
+    task = with_timeout(read(dict_of("http", "http://a/", timeout="auto")), learned, attempt)
+    assert task.timeout == timeout
 
 
 def test_timeout_has_a_default() -> None:
@@ -459,7 +479,7 @@ _when: st.SearchStrategy[dict[str, Any]] = st.one_of(
 _timeout: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
-        "timeout": st.integers(1, 600) | st.floats(0.05, 600),
+        "timeout": st.integers(1, 600) | st.floats(0.05, 600) | st.just("auto"),
         "expires": st.integers(1, 315_576_000) | st.just("2026-12-24T18:00:00Z"),
         "id": st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
         "retry": st.fixed_dictionaries(
@@ -555,7 +575,8 @@ def test_valid_dict_is_accepted_in_any_layout(value: dict[str, Any], random: Ran
     assert json.loads(checked.body) == value
     assert checked.task.title == value["title"]
     assert checked.task.type == value["address"]["type"]
-    assert checked.task.timeout == value["settings"].get("timeout", 30.0)
+    timeout = value["settings"].get("timeout", "auto")
+    assert checked.task.timeout == (30.0 if timeout == "auto" else timeout)
     assert checked.delay == value["settings"].get("time")
     assert json.loads(check_task(value).body) == value
     assert check_task(checked.task).task == checked.task
@@ -590,6 +611,7 @@ _wrong: dict[str, st.SearchStrategy[Any]] = {
     "text": st.sampled_from([None, True, 0, 1.5, [], ["a"], {}, {"a": 1}]),
     "object": st.sampled_from([True, 0, 1.5, "text", [], [{}]]),
     "number": st.sampled_from([None, True, "5", "", [], {}, [5]]),
+    "number or auto": st.sampled_from([None, True, [], {}, [5]]),
     "instant": st.sampled_from([None, False, [], {}]),
     "text or form": st.sampled_from([True, 0, 1.5, [], ["a"]]),
     "scalar": st.sampled_from([{}, {"a": 1}, {"a": {}}]),
@@ -602,7 +624,7 @@ _WHAT_A_KEY_HOLDS = {
     "settings": "object",
     "settings.time": "number",
     "settings.at": "instant",
-    "settings.timeout": "number",
+    "settings.timeout": "number or auto",
     "settings.data": "object",
     "settings.data.method": "text",
     "settings.data.params": "object",
