@@ -68,7 +68,6 @@ _HINTS = {  # the destinations have those for addresses and data
     "settings.retry.on": f"; a list of statuses and of {', '.join(CAUSES)}",
     "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
     "settings.flow": '; a key, or an object such as {"key": …, "parallel": …, "rate": …}',
-    "settings.flow.parallel": '; a whole number, or "auto"',
     "settings.id": "; text of your choosing",
 }
 

@@ -278,7 +278,7 @@ def test_circuit_breaker_opens_probes_and_closes(live: Live, queue: str) -> None
         team = Workers(live, queue, count=2, circuit_breaker=5)
         send(live, queue, log.url, queue, 5)
         until(lambda: live.redis.hget(keys.FLOW_PREFIX + queue, "trips") == b"1", what="the breaker to open")
-        assert flow_records.show_flow(live.redis, queue).state == "broken"
+        assert flow_records.show_flow(live.redis, queue).state == "open"
         expires = send(live, queue, log.url, queue, 1, expires=1)
         ids = send(live, queue, log.url, queue, 10)
         until(lambda: live.redis.zcard(keys.WAITING_PREFIX + queue) == 11, what="them to wait")

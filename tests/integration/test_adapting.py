@@ -178,7 +178,7 @@ def test_limit_that_is_not_used_does_not_grow(redis: Redis) -> None:
     flow = Adapting(redis)
     flow.round(0.05)
     flow.settle(flow.claim(100), [0.05] * flow.record.in_flight)
-    while flow.record.waiting or flow.record.in_flight:
+    while flow.record.waiting or flow.record.slots_used:
         ids = flow.claim(100)
         flow.settle(ids, [0.05] * len(ids))
     before = flow.limit

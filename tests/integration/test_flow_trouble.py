@@ -96,8 +96,8 @@ def test_breaker_of_a_flow_without_tasks_is_forgotten(redis: Redis) -> None:
 
 def test_outcomes_of_more_than_a_minute_ago_do_not_count(redis: Redis) -> None:
     trip(redis, 19)
-    (field,) = redis.hkeys(keys.HEALTH_PREFIX + "k")
-    bucket = int(field.decode().removeprefix("bad"))
+    fields: Any = redis.hkeys(keys.HEALTH_PREFIX + "k")
+    bucket = int(fields[0].decode().removeprefix("bad"))
     redis.delete(keys.HEALTH_PREFIX + "k")
     redis.hset(keys.HEALTH_PREFIX + "k", mapping={f"bad{bucket - 6}": 19})
     trip(redis, 1)
