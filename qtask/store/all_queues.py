@@ -11,16 +11,18 @@ from redis import Redis
 from qtask.model.mask import Mask
 from qtask.model.record import STATES, State, TaskRecord
 from qtask.store import keys, tasks
+from qtask.store.ledger import read_figures
 from qtask.store.queries import Steps, commands, query
 from qtask.store.queues import queue_names
 
 _MASK = Mask()
+_SHARED: tuple[State, ...] = ("scheduled", "waiting")  # their tasks of all queues are in the same sorted sets
 
 
 @query
 def list_tasks(queue: str | None, state: State, limit: int = 50, mask: Mask = _MASK) -> Steps[list[TaskRecord]]:
     """Up to `limit` tasks in one state: those due next come first; of those that have ended, the newest."""
-    if queue is not None or state == "scheduled":  # one sorted set has those of all queues
+    if queue is not None or state in _SHARED:
         return (yield from tasks.list_tasks.steps(queue or "", state, limit, mask))
     found: list[TaskRecord] = []
     for name in (yield from queue_names.steps()):
@@ -32,7 +34,7 @@ def each_task(
     redis: Redis, queue: str | None, state: State, limit: int = 50, mask: Mask = _MASK
 ) -> Iterator[TaskRecord]:
     """The tasks of `list_tasks` one by one, so that not all of them are in memory at once."""
-    names = [queue or ""] if queue is not None or state == "scheduled" else queue_names(redis)
+    names = [queue or ""] if queue is not None or state in _SHARED else queue_names(redis)
     each = [chain.from_iterable(tasks.list_pages(redis, name, state, limit, mask)) for name in names]
     return islice(merge(*each, key=_order) if len(each) > 1 else chain(*each), limit)
 
@@ -60,7 +62,8 @@ def count_tasks(queue: str | None) -> Steps[dict[State, int]]:
         )
     ]
     scheduled, *rest = yield commands(("ZCARD", keys.SCHEDULE), *asked)
-    return dict(zip(STATES, (scheduled, *(sum(rest[start::4]) for start in range(4))), strict=True))
+    waiting = max(0, (yield from read_figures.steps()).total("held"))
+    return dict(zip(STATES, (scheduled, waiting, *(sum(rest[start::4]) for start in range(4))), strict=True))
 
 
 @query

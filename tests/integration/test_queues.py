@@ -96,14 +96,15 @@ def test_nothing_is_claimed_from_a_paused_queue(redis: Redis) -> None:
 
 
 def test_paused_queue_leaves_rates_of_flows_alone(redis: Redis) -> None:
-    (task_id,) = send(redis, http(queue="bulk", flow={"key": "f", "rate": 1, "per": 60}))
+    first, second = send(redis, *[http(queue="bulk", flow={"key": key, "rate": 1, "per": 60}) for key in ("f", "g")])
     queues.pause_queue(redis, "bulk")
-    call = leases.begin(task_id, "bulk")
-    assert leases.read_begun(call.run(redis))[-2:] == (False, True)
+    begun = leases.read_begun(leases.begin(first, "bulk").run(redis))
+    assert (begun.may_begin, begun.paused) == (False, True)
     assert redis.hget(keys.FLOW_PREFIX + "f", "tat") is None, "no token was taken"
     queues.pause_queue(redis, "bulk", False)
-    assert leases.read_begun(call.run(redis))[-2:] == (True, False)
-    assert redis.hget(keys.FLOW_PREFIX + "f", "tat") is not None
+    begun = leases.read_begun(leases.begin(second, "bulk").run(redis))
+    assert (begun.may_begin, begun.paused) == (True, False)
+    assert redis.hget(keys.FLOW_PREFIX + "g", "tat") is not None
 
 
 @pytest.mark.parametrize("decide", [queues.pause_queue, queues.purge_queue])
