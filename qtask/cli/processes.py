@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 import click
@@ -54,6 +55,9 @@ def worker(config: Config) -> None:
     """Run a worker: deliver tasks."""
     from qtask.worker.process import run
 
+    flags = click.get_current_context().params
+    if flags["queue"] and not flags["queues"]:
+        config = replace(config, queues="")  # a flag comes before what the environment or a file says
     _run("worker", run, config)
 
 

@@ -9,7 +9,7 @@ from qtask.model.errors import ConfigError, Refused
 
 FIELD = "settings.queue"
 MAX_NAME_CHARACTERS = 64
-MAX_SERVED = 32  # queues of one worker; each has a connection to Redis
+MAX_SERVED = 16  # queues of one worker; each has a connection to Redis
 MAX_WEIGHT = 1_000
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARACTERS}}}", re.ASCII)

@@ -124,6 +124,12 @@ def test_process_with_an_invalid_queue_ends_with_a_reason(
     assert message in json.loads(result.stderr.splitlines()[-1])["error"]
 
 
+def test_flag_queue_of_a_worker_overrides_queues_of_the_environment() -> None:
+    given = {"QTASK_QUEUES": "a:x", "QTASK_LOG_FORMAT": "json"}
+    result = qtask("worker", "--queue", "b:y", environment=given)
+    assert "the weight of the queue b" in json.loads(result.stderr.splitlines()[-1])["error"]
+
+
 def test_commands_show_pause_resume_and_purge_queues(installation: Installation) -> None:
     with Receiver() as receiver:
         (paused,) = lines(ran(installation, "queue", "pause", "bulk", "--json"))

@@ -132,6 +132,23 @@ def test_stopped_worker_gives_tasks_back_to_their_own_queues(live: Live, queue: 
     assert audit(live.redis).balances
 
 
+def test_tasks_of_a_slow_host_are_parked_from_each_queue(live: Live, queue: str) -> None:
+    names = [f"{queue}-{part}" for part in "ab"]
+    with Receiver(Gate()) as receiver:
+        for name in names:
+            live.send(name, *[http(receiver.url) for _ in range(30)])
+            live.wait_queued(name, 30)
+        live.start("worker", queue=f"{names[0]}:1,{names[1]}:1", concurrency=20)
+
+        def waiting() -> list[int]:
+            return [one.waiting for one in queues.list_queues(live.redis) if one.name in names]
+
+        until(lambda: min(waiting()) > 0 and not any(live.queued(name) for name in names), what="both to be parked")
+        figures = [one for one in queues.list_queues(live.redis) if one.name in names]
+        assert [one.in_flight + one.waiting for one in figures] == [30, 30]
+        assert audit(live.redis).balances
+
+
 def test_truncated_redis_replies_repeat_nothing_in_several_queues(live: Live, queue: str) -> None:
     names = [f"{queue}-{part}" for part in "abc"]
     at_once = {"attempts": 3, "backoff": "fixed", "base": 0.0}

@@ -40,7 +40,7 @@ def test_served_queues_are_parsed_in_order() -> None:
         ("a:²", "got '²'"),
         ("a:1001", "got '1001'"),
         ("a,b,a:2", "the queue a is named twice"),
-        (",".join(f"q{number}" for number in range(MAX_SERVED + 1)), "at most 32 queues, got 33"),
+        (",".join(f"q{number}" for number in range(MAX_SERVED + 1)), "at most 16 queues, got 17"),
     ],
 )
 def test_invalid_served_queues_are_refused_with_a_reason(text: str, message: str) -> None:
