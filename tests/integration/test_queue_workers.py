@@ -68,7 +68,7 @@ def test_worker_delivers_retries_and_buries_in_each_of_its_queues(live: Live, qu
             assert {record.queue for record in live.ended(sent[name])} == {name}
             assert {record.state for record in live.ended(lost[name])} == {"dead"}
             counts = tasks.count_tasks(live.redis, name) | {"scheduled": 0}
-            assert counts == {"scheduled": 0, "queued": 0, "started": 0, "delivered": 40, "dead": 1}
+            assert counts == {"scheduled": 0, "waiting": 0, "queued": 0, "started": 0, "delivered": 40, "dead": 1}
     assert audit(live.redis).balances
     assert worker.running
 
