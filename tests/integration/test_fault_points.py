@@ -127,15 +127,15 @@ class Lane:
         """URL of a path of the receiver."""
         return self._url + path
 
-    def task(self, path: str, delay: float = 0.0) -> dict[str, Any]:
+    def task(self, path: str, delay: float = 0.0, **more: Any) -> dict[str, Any]:
         """A dict with its own id."""
-        settings = {"time": delay, "id": self.id(), "retry": RETRY}
+        settings = {"time": delay, "id": self.id(), "retry": RETRY, **more}
         return {"title": "t", "address": {"type": "http", "link": self.link(path)}, "settings": settings}
 
-    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0) -> str:
+    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0, **settings: Any) -> str:
         """Submits a task directly to Redis; returns its id."""
         with Client(self.redis_url, queue=queue) as client:
-            return client.send(self.task(path, delay)).id
+            return client.send(self.task(path, delay, **settings)).id
 
     def state(self, task_id: str) -> str:
         """The state of a task; `nowhere` when it does not exist."""
@@ -389,6 +389,20 @@ def remove_dies(lane: Lane, fault: str) -> None:
     assert lane.state(task_id) == "nowhere"
 
 
+def flow_dies(lane: Lane, fault: str) -> None:
+    """A flow is resumed: its task waits until this step, and is delivered after it."""
+    flow = f"flow of {fault}"
+    run(lane, "flow", "pause", flow)
+    task_id = lane.submit("ok", flow=flow)
+    until(lambda: lane.state(task_id) == "waiting", what="the task to wait in its flow")
+    dies(lane.start("flow", "resume", flow, fault=fault))
+    if fault.endswith("before"):
+        assert lane.state(task_id) == "waiting"
+        run(lane, "flow", "resume", flow)
+    assert lane.ended(task_id).state == "delivered"
+    assert not lane.redis.exists(keys.FLOW_PREFIX + flow, keys.WAITING_PREFIX + flow, keys.SLOTS_PREFIX + flow)
+
+
 def run(lane: Lane, name: str, *arguments: str) -> None:
     """Runs a command to its end, which must succeed."""
     command = lane.start(name, *arguments)
@@ -480,6 +494,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
             ("retry:after", "", retry_dies),
             ("remove_dead:before", "", remove_dies),
             ("remove_dead:after", "", remove_dies),
+            ("set_flow:before", "", flow_dies),
+            ("set_flow:after", "", flow_dies),
         ],
     ),
 }
