@@ -34,7 +34,8 @@ def audit(config: Config, as_json: bool, write_off: bool) -> None:
     """Check that every accepted task is accounted for.
 
     Prints, for all queues together, that accepted = scheduled + waiting + queued + in flight + delivered + dead +
-    cancelled + removed, and the ids of tasks that do not fit. It may run at any time. Exits with 1 if it does not balance.
+    cancelled + removed, and the ids of tasks that do not fit. It may run at any time. Exits with 1 if it does not
+    balance.
     """
     from qtask.observe import tables
     from qtask.store import audit as auditing

@@ -305,7 +305,7 @@ def test_rate_used_counts_the_last_span(
     per = 86_400.0
     flows.set_limits("k", Limits(rate=1_000.0, per=per)).run(redis)
     window, part = divmod(redis.time()[0] / per, 1)
-    counted = {"window": int(window) - windows_ago, "begun": 400, "begun_before": 600}
+    counted: dict[Any, Any] = {"window": int(window) - windows_ago, "begun": 400, "begun_before": 600}
     redis.hset(keys.FLOW_PREFIX + "k", mapping=counted)
     rest = 1 - part
     expected = share_of_begun * 400 * (rest if windows_ago else 1) + share_of_before * 600 * rest
