@@ -129,17 +129,15 @@ class Lane:
         """URL of a path of the receiver."""
         return self._url + path
 
-    def task(self, path: str, delay: float = 0.0) -> dict[str, Any]:
+    def task(self, path: str, delay: float = 0.0, **more: Any) -> dict[str, Any]:
         """A dict with its own id."""
-        settings = {"time": delay, "id": self.id(), "retry": RETRY}
+        settings = {"time": delay, "id": self.id(), "retry": RETRY, **more}
         return {"title": "t", "address": {"type": "http", "link": self.link(path)}, "settings": settings}
 
-    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0, **more: Any) -> str:
-        """Submits a task directly to Redis; returns its id. `more` are further settings."""
-        task = self.task(path, delay)
-        task["settings"].update(more)
+    def submit(self, path: str, queue: str = "qtask", delay: float = 0.0, **settings: Any) -> str:
+        """Submits a task directly to Redis; returns its id."""
         with Client(self.redis_url, queue=queue) as client:
-            return client.send(task).id
+            return client.send(self.task(path, delay, **settings)).id
 
     def status(self, task_id: str) -> str:
         """RQ's status of a task; empty when it has none."""

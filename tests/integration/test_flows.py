@@ -297,6 +297,36 @@ def test_flow_is_shown_with_its_limits_and_counts(redis: Redis) -> None:
     assert [one.key for one in list_flows(redis).items] == ["k"]
 
 
+@pytest.mark.parametrize(
+    ("windows_ago", "share_of_begun", "share_of_before"), [(0, 1, 1), (1, 1, 0), (2, 0, 0), (1_000, 0, 0)]
+)
+def test_rate_used_counts_the_last_span(
+    redis: Redis, windows_ago: int, share_of_begun: int, share_of_before: int
+) -> None:
+    """The current span whole, and the part of the one before it that is within the last `per` seconds."""
+    per = 86_400.0
+    flows.set_limits("k", Limits(rate=1_000.0, per=per)).run(redis)
+    window, part = divmod(redis.time()[0] / per, 1)
+    counted: dict[Any, Any] = {"window": int(window) - windows_ago, "begun": 400, "begun_before": 600}
+    redis.hset(keys.FLOW_PREFIX + "k", mapping=counted)
+    rest = 1 - part
+    expected = share_of_begun * 400 * (rest if windows_ago else 1) + share_of_before * 600 * rest
+    assert show_flow(redis, "k").begun == pytest.approx(expected, abs=2)
+
+
+def test_begun_deliveries_are_counted_in_their_span(redis: Redis) -> None:
+    send(redis, *[task({"key": "k", "rate": 50, "burst": 4, "per": 0.5})] * 4)
+    release(redis)
+    assert len(claim(redis)) == 4
+    assert show_flow(redis, "k").begun == 4
+    time.sleep(1.1)
+    assert show_flow(redis, "k").begun == 0
+    send(redis, task("k"))
+    release(redis)
+    assert len(claim(redis)) == 1
+    assert show_flow(redis, "k").begun == 1
+
+
 def test_decisions_on_a_flow(redis: Redis) -> None:
     with pytest.raises(NotFound):
         show_flow(redis, "k")

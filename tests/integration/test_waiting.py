@@ -12,7 +12,9 @@ from qtask.model.flow import Limits
 from qtask.model.flow_record import Reason, Wait
 from qtask.store import flows, keys, tasks
 from qtask.store.flow_records import pause_flow, show_flow
-from qtask.store.waiting import FLOWS_AT_ONCE
+from qtask.store.pages import Cursor
+from qtask.store.queries import Commands
+from qtask.store.waiting import FLOWS_AT_ONCE, waiting_page
 from tests.integration.test_flows import claim, end_rest, release, send, settle, task, trip
 
 INSTANT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
@@ -206,3 +208,25 @@ def test_parked_task_waits_in_the_flow_of_its_destination(redis: Redis) -> None:
         wait_of(redis, ids[3]).words == "2nd in flow http://a:8000, which is slow and has 2 of 2 deliveries in flight"
     )
     assert listed(redis, 10) == ids[2:]
+
+
+def test_flow_that_grows_while_it_is_listed_loses_no_task(redis: Redis) -> None:
+    """A task that is due before the others comes between counting a flow and reading it."""
+    paused(redis, "k")
+    ids = send(redis, *[task("k")] * 3)
+    release(redis)
+    for task_id in ids:
+        redis.zincrby(keys.WAITING_PREFIX + "k", 100.0, task_id)
+    steps = waiting_page(Cursor("waiting", "qtask"), 3)
+    step = next(steps)
+    try:
+        while True:
+            if isinstance(step, Commands) and step.commands[0][0] == "ZRANGE":
+                send(redis, task("k"))
+                release(redis)
+            step = steps.send(step.run(redis))
+    except StopIteration as end:
+        page = end.value
+    assert len(page.items) == 3 and page.cursor
+    rest = tasks.list_page(redis, "qtask", "waiting", 3, page.cursor)
+    assert set(ids) <= {*page.items, *(record.id for record in rest.items)}

@@ -25,6 +25,7 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
             json={"to": "ada"},
             title="t",
             timeout=5,
+            flow={"key": "partner-api", "rate": 5},
         ),
         {
             "title": "t",
@@ -32,6 +33,7 @@ SHORTHANDS: dict[str, tuple[Callable[[Shorthands[Any]], Any], dict[str, Any]]] =
             "settings": {
                 "time": 60.0,
                 "timeout": 5,
+                "flow": {"key": "partner-api", "rate": 5},
                 "data": {"method": "POST", "headers": {"X-A": "b"}, "params": {"q": ["1", "2"]}, "json": {"to": "ada"}},
             },
         },
