@@ -92,20 +92,22 @@ local function hold(flow, id, rank, due, queue, held)
 end
 
 -- Frees the slots of tasks that other programs have deleted or moved. Looks at those that were admitted, or claimed, long
--- ago.
+-- ago. Returns how many.
 local function free_lost_slots(flow, now)
   local old = redis.call('ZRANGEBYSCORE', flow.slots, '-inf', now - LOOK_AGAIN_SECONDS, 'LIMIT', 0, ADMIT_LIMIT)
   local claimed = redis.call('ZRANGEBYSCORE', flow.slots, FOREVER_SECONDS, FOREVER_SECONDS + now - LONG_SECONDS, 'LIMIT', 0,
     ADMIT_LIMIT)
+  local freed = 0
   for _, ids in ipairs({old, claimed}) do
     for _, id in ipairs(ids) do
       local status = redis.call('HGET', JOB_PREFIX .. id, 'status')
       local waits_for_retry = flow.ordered and redis.call('ZSCORE', SCHEDULE, id)
       if status ~= 'queued' and status ~= 'started' and not waits_for_retry then
-        redis.call('ZREM', flow.slots, id)
+        freed = freed + redis.call('ZREM', flow.slots, id)
       end
     end
   end
+  return freed
 end
 
 local function first_due(flow)
@@ -126,11 +128,14 @@ local function set_partial(flow, tie)
 end
 
 -- Moves the tasks of a flow that may begin from its waiting set to the ends of their queues, and notes when to look at the
--- flow again. `held` counts tasks by queue. Returns the instant of that look.
-local function admit(flow, now, held)
+-- flow again. `held` counts tasks by queue. `is_look` says that this is such a look. Returns the instant of the next one.
+local function admit(flow, now, held, is_look)
   local left = redis.call('ZCARD', flow.waiting)
   local count, look = math.min(left, ADMIT_LIMIT), math.huge
   local used = redis.call('ZCARD', flow.slots)
+  if is_look and used > 0 then
+    used = used - free_lost_slots(flow, now)
+  end
   local tokens_used = 0
   if flow.paused or (flow.partial and left > 0 and first_due(flow) >= flow.partial) then
     count = 0

@@ -18,6 +18,7 @@
 --   MOVED    how many jobs were moved
 --   WAIT     seconds until the next job is due, or a flow is to be looked at; '' if none waits
 --   FOREIGN  ids of foreign jobs that are due
+--   LOOKED   how many flows were looked at because their instant had come
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
 local call = redis.call -- a local is faster, and this runs for every task
@@ -88,10 +89,11 @@ for queue, queued in pairs(by_queue) do
   call('SADD', QUEUES, queue)
   call('RPUSH', queue, unpack(queued))
 end
-for _, name in ipairs(call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS)) do
+local looks, is_look = call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS), {}
+for _, name in ipairs(looks) do
   local flow = flow_of(name)
   if flow then
-    free_lost_slots(flow, now)
+    is_look[flow] = true
     touched[name] = flow
   else
     call('ZREM', FLOWS, name)
@@ -100,7 +102,7 @@ end
 local tie = #head == 2 * LIMIT and tonumber(head[#head]) or nil
 for _, flow in pairs(touched) do
   set_partial(flow, tie)
-  admit(flow, now, held)
+  admit(flow, now, held, is_look[flow])
   if flow.partial then
     call('ZADD', FLOWS, string.format('%.6f', now), flow.name) -- the next release looks at it
   end
@@ -109,4 +111,4 @@ count_held(held)
 local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
 earliest = math.min(earliest, tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge)
 local wait = earliest < math.huge and string.format('%.6f', math.max(0, earliest - now)) or ''
-return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign}
+return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign, [LOOKED] = #looks}

@@ -125,7 +125,10 @@ for i = FIRST, #ARGV, WIDTH do
         if fate == 'finished' and not flow.has_limits then
           grow_share(flow)
         end
-        touched[flow.name] = true
+        -- Without such a limit, and without a rest, nothing was waiting for the slot.
+        if flow.parallel < math.huge or not flow.has_limits or flow.trips > 0 then
+          touched[flow.name] = true
+        end
       end
       if options and options.flow then
         if flow and flow.trips > 0 then
