@@ -31,13 +31,14 @@ local function flow_of(name)
   local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial = unpack(redis.call('HMGET',
     FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat', 'trips',
     'probe', 'partial'))
+  local has_limits = (parallel or rate or ordered == '1' or paused) and true or false
   flow = made and {
     name = name,
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
     ordered = ordered == '1',
-    parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share) or math.huge,
-    has_limits = (parallel or rate or ordered == '1' or paused) and true or false,
+    parallel = ordered == '1' and 1 or tonumber(parallel) or not has_limits and tonumber(share) or math.huge,
+    has_limits = has_limits,
     paused = paused == '1',
     share = tonumber(share),
     rest = tonumber(rest) or 0,

@@ -212,6 +212,17 @@ def test_parked_tasks_wait_and_their_flow_leaves_no_key(redis: Redis) -> None:
     assert flow_keys(redis) == set()
 
 
+def test_share_of_a_parked_flow_ends_when_limits_are_set(redis: Redis) -> None:
+    ids = send(redis, *[task("k")] * 6)
+    release(redis)
+    claim(redis)
+    flows.park("qtask", "worker", "k", ids[:1], ids[1:]).run(redis)
+    assert queued(redis) == [] and waiting(redis, "k") == ids[1:]
+    flows.set_limits("k", Limits(rate=1_000.0)).run(redis)
+    release(redis)
+    assert queued(redis) == ids[1:], "it has no other limit than the rate"
+
+
 @pytest.mark.parametrize("count", [1, 600, 1_200])
 def test_many_tasks_of_one_flow_are_admitted_in_pages(redis: Redis, count: int) -> None:
     ids = send(redis, *[task({"key": "k", "parallel": 10_000})] * count)
