@@ -42,7 +42,7 @@ def many_flows(receiver: Receiver, sizes: Sizes) -> Values:
         stage.start_delivering()
         receiver.reset()
         with Client(redis.url, timeout=60.0) as client:
-            due = time.time() + each * count / 8_000 + 2.0
+            due = time.time() + each * count / 4_000 + 2.0
             for answer in client.send_iter(_tasks(due, receiver.url, count, each)):
                 if isinstance(answer, Exception):
                     raise answer

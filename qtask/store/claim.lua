@@ -71,7 +71,8 @@ for position, id in ipairs(popped) do
         name = nil
       end
     end
-    if flow and not (call('ZSCORE', flow.slots, id) and take_token(flow, id, now)) then
+    local admitted = flow and call('ZSCORE', flow.slots, id)
+    if flow and not (admitted and take_token(flow, id, now)) then
       call('HSET', key, 'status', 'deferred')
       hold(flow, id, rank, due or now, QUEUE_NAME, held)
       touched[name] = flow
@@ -101,7 +102,7 @@ for position, id in ipairs(popped) do
       end
       if flow then
         call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
-        touched[name] = flow.spacing and flow or touched[name]
+        touched[name] = is_late(flow, tonumber(admitted), now) and flow or touched[name]
       end
       room = room - #data
     else

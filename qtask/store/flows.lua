@@ -15,8 +15,9 @@
 -- as much as the slack.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
-local flow_states = {}
+local flow_states, known_queues = {}, {}
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
+local CLAIM_SHARE = 0.25 -- of the slack in which a claim is expected; the rest is for claims that come later
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
 local TRIPS_KEEP_SECONDS = 600 -- for which an open circuit breaker is remembered while its flow has no tasks
@@ -52,6 +53,7 @@ local function flow_of(name)
     local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
     flow.spacing = per / tonumber(rate) * (1 + 2 * slack / per)
     flow.slack = ((tonumber(burst) or 1) - 1) * flow.spacing + slack
+    flow.grace = slack
   end
   flow_states[name] = flow
   return flow
@@ -134,10 +136,10 @@ local function admit(flow, now, held, is_look)
   local left = redis.call('ZCARD', flow.waiting)
   local count, look = math.min(left, ADMIT_LIMIT), math.huge
   local used = redis.call('ZCARD', flow.slots)
-  if is_look and used > 0 then
+  local tokens_used = flow.spacing and used > 0 and redis.call('ZCOUNT', flow.slots, '-inf', FOREVER_SECONDS) or 0
+  if is_look and used > 0 and (used >= flow.parallel or tokens_used > 0) then
     used = used - free_lost_slots(flow, now)
   end
-  local tokens_used = 0
   if flow.paused or (flow.partial and left > 0 and first_due(flow) >= flow.partial) then
     count = 0
   elseif flow.rest > now then
@@ -152,7 +154,6 @@ local function admit(flow, now, held, is_look)
       count = math.min(count, flow.probe and 0 or 1)
     end
     if flow.spacing then
-      tokens_used = redis.call('ZCOUNT', flow.slots, '-inf', FOREVER_SECONDS)
       local ahead = now + flow.slack - math.max(flow.tat, now)
       local tokens = ahead < 0 and 0 or math.floor(ahead / flow.spacing + 1e-6) + 1
       count = math.min(count, tokens - tokens_used)
@@ -184,7 +185,10 @@ local function admit(flow, now, held, is_look)
       end
     end
     for origin, ids in pairs(by_queue) do
-      redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
+      if not known_queues[origin] then
+        known_queues[origin] = true
+        redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
+      end
       redis.call('RPUSH', QUEUE_PREFIX .. origin, unpack(ids))
       held[origin] = (held[origin] or 0) - #ids
     end
@@ -210,13 +214,21 @@ local function admit(flow, now, held, is_look)
   elseif look == math.huge and not flow.paused and not flow.partial then
     if count == ADMIT_LIMIT and used < flow.parallel then
       look = now
-    elseif flow.spacing and flow.tat > now then
-      look = flow.tat - flow.slack + tokens_used * flow.spacing -- else the claims of those admitted will look
+    elseif flow.spacing and used < flow.parallel and not (flow.trips > 0 and flow.probe) and
+        (count > 0 or tokens_used == 0) then
+      -- The next token after those of the tasks that are admitted now, if these are claimed soon; see is_late.
+      look = math.max(flow.tat, now) + tokens_used * flow.spacing - flow.slack + CLAIM_SHARE * flow.grace
     end
     look = math.min(math.max(look, now), now + LOOK_AGAIN_SECONDS)
   end
   redis.call('ZADD', FLOWS, look == math.huge and '+inf' or string.format('%.6f', look), flow.name)
   return look
+end
+
+-- Whether a claim of a flow with a rate comes so long after the admission that the look that was planned then is too early.
+-- Then the claim plans another one.
+local function is_late(flow, admitted, now)
+  return flow.spacing and now - admitted >= CLAIM_SHARE * flow.grace
 end
 
 -- Wakes the schedulers where a look is earlier than what they wait for. `before` is the head of FLOWS from before.
