@@ -268,7 +268,17 @@ def _crowds(kept: Results) -> str:
     return _table(head, rows) if rows else ""
 
 
-_ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds)
+def _flows(kept: Results) -> str:
+    if kept.median(QTASK, "flows", "share") is None:
+        return ""
+    cells = [f"{kept.median(QTASK, 'flows', 'flows'):,.0f}"]
+    cells += [_spread(kept, QTASK, "flows", value, ".1%") for value in ("share", "slowest")]
+    cells += [_spread(kept, QTASK, "flows", "closest", ".3f"), _spread(kept, QTASK, "flows", "script_us", ".1f")]
+    head = ["flows, one delivery a second each", "delivered of what the rates allow", "slowest flow"]
+    return _table([*head, "least seconds between two of a flow", "scripts, µs of Redis per delivery"], [cells])
+
+
+_ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds, _flows)
 
 
 def _trust(kept: Results) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from benchmarks import limit, measures, qtask_measures, report, results
+from benchmarks import limit, measures, qtask_flows, qtask_measures, report, results
 from benchmarks.measures import FellBehind, Values
 from benchmarks.peers.catalogue import PEERS, PeerSystem
 from benchmarks.qtask_system import QTask
@@ -26,7 +26,7 @@ from benchmarks.system import System
 
 FORMS = {"full": FULL, "quick": QUICK, "check": CHECK}
 COMMON = ("submit", "burst", "lateness", "slow")
-QTASK_ONLY = ("ways", "round-trips", "idle", "scaling", "many", "crowd", "start")
+QTASK_ONLY = ("ways", "round-trips", "idle", "scaling", "many", "crowd", "flows", "start")
 _LOAD_THAT_SPOILS = 0.5
 _FAILURES = (RuntimeError, OSError, RedisError, subprocess.SubprocessError, TimeoutError)
 
@@ -97,6 +97,7 @@ class Run:
             self._measure(
                 "qtask", f"crowd {waiting}", repetition, partial(qtask_measures.crowd, receiver, sizes, waiting)
             )
+        self._measure("qtask", "flows", repetition, partial(qtask_flows.many_flows, receiver, sizes))
         self._measure("qtask", "start", repetition, partial(qtask_measures.starting, sizes))
 
     def _on_stage(

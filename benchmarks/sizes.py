@@ -25,6 +25,7 @@ class Sizes:
         round_trips: requests sent one at a time.
         limit_seconds: how long the raw limits are measured.
         ways: tasks for each way of submission.
+        flows, flow_seconds: flows with one delivery a second each, and how long they are measured.
         starts: how often `qtask --help` is started.
     """
 
@@ -44,6 +45,8 @@ class Sizes:
     round_trips: int
     limit_seconds: float
     ways: int
+    flows: int
+    flow_seconds: float
     starts: int
 
 
@@ -64,6 +67,8 @@ FULL = Sizes(
     round_trips=3000,
     limit_seconds=3.0,
     ways=60_000,
+    flows=10_000,
+    flow_seconds=20.0,
     starts=11,
 )
 
@@ -84,6 +89,8 @@ QUICK = Sizes(
     round_trips=1000,
     limit_seconds=2.0,
     ways=20_000,
+    flows=2_000,
+    flow_seconds=8.0,
     starts=5,
 )
 
@@ -104,5 +111,7 @@ CHECK = Sizes(
     round_trips=50,
     limit_seconds=0.3,
     ways=500,
+    flows=50,
+    flow_seconds=3.0,
     starts=2,
 )

@@ -89,26 +89,26 @@ class Scheduler(EnqueueingScheduler):
                 self._tick()
                 next_tick = began + TICK_SECONDS
             asked = monotonic()
-            moved, wait = self.release()
-            if moved == BATCH:
+            released = self.release()
+            if released.moved == BATCH:
                 continue
             if burst:
                 return
-            until = min(end_of_sleep(asked, wait), next_tick)
-            if moved:
+            until = min(end_of_sleep(asked, released.wait), next_tick)
+            if released.moved or released.looked:
                 until = max(until, began + GAP_SECONDS)
             if sleep_until(until, wake):
                 sleep(max(0.0, began + GAP_SECONDS - monotonic()))
 
-    def release(self) -> tuple[int, float]:
-        """Moves up to `BATCH` due jobs to their queues, in one round trip.
+    def release(self) -> schedule.Released:
+        """Moves up to `BATCH` due jobs to their queues, in one round trip, foreign ones with several more.
 
-        Returns how many it moved, and seconds until the next is due (infinity when none waits).
+        Returns what was moved; `moved` includes the foreign jobs.
         """
         released = schedule.release(self.connection, BATCH)
         for job_id in released.foreign:
             release_foreign(self, job_id)
-        return released.moved + len(released.foreign), released.wait
+        return released._replace(moved=released.moved + len(released.foreign))
 
     def _tick(self) -> None:
         self._beat()

@@ -45,11 +45,13 @@ class Released(NamedTuple):
         moved: how many jobs were moved.
         wait: seconds until the next is due, or a flow is to be looked at; infinity if none waits.
         foreign: ids of due jobs that rq-scheduler's own API wrote; they stay in the schedule.
+        looked: how many flows were looked at.
     """
 
     moved: int
     wait: float
     foreign: list[str]
+    looked: int
 
 
 RELEASE = Script("release", ReleaseKeys, ReleaseArguments, replies=(Released,))
@@ -62,6 +64,7 @@ def release(redis: Redis, limit: int) -> Released:
         moved=reply.moved,
         wait=float(reply.wait) if reply.wait else float("inf"),
         foreign=[_text(job_id) for job_id in reply.foreign],
+        looked=reply.looked,
     )
 
 

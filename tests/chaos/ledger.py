@@ -11,6 +11,7 @@ from typing import Any
 from qtask.model.record import TaskRecord
 from qtask.model.timing import parse_instant
 from qtask.store.audit import Audit
+from tests.chaos.flows import faults_of_flows, summary
 from tests.chaos.plan import ATTEMPTS, Plan
 from tests.chaos.receivers import Arrival
 from tests.chaos.store import Store, inconsistencies
@@ -57,6 +58,10 @@ def balance(
     _check_punctuality(ledger, plan, notes, by_number)
     _check_duplicates(ledger, plan, by_number, disruptions)
     _check_ids(ledger, plan, notes, by_number, dead)
+    if any(task.flow for task in plan.tasks):
+        ledger.say("flows", summary(plan, arrivals))
+        for fault, about in faults_of_flows(plan, notes, arrivals, disruptions).items():
+            ledger.add_fault(fault, about)
     _check_store(ledger, plan, store)
     return ledger
 

@@ -24,7 +24,8 @@ TWIN_SHARE = 0.04
 NO_SUCH_PIPE = "absent"
 
 # Answers of a receiver to one arrival; a task names one for each of its arrivals in turn, and the last one repeats.
-OK, FAIL, TOO_MANY, HANG, CLOSE, TORN, GONE = "2", "5", "9", "h", "c", "t", "4"
+OK, FAIL, TOO_MANY, HANG, CLOSE, TORN, GONE, SLOW = "2", "5", "9", "h", "c", "t", "4", "s"
+SLOW_SECONDS = 0.05
 FAILURES = frozenset((FAIL, TOO_MANY, HANG, CLOSE, GONE))  # not TORN: the status has arrived, and it decides
 
 _HTTP_ANSWERS = {
@@ -38,6 +39,15 @@ _HTTP_ANSWERS = {
     FAIL: 2,
     GONE: 1,
 }
+# The flows that some tasks belong to, each with its limits.
+PARALLEL, RATE = 3, 40
+FLOWS: dict[str, dict[str, Any]] = {
+    "parallel": {"parallel": PARALLEL},
+    "ordered": {"ordered": True},
+    "rated": {"rate": RATE, "burst": 5},
+}
+_FLOWS = {"": 85, "parallel": 6, "ordered": 4, "rated": 5}
+_FLOW_ANSWERS = {SLOW: 90, FAIL + SLOW: 4, HANG + OK: 1, CLOSE + OK: 4, GONE: 1}
 _SOCKET_ANSWERS = {OK: 80, HANG: 5, CLOSE: 15}
 _KINDS: dict[Kind, int] = {"http": 80, "socket": 9, "udp": 5, "pipe": 6}
 _WAYS: dict[Way, int] = {"socket": 40, "inbox": 20, "client": 20, "fork": 20}
@@ -56,6 +66,7 @@ class PlannedTask:
         delay: `settings.time`.
         answers: behaviour of the receiver, one letter for each arrival.
         chosen_id: `settings.id`, or nothing.
+        flow: key of its flow, or nothing.
     """
 
     number: int
@@ -65,6 +76,7 @@ class PlannedTask:
     delay: float
     answers: str
     chosen_id: str
+    flow: str = ""
 
     @property
     def title(self) -> str:
@@ -138,7 +150,10 @@ def _task(generator: random.Random, number: int, at: float) -> PlannedTask:
         answers = GONE
     if generator.random() < TWIN_SHARE:
         ways, chosen = (*ways, _choose(generator, _WAYS)), True
-    return PlannedTask(number, at, ways, kind, delay, answers, f"chaos-{number}" if chosen else "")
+    flow = _choose(generator, _FLOWS) if kind == "http" else ""
+    if flow:
+        answers = _choose(generator, _FLOW_ANSWERS)
+    return PlannedTask(number, at, ways, kind, delay, answers, f"chaos-{number}" if chosen else "", flow)
 
 
 def _events(seed: int, seconds: float) -> tuple[Event, ...]:
@@ -201,6 +216,8 @@ def dict_of(task: PlannedTask, places: dict[str, str]) -> dict[str, Any]:
     else:
         address["link"] = places[task.kind]
         settings["data"] = said
+    if task.flow:
+        settings["flow"] = {"key": task.flow, **FLOWS[task.flow]}
     if task.chosen_id:
         settings["id"] = task.chosen_id
     return {"title": task.title, "address": address, "settings": settings}

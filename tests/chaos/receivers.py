@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 import uvloop
 
-from tests.chaos.plan import CLOSE, FAIL, FAILURES, GONE, HANG, OK, TOO_MANY, TORN
+from tests.chaos.plan import CLOSE, FAIL, FAILURES, GONE, HANG, OK, SLOW, SLOW_SECONDS, TOO_MANY, TORN
 
 ARRIVALS_FILE = "arrivals.ndjson"
 PIPE = "orders"
@@ -38,6 +38,7 @@ _HTTP_ANSWERS = {
     TOO_MANY: b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
     GONE: b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
     TORN: _OK_ANSWER[:-1],
+    SLOW: _OK_ANSWER,
 }
 
 
@@ -50,6 +51,7 @@ class Arrival(msgspec.Struct, frozen=True):
         instant: Unix seconds.
         answer: behaviour of the receiver, a letter of `plan`.
         id, attempt, due: from the HTTP headers; empty for other types.
+        ended: when it was answered, or its sender was gone, in Unix seconds; 0 for other types than HTTP.
     """
 
     number: int
@@ -59,6 +61,7 @@ class Arrival(msgspec.Struct, frozen=True):
     id: str = ""
     attempt: int = 0
     due: str = ""
+    ended: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -78,11 +81,22 @@ class _Book:
 
     def note(self, kind: str, number: int, answers: str, id: str = "", attempt: int = 0, due: str = "") -> str:
         """Returns the letter of the answer."""
+        arrival = self.begin(kind, number, answers, id, attempt, due)
+        self.write(arrival)
+        return arrival.answer
+
+    def begin(self, kind: str, number: int, answers: str, id: str, attempt: int, due: str) -> Arrival:
+        """An arrival that is to be written when it has ended."""
         answer = answers[min(self._seen[number], len(answers) - 1)]
         self._seen[number] += 1
-        arrival = Arrival(number, kind, time.time(), answer, id, attempt, due)
+        return Arrival(number, kind, time.time(), answer, id, attempt, due)
+
+    def end(self, arrival: Arrival) -> None:
+        """Writes an arrival that ends now."""
+        self.write(msgspec.structs.replace(arrival, ended=time.time()))
+
+    def write(self, arrival: Arrival) -> None:
         self._file.write(msgspec.json.encode(arrival) + b"\n")
-        return answer
 
     def flush(self) -> None:
         self._file.flush()
@@ -103,6 +117,8 @@ class _Stream(asyncio.Protocol):
 class _Http(_Stream):
     """Answers requests as their path says."""
 
+    _open: Arrival | None = None  # the request that is not answered yet
+
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
@@ -117,7 +133,7 @@ class _Http(_Stream):
     def _answer(self, head: bytes, headers: dict[bytes, bytes]) -> None:
         request = _REQUEST.match(head)
         assert request is not None, head
-        answer = self._book.note(
+        arrival = self._book.begin(
             "http",
             int(request[1]),
             request[2].decode(),
@@ -125,10 +141,28 @@ class _Http(_Stream):
             int(headers[b"qtask-attempt"]),
             headers[b"qtask-due"].decode(),
         )
-        if answer in _HTTP_ANSWERS:
-            self._transport.write(_HTTP_ANSWERS[answer])
-        if answer in (CLOSE, TORN):
+        if arrival.answer == SLOW:
+            self._open = arrival
+            asyncio.get_running_loop().call_later(SLOW_SECONDS, self._finish, arrival)
+        elif arrival.answer == HANG:
+            self._open = arrival
+        else:
+            self._finish(arrival, True)
+
+    def _finish(self, arrival: Arrival, at_once: bool = False) -> None:
+        if not at_once and self._open is not arrival:
+            return  # its sender is gone
+        self._open = None
+        self._book.end(arrival)
+        if arrival.answer in _HTTP_ANSWERS:
+            self._transport.write(_HTTP_ANSWERS[arrival.answer])
+        if arrival.answer in (CLOSE, TORN):
             self._transport.close()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._open is not None:
+            self._book.end(self._open)
+            self._open = None
 
 
 class _Socket(_Stream):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 from redis.exceptions import RedisError
 
@@ -76,6 +77,8 @@ def _drain(system: System) -> None:
                 pipeline.llen(keys.queue(QUEUE))
                 pipeline.zcard(keys.started(QUEUE))
                 pipeline.xlen(keys.INBOX)
+                for flow in cast("list[bytes]", system.redis.zrange(keys.FLOWS, 0, -1)):
+                    pipeline.zcard(keys.WAITING_PREFIX + flow.decode())
                 if not any(pipeline.execute()):
                     return
         except (RedisError, OSError):
