@@ -16,7 +16,7 @@ from starlette.routing import Route
 from qtask.api.responses import failed, redis_away, refusal, unsupported
 from qtask.model.errors import NotFound, Refused
 from qtask.model.flow import Limits
-from qtask.model.rejection import refusal_of_text
+from qtask.model.rejection import refusal_of_limits, refusal_of_text
 from qtask.store import flow_records
 from qtask.store.connect import read_again_async
 
@@ -68,6 +68,8 @@ class Flows:
             limits = _DECODER.decode(body)
         except ClientDisconnect:
             return Response()  # the client is gone
+        except msgspec.ValidationError as error:
+            return refusal(refusal_of_limits(error), 400)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return refusal(refusal_of_text(error, bytes(body), wanted="object of limits"), 400)
         key = _key_in(request)

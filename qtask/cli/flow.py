@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,17 +77,17 @@ def set_flow(config: Config, key: str, as_json: bool, **given: Any) -> None:
     """Set limits of a flow. Those that are not given stay as they are."""
     import msgspec
 
-    from qtask.model.errors import Refused
     from qtask.model.flow import Limits
+    from qtask.model.rejection import refusal_of_limits
     from qtask.store import flow_records
 
     limits = {name: value for name, value in given.items() if value is not None}
-    if isinstance(limits.get("parallel"), str) and limits["parallel"].isdigit():
+    with suppress(KeyError, ValueError):  # else it is `auto`, or rejected below
         limits["parallel"] = int(limits["parallel"])
     try:
         read = msgspec.convert(limits, Limits)
     except msgspec.ValidationError as error:
-        raise Refused("wrong_type", "", str(error)) from None
+        raise refusal_of_limits(error) from None
     _print(flow_records.set_flow(connected(config), key, read), as_json)
 
 

@@ -108,7 +108,7 @@ def check_limits(limits: Limits, field: str = "") -> None:
             raise Refused("invalid_value", f"{prefix}burst", "burst belongs to a rate; give a rate, or leave it out")
         _check_count(f"{prefix}burst", limits.burst, MAX_BURST)
     if limits.spacing > MAX_SPACING_SECONDS:
-        words = f"at least one delivery a day is needed, got one in {limits.spacing:.0f} seconds"
+        words = f"at least one delivery a day is needed, got one in {limits.spacing:.6g} seconds; `per` is up to a day"
         raise Refused("invalid_value", f"{prefix}rate", words)
     if limits.ordered is True and limits.parallel is not UNSET and limits.parallel != 1:
         words = "an ordered flow delivers one task at a time; leave parallel out, or set it to 1"
@@ -117,7 +117,8 @@ def check_limits(limits: Limits, field: str = "") -> None:
 
 def _check_count(field: str, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise Refused("invalid_value", field, f"a whole number from 1 to {most} is needed, got {count}")
+        got = count if abs(count) < 10**15 else f"{count:.6g}" if abs(count) < 10**300 else "a much larger one"
+        raise Refused("invalid_value", field, f"a whole number from 1 to {most} is needed, got {got}")
 
 
 def _check_number(field: str, number: float, above: float, most: float) -> None:
