@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
+
+Source = Literal["configuration", "set", "task"]
+"""Where a limit comes from: a flow rule, people at run time, or a task."""
 
 FlowState = Literal["idle", "waiting", "paused", "resting", "broken", "probing"]
 """`idle`: no task waits. `waiting`: for a slot or a token. `resting`: its destination asked for a pause. `broken`: its
@@ -25,6 +28,8 @@ class FlowRecord(Struct, frozen=True):
         until: Unix seconds at which its rest ends, or the next probe is made; None where it does not rest.
         since: Unix seconds at which that rest began.
         why: reason of the rest; empty for none.
+        limits_from: where `parallel`, `rate` (with `per` and `burst`) and `ordered` come from, if they are set.
+        rule: pattern of the flow rule that gives defaults; empty for none.
     """
 
     key: str
@@ -41,3 +46,5 @@ class FlowRecord(Struct, frozen=True):
     until: float | None = None
     since: float | None = None
     why: str = ""
+    limits_from: dict[str, Source] = field(default_factory=dict)
+    rule: str = ""

@@ -104,12 +104,13 @@ def print_flows(records: Sequence[FlowRecord]) -> None:
 
 
 def _limits(record: FlowRecord) -> str:
-    """The limits of a flow in a few words."""
-    words = [f"parallel {record.parallel}"] if record.parallel is not None else []
+    """The limits of a flow in a few words, with where each comes from."""
+    origins = {name: f" ({origin})" for name, origin in record.limits_from.items()}
+    words = [f"parallel {record.parallel}{origins.get('parallel', '')}"] if record.parallel is not None else []
     if record.rate is not None:
-        words.append(f"{record.rate:g} in {record.per:g} s, burst {record.burst}")
+        words.append(f"{record.rate:g} in {record.per:g} s, burst {record.burst}{origins.get('rate', '')}")
     if record.ordered:
-        words.append("ordered")
+        words.append(f"ordered{origins.get('ordered', '')}")
     if record.share is not None and record.parallel is None:
         words.append(f"slow: at most {record.share} in flight")
     return ", ".join(words)

@@ -23,8 +23,12 @@
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
-local name = extra and flow_in(extra) or DESTINATION
-local flow = flow_of(name)
+local name, _, rule = DESTINATION, nil, nil
+if extra then
+  name, _, rule = flow_in(extra)
+  name = name or DESTINATION
+end
+local flow = flow_by_rule(name, rule, now)
 local may_begin = not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, now))
 local has_history = error == ''
 if error and not has_history then

@@ -58,10 +58,10 @@ for position, id in ipairs(popped) do
   local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
   if not job.err then
     local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
-    local flow, name, rank
+    local flow, name, rank, rule
     if data and extra then
-      name, rank = flow_in(extra)
-      flow = name and flow_of(name)
+      name, rank, rule = flow_in(extra)
+      flow = name and flow_by_rule(name, rule, now)
     elseif data and version > 0 then
       name = flow_of_link(data)
       flow = name and flow_of(name)

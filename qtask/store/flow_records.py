@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from qtask.model.errors import NotFound, Refused
 from qtask.model.flow import Limits, check_key, check_limits
-from qtask.model.flow_record import FlowRecord, FlowState
+from qtask.model.flow_record import FlowRecord, FlowState, Source
 from qtask.store import flows, keys
 from qtask.store.pages import Page, text, texts
 from qtask.store.queries import Steps, commands, query
@@ -31,6 +33,10 @@ class _Fields(NamedTuple):
     since: bytes | None
     why: bytes | None
     trips: bytes | None
+    rule: bytes | None
+    parallel_by: bytes | None
+    rate_by: bytes | None
+    ordered_by: bytes | None
 
 
 @query
@@ -118,13 +124,46 @@ def _read(names: Sequence[str]) -> Steps[list[FlowRecord | None]]:
     ]
     *replies, (seconds, microseconds) = yield commands(*asked, ("TIME",))
     now = int(seconds) + int(microseconds) / 1e6
-    rows = zip(names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True)
-    return [_record(name, _Fields._make(row), waiting, held, oldest, now) for name, row, waiting, held, oldest in rows]
+    fields = [_Fields._make(row) for row in replies[::4]]
+    defaults = yield from _defaults(fields)
+    rows = zip(names, fields, replies[1::4], replies[2::4], replies[3::4], strict=True)
+    return [_record(name, row, defaults, waiting, held, oldest, now) for name, row, waiting, held, oldest in rows]
 
 
-def _record(name: str, row: _Fields, waiting: int, held: int, oldest: list[Any], now: float) -> FlowRecord | None:
+def _defaults(rows: Sequence[_Fields]) -> Steps[dict[bytes, dict[str, Any]]]:
+    """The limits of the flow rules that these flows have, by pattern."""
+    rules = sorted({row.rule for row in rows if row.rule is not None})
+    if not rules:
+        return {}
+    (found,) = yield commands(("HMGET", keys.FLOW_RULES, *rules))
+    return {rule: msgspec.json.decode(limits) for rule, limits in zip(rules, found, strict=True) if limits is not None}
+
+
+def _with_defaults(row: _Fields, limits: dict[str, Any]) -> tuple[_Fields, dict[str, Source]]:
+    """The fields of a flow with the limits of its rule, as flow_of in flows.lua adds them, and the source of each."""
+    more = {name: str(value).encode() for name, value in limits.items() if value != ""}
+    origins: dict[str, Source] = {}
+    for name, group in (("parallel", ["parallel"]), ("rate", ["rate", "per", "burst"]), ("ordered", ["ordered"])):
+        if getattr(row, name) is not None:
+            origins[name] = "set" if getattr(row, f"{name}_by") else "task"
+        elif name in more:
+            row = row._replace(**{one: more.get(one) for one in group})
+            origins[name] = "configuration"
+    return row, origins
+
+
+def _record(
+    name: str,
+    row: _Fields,
+    defaults: dict[bytes, dict[str, Any]],
+    waiting: int,
+    held: int,
+    oldest: list[Any],
+    now: float,
+) -> FlowRecord | None:
     if row.made is None:
         return None
+    row, origins = _with_defaults(row, defaults.get(row.rule or b"", {}))
     rest = float(row.rest or 0)
     resting = rest > now
     state: FlowState = "waiting" if waiting else "idle"
@@ -149,6 +188,8 @@ def _record(name: str, row: _Fields, waiting: int, held: int, oldest: list[Any],
         until=rest if resting else None,
         since=float(row.since) if resting and row.since else None,
         why=_WHY.get(text(row.why), "") if resting else "",
+        limits_from=origins,
+        rule=text(row.rule or b"") if row.rule in defaults else "",
     )
 
 

@@ -12,12 +12,25 @@
 -- claim that comes a little before its instant is in time (RATE_SLACK of the span), so that the way from admission to
 -- claim takes nothing off the rate; the spacing is longer by twice as much, so that no window has too many all the same.
 --
+-- A flow may have a rule, which gives it limits that it does not have itself: `rule` in its hash is the pattern, and the hash
+-- FLOW_RULES has the limits. A flow that has no limits but these leaves no key when it is idle; the next task, which names
+-- the rule, brings them back.
+--
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
-local flow_states = {}
+local flow_states, rule_limits = {}, {}
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
+
+-- The limits of a rule, or false where there is none with this pattern.
+local function limits_of(rule)
+  if rule_limits[rule] == nil then
+    local limits = redis.call('HGET', FLOW_RULES, rule)
+    rule_limits[rule] = limits and cjson.decode(limits)
+  end
+  return rule_limits[rule]
+end
 
 -- The state of a flow, or false where it has none.
 local function flow_of(name)
@@ -25,16 +38,27 @@ local function flow_of(name)
   if flow ~= nil then
     return flow
   end
-  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial = unpack(redis.call('HMGET',
-    FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat', 'trips',
-    'probe', 'partial'))
+  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial, rule = unpack(redis.call(
+    'HMGET', FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat',
+    'trips', 'probe', 'partial', 'rule'))
+  local stays = (parallel or rate or ordered == '1' or paused) and true or false
+  local default = made and rule and limits_of(rule)
+  if default then
+    parallel, ordered = parallel or default.parallel, ordered or default.ordered
+    if not rate then
+      rate, per, burst = default.rate, default.per, default.burst
+    end
+  end
+  local has_limits = (parallel or rate or ordered == '1' or paused) and true or false
   flow = made and {
     name = name,
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
     ordered = ordered == '1',
-    parallel = ordered == '1' and 1 or tonumber(parallel) or tonumber(share) or math.huge,
-    has_limits = (parallel or rate or ordered == '1' or paused) and true or false,
+    parallel = ordered == '1' and 1 or tonumber(parallel) or not has_limits and tonumber(share) or math.huge,
+    has_limits = has_limits,
+    stays = stays, -- its key, where it is idle
+    rule = rule,
     paused = paused == '1',
     share = tonumber(share),
     rest = tonumber(rest) or 0,
@@ -54,11 +78,27 @@ local function flow_of(name)
   return flow
 end
 
--- The name of the flow that a job says it belongs to, and its rank; both from its field extra. A rank orders a task whose
+-- What a job says of its flow, in its field extra: the name, its rank, and the rule of the flow. A rank orders a task whose
 -- id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
   local read = cjson.decode(extra)
-  return read.flow, read.rank
+  return read.flow, read.rank, read.rule
+end
+
+-- As flow_of, for a task that is to be delivered: gives the flow the rule that the task names, where it has none, or one
+-- that is less specific or does not exist any more.
+local function flow_by_rule(name, rule, now)
+  local flow = flow_of(name)
+  if rule and (not flow or flow.rule ~= rule) and limits_of(rule) then
+    local other = flow and flow.rule
+    if not other or not limits_of(other) or rule == name or (other ~= name and #rule > #other) then
+      redis.call('HSET', FLOW_PREFIX .. name, 'rule', rule)
+      redis.call('HSETNX', FLOW_PREFIX .. name, 'made', string.format('%.6f', now))
+      flow_states[name] = nil
+      flow = flow_of(name)
+    end
+  end
+  return flow
 end
 
 -- Whether a delivery may begin now; takes the token of a rate.
@@ -180,7 +220,9 @@ local function admit(flow, now, held)
     used, tokens_used = used + #slots / 2, tokens_used + #slots / 2
   end
   if left == 0 then
-    if used == 0 and not flow.has_limits and flow.rest <= now and flow.trips == 0 then
+    if used == 0 and not flow.stays and flow.rest <= now and flow.trips == 0 and flow.spacing and flow.tat > now then
+      look = flow.tat -- until then a new flow of this name would allow more than the rate
+    elseif used == 0 and not flow.stays and flow.rest <= now and flow.trips == 0 then
       redis.call('UNLINK', FLOW_PREFIX .. flow.name)
       redis.call('ZREM', FLOWS, flow.name)
       if redis.call('SREM', FLOW_DESTINATIONS, flow.name) == 1 then

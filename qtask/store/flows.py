@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from qtask.destinations.registry import flow_name_of
 from qtask.model.flow import Limits
+from qtask.model.flow_rule import FlowRules
 from qtask.model.task import Task
 from qtask.store import keys
 from qtask.store.scripts import Call, Script
@@ -24,31 +25,39 @@ class Extra(msgspec.Struct, omit_defaults=True):
     Attributes:
         flow: name of its flow.
         rank: an id of QTask's form, which orders a task whose id the client chose among the others of its flow.
+        rule: pattern of the flow rule that gives its flow default limits.
     """
 
     flow: str = ""
     rank: str = ""
+    rule: str = ""
 
     def encode(self) -> bytes:
         """As the field holds it."""
         return msgspec.json.encode(self)
 
 
-def fields_of(task: Task, rank: str | None) -> tuple[bytes, bytes]:
-    """What is stored of the flow of a task that names one: the field `extra`, and the fields of its flow, both as JSON.
+def fields_of(task: Task, rank: str | None, rules: FlowRules | None) -> tuple[bytes, bytes]:
+    """What is stored of the flow of a task: the field `extra`, and the fields of its flow, both as JSON.
+
+    They are empty for a task that names no flow, if no rule matches that of its destination.
 
     Args:
-        task: it has `settings.flow`.
+        task: any.
         rank: see `Extra`; None for a task whose id QTask made.
+        rules: the flow rules, if there are any.
     """
     flow = task.settings.flow
+    limits = b""
     if isinstance(flow, str):
-        name, limits = flow, b""
+        name = flow
     else:
-        assert flow is not UNSET
-        name = flow_name_of(task) if flow.key is UNSET else flow.key
-        limits = limit_fields(flow)
-    return Extra(name, rank or "").encode(), limits
+        name = flow_name_of(task) if flow is UNSET or flow.key is UNSET else flow.key
+        limits = b"" if flow is UNSET else limit_fields(flow)
+    rule = rules.pattern_of(name) if rules is not None else ""
+    if flow is UNSET and not rule:
+        return b"", b""
+    return Extra(name, rank or "", rule).encode(), limits
 
 
 def limit_fields(limits: Limits) -> bytes:

@@ -49,10 +49,10 @@ for i, id in ipairs(moved) do
     call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
     local key = JOB_PREFIX .. id
-    local flow, rank
+    local flow, rank, rule
     if extra then
-      flow, rank = flow_in(extra)
-      flow = flow and flow_of(flow)
+      flow, rank, rule = flow_in(extra)
+      flow = flow and flow_by_rule(flow, rule, now)
       if flow and call('ZSCORE', flow.slots, id) then
         flow = false -- a retry in an ordered flow, which has kept its slot
       end

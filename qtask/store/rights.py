@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from qtask.model.errors import ConfigError
 from qtask.store import keys
+from qtask.store.flow_rules import SET_RULES
 from qtask.store.inbox import LEAVE_INBOX, REFUSE
 from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
@@ -99,7 +100,7 @@ RIGHTS: dict[Role, Rights] = {
             *(*_CONNECTING, "TIME", "WAIT", "SCRIPT|LOAD", "HMGET", "ZSCORE", "GET"),
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
+        scripts=(TAKE_NUMBER, SET_RULES, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, RETRY, REMOVE_DEAD, FORGET_TASK),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),

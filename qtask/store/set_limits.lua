@@ -1,17 +1,34 @@
--- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and removes those that are '' there. A scheduler
--- looks at the flow when tasks wait in it.
-local function set_limits(name, limits, now, is_destination)
+-- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and removes
+-- those that are '' there. A scheduler looks at the flow when tasks wait in it. The fields `…_by` tell apart the limits that
+-- people have set from those that came with a task.
+local BY = {parallel = 'parallel_by', rate = 'rate_by', ordered = 'ordered_by'}
+
+local function set_limits(name, limits, now, by_people)
   local key = FLOW_PREFIX .. name
-  if is_destination or string.find(name, ':', 1, true) then
+  if by_people or string.find(name, ':', 1, true) then
     note_destination(name)
   end
   redis.call('HSETNX', key, 'made', string.format('%.6f', now))
+  local given, removed = {}, {}
   for field, value in pairs(cjson.decode(limits)) do
     if value == '' then
-      redis.call('HDEL', key, field)
+      removed[#removed + 1] = field
     else
-      redis.call('HSET', key, field, value)
+      given[#given + 1] = field
+      given[#given + 1] = value
     end
+    if BY[field] and by_people and value ~= '' then
+      given[#given + 1] = BY[field]
+      given[#given + 1] = 'set'
+    elseif BY[field] then
+      removed[#removed + 1] = BY[field]
+    end
+  end
+  if #removed > 0 then
+    redis.call('HDEL', key, unpack(removed))
+  end
+  if #given > 0 then
+    redis.call('HSET', key, unpack(given))
   end
   -- A scheduler looks at it, also where no task waits: a flow that has no limits any more leaves no state.
   redis.call('ZADD', FLOWS, string.format('%.6f', now), name)

@@ -211,9 +211,11 @@ def _submitted(task_id: str, submission: Submission, node: Node) -> Submitted:
         task_id = stored_id(task_id)
         mode = "IN" if is_delay else "AT"
     options: str | int | bytes = "" if timeout is UNSET else math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS
-    if settings.flow is not UNSET:
-        extra, limits = flows.fields_of(checked.task, node.ids.next() if settings.id is not UNSET else None)
-        options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
+    if settings.flow is not UNSET or node.rules is not None:
+        rank = node.ids.next() if settings.id is not UNSET else None
+        extra, limits = flows.fields_of(checked.task, rank, node.rules)
+        if extra:
+            options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
     return Submitted(
         id=task_id,
         body=checked.body,
