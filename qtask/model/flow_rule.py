@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from qtask.model.errors import ConfigError, Refused
-from qtask.model.flow import Limits, check_key, check_limits
+from qtask.model.flow import MAX_NAME_CHARACTERS, Limits, check_key, check_limits
 from qtask.model.rejection import refusal_of_limits
 
 MAX_RULES = 1_000
@@ -89,7 +89,7 @@ def encode_rules(rules: tuple[FlowRule, ...]) -> str:
 def _rule(pattern: str, given: Any, source: str) -> FlowRule:
     place = f'"{pattern[:60]}"'
     try:
-        check_key(pattern, place)
+        check_key(pattern, place, MAX_NAME_CHARACTERS)
         limits = msgspec.convert(given, Limits)
         check_limits(limits, place)
     except msgspec.ValidationError as error:

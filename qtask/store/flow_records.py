@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from qtask.model.errors import NotFound, Refused
-from qtask.model.flow import Limits, check_key, check_limits
+from qtask.model.flow import MAX_NAME_CHARACTERS, Limits, check_key, check_limits
 from qtask.model.flow_record import FlowRecord, FlowState, Source
 from qtask.store import flows, keys
 from qtask.store.pages import Page, text, texts
@@ -71,7 +71,7 @@ def list_flows(cursor: str = "", limit: int = PAGE) -> Steps[Page[FlowRecord]]:
 @query
 def set_flow(name: str, limits: Limits) -> Steps[FlowRecord]:
     """Sets limits of a flow, and returns it; those that are left out stay. Raises `Refused` for wrong limits."""
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     check_limits(limits)
     yield flows.set_limits(name, limits)
     return (yield from show_flow.steps(name))
@@ -80,7 +80,7 @@ def set_flow(name: str, limits: Limits) -> Steps[FlowRecord]:
 @query
 def replace_flow(name: str, limits: Limits) -> Steps[FlowRecord]:
     """As `set_flow`, but removes the limits that are left out."""
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     check_limits(limits)
     yield flows.replace_limits(name, limits)
     return (yield from show_flow.steps(name))
@@ -89,7 +89,7 @@ def replace_flow(name: str, limits: Limits) -> Steps[FlowRecord]:
 @query
 def pause_flow(name: str, paused: bool = True) -> Steps[FlowRecord]:
     """Pauses or resumes a flow, and returns it. Raises `Refused` for a key that is wrong."""
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     yield flows.pause(name, paused)
     return (yield from show_flow.steps(name))
 

@@ -277,8 +277,8 @@ def test_started_process_gets_the_tables(tmp_path: Path) -> None:
             "[flow]\nrate = 5",
             'flow in FILE: "rate": an object {…} is needed, got a whole number; its keys are: parallel',
         ),
-        ('[flow.""]\nrate = 5', 'flow in FILE: "": a key is 1 to 200 printable ASCII characters, got 0 characters'),
-        ('[flow."ä*"]\nrate = 5', 'flow in FILE: "ä*": a key is 1 to 200 printable ASCII characters'),
+        ('[flow.""]\nrate = 5', 'flow in FILE: "": a key is 1 to 400 printable ASCII characters, got 0 characters'),
+        ('[flow."ä*"]\nrate = 5', 'flow in FILE: "ä*": a key is 1 to 400 printable ASCII characters'),
         (
             '[flow."a"]\nrates = 5',
             'flow in FILE: "a".rates: \'rates\' is not a key of "a"; its keys are: parallel, rate',
