@@ -22,7 +22,7 @@ TEXT = f"local FLOW_DESTINATIONS = '{keys.FLOW_DESTINATIONS}'\n{FRAGMENT}\nretur
 def found(redis: Redis, data: bytes, names: list[str]) -> str | None:
     redis.delete(keys.FLOW_DESTINATIONS)
     redis.sadd(keys.FLOW_DESTINATIONS, *names)
-    name: Any = redis.eval(TEXT, 0, data)  # type: ignore[arg-type]
+    name: Any = redis.eval(TEXT, 0, data)
     return None if name is None else name.decode()
 
 
