@@ -40,7 +40,7 @@ local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
-local last_limits -- of a flow; most tasks of a batch that set any set the same
+local set = {} -- limits by flow; most tasks of a flow in a batch set the same
 local dues, entries = {}, {}
 local duplicates = 0
 
@@ -131,9 +131,12 @@ for i = FIRST, #ARGV, WIDTH do
         if extra ~= '' then
           redis.call('HSET', key, 'extra', extra)
         end
-        if limits ~= '' and limits ~= last_limits then
-          last_limits = limits
-          set_limits(cjson.decode(extra).flow, limits, now)
+        if limits ~= '' then
+          local name = cjson.decode(extra).flow
+          if set[name] ~= limits then
+            set[name] = limits
+            set_limits(name, limits, now)
+          end
         end
       end
       if chosen then

@@ -119,6 +119,12 @@ def test_limits_of_the_newest_task_win_and_admit_those_that_wait(redis: Redis) -
     assert queued(redis) == ids[:4]
 
 
+def test_each_flow_of_a_batch_gets_its_limits(redis: Redis) -> None:
+    given = [("a", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 1)]
+    send(redis, *[task({"key": key, "parallel": parallel}) for key, parallel in given])
+    assert [show_flow(redis, key).parallel for key in "abc"] == [2, 1, 2]
+
+
 def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:
     ids = send(redis, *[task({"key": "k", "parallel": 1})] * 4)
     release(redis)
