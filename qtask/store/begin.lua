@@ -43,7 +43,7 @@ if flow and may_begin then
   local held = {}
   redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
   wake_for(admit(flow, now, held), before)
-  count_held(held)
+  finish_flows(held)
 end
 local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
 return {

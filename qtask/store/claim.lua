@@ -40,6 +40,7 @@ local leases = {}
 local ids, attempts, dues, datas, names = {}, {}, {}, {}, {}
 local version = tonumber(call('GET', FLOW_VERSION) or 0)
 local touched, held = {}, {}
+local claimed = {} -- by key of the slots of a flow: those of the tasks that are claimed
 local count = 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
@@ -100,7 +101,10 @@ for position, id in ipairs(popped) do
         names[#names + 1] = name
       end
       if flow then
-        call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
+        local slots = claimed[flow.slots] or {}
+        claimed[flow.slots] = slots
+        slots[#slots + 1] = now + FOREVER_SECONDS
+        slots[#slots + 1] = id
         touched[name] = flow.spacing and flow or touched[name]
       end
       room = room - #data
@@ -115,6 +119,9 @@ end
 if #leases > 0 then
   call('ZADD', STARTED, unpack(leases))
 end
+for key, slots in pairs(claimed) do
+  call('ZADD', key, unpack(slots))
+end
 if next(touched) then
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local earliest = math.huge
@@ -122,7 +129,7 @@ if next(touched) then
     earliest = math.min(earliest, admit(flow, now, held))
   end
   wake_for(earliest, before)
-  count_held(held)
+  finish_flows(held)
 end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
   [FLOW_NAMES] = names, [VERSION] = version,

@@ -17,7 +17,8 @@
 -- the rule, brings them back.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
-local flow_states, rule_limits = {}, {}
+local flow_states, rule_limits, extras = {}, {}, {}
+local holds, admitted, looks = {}, {}, {} -- what is written together; see hold, admit and finish_flows
 local RATE_SLACK, RATE_SLACK_LIMIT = 0.01, 0.05
 local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody else in between
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
@@ -81,24 +82,12 @@ end
 -- What a job says of its flow, in its field extra: the name, its rank, and the rule of the flow. A rank orders a task whose
 -- id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
-  local read = cjson.decode(extra)
-  return read.flow, read.rank, read.rule
-end
-
--- As flow_of, for a task that is to be delivered: gives the flow the rule that the task names, where it has none, or one
--- that is less specific or does not exist any more.
-local function flow_by_rule(name, rule, now)
-  local flow = flow_of(name)
-  if rule and (not flow or flow.rule ~= rule) and limits_of(rule) then
-    local other = flow and flow.rule
-    if not other or not limits_of(other) or rule == name or (other ~= name and #rule > #other) then
-      redis.call('HSET', FLOW_PREFIX .. name, 'rule', rule)
-      redis.call('HSETNX', FLOW_PREFIX .. name, 'made', string.format('%.6f', now))
-      flow_states[name] = nil
-      flow = flow_of(name)
-    end
+  local read = extras[extra] -- most tasks of a flow have the same
+  if not read then
+    read = cjson.decode(extra)
+    extras[extra] = read
   end
-  return flow
+  return read.flow, read.rank, read.rule
 end
 
 -- Whether a delivery may begin now; takes the token of a rate.
@@ -116,11 +105,77 @@ local function take_token(flow, now)
   return true
 end
 
--- Has a task wait in its flow; `due` is its score. Its slot, if it has one, is free. `held` counts tasks by queue.
+local function write_holds(flow)
+  local one = holds[flow.name]
+  if one then
+    holds[flow.name] = nil
+    redis.call('ZREM', flow.slots, unpack(one.ids))
+    redis.call('ZADD', flow.waiting, unpack(one.members))
+  end
+end
+
+-- Has a task wait in its flow; `due` is its score. Its slot, if it has one, is free. `held` counts tasks by queue. Redis
+-- has it when the flow is admitted from, which the script must do.
 local function hold(flow, id, rank, due, queue, held)
-  redis.call('ZREM', flow.slots, id)
-  redis.call('ZADD', flow.waiting, due, rank and rank .. ':' .. id or id)
+  local one = holds[flow.name]
+  if not one then
+    one = {ids = {}, members = {}}
+    holds[flow.name] = one
+  end
+  one.ids[#one.ids + 1] = id
+  one.members[#one.members + 1] = due
+  one.members[#one.members + 1] = rank and rank .. ':' .. id or id
   held[queue] = (held[queue] or 0) + 1
+  if #one.ids == ADMIT_LIMIT then
+    write_holds(flow)
+  end
+end
+
+-- Whether a task that is due may go to its queue at once: it has a slot then, as nothing waits before it. The script must
+-- call `take_slots` before it admits tasks of the flow.
+local function may_pass(flow, id, now)
+  if flow.paused or flow.ordered or flow.spacing or flow.trips > 0 or flow.rest > now then
+    return false
+  end
+  if not flow.free then
+    flow.free = redis.call('EXISTS', flow.waiting) == 1 and 0 or flow.parallel - redis.call('ZCARD', flow.slots)
+    flow.passed = {}
+  end
+  if flow.free <= 0 then
+    return false
+  end
+  flow.free = flow.free - 1
+  flow.passed[#flow.passed + 1] = now
+  flow.passed[#flow.passed + 1] = id
+  return true
+end
+
+-- Writes the slots of the tasks that have passed.
+local function take_slots(flow)
+  if flow.passed and #flow.passed > 0 then
+    redis.call('ZADD', flow.slots, unpack(flow.passed))
+    flow.passed = {}
+  end
+end
+
+-- As flow_of, for a task that is to be delivered: gives the flow the rule that the task names, where it has none, or one
+-- that is less specific or does not exist any more.
+local function flow_by_rule(name, rule, now)
+  local flow = flow_of(name)
+  if rule and (not flow or flow.rule ~= rule) and limits_of(rule) then
+    local other = flow and flow.rule
+    if flow then
+      take_slots(flow)
+    end
+    if not other or not limits_of(other) or rule == name or (other ~= name and #rule > #other) then
+      redis.call('HSET', FLOW_PREFIX .. name, 'rule', rule)
+      redis.call('HSETNX', FLOW_PREFIX .. name, 'made', string.format('%.6f', now))
+      redis.call('ZADD', FLOWS, 'NX', '+inf', name)
+      flow_states[name] = nil
+      flow = flow_of(name)
+    end
+  end
+  return flow
 end
 
 -- Frees the slots of tasks that other programs have deleted or moved. Looks at those that were admitted, or claimed, long
@@ -159,7 +214,11 @@ end
 -- Moves the tasks of a flow that may begin from its waiting set to the ends of their queues, and notes when to look at the
 -- flow again. `held` counts tasks by queue. Returns the instant of that look.
 local function admit(flow, now, held)
+  write_holds(flow)
   local left = redis.call('ZCARD', flow.waiting)
+  if left == 0 and flow.stays and looks[flow.name] == nil then
+    return math.huge
+  end
   local count, look = math.min(left, ADMIT_LIMIT), math.huge
   local used = redis.call('ZCARD', flow.slots)
   local tokens_used = 0
@@ -185,7 +244,7 @@ local function admit(flow, now, held)
   end
   if count > 0 then
     local members = redis.call('ZPOPMIN', flow.waiting, count)
-    local by_queue, slots, deleted = {}, {}, 0
+    local slots, deleted = {}, 0
     left = left - #members / 2
     for i = 1, #members, 2 do
       local id = string.match(members[i], '[^:]*$')
@@ -193,8 +252,9 @@ local function admit(flow, now, held)
       local origin = redis.call('HGET', key, 'origin')
       if origin then
         redis.call('HSET', key, 'status', 'queued')
-        by_queue[origin] = by_queue[origin] or {}
-        table.insert(by_queue[origin], id)
+        admitted[origin] = admitted[origin] or {}
+        table.insert(admitted[origin], id)
+        held[origin] = (held[origin] or 0) - 1
         slots[#slots + 1] = now
         slots[#slots + 1] = id
       else
@@ -208,11 +268,6 @@ local function admit(flow, now, held)
         redis.call('HSET', FLOW_PREFIX .. flow.name, 'probe', flow.probe)
       end
     end
-    for origin, ids in pairs(by_queue) do
-      redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
-      redis.call('RPUSH', QUEUE_PREFIX .. origin, unpack(ids))
-      held[origin] = (held[origin] or 0) - #ids
-    end
     if deleted > 0 then
       redis.call('HINCRBY', LEDGER, 'held:', -deleted)
       redis.call('HINCRBY', LEDGER, 'deleted:', deleted)
@@ -225,6 +280,7 @@ local function admit(flow, now, held)
     elseif used == 0 and not flow.stays and flow.rest <= now and flow.trips == 0 then
       redis.call('UNLINK', FLOW_PREFIX .. flow.name)
       redis.call('ZREM', FLOWS, flow.name)
+      looks[flow.name] = nil
       if redis.call('SREM', FLOW_DESTINATIONS, flow.name) == 1 then
         redis.call('INCR', FLOW_VERSION)
       end
@@ -239,7 +295,7 @@ local function admit(flow, now, held)
     end
     look = math.min(math.max(look, now), now + LOOK_AGAIN_SECONDS)
   end
-  redis.call('ZADD', FLOWS, look == math.huge and '+inf' or string.format('%.6f', look), flow.name)
+  looks[flow.name] = look
   return look
 end
 
@@ -250,8 +306,26 @@ local function wake_for(look, before)
   end
 end
 
--- Adds what `hold` and `admit` have counted to the ledger.
-local function count_held(held)
+-- Calls a command with a key and many further arguments, as many at a time as Lua's stack allows.
+local function call_in_parts(command, key, arguments)
+  for first = 1, #arguments, 4000 do
+    redis.call(command, key, unpack(arguments, first, math.min(first + 3999, #arguments)))
+  end
+end
+
+-- Writes what `admit` has left: the queues of the tasks that were admitted, and when to look at the flows again. Adds to the
+-- ledger what `hold` and `admit` have counted.
+local function finish_flows(held)
+  for origin, ids in pairs(admitted) do
+    redis.call('SADD', QUEUES, QUEUE_PREFIX .. origin)
+    call_in_parts('RPUSH', QUEUE_PREFIX .. origin, ids)
+  end
+  local scores = {}
+  for name, look in pairs(looks) do
+    scores[#scores + 1] = look == math.huge and '+inf' or string.format('%.6f', look)
+    scores[#scores + 1] = name
+  end
+  call_in_parts('ZADD', FLOWS, scores)
   for queue, count in pairs(held) do
     if count ~= 0 then
       redis.call('HINCRBY', LEDGER, 'held:' .. queue, count)

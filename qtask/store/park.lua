@@ -55,6 +55,7 @@ for position = 0, #ARGV - FIRST do
     end
   end
 end
+write_holds(flow)
 if not flow.has_limits then
   -- No more of it than are in flight now, until deliveries succeed; see flow_outcomes.lua.
   flow.share = math.max(1, redis.call('ZCARD', flow.slots))
@@ -62,5 +63,5 @@ if not flow.has_limits then
   redis.call('HSET', key, 'share', flow.share)
 end
 admit(flow, now, held)
-count_held(held)
+finish_flows(held)
 return parked

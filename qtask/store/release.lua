@@ -25,7 +25,7 @@ local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, LIMIT)
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
-local touched, held = {}, {}
+local touched, passing, held = {}, {}, {}
 local deleted = 0
 for i = 1, #head, 2 do
   local id = head[i]
@@ -53,8 +53,9 @@ for i, id in ipairs(moved) do
     if extra then
       flow, rank, rule = flow_in(extra)
       flow = flow and flow_by_rule(flow, rule, now)
-      if flow and call('ZSCORE', flow.slots, id) then
-        flow = false -- a retry in an ordered flow, which has kept its slot
+      if flow and (may_pass(flow, id, now) or (flow.ordered and call('ZSCORE', flow.slots, id))) then
+        passing[flow.name] = flow
+        flow = false -- it has a slot; that of a retry in an ordered flow was kept
       end
     end
     if is_first then
@@ -86,11 +87,15 @@ for queue, queued in pairs(by_queue) do
   call('SADD', QUEUES, queue)
   call('RPUSH', queue, unpack(queued))
 end
+for _, flow in pairs(passing) do
+  take_slots(flow)
+end
 for _, name in ipairs(call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS)) do
   local flow = flow_of(name)
   if flow then
     free_lost_slots(flow, now)
     touched[name] = flow
+    looks[name] = math.huge
   else
     call('ZREM', FLOWS, name)
   end
@@ -100,10 +105,10 @@ for _, flow in pairs(touched) do
   set_partial(flow, tie)
   admit(flow, now, held)
   if flow.partial then
-    call('ZADD', FLOWS, string.format('%.6f', now), flow.name) -- the next release looks at it
+    looks[flow.name] = now -- the next release looks at it
   end
 end
-count_held(held)
+finish_flows(held)
 local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
 earliest = math.min(earliest, tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge)
 local wait = earliest < math.huge and string.format('%.6f', math.max(0, earliest - now)) or ''

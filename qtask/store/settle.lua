@@ -54,11 +54,21 @@ local finished, failed, retried, figures = {}, {}, {}, {}
 local foreign = 0 -- of the finished
 local earliest = math.huge
 local touched = {}
+local freed = {} -- by key of the slots of a flow: ids
 local expiry = string.format('%.3f', now + RETENTION_SECONDS + FOREVER_SECONDS)
 local forever = string.format('%.3f', now + FOREVER_SECONDS)
 
 local function all_outcomes(key, newest)
   return newest_lines((call('HGET', key, 'outcomes') or '') .. '\n' .. newest, OUTCOMES_KEEP)
+end
+
+local options_read = {[''] = false}
+
+local function read_options(text)
+  if options_read[text] == nil then
+    options_read[text] = cjson.decode(text) -- those of many tasks are equal
+  end
+  return options_read[text]
 end
 
 local leases = {}
@@ -74,7 +84,7 @@ for i = FIRST, #ARGV, WIDTH do
   if held[position] then
     local id, fate, outcomes, counter = ARGV[i + ID], ARGV[i + FATE], ARGV[i + OUTCOME], ARGV[i + COUNTER]
     local key = JOB_PREFIX .. id
-    local options = ARGV[i + OPTIONS] ~= '' and cjson.decode(ARGV[i + OPTIONS]) or nil
+    local options = read_options(ARGV[i + OPTIONS])
     local attempt = options and options.attempt and call('HGET', key, 'attempt')
     if attempt and tonumber(attempt) ~= options.attempt then
       call('HSET', key, 'status', 'queued')
@@ -120,7 +130,9 @@ for i = FIRST, #ARGV, WIDTH do
       local flow = options and options.flow and flow_of(options.flow)
       if flow then
         if not (flow.ordered and fate == 'retry') then
-          call('ZREM', flow.slots, id)
+          local ids = freed[flow.slots] or {}
+          freed[flow.slots] = ids
+          ids[#ids + 1] = id
         end
         if fate == 'finished' and not flow.has_limits then
           grow_share(flow)
@@ -152,6 +164,9 @@ end
 if #back > 0 then
   call('LPUSH', QUEUE, unpack(back))
 end
+for key, ids in pairs(freed) do
+  call('ZREM', key, unpack(ids))
+end
 if next(touched) then
   local held = {}
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
@@ -161,7 +176,7 @@ if next(touched) then
     look = flow and math.min(look, admit(flow, now, held)) or look
   end
   wake_for(look, before)
-  count_held(held)
+  finish_flows(held)
 end
 
 -- More than a batch can add, so that a lowered bound is reached, and few enough not to block Redis.

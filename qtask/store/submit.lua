@@ -41,6 +41,7 @@ local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
 local set = {} -- limits by flow; most tasks of a flow in a batch set the same
+local parsed = {} -- options; those of many tasks are equal
 local dues, entries = {}, {}
 local duplicates = 0
 
@@ -121,15 +122,21 @@ for i = FIRST, #ARGV, WIDTH do
     elseif taken then
       dues[#dues + 1] = ''
     else
-      redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       local text = string.format('%.6f', due)
-      if ARGV[i + OPTIONS] ~= '' then
-        local timeout, extra, limits = string.match(ARGV[i + OPTIONS], '^([^\n]*)\n?([^\n]*)\n?(.*)$')
-        if timeout ~= '' then
-          redis.call('HSET', key, 'timeout', timeout)
+      local options = ARGV[i + OPTIONS]
+      if options == '' then
+        redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
+      else
+        if not parsed[options] then
+          parsed[options] = {string.match(options, '^([^\n]*)\n?([^\n]*)\n?(.*)$')}
         end
-        if extra ~= '' then
-          redis.call('HSET', key, 'extra', extra)
+        local timeout, extra, limits = unpack(parsed[options])
+        if extra == '' then
+          redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME, 'timeout', timeout)
+        elseif timeout == '' then
+          redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME, 'extra', extra)
+        else
+          redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME, 'timeout', timeout, 'extra', extra)
         end
         if limits ~= '' then
           local name = cjson.decode(extra).flow

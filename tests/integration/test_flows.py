@@ -125,6 +125,13 @@ def test_each_flow_of_a_batch_gets_its_limits(redis: Redis) -> None:
     assert [show_flow(redis, key).parallel for key in "abc"] == [2, 1, 2]
 
 
+def test_scheduler_sleeps_when_no_task_of_a_limited_flow_waits(redis: Redis) -> None:
+    for limits in (Limits(parallel=1), Limits(rate=5), Limits(ordered=True)):
+        set_flow(redis, "k", limits)
+        release(redis)
+        assert schedule.release(redis, 500).wait > 60
+
+
 def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:
     ids = send(redis, *[task({"key": "k", "parallel": 1})] * 4)
     release(redis)
