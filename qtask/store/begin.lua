@@ -41,7 +41,7 @@ end
 if flow and may_begin then
   local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local held = {}
-  redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
+  redis.call('ZADD', flow.slots, math.floor(now) + FOREVER_SECONDS, ID)
   wake_for(admit(flow, now, held), before)
   finish_flows(held)
 end

@@ -103,7 +103,7 @@ for position, id in ipairs(popped) do
       if flow then
         local slots = claimed[flow.slots] or {}
         claimed[flow.slots] = slots
-        slots[#slots + 1] = now + FOREVER_SECONDS
+        slots[#slots + 1] = math.floor(now) + FOREVER_SECONDS
         slots[#slots + 1] = id
         touched[name] = flow.spacing and flow or touched[name]
       end

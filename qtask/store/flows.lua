@@ -4,7 +4,7 @@
 -- A task of a flow with state waits in the sorted set WAITING_PREFIX .. name, by its due instant, until it is admitted to
 -- its queue. From then on it holds a slot, until it is delivered, dead, cancelled, or waits for a retry; in an ordered
 -- flow it keeps the slot for the retry. SLOTS_PREFIX .. name is a sorted set: the id by when it was admitted, and when it
--- was claimed plus FOREVER_SECONDS. So a slot that is given back twice is given back once, and the size of the set is what
+-- was claimed plus FOREVER_SECONDS, in whole seconds: Redis compares small sets of fractions much more slowly. So a slot that is given back twice is given back once, and the size of the set is what
 -- is in flight.
 --
 -- A rate is GCRA (ITU-T I.371): `tat` is the instant at which the next delivery would begin if all were evenly spaced. The
@@ -39,36 +39,43 @@ local function flow_of(name)
   if flow ~= nil then
     return flow
   end
-  local made, parallel, share, rate, per, burst, ordered, paused, rest, tat, trips, probe, partial, rule = unpack(redis.call(
-    'HMGET', FLOW_PREFIX .. name, 'made', 'parallel', 'share', 'rate', 'per', 'burst', 'ordered', 'paused', 'rest', 'tat',
-    'trips', 'probe', 'partial', 'rule'))
-  local stays = (parallel or rate or ordered == '1' or paused) and true or false
-  local default = made and rule and limits_of(rule)
+  -- HGETALL costs less than HMGET: most flows have no state, and the others few fields.
+  local values, read = redis.call('HGETALL', FLOW_PREFIX .. name), {}
+  for i = 1, #values, 2 do
+    read[values[i]] = values[i + 1]
+  end
+  if not read.made then
+    flow_states[name] = false
+    return false
+  end
+  local parallel, rate, per, burst, ordered = read.parallel, read.rate, read.per, read.burst, read.ordered
+  local stays = (parallel or rate or ordered == '1' or read.paused) and true or false
+  local default = read.rule and limits_of(read.rule)
   if default then
     parallel, ordered = parallel or default.parallel, ordered or default.ordered
     if not rate then
       rate, per, burst = default.rate, default.per, default.burst
     end
   end
-  local has_limits = (parallel or rate or ordered == '1' or paused) and true or false
-  flow = made and {
+  local has_limits = (parallel or rate or ordered == '1' or read.paused) and true or false
+  flow = {
     name = name,
     waiting = WAITING_PREFIX .. name,
     slots = SLOTS_PREFIX .. name,
     ordered = ordered == '1',
-    parallel = ordered == '1' and 1 or tonumber(parallel) or not has_limits and tonumber(share) or math.huge,
+    parallel = ordered == '1' and 1 or tonumber(parallel) or not has_limits and tonumber(read.share) or math.huge,
     has_limits = has_limits,
     stays = stays, -- its key, where it is idle
-    rule = rule,
-    paused = paused == '1',
-    share = tonumber(share),
-    rest = tonumber(rest) or 0,
-    trips = tonumber(trips) or 0,
-    probe = probe,
-    partial = tonumber(partial),
-    tat = tonumber(tat) or 0,
+    rule = read.rule,
+    paused = read.paused == '1',
+    share = tonumber(read.share),
+    rest = tonumber(read.rest) or 0,
+    trips = tonumber(read.trips) or 0,
+    probe = read.probe,
+    partial = tonumber(read.partial),
+    tat = tonumber(read.tat) or 0,
   }
-  if made and rate then
+  if rate then
     per = tonumber(per) or 1
     local spacing = per / tonumber(rate)
     local slack = math.min(RATE_SLACK * per, RATE_SLACK_LIMIT)
@@ -145,7 +152,7 @@ local function may_pass(flow, id, now)
     return false
   end
   flow.free = flow.free - 1
-  flow.passed[#flow.passed + 1] = now
+  flow.passed[#flow.passed + 1] = math.floor(now)
   flow.passed[#flow.passed + 1] = id
   return true
 end
@@ -255,7 +262,7 @@ local function admit(flow, now, held)
         admitted[origin] = admitted[origin] or {}
         table.insert(admitted[origin], id)
         held[origin] = (held[origin] or 0) - 1
-        slots[#slots + 1] = now
+        slots[#slots + 1] = math.floor(now)
         slots[#slots + 1] = id
       else
         deleted = deleted + 1 -- by another program, while it waited

@@ -32,7 +32,7 @@ for position = 0, #ARGV - FIRST do
   local lease = id .. ':' .. TOKEN
   if position < tonumber(IN_FLIGHT) then
     if redis.call('ZSCORE', STARTED, lease) then
-      redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, id)
+      redis.call('ZADD', flow.slots, math.floor(now) + FOREVER_SECONDS, id)
     end
   elseif redis.call('ZREM', STARTED, lease) == 1 then
     local job = JOB_PREFIX .. id

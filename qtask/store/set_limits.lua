@@ -3,25 +3,43 @@
 -- people have set from those that came with a task.
 local BY = {parallel = 'parallel_by', rate = 'rate_by', ordered = 'ordered_by'}
 
+-- Whether a flow has these fields already, as where each task gives the same limits.
+local function has_fields(key, fields)
+  local names = {}
+  for field in pairs(fields) do
+    names[#names + 1] = field
+  end
+  for i, value in ipairs(#names > 0 and redis.call('HMGET', key, unpack(names)) or {}) do
+    local wanted = fields[names[i]]
+    if (wanted == '') ~= (not value) or (wanted ~= '' and value ~= wanted and tonumber(value) ~= wanted) then
+      return false
+    end
+  end
+  return true
+end
+
 local function set_limits(name, limits, now, by_people)
   local key = FLOW_PREFIX .. name
+  local fields = cjson.decode(limits)
+  for limit, by in pairs(BY) do
+    if fields[limit] then
+      fields[by] = by_people and fields[limit] ~= '' and 'set' or ''
+    end
+  end
+  if not by_people and has_fields(key, fields) then
+    return
+  end
   if by_people or string.find(name, ':', 1, true) then
     note_destination(name)
   end
   redis.call('HSETNX', key, 'made', string.format('%.6f', now))
   local given, removed = {}, {}
-  for field, value in pairs(cjson.decode(limits)) do
+  for field, value in pairs(fields) do
     if value == '' then
       removed[#removed + 1] = field
     else
       given[#given + 1] = field
       given[#given + 1] = value
-    end
-    if BY[field] and by_people and value ~= '' then
-      given[#given + 1] = BY[field]
-      given[#given + 1] = 'set'
-    elseif BY[field] then
-      removed[#removed + 1] = BY[field]
     end
   end
   if #removed > 0 then
