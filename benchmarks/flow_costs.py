@@ -38,9 +38,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def flow_costs(shape: str, count: int) -> Values:
-    """µs of Redis's processor time per task for each script and in all, for `count` tasks of a shape that are due at once."""
+    """µs of Redis's processor time per task, by script and in all, for `count` tasks that are due at once."""
     config = Config(queue=QUEUE)
-    with RedisServer(shipped=False) as redis:  # without the cost of a sync for each call
+    with RedisServer(shipped=False) as redis:  # without a sync for each call
         costs = Costs(redis)
         client, nodes = redis.client, Nodes()
         due = time.time() - 1.0
@@ -134,7 +134,7 @@ def _settlements(claimed: list[tuple[str, str]]) -> list[Settlement]:
 
 
 def main() -> None:
-    """`python -m benchmarks.flow_costs TASKS [REPETITIONS] [SHAPE …]`: prints the costs and their ratio to plain tasks."""
+    """`python -m benchmarks.flow_costs TASKS [REPETITIONS] [SHAPE …]`: prints costs, and their ratio to plain tasks."""
     count, repetitions, *shapes = sys.argv[1:]
     least: dict[str, Values] = {}
     for _ in range(int(repetitions)):
