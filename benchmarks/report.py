@@ -268,7 +268,24 @@ def _crowds(kept: Results) -> str:
     return _table(head, rows) if rows else ""
 
 
-_ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds)
+def _flows(kept: Results) -> str:
+    steps = ("submit", "release", "claim", "settle", "all")
+    words = {
+        "plain": "none, plain tasks",
+        "one": "one, no limits",
+        "one-parallel": "one, 50 in parallel",
+        "many": "five tasks each, no limits",
+        "many-parallel": "five tasks each, 2 in parallel",
+    }
+    rows = []
+    for shape, title in words.items():
+        cells = [_spread(kept, QTASK, f"flows {shape}", f"{step}_us", ",.1f") for step in steps]
+        if cells[0]:
+            rows.append([title, *cells])
+    return _table(["flows: µs of Redis per task", *steps], rows) if rows else ""
+
+
+_ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds, _flows)
 
 
 def _trust(kept: Results) -> str:

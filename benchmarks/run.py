@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from benchmarks import limit, measures, qtask_measures, report, results
+from benchmarks import flow_costs, limit, measures, qtask_measures, report, results
 from benchmarks.measures import FellBehind, Values
 from benchmarks.peers.catalogue import PEERS, PeerSystem
 from benchmarks.qtask_system import QTask
@@ -26,7 +26,7 @@ from benchmarks.system import System
 
 FORMS = {"full": FULL, "quick": QUICK, "check": CHECK}
 COMMON = ("submit", "burst", "lateness", "slow")
-QTASK_ONLY = ("ways", "round-trips", "idle", "scaling", "many", "crowd", "start")
+QTASK_ONLY = ("ways", "round-trips", "idle", "scaling", "many", "crowd", "flows", "start")
 _LOAD_THAT_SPOILS = 0.5
 _FAILURES = (RuntimeError, OSError, RedisError, subprocess.SubprocessError, TimeoutError)
 
@@ -96,6 +96,10 @@ class Run:
         for waiting in () if repetition else sizes.crowds:  # once, because a million tasks take long
             self._measure(
                 "qtask", f"crowd {waiting}", repetition, partial(qtask_measures.crowd, receiver, sizes, waiting)
+            )
+        for shape in () if repetition else flow_costs.SHAPES:  # once, because a million tasks take long
+            self._measure(
+                "qtask", f"flows {shape}", repetition, partial(flow_costs.flow_costs, shape, sizes.flow_tasks)
             )
         self._measure("qtask", "start", repetition, partial(qtask_measures.starting, sizes))
 

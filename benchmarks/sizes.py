@@ -25,6 +25,7 @@ class Sizes:
         round_trips: requests sent one at a time.
         limit_seconds: how long the raw limits are measured.
         ways: tasks for each way of submission.
+        flow_tasks: tasks whose cost in Redis is measured with and without flows.
         starts: how often `qtask --help` is started.
     """
 
@@ -44,6 +45,7 @@ class Sizes:
     round_trips: int
     limit_seconds: float
     ways: int
+    flow_tasks: int
     starts: int
 
 
@@ -64,6 +66,7 @@ FULL = Sizes(
     round_trips=3000,
     limit_seconds=3.0,
     ways=60_000,
+    flow_tasks=1_000_000,
     starts=11,
 )
 
@@ -84,6 +87,7 @@ QUICK = Sizes(
     round_trips=1000,
     limit_seconds=2.0,
     ways=20_000,
+    flow_tasks=60_000,
     starts=5,
 )
 
@@ -104,5 +108,6 @@ CHECK = Sizes(
     round_trips=50,
     limit_seconds=0.3,
     ways=500,
+    flow_tasks=1_000,
     starts=2,
 )
