@@ -23,6 +23,7 @@ from redis import Redis
 from qtask.config import Config
 from qtask.destinations.parsing import check_task
 from qtask.model.flow import Limits
+from qtask.model.flow_rule import check_rules
 from qtask.model.ids import client_id, stored_id
 from qtask.scheduler.process import Scheduler
 from qtask.store import flow_records, flows, keys, leases, schedule, tasks, workers
@@ -37,7 +38,9 @@ FLOWS: Mapping[str, Limits] = {
     "two": Limits(parallel=2),
     "ordered": Limits(ordered=True),
     "free": Limits(),
+    "ruled": Limits(),  # it has the limits of a flow rule
 }
+RULES = check_rules({"rule*": {"parallel": 2}}, "flow")
 DESTINATION = "http://127.0.0.1:1"  # the flow of tasks that name none
 FATES: tuple[Fate, ...] = ("finished", "failed", "retry")
 MOST_TASKS = 12
@@ -66,10 +69,10 @@ class FlowPlaces(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tasks: dict[str, FlowTask] = {}
-        self.nodes = Nodes()
+        self.nodes = Nodes(RULES)
         self.numbers = count()
         self.paused: set[str] = set()
-        self.parallel = {"two": 2, "ordered": 1}
+        self.parallel = {"two": 2, "ordered": 1, "ruled": 2}
         self.last_ended = -1  # number of the task of the ordered flow that ended last
         self.scheduler = Scheduler(QUEUE, self.redis)
 
@@ -105,7 +108,7 @@ class FlowPlaces(RuleBasedStateMachine):
         for place, (name, number) in zip(places, numbers, strict=True):
             assert place is not None
             self.tasks[place.id] = FlowTask(name, number)
-            if name in self.parallel and name != "ordered":
+            if name == "two":
                 self.parallel[name] = 2
 
     def claim(self, data: st.DataObject) -> None:
@@ -173,7 +176,7 @@ class FlowPlaces(RuleBasedStateMachine):
                 tasks.cancel(self.redis, task_id)
                 del self.tasks[task_id]
         elif what == "pause":
-            name = data.draw(st.sampled_from(("two", "ordered", "free")))
+            name = data.draw(st.sampled_from(tuple(FLOWS)))
             flow_records.pause_flow(self.redis, name, name not in self.paused)
             self.paused ^= {name}
         elif what == "set":
