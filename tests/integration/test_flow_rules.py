@@ -137,9 +137,13 @@ def test_more_specific_rule_replaces_the_rule_of_a_flow(redis: Redis) -> None:
     ids = send(redis, *[task(link=LINK)] * 2, given=general)
     release(redis)
     assert queued(redis) == ids[:1]
+    send(redis, task(link=LINK, time=0.2))
     ids += send(redis, *[task(link=LINK)] * 2, given=both)
     release(redis)
     assert queued(redis) == ids[:3]
+    time.sleep(0.21)
+    release(redis)
+    assert show_flow(redis, HOST).parallel == 3, "an older task with the other rule does not bring that back"
     ids += send(redis, *[task(link=LINK)] * 2, given=general)
     assert extra(redis, ids[4]).endswith(b'"rule":"https://*"}')
     release(redis)
