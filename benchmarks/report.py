@@ -276,6 +276,20 @@ def _flows(kept: Results) -> str:
     cells += [_spread(kept, QTASK, "flows", "closest", ".3f"), _spread(kept, QTASK, "flows", "script_us", ".1f")]
     head = ["flows, one delivery a second each", "delivered of what the rates allow", "slowest flow"]
     return _table([*head, "least seconds between two of a flow", "scripts, µs of Redis per delivery"], [cells])
+    steps = ("submit", "release", "claim", "settle", "all")
+    words = {
+        "plain": "none, plain tasks",
+        "one": "one, no limits",
+        "one-parallel": "one, 50 in parallel",
+        "many": "five tasks each, no limits",
+        "many-parallel": "five tasks each, 2 in parallel",
+    }
+    rows = []
+    for shape, title in words.items():
+        cells = [_spread(kept, QTASK, f"flows {shape}", f"{step}_us", ",.1f") for step in steps]
+        if cells[0]:
+            rows.append([title, *cells])
+    return _table(["flows: µs of Redis per task", *steps], rows) if rows else ""
 
 
 _ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds, _flows)

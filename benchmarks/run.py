@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from benchmarks import limit, measures, qtask_flows, qtask_measures, report, results
+from benchmarks import flow_costs, limit, measures, qtask_flows, qtask_measures, report, results
 from benchmarks.measures import FellBehind, Values
 from benchmarks.peers.catalogue import PEERS, PeerSystem
 from benchmarks.qtask_system import QTask
@@ -98,6 +98,10 @@ class Run:
                 "qtask", f"crowd {waiting}", repetition, partial(qtask_measures.crowd, receiver, sizes, waiting)
             )
         self._measure("qtask", "flows", repetition, partial(qtask_flows.many_flows, receiver, sizes))
+        for shape in () if repetition else flow_costs.SHAPES:  # once, because a million tasks take long
+            self._measure(
+                "qtask", f"flows {shape}", repetition, partial(flow_costs.flow_costs, shape, sizes.flow_tasks)
+            )
         self._measure("qtask", "start", repetition, partial(qtask_measures.starting, sizes))
 
     def _on_stage(

@@ -26,6 +26,7 @@ class Sizes:
         limit_seconds: how long the raw limits are measured.
         ways: tasks for each way of submission.
         flows, flow_seconds: flows with one delivery a second each, and how long they are measured.
+        flow_tasks: tasks whose cost in Redis is measured with and without flows.
         starts: how often `qtask --help` is started.
     """
 
@@ -47,6 +48,7 @@ class Sizes:
     ways: int
     flows: int
     flow_seconds: float
+    flow_tasks: int
     starts: int
 
 
@@ -69,6 +71,7 @@ FULL = Sizes(
     ways=60_000,
     flows=10_000,
     flow_seconds=20.0,
+    flow_tasks=1_000_000,
     starts=11,
 )
 
@@ -91,6 +94,7 @@ QUICK = Sizes(
     ways=20_000,
     flows=2_000,
     flow_seconds=8.0,
+    flow_tasks=60_000,
     starts=5,
 )
 
@@ -113,5 +117,6 @@ CHECK = Sizes(
     ways=500,
     flows=50,
     flow_seconds=3.0,
+    flow_tasks=1_000,
     starts=2,
 )

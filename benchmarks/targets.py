@@ -40,6 +40,7 @@ def targets(kept: Results) -> list[Target]:
         *_slow(kept),
         *_scaling(kept),
         *_crowd(kept),
+        *_flows(kept),
         *_idle(kept),
         _start(kept),
     ]
@@ -161,6 +162,25 @@ def _crowd(kept: Results) -> Iterator[Target]:
             [ratio, large, small],
             "{:.2f} times ({:.1f} µs against {:.1f} µs of Redis per task)",
             _most(ratio, 1.2),
+        )
+
+
+def _flows(kept: Results) -> Iterator[Target]:
+    plain = kept.median(QTASK, "flows plain", "all_us")
+    for shape, words in (
+        ("one", "one flow"),
+        ("one-parallel", "one flow, 50 in parallel"),
+        ("many", "flows of five tasks"),
+        ("many-parallel", "flows of five tasks, 2 in parallel"),
+    ):
+        cost = kept.median(QTASK, f"flows {shape}", "all_us")
+        ratio = _times(cost, plain)
+        yield _target(
+            f"Redis's time for tasks of {words}, against plain tasks",
+            "at most 1.3 times the time",
+            [ratio, cost, plain],
+            "{:.2f} times ({:.1f} µs against {:.1f} µs per task)",
+            _most(ratio, 1.3),
         )
 
 

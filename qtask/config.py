@@ -1,7 +1,8 @@
 """Every setting of QTask in one table, read from flags, the environment and `qtask.toml`, in that order.
 
 Each setting has the same name in all three: the field `http_port` below is `--http-port`, `QTASK_HTTP_PORT` and
-`http_port = …`. The only short form is `--redis` for `redis_url`. Nothing is read at import time.
+`http_port = …`. The only short form is `--redis` for `redis_url`. A table of the file, such as `[flow]`, has no flag,
+and is JSON in the environment. Nothing is read at import time.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtask.model.errors import ConfigError
 from qtask.model.timing import DURATION_FORMS, parse_duration
+
+if TYPE_CHECKING:
+    from qtask.model.flow_rule import FlowRule
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 FILE_NAME = "qtask.toml"
@@ -23,9 +27,15 @@ FILE_VARIABLE = "QTASK_CONFIG"  # names another file
 
 
 def _setting(
-    default: Any, about: str, low: float | None = None, high: float | None = None, secret: bool = False
+    default: Any,
+    about: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    secret: bool = False,
+    table: bool = False,
 ) -> Any:
-    return field(default=default, repr=not secret, metadata={"about": about, "low": low, "high": high})
+    return field(default=default, repr=not secret, metadata={"about": about, "low": low, "high": high, "table": table})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,7 @@ class Config:
         1,
         31_536_000,
     )
+    flow: str = _setting("", "default limits of flows, by patterns of their names", table=True)
     flow_rest_cap: float = _setting(
         3_600.0, "longest rest of a flow that a receiver asks for by `Retry-After`, in seconds; 0 for none", 0, 86_400
     )
@@ -130,6 +141,15 @@ class Config:
         """The folder of the pipes, with the default filled in."""
         return Path(self.pipe_dir) if self.pipe_dir else Path(self.data_dir) / "pipes"
 
+    @property
+    def flow_rules(self) -> tuple[FlowRule, ...]:
+        """The default limits of flows."""
+        if not self.flow:
+            return ()
+        from qtask.model.flow_rule import check_rules  # imported here, because few processes need it
+
+        return check_rules(self.flow, "flow")
+
     def as_environment(self) -> dict[str, str]:
         """All settings as environment variables, for a process with the same settings that reads no file."""
         settings = {environment_name(setting.name): str(getattr(self, setting.name)) for setting in fields(self)}
@@ -147,8 +167,13 @@ def environment_name(name: str) -> str:
 
 
 def flag_name(name: str) -> str:
-    """`http_port` → `--http-port`; `redis_url` → `--redis`."""
+    """`http_port` → `--http-port`; `redis_url` → `--redis`. A table has none."""
     return "--redis" if name == "redis_url" else "--" + name.replace("_", "-")
+
+
+def is_table(name: str) -> bool:
+    """Whether a setting is a table of the file. Its value in a `Config` is JSON."""
+    return next(bool(setting.metadata["table"]) for setting in fields(Config) if setting.name == name)
 
 
 def is_duration(name: str) -> bool:
@@ -237,6 +262,11 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _convert(name: str, value: Any, source: str) -> Any:
     setting = next(setting for setting in fields(Config) if setting.name == name)
     wanted: Any = type(setting.default)
+    if setting.metadata["table"]:
+        from qtask.model.flow_rule import check_rules, encode_rules
+
+        rules = check_rules(value, source)
+        return encode_rules(rules) if rules else ""
     if wanted is str:
         if not isinstance(value, str):
             got = repr(value) if setting.repr else type(value).__name__

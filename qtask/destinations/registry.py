@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Union
 
 from qtask.destinations import graph, http, pipe, redis, socket, udp, websocket
 from qtask.model.destination import Destination
+from qtask.model.errors import QTaskError
 from qtask.model.task import Task
 
 GROUP = "qtask.destinations"
@@ -93,11 +95,15 @@ REGISTRY = Registry(built_in())
 
 
 def flow_name_of(task: Task) -> str:
-    """The name of the flow of a task that names none: that of its destination."""
+    """The name of the flow of a task that names none: that of its destination, without credentials."""
     found = REGISTRY.find(task.type)
     if found is None:
         return task.type
-    return (found.flow or found.place)(task.address.link) or task.type
+    link = task.address.link
+    if found.flow is not None:
+        with suppress(ValueError, QTaskError):  # a link that was never checked may be invalid
+            return found.flow(link)
+    return found.place(link) or task.type
 
 
 def destination_of(name: str, link: str) -> str:

@@ -29,6 +29,7 @@ from qtask.process import descriptors
 from qtask.process.stopping import StopSignals, signals_to_take
 from qtask.store import rights
 from qtask.store.connect import connect, connect_async
+from qtask.store.flow_rules import set_rules
 
 GRACE_SECONDS = 8.0  # for the remaining answers after a signal to stop; less than the 10 s that Docker gives
 REPLY_SECONDS = 5.0  # within which Redis replies to a short command
@@ -49,10 +50,11 @@ def run(config: Config) -> None:
     uvloop.run(_serve(config))
 
 
-def _check_rights(config: Config) -> asyncio.Future[None]:
+def _check_redis(config: Config) -> asyncio.Future[None]:
     """A future that is done when the gateway has all its rights in Redis; it raises `ConfigError` when one is missing.
 
-    The check runs in a daemon thread: a Redis that hangs must hold up neither the start nor the end of the gateway.
+    It also writes the flow rules of the configuration to Redis, for others that submit tasks. It runs in a daemon
+    thread: a Redis that hangs must hold up neither the start nor the end of the gateway.
     """
     loop = asyncio.get_running_loop()
     checked: asyncio.Future[None] = loop.create_future()
@@ -71,6 +73,7 @@ def _check_rights(config: Config) -> asyncio.Future[None]:
             try:
                 with connect(config.redis, REPLY_SECONDS) as redis:
                     rights.check(redis, "gateway")
+                    set_rules(config.flow_rules).run(redis)
             except ConfigError as found:
                 error = found
             except (RedisError, OSError):
@@ -98,7 +101,7 @@ async def _serve(config: Config) -> None:
 
     for number in signals_to_take():
         loop.add_signal_handler(number, on_signal, number)
-    checked = _check_rights(config)
+    checked = _check_redis(config)
     await asyncio.wait({checked}, timeout=CHECK_SECONDS)
     if checked.done():
         checked.result()

@@ -48,7 +48,7 @@ class Intake:
 
     Args:
         redis: a client of Redis.
-        config: `queue`, `accept_retry_seconds` and `wait_replicas`.
+        config: `queue`, `accept_retry_seconds`, `wait_replicas` and `flow`.
     """
 
     def __init__(self, redis: Redis, config: Config) -> None:
@@ -56,7 +56,7 @@ class Intake:
         self._queue = config.queue
         self._accept_retry_seconds = config.accept_retry_seconds
         self._replicas = config.wait_replicas
-        self._nodes = Nodes()
+        self._nodes = Nodes(config.flow_rules)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._commits: set[asyncio.Task[None]] = set()

@@ -103,7 +103,8 @@ class Destination(Generic[_Arguments]):
         deliverer: `MODULE:CLASS` of the deliverer; see `qtask.delivery.deliverer.Deliverer`.
         place: maps a link to its target, for logs: a host and its port, never a path or credentials; `unknown` for a
             link that cannot be parsed. It must not raise.
-        flow: from a link to the name of the flow of a task that names none, where that is not `place`.
+        flow: from a valid link to the name of the flow of a task that names none, if it is not `place`: one for all
+            spellings of a target, different from those of all other targets, without credentials.
         link_words: describes a link in a few words; empty if the destination needs no link.
         flags: further flags of `qtask send`.
         data_of_flags: makes `settings.data` from the values of `flags` and the JSON of `--data`; `UNSET` for none.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
+
+Source = Literal["configuration", "set", "task"]
+"""Where a limit comes from: a flow rule, people at run time, or a task."""
 
 from qtask.model.timing import format_instant, format_second
 
@@ -48,6 +51,8 @@ class FlowRecord(Struct, frozen=True):
         adapted_at: Unix seconds at which it changed.
         timeout: seconds that tasks with `timeout: auto` have; None if no such task was delivered lately.
         duration_mean, duration_deviation: smoothed durations in seconds, which give that timeout.
+        limits_from: where `parallel`, `rate` (with `per` and `burst`) and `ordered` come from, if they are set.
+        rule: pattern of the flow rule that gives defaults; empty for none.
     """
 
     key: str
@@ -69,6 +74,8 @@ class FlowRecord(Struct, frozen=True):
     until: float | None = None
     since: float | None = None
     why: str = ""
+    limits_from: dict[str, Source] = field(default_factory=dict)
+    rule: str = ""
     adapted: int | None = None
     adapted_why: str = ""
     adapted_at: float | None = None

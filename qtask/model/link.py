@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import idna
 
@@ -23,10 +23,12 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _UNIX_URL = "http://unix:/"
 _BRACKETED = re.compile(r"\[[^]]*\](?::[0-9]*)?", re.ASCII)
 _AUTHORITY = re.compile(r"[a-z]+://([^/?#]*)")
-# The common form of an origin: no capitals, no user, and a port that is not the default one.
-_PLAIN_ORIGIN = re.compile(r"[a-z]+://[a-z0-9._-]+(?::(?!80\b|443\b|0)[0-9]{1,5})?(?=[/?#]|$)", re.ASCII)
+# The common forms: no capitals, no user, no dot at the end, and a port that is not the default one.
+_PLAIN_ORIGIN = re.compile(r"[a-z]+://[a-z0-9._-]*[a-z0-9_-](?::(?!80\b|443\b|0)[0-9]{1,5})?(?=[/?#]|$)", re.ASCII)
+_PLAIN_SOCKET = re.compile(r"[a-z0-9._-]*[a-z0-9_-]:[1-9][0-9]{0,4}", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/?#@\[\]]{1,253})(?::[0-9]{1,5})?")
+_UNPRINTABLE = re.compile(r"[^!-~]|%")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 _ENCODE = "percent-encode special characters in the user and the password"
 _MASK = Mask()
@@ -117,11 +119,37 @@ def origin_of_url(link: str) -> str:
     if match:
         return match[0]
     if link.startswith(_UNIX_URL):
-        return f"{_UNIX_URL}{split_unix(link)[0][1:]}"
+        return f"{_UNIX_URL}{path_in_name(split_unix(link)[0])[1:]}"
     parts = urlsplit(link)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
-    return f"{parts.scheme}://{host}{port}"
+    return f"{parts.scheme}://{host_in_name(parts.hostname or '')}{port}"
+
+
+def name_of_socket(link: str, scheme: str) -> str:
+    """The name of the flow of a socket's address: `tcp://HOST:PORT`, or `unix:/path`; one for all its spellings.
+
+    Args:
+        link: as `parse_socket` accepts it.
+        scheme: `tcp` or `udp`.
+    """
+    if _PLAIN_SOCKET.fullmatch(link):
+        return f"{scheme}://{link}"
+    target = parse_socket(link)
+    return (
+        f"unix:{path_in_name(target.path)}" if target.path else f"{scheme}://{host_in_name(target.host)}:{target.port}"
+    )
+
+
+def host_in_name(host: str) -> str:
+    """A host in the name of a flow: an IPv6 address in its shortest form, in brackets; else the name in ASCII."""
+    if ":" in host:
+        return f"[{ipaddress.IPv6Address(host).compressed}]"
+    return _host_name(host, host).lower().removesuffix(".")
+
+
+def path_in_name(path: str) -> str:
+    """The path of a unix socket in the name of a flow, which is printable ASCII."""
+    return quote(path) if _UNPRINTABLE.search(path) else path
 
 
 def place_of_socket(link: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from qtask.model.errors import Refused
-from qtask.model.flow import Flow
+from qtask.model.flow import Flow, Limits
 from qtask.model.retry import CAUSES, Retry
 from qtask.model.task import MAX_DEPTH, MAX_TIMEOUT_SECONDS, Settings, Task
 from qtask.private import msgspec_messages as says
@@ -54,6 +54,13 @@ _KEYS_OF = {
     "settings.retry": Retry.__struct_fields__,
     "settings.flow": Flow.__struct_fields__,
 }
+_LIMIT_HINTS = {
+    "parallel": "; deliveries in flight at most, such as 50, or auto",
+    "rate": "; deliveries that begin in `per` seconds at most, such as 10 or 0.5",
+    "per": "; seconds, such as 60",
+    "burst": "; deliveries that may begin at once after a pause, such as 5",
+    "ordered": "; whether deliveries are made one after another",
+}
 _HINTS = {  # the destinations have those for addresses and data
     "title": "; the name of the task",
     "address": '; {"type": …, "link": …}',
@@ -69,6 +76,9 @@ _HINTS = {  # the destinations have those for addresses and data
     "settings.expires": "; seconds after due, or an instant such as 2026-12-24T18:00:00+01:00",
     "settings.flow": '; a key, or an object such as {"key": …, "parallel": …, "rate": …}',
     "settings.id": "; text of your choosing",
+    "settings.flow": '; a key such as "partner-api", or {"key": …, "parallel": …, "rate": …}',
+    "settings.flow.key": "; the name of the flow, such as partner-api",
+    **{f"settings.flow.{name}": hint for name, hint in _LIMIT_HINTS.items()},
 }
 
 
@@ -123,6 +133,17 @@ def refusal_of_data(
     words = str(error)
     name = _culprit(msgspec.json.decode(data), kind) if says.SOME_KEY in words else ""
     return _invalid(words, "settings.data", hints, kind.__struct_fields__, name)
+
+
+def refusal_of_limits(error: msgspec.ValidationError, place: str = "") -> Refused:
+    """The refusal for limits of a flow that are no `Limits`.
+
+    Args:
+        error: the error of msgspec.
+        place: path of the object of limits; empty if the limits are all that was given.
+    """
+    hints = {f"{place}.{name}" if place else name: hint for name, hint in _LIMIT_HINTS.items()}
+    return _invalid(str(error), place, hints, Limits.__struct_fields__)
 
 
 def refusal_of_form(raw: bytes) -> Refused | None:

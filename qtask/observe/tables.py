@@ -151,12 +151,13 @@ def _rate_used(record: FlowRecord) -> str:
 
 
 def _limits(record: FlowRecord) -> list[str]:
-    """The limits of a flow, each in a few words."""
-    words = [f"parallel {record.parallel}"] if record.parallel is not None else []
+    """The limits of a flow, each in a few words, with where it comes from."""
+    origins = {name: f" ({origin})" for name, origin in record.limits_from.items()}
+    words = [f"parallel {record.parallel}{origins.get('parallel', '')}"] if record.parallel is not None else []
     if record.rate is not None:
-        words.append(f"rate {record.rate:g} in {record.per:g} s, burst {record.burst}")
+        words.append(f"rate {record.rate:g} in {record.per:g} s, burst {record.burst}{origins.get('rate', '')}")
     if record.ordered:
-        words.append("ordered")
+        words.append(f"ordered{origins.get('ordered', '')}")
     if record.share is not None and record.parallel is None:
         words.append(f"slow: at most {record.share} in flight")
     if record.adapted is not None:

@@ -27,12 +27,12 @@
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local error, due, extra = unpack(redis.call('HMGET', JOB, 'exc_info', 'due', 'extra'))
-local name, timed, _ = DESTINATION, nil, nil
+local name, _, timed, rule = DESTINATION, nil, nil, nil
 if extra then
-  name, _, timed = flow_in(extra)
+  name, _, timed, rule = flow_in(extra)
   name = name or DESTINATION
 end
-local flow = flow_of(name)
+local flow = flow_by_rule(name, rule, now)
 local paused = redis.call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
 local may_begin = paused == 0 and (not flow or (redis.call('ZSCORE', flow.slots, ID) and take_token(flow, ID, now)))
 local has_history = error == ''
@@ -46,12 +46,12 @@ if flow then
   local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local held = {}
   if may_begin then
-    redis.call('ZADD', flow.slots, now + FOREVER_SECONDS, ID)
+    redis.call('ZADD', flow.slots, math.floor(now) + FOREVER_SECONDS, ID)
   elseif not flow.ordered then
     redis.call('ZREM', flow.slots, ID) -- until it is released again; in an ordered flow no other may begin meanwhile
   end
   wake_for(admit(flow, now, held), before)
-  count_held(held)
+  finish_flows(held)
 end
 local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
 return {

@@ -48,7 +48,7 @@ if flow then
   local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   redis.call('ZREM', flow.slots, ID)
   wake_for(admit(flow, time[1] + time[2] / 1000000, held), before)
-  count_held(held)
+  finish_flows(held)
 end
 if not foreign then
   redis.call('HINCRBY', LEDGER, 'cancelled:' .. origin, 1)

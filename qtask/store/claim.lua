@@ -43,7 +43,7 @@ local now = time[1] + time[2] / 1000000
 local leases = {}
 local ids, attempts, dues, datas, names, timeouts = {}, {}, {}, {}, {}, {}
 local version = tonumber(call('GET', FLOW_VERSION) or 0)
-local touched, held = {}, {}
+local touched, charged, held = {}, {}, {} -- flows to admit from; whose tokens were taken; tasks that wait now, by queue
 local claimed_slots, claimed_at = {}, string.format('%.0f', now + FOREVER_SECONDS)
 local count, held_count = 0, 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
@@ -64,10 +64,10 @@ local function take(popped)
     local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
     if not job.err then
       local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
-      local flow, name, rank, timed
+      local flow, name, rank, timed, rule
       if data and extra then
-        name, rank, timed = flow_in(extra)
-        flow = name and flow_of(name)
+        name, rank, timed, rule = flow_in(extra)
+        flow = name and flow_by_rule(name, rule, now)
       elseif data and version > 0 and any_flow_of_link() then
         name = flow_of_link(data)
         flow = name and flow_of(name)
@@ -119,7 +119,11 @@ local function take(popped)
           claimed_slots[flow.slots] = slots
           slots[#slots + 1] = claimed_at
           slots[#slots + 1] = id
-          touched[name] = flow.spacing and flow or touched[name]
+          if is_late(flow, tonumber(slot), now) then
+            touched[name] = flow
+          elseif flow.spacing then
+            charged[name] = flow
+          end
         end
         room = room - #data
       else
@@ -150,6 +154,9 @@ end
 for slots, members in pairs(claimed_slots) do
   call('ZADD', slots, unpack(members))
 end
+for _, flow in pairs(charged) do
+  write_flow(flow)
+end
 if next(touched) then
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   local earliest = math.huge
@@ -157,7 +164,7 @@ if next(touched) then
     earliest = math.min(earliest, admit(flow, now, held))
   end
   wake_for(earliest, before)
-  count_held(held)
+  finish_flows(held)
 end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
   [FLOW_NAMES] = names, [TIMEOUTS] = timeouts, [VERSION] = version,

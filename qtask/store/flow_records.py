@@ -11,8 +11,8 @@ import msgspec
 from msgspec import UNSET
 
 from qtask.model.errors import NotFound, Refused
-from qtask.model.flow import Changes, Limits, changed, check_key, check_limits
-from qtask.model.flow_record import Breaker, FlowRecord, FlowState
+from qtask.model.flow import MAX_NAME_CHARACTERS, Changes, Limits, changed, check_key, check_limits
+from qtask.model.flow_record import Breaker, FlowRecord, FlowState, Source
 from qtask.store import flows, keys
 from qtask.store.pages import Page, text, texts
 from qtask.store.queries import Steps, commands, query
@@ -57,6 +57,10 @@ class _Fields(NamedTuple):
     begun: bytes | None
     begun_before: bytes | None
     adapting: bytes | None
+    rule: bytes | None
+    parallel_by: bytes | None
+    rate_by: bytes | None
+    ordered_by: bytes | None
 
 
 class _Counts(NamedTuple):
@@ -152,7 +156,7 @@ def set_flow(name: str, changes: Limits | Changes) -> Steps[FlowRecord]:
 
     Raises `Refused` for wrong limits, and for those that contradict the ones that stay.
     """
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     if not flows.limit_fields(changes):
         raise Refused("missing_field", "", "at least one limit is needed: parallel, rate, per, burst or ordered")
     before = yield from find_flow(name)
@@ -164,7 +168,7 @@ def set_flow(name: str, changes: Limits | Changes) -> Steps[FlowRecord]:
 @query
 def replace_flow(name: str, limits: Limits) -> Steps[FlowRecord]:
     """Sets the limits of a flow, and removes those that are left out. Raises `Refused` for wrong limits."""
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     check_limits(limits)
     yield flows.replace_limits(name, limits)
     return (yield from _after(name))
@@ -176,7 +180,7 @@ def pause_flow(name: str, paused: bool = True) -> Steps[FlowRecord]:
 
     Raises `Refused` for a key that is wrong, and `NotFound` for a flow without state that is to be resumed.
     """
-    check_key(name)
+    check_key(name, most=MAX_NAME_CHARACTERS)
     if not paused:
         yield from show_flow.steps(name)
     yield flows.pause(name, paused)
@@ -230,17 +234,42 @@ def _read(names: Sequence[str]) -> Steps[list[FlowRecord | None]]:
     *replies, (seconds, microseconds) = yield commands(*asked, ("TIME",))
     now = int(seconds) + int(microseconds) / 1e6
     width = 1 + len(_Counts._fields)
-    rows = (replies[start : start + width] for start in range(0, len(replies), width))
-    return [
-        _record(name, _Fields._make(row), _Counts._make(counts), now)
-        for name, (row, *counts) in zip(names, rows, strict=True)
-    ]
+    starts = range(0, len(replies), width)
+    rows = [_Fields._make(replies[start]) for start in starts]
+    counts = [_Counts._make(replies[start + 1 : start + width]) for start in starts]
+    defaults = yield from _defaults(rows)
+    return [_record(name, row, defaults, one, now) for name, row, one in zip(names, rows, counts, strict=True)]
 
 
-def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord | None:
+def _defaults(rows: Sequence[_Fields]) -> Steps[dict[bytes, dict[str, Any]]]:
+    """The limits of the flow rules that these flows have, by pattern."""
+    rules = sorted({row.rule for row in rows if row.rule is not None})
+    if not rules:
+        return {}
+    (found,) = yield commands(("HMGET", keys.FLOW_RULES, *rules))
+    return {rule: msgspec.json.decode(limits) for rule, limits in zip(rules, found, strict=True) if limits is not None}
+
+
+def _with_defaults(row: _Fields, limits: dict[str, Any]) -> tuple[_Fields, dict[str, Source]]:
+    """The fields of a flow with the limits of its rule, as flow_of in flows.lua adds them, and the source of each."""
+    more = {name: str(value).encode() for name, value in limits.items() if value != ""}
+    origins: dict[str, Source] = {}
+    for name, group in (("parallel", ["parallel"]), ("rate", ["rate", "per", "burst"]), ("ordered", ["ordered"])):
+        if getattr(row, name) is not None:
+            origins[name] = "set" if getattr(row, f"{name}_by") else "task"
+        elif name in more:
+            row = row._replace(**{one: more.get(one) for one in group})
+            origins[name] = "configuration"
+    return row, origins
+
+
+def _record(
+    name: str, row: _Fields, defaults: dict[bytes, dict[str, Any]], counts: _Counts, now: float
+) -> FlowRecord | None:
     timing = counts.timing
     if row.made is None and timing is None:
         return None
+    row, origins = _with_defaults(row, defaults.get(row.rule or b"", {}))
     is_auto = row.parallel == b"auto"
     adapting = msgspec.json.decode(row.adapting, type=Adapting) if is_auto and row.adapting else Adapting()
     times = msgspec.json.decode(timing, type=Timing) if timing else None
@@ -282,6 +311,8 @@ def _record(name: str, row: _Fields, counts: _Counts, now: float) -> FlowRecord 
         timeout=times.seconds if times else None,
         duration_mean=times.mean if times else None,
         duration_deviation=times.deviation if times else None,
+        limits_from=origins,
+        rule=text(row.rule or b"") if row.rule in defaults else "",
     )
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from qtask.destinations.registry import flow_name_of
 from qtask.model.flow import Changes, Limits
+from qtask.model.flow_rule import FlowRules
 from qtask.model.task import Task
 from qtask.store import keys
 from qtask.store.scripts import Call, Script
@@ -26,33 +27,42 @@ class Extra(msgspec.Struct, omit_defaults=True):
         flow: name of its flow.
         rank: an id of QTask's form, which orders a task whose id the client chose among the others of its flow.
         timed: its timeout adapts; such a task always names its flow.
+        rule: pattern of the flow rule that gives its flow default limits.
     """
 
     flow: str = ""
     rank: str = ""
     timed: bool = False
+    rule: str = ""
 
     def encode(self) -> bytes:
         """As the field holds it."""
         return msgspec.json.encode(self)
 
 
-def fields_of(task: Task, rank: str | None) -> tuple[bytes, bytes]:
+def fields_of(task: Task, rank: str | None, rules: FlowRules | None) -> tuple[bytes, bytes]:
     """What is stored of the flow of a task: the field `extra`, and the fields of its flow, both as JSON.
 
+    They are empty for a task that names no flow and has no timeout that adapts, if no rule matches the flow of its
+    destination.
+
     Args:
-        task: it has `settings.flow`, or a timeout that adapts.
+        task: any.
         rank: see `Extra`; None for a task whose id QTask made.
+        rules: the flow rules, if there are any.
     """
     flow = task.settings.flow
+    limits = b""
     if isinstance(flow, str):
         name, limits = flow, b""
-    elif flow is UNSET:
-        name, limits = flow_name_of(task), b""
     else:
-        name = flow_name_of(task) if flow.key is UNSET else flow.key
-        limits = limit_fields(flow)
-    return Extra(name, rank or "", task.settings.timeout == "auto").encode(), limits
+        name = flow_name_of(task) if flow is UNSET or flow.key is UNSET else flow.key
+        limits = b"" if flow is UNSET else limit_fields(flow)
+    rule = rules.pattern_of(name) if rules is not None else ""
+    adapts = task.settings.timeout == "auto"
+    if flow is UNSET and not rule and not adapts:
+        return b"", b""
+    return Extra(name, rank or "", adapts, rule).encode(), limits
 
 
 def limit_fields(limits: Limits | Changes) -> bytes:

@@ -40,6 +40,7 @@ ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of 
 FLOWS = "qtask:flows"  # sorted set: each flow with state by the instant at which a scheduler looks at it
 FLOW_DESTINATIONS = "qtask:flow_destinations"  # set: flows with state that tasks may belong to without naming them
 FLOW_VERSION = "qtask:flow_version"  # counter: how often that set has changed
+FLOW_RULES = "qtask:flow_rules"  # hash: pattern of a flow rule to its limits, and '' to all rules; see flow_rules.py
 FLOW_PREFIX = "qtask:flow:"  # + name of a flow: hash, its limits and its state
 WAITING_PREFIX = "qtask:waiting:"  # + name of a flow: sorted set, the ids that wait in it by due
 HEALTH_PREFIX = "qtask:health:"  # + name of a flow: hash, outcomes of the last minute; only where some have failed

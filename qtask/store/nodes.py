@@ -7,8 +7,10 @@ from time import monotonic, monotonic_ns
 from typing import Any, NamedTuple
 
 from qtask import forks
+from qtask.model.flow_rule import FlowRule, FlowRules
 from qtask.model.ids import NODE_LIMIT, IdSource
 from qtask.store import keys
+from qtask.store.flow_rules import read_rules, set_rules
 from qtask.store.queries import Steps
 from qtask.store.scripts import Call, Script
 
@@ -22,6 +24,7 @@ class NumberKeys(NamedTuple):
     """See take_number.lua."""
 
     nodes: str
+    flow_rules: str
 
 
 class NumberArguments(NamedTuple):
@@ -33,10 +36,11 @@ class NumberArguments(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """The reply of take_number.lua: the number, and Redis's time in seconds and microseconds."""
+    """The reply of take_number.lua: the number, Redis's time in seconds and microseconds, and the flow rules."""
 
     number: int
     time: tuple[int, int]
+    rules: bytes = b""
 
 
 TAKE_NUMBER = Script("take_number", NumberKeys, NumberArguments, replies=(Leased,))
@@ -53,6 +57,7 @@ class Node:
         key: the key in Redis that names its holder.
         nonce: the value of that key as long as the number is ours.
         ids: makes ids with it, by Redis's clock.
+        rules: the flow rules; None where there are none.
     """
 
     def __init__(self, nonce: str, leased: Leased) -> None:
@@ -61,6 +66,7 @@ class Node:
         self.key = keys.node(leased.number)
         self.nonce = nonce
         self.ids = IdSource(leased.number, lambda: monotonic_ns() + offset)
+        self.rules: FlowRules | None = read_rules(leased.rules)
         self.ends = monotonic() + USE_SECONDS
 
 
@@ -68,10 +74,16 @@ class Nodes:
     """Holds the node number of this process for one client of Redis, and takes a new one when it is needed.
 
     A forked child begins without a number.
+
+    Args:
+        rules: the flow rules of this process's configuration, which it writes to Redis before it takes its first
+            number, and again if Redis has lost them; None for a process that only reads them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rules: tuple[FlowRule, ...] | None = None) -> None:
         self._node: Node | None = None
+        self._rules = rules
+        self._has_written = False
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -81,6 +93,9 @@ class Nodes:
         """The number that is held, or a new one."""
         node = self._held()
         if node is None:
+            if self._rules is not None and (self._rules or not self._has_written):
+                yield set_rules(self._rules, only_if_none=self._has_written)
+                self._has_written = True
             nonce = secrets.token_urlsafe(9)
             reply: list[Any] = yield take_number(nonce)
             node = self._node = Node(nonce, Leased._make(reply))
@@ -99,5 +114,6 @@ class Nodes:
 def take_number(nonce: str, numbers: int = NODE_LIMIT) -> Call:
     """Leases a number below `numbers`; the reply is `Leased`."""
     return TAKE_NUMBER.call(
-        NumberKeys(nodes=keys.NODES), NumberArguments(numbers=numbers, nonce=nonce, lease_seconds=LEASE_SECONDS)
+        NumberKeys(nodes=keys.NODES, flow_rules=keys.FLOW_RULES),
+        NumberArguments(numbers=numbers, nonce=nonce, lease_seconds=LEASE_SECONDS),
     )

@@ -33,7 +33,7 @@ for position = 0, #ARGV - FIRST do
   local lease = id .. ':' .. TOKEN
   if position < tonumber(IN_FLIGHT) then
     if redis.call('ZSCORE', STARTED, lease) then
-      if redis.call('ZADD', flow.slots, 'NX', now + FOREVER_SECONDS, id) == 1 then
+      if redis.call('ZADD', flow.slots, 'NX', math.floor(now) + FOREVER_SECONDS, id) == 1 then
         redis.call('HSETNX', JOB_PREFIX .. id, 'extra', EXTRA) -- so that whatever ends it frees the slot
       end
     end
@@ -66,5 +66,5 @@ if not flow.has_limits then
   redis.call('HSET', key, 'share', flow.share)
 end
 admit(flow, now, held)
-count_held(held)
+finish_flows(held)
 return parked

@@ -86,5 +86,5 @@ if next(touched) then
   end
   wake_for(look, before)
 end
-count_held(held)
+finish_flows(held)
 return {[TAKEN] = #taken, [CANCELLED] = #gone}

@@ -19,6 +19,7 @@
 --   MOVED    how many jobs were moved
 --   WAIT     seconds until the next job is due, or a flow is to be looked at; '' if none waits
 --   FOREIGN  ids of foreign jobs that are due
+--   LOOKED   how many flows were looked at because their instant had come
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
 local call = redis.call -- a local is faster, and this runs for every task
@@ -52,10 +53,10 @@ for i, id in ipairs(moved) do
     call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
     local key = JOB_PREFIX .. id
-    local flow, rank
+    local flow, rank, rule, _
     if extra then
-      flow, rank = flow_in(extra)
-      flow = flow and flow_of(flow)
+      flow, rank, _, rule = flow_in(extra)
+      flow = flow and flow_by_rule(flow, rule, now)
       if flow and not is_first then
         if flow.ordered and call('ZSCORE', flow.slots, id) then
           -- A retry has kept its slot.
@@ -106,29 +107,30 @@ for queue, queued in pairs(by_queue) do
   call('SADD', QUEUES, queue)
   call('RPUSH', queue, unpack(queued))
 end
-for _, name in ipairs(call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS)) do
+local due_looks, is_look = call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS), {}
+for _, name in ipairs(due_looks) do
   local flow = flow_of(name)
   if flow then
-    free_lost_slots(flow, now)
-    touched[name], flow.looks = flow, true
+    is_look[name] = true
+    touched[name] = flow
   else
     call('ZREM', FLOWS, name)
   end
 end
 local tie = #head == 2 * LIMIT and tonumber(head[#head]) or nil
-for _, flow in pairs(touched) do
+for name, flow in pairs(touched) do
   set_partial(flow, tie)
-  if flow.looks or #flow.joining > 0 then
-    admit(flow, now, held, flow.looks)
+  if is_look[name] or #flow.joining > 0 then
+    admit(flow, now, held, is_look[name])
   else
-    take_slots(flow)
+    write_flow(flow)
   end
   if flow.partial then
-    call('ZADD', FLOWS, string.format('%.6f', now), flow.name) -- the next release looks at it
+    looks[name] = now -- the next release looks at it
   end
 end
-count_held(held)
+finish_flows(held)
 local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
 earliest = math.min(earliest, tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge)
 local wait = earliest < math.huge and string.format('%.6f', math.max(0, earliest - now)) or ''
-return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign}
+return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign, [LOOKED] = #due_looks}

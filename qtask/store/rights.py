@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from qtask.model.errors import ConfigError
 from qtask.store import keys
 from qtask.store.flows import PARK, SET_FLOW
+from qtask.store.flow_rules import SET_RULES
 from qtask.store.inbox import LEAVE_INBOX, REFUSE
 from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
@@ -109,7 +110,10 @@ RIGHTS: dict[Role, Rights] = {
             *("XGROUP|CREATE", "XREADGROUP", "XAUTOCLAIM", "XACK", "XINFO|CONSUMERS"),
             *("SMEMBERS", "HGETALL", "HGET", "SISMEMBER", "LLEN", "ZCARD", "SCARD", *_DECIDING_ON_QUEUES),
         ),
-        scripts=(TAKE_NUMBER, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK, SET_FLOW),
+        scripts=(
+            *(TAKE_NUMBER, SET_RULES, SUBMIT, REFUSE, LEAVE_INBOX, CANCEL, PURGE, RETRY, REMOVE_DEAD, FORGET_TASK),
+            SET_FLOW,
+        ),
         channels=(_WAKE,),
         samples=(*_TASKS, *_SUBMITTING, *_FLOWS, keys.INBOX, keys.REFUSED, keys.graph("qtask-probe")),
         talks=(("PUBLISH", keys.WAKE),),

@@ -20,5 +20,5 @@ if FORGET_OUTCOMES == '1' then
   redis.call('UNLINK', HEALTH_PREFIX .. FLOW_NAME)
 end
 local held = {}
-wake_for(admit(flow_of(FLOW_NAME), now, held), before)
-count_held(held)
+wake_for(admit(flow_of(FLOW_NAME), now, held, true), before)
+finish_flows(held)

@@ -58,11 +58,21 @@ local finished, failed, retried, figures = {}, {}, {}, {}
 local foreign = 0 -- of the finished
 local earliest = math.huge
 local touched = {}
+local freed = {} -- by key of the slots of a flow: ids
 local expiry = string.format('%.3f', now + RETENTION_SECONDS + FOREVER_SECONDS)
 local forever = string.format('%.3f', now + FOREVER_SECONDS)
 
 local function all_outcomes(key, newest)
   return newest_lines((call('HGET', key, 'outcomes') or '') .. '\n' .. newest, OUTCOMES_KEEP)
+end
+
+local options_read = {[''] = false}
+
+local function read_options(text)
+  if options_read[text] == nil then
+    options_read[text] = cjson.decode(text) -- those of many tasks are equal
+  end
+  return options_read[text]
 end
 
 local leases = {}
@@ -78,7 +88,7 @@ for i = FIRST, #ARGV, WIDTH do
   if held[position] then
     local id, fate, outcomes, counter = ARGV[i + ID], ARGV[i + FATE], ARGV[i + OUTCOME], ARGV[i + COUNTER]
     local key = JOB_PREFIX .. id
-    local options = ARGV[i + OPTIONS] ~= '' and cjson.decode(ARGV[i + OPTIONS]) or nil
+    local options = read_options(ARGV[i + OPTIONS])
     local attempt = options and options.attempt and call('HGET', key, 'attempt')
     if attempt and tonumber(attempt) ~= options.attempt then
       call('HSET', key, 'status', 'queued')
@@ -124,7 +134,9 @@ for i = FIRST, #ARGV, WIDTH do
       local flow = options and options.flow and flow_of(options.flow)
       if flow then
         if not (flow.ordered and fate == 'retry') then
-          call('ZREM', flow.slots, id)
+          local ids = freed[flow.slots] or {}
+          freed[flow.slots] = ids
+          ids[#ids + 1] = id
         end
         if fate == 'finished' and not flow.has_limits then
           grow_share(flow)
@@ -132,7 +144,10 @@ for i = FIRST, #ARGV, WIDTH do
         if flow.adapts then
           note_delivery(flow, ARGV[i + MEMBER], ARGV[i + ENDED], options.health == 'bad', now)
         end
-        touched[flow.name] = true
+        -- Without such a limit, and without a rest, nothing was waiting for the slot.
+        if flow.parallel < math.huge or not flow.stays or flow.trips > 0 then
+          touched[flow.name] = true
+        end
       end
       if options and options.flow then
         if options.timed then
@@ -166,6 +181,9 @@ end
 if #back > 0 then
   call('LPUSH', QUEUE, unpack(back))
 end
+for key, ids in pairs(freed) do
+  call('ZREM', key, unpack(ids))
+end
 if next(touched) then
   local held = {}
   local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
@@ -176,7 +194,7 @@ if next(touched) then
     look = flow and math.min(look, admit(flow, now, held)) or look
   end
   wake_for(look, before)
-  count_held(held)
+  finish_flows(held)
 end
 
 keep_timeouts()

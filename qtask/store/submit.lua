@@ -40,7 +40,8 @@ local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
-local limits_set = {} -- by flow; most tasks of a batch that set any set the same
+local limits_set = {} -- by flow; most tasks of a flow in a batch set the same
+local parsed = {} -- options; those of many tasks are equal
 local dues, entries = {}, {}
 local duplicates = 0
 local elsewhere = {} -- how many tasks were accepted for each queue that they name
@@ -122,20 +123,29 @@ for i = FIRST, #ARGV, WIDTH do
     elseif taken then
       dues[#dues + 1] = ''
     else
-      redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       local text = string.format('%.6f', due)
-      if ARGV[i + OPTIONS] ~= '' then
-        local timeout, extra, limits, queue =
-          string.match(ARGV[i + OPTIONS], '^([^\n]*)\n?([^\n]*)\n?([^\n]*)\n?(.*)$')
-        if queue ~= '' and queue ~= QUEUE_NAME then
-          redis.call('HSET', key, 'origin', queue)
+      local options = ARGV[i + OPTIONS]
+      if options == '' then
+        redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
+      else
+        -- Those of many tasks are equal.
+        if not parsed[options] then
+          parsed[options] = {string.match(options, '^([^\n]*)\n?([^\n]*)\n?([^\n]*)\n?(.*)$')}
+        end
+        local timeout, extra, limits, queue = unpack(parsed[options])
+        if queue == '' then
+          queue = QUEUE_NAME
+        elseif queue ~= QUEUE_NAME then
           elsewhere[queue] = (elsewhere[queue] or 0) + 1
         end
-        if timeout ~= '' then
-          redis.call('HSET', key, 'timeout', timeout)
-        end
-        if extra ~= '' then
-          redis.call('HSET', key, 'extra', extra)
+        if extra == '' and timeout == '' then
+          redis.call('HSET', key, 'data', data, 'origin', queue)
+        elseif extra == '' then
+          redis.call('HSET', key, 'data', data, 'origin', queue, 'timeout', timeout)
+        elseif timeout == '' then
+          redis.call('HSET', key, 'data', data, 'origin', queue, 'extra', extra)
+        else
+          redis.call('HSET', key, 'data', data, 'origin', queue, 'timeout', timeout, 'extra', extra)
         end
         if limits ~= '' then
           local flow = cjson.decode(extra).flow

@@ -217,9 +217,11 @@ def _submitted(task_id: str, submission: Submission, node: Node) -> Submitted:
             adapts = True
         else:
             options = math.ceil(timeout) + RQ_TIMEOUT_MARGIN_SECONDS
-    if adapts or settings.flow is not UNSET:
-        extra, limits = flows.fields_of(checked.task, node.ids.next() if settings.id is not UNSET else None)
-        options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
+    if adapts or settings.flow is not UNSET or node.rules is not None:
+        rank = node.ids.next() if settings.id is not UNSET else None
+        extra, limits = flows.fields_of(checked.task, rank, node.rules)
+        if extra:
+            options = b"%b\n%b\n%b" % (str(options).encode(), extra, limits)
     if settings.queue is not UNSET:
         given = options if isinstance(options, bytes) else b"%b\n\n" % str(options).encode()
         options = b"%b\n%b" % (given, settings.queue.encode())

@@ -318,6 +318,16 @@ def scheduler_dies_forgetting(lane: Lane, fault: str) -> None:
 # --- gateways, in a lane with a live scheduler and worker ------------------------------------------------------------
 
 
+def gateway_dies_starting(lane: Lane, fault: str) -> None:
+    before = lane.redis.hgetall(keys.FLOW_RULES)
+    dies(lane.start("gateway", "--port", "0", "--http-port", "0", fault=fault))
+    assert lane.redis.hgetall(keys.FLOW_RULES) == before, "it has no rules"
+    task = lane.task("ok")
+    with lane.gateway() as successor, Client(successor.url) as client:
+        accepted = client.send(task)
+    assert lane.ended(accepted.id).state == "delivered"
+
+
 def gateway_dies_accepting(lane: Lane, fault: str) -> None:
     task = lane.task("ok")
     with lane.gateway(fault) as victim, Client(victim.url) as client:
@@ -599,6 +609,8 @@ LANES: dict[str, tuple[tuple[str, ...], list[tuple[str, str, Case]]]] = {
     "gateways": (
         ("scheduler", "worker"),
         [
+            ("set_rules:before", "", gateway_dies_starting),
+            ("set_rules:after", "", gateway_dies_starting),
             ("take_number:before", "", gateway_dies_accepting),
             ("take_number:after", "", gateway_dies_accepting),
             ("submit:before", "socket", gateway_dies_accepting),

@@ -26,6 +26,7 @@ from redis import Redis
 from qtask.config import Config
 from qtask.destinations.parsing import check_task
 from qtask.model.flow import Limits
+from qtask.model.flow_rule import check_rules
 from qtask.model.ids import client_id, stored_id
 from qtask.scheduler.process import Scheduler
 from qtask.store import flow_records, flows, keys, leases, queues, schedule, tasks, workers
@@ -45,7 +46,9 @@ FLOWS: Mapping[str, Limits] = {
     "rated": Limits(rate=1.0, per=DAY, burst=BURST),
     "free": Limits(),
     "auto": Limits(parallel="auto"),
+    "ruled": Limits(),  # it has the limits of a flow rule
 }
+RULES = check_rules({"rule*": {"parallel": 2}}, "flow")
 DESTINATION = "http://127.0.0.1:1"  # the flow of tasks that name none
 NAMES = (*FLOWS, DESTINATION)
 FATES = ("finished", "finished", "failed", "retry", "retry far", "expired", "asks for a pause", "trouble", "trouble")
@@ -81,7 +84,7 @@ class FlowPlaces(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tasks: dict[str, FlowTask] = {}
-        self.nodes = Nodes()
+        self.nodes = Nodes(RULES)
         self.numbers = count()
         self.paused: set[str] = set()
         self.parallel: dict[str, int] = {}  # of flows that have such a limit now
@@ -126,8 +129,8 @@ class FlowPlaces(RuleBasedStateMachine):
         for place, (name, number) in zip(places, numbers, strict=True):
             assert place is not None
             self.tasks[place.id] = FlowTask(name, number)
-            if name in ("two", "ordered"):
-                self.parallel[name] = 2 if name == "two" else 1
+            if name in ("two", "ordered", "ruled"):
+                self.parallel[name] = 1 if name == "ordered" else 2
             if name == "rated" and not self.rated:
                 self.rated, self.tokens = True, BURST
 
@@ -343,7 +346,7 @@ class FlowPlaces(RuleBasedStateMachine):
             assert slots <= may_hold, "no slot of a task that has ended or waits"
             before = self.slots_before.get(name, set())
             self.slots_before[name] = slots
-            limit = self.parallel.get(name)
+            limit = self.limit_of(name)
             if limit is not None:
                 assert len(slots) <= limit or slots <= before, "no more than may be"
                 assert mine & {*places["started"]} <= slots
@@ -384,6 +387,14 @@ class FlowPlaces(RuleBasedStateMachine):
         assert not self.redis.exists(keys.FLOWS, keys.FLOW_DESTINATIONS)
 
     # --- looking -------------------------------------------------------------------------------------------------
+
+    def limit_of(self, name: str) -> int | None:
+        """How many tasks of a flow may be queued and in flight; None for no limit that is known here."""
+        if name != "auto" or not self.redis.exists(keys.FLOW_PREFIX + name):
+            return self.parallel.get(name)
+        limit = flow_records.show_flow(self.redis, name).adapted
+        assert limit is None or 1 <= limit <= Config().flow_parallel_limit
+        return limit
 
     def rests(self, name: str) -> bool:
         raw: Any = self.redis.hget(keys.FLOW_PREFIX + name, "rest")

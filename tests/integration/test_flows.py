@@ -119,10 +119,17 @@ def test_limits_of_the_newest_task_win_and_admit_those_that_wait(redis: Redis) -
     assert queued(redis) == ids[:4]
 
 
-def test_tasks_of_one_batch_set_the_limits_of_their_own_flows(redis: Redis) -> None:
-    limits = [("a", 1), ("b", 1), ("a", 2), ("b", 1), ("a", 1)]
-    send(redis, *[task({"key": key, "parallel": parallel}) for key, parallel in limits])
-    assert {key: show_flow(redis, key).parallel for key in ("a", "b")} == {"a": 1, "b": 1}
+def test_each_flow_of_a_batch_gets_its_limits(redis: Redis) -> None:
+    given = [("a", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 1)]
+    send(redis, *[task({"key": key, "parallel": parallel}) for key, parallel in given])
+    assert [show_flow(redis, key).parallel for key in "abc"] == [2, 1, 2]
+
+
+def test_scheduler_sleeps_when_no_task_of_a_limited_flow_waits(redis: Redis) -> None:
+    for limits in (Limits(parallel=1), Limits(rate=5), Limits(ordered=True)):
+        set_flow(redis, "k", limits)
+        release(redis)
+        assert schedule.release(redis, 500).wait > 60
 
 
 def test_slot_is_freed_by_death_cancellation_and_a_retry(redis: Redis) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from qtask.cli.main import cli
-from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, is_duration, load
+from qtask.config import DEFAULT_REDIS_URL, Config, concerns, environment_name, flag_name, is_duration, is_table, load
 from qtask.model.errors import ConfigError
+from qtask.model.flow import Limits
 from qtask.model.timing import DURATION_FORMS
 from tests.support.command import qtask
 from tests.support.processes import Process
@@ -23,7 +25,7 @@ from tests.support.redis_server import free_port
 from tests.support.waiting import until
 
 DEFAULTS = Config()
-SETTINGS = {setting.name: setting for setting in fields(Config)}
+SETTINGS = {setting.name: setting for setting in fields(Config) if not is_table(setting.name)}
 NUMBERS = {name: setting for name, setting in SETTINGS.items() if not isinstance(setting.default, str)}
 TEXTS = [name for name in SETTINGS if name not in NUMBERS]
 
@@ -223,6 +225,92 @@ def test_command_reports_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert "QTASK_PORT must be a whole number, got 'many'" in ended.stderr
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+FLOW = """
+[flow."https://api.example.org"]
+rate = 10
+[flow."https://*.example.org"]
+parallel = 50
+ordered = false
+[flow."tenant-*"]
+parallel = "auto"
+"""
+FLOW_JSON = (
+    '{"https://api.example.org":{"rate":10.0},"https://*.example.org":{"parallel":50,"ordered":false},'
+    '"tenant-*":{"parallel":"auto"}}'
+)
+
+
+def test_table_is_read_from_the_file_and_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_text(f"port = 7001\n{FLOW}")
+    config = load({}, {})
+    assert config.flow == FLOW_JSON
+    assert config.port == 7001
+    assert load({}, {"QTASK_FLOW": FLOW_JSON.replace("10.0", "20")}).flow == FLOW_JSON.replace("10.0", "20.0")
+    assert load({}, {"QTASK_FLOW": ""}).flow == FLOW_JSON
+    assert load({}, {"QTASK_FLOW": "{}"}).flow == "", "the environment removes the rules of the file"
+    assert [rule.pattern for rule in config.flow_rules] == [
+        "https://api.example.org",
+        "https://*.example.org",
+        "tenant-*",
+    ]
+    assert config.flow_rules[0].limits == Limits(rate=10)
+    assert DEFAULTS.flow_rules == ()
+
+
+def test_started_process_gets_the_tables(tmp_path: Path) -> None:
+    (tmp_path / "qtask.toml").write_text(FLOW)
+    config = load({}, {})
+    (tmp_path / "qtask.toml").unlink()
+    assert load({}, config.as_environment()) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("flow = 5", "flow in FILE must have a table of limits for each pattern, such as "),
+        ("flow = 'https://a'", "flow in FILE must be JSON such as "),
+        (
+            "[flow]\nrate = 5",
+            'flow in FILE: "rate": an object {…} is needed, got a whole number; its keys are: parallel',
+        ),
+        ('[flow.""]\nrate = 5', 'flow in FILE: "": a key is 1 to 400 printable ASCII characters, got 0 characters'),
+        ('[flow."ä*"]\nrate = 5', 'flow in FILE: "ä*": a key is 1 to 400 printable ASCII characters'),
+        (
+            '[flow."a"]\nrates = 5',
+            'flow in FILE: "a".rates: \'rates\' is not a key of "a"; its keys are: parallel, rate',
+        ),
+        ('[flow."a"]\nkey = "b"', "flow in FILE: \"a\".key: 'key' is not a key of"),
+        ('[flow."a"]\nrate = 0', 'flow in FILE: "a".rate: a number above 0 and up to 1000000 is needed, got 0'),
+        ('[flow."a"]\nrate = nan', 'flow in FILE: "a".rate: a number above 0 and up to 1000000 is needed, got nan'),
+        ('[flow."a"]\nrate = true', 'flow in FILE: "a".rate: a number is needed, got true or false; deliveries that'),
+        ('[flow."a"]\nrate = 2026-01-01', 'flow in FILE: "a".rate: a number is needed, got date'),
+        (
+            '[flow."a"]\nparallel = "some"',
+            "flow in FILE: \"a\".parallel: 'some' is not allowed here; deliveries in flight",
+        ),
+        ('[flow."a"]\nburst = 5', 'flow in FILE: "a".burst: burst belongs to a rate; give a rate, or leave it out'),
+        ('[flow."a"]\nordered = true\nparallel = 5', 'flow in FILE: "a".parallel: an ordered flow delivers one task'),
+    ],
+)
+def test_error_in_a_table_names_pattern_and_field(content: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "qtask.toml"
+    file.write_text(content)
+    assert complaint().replace("qtask.toml", "FILE").startswith(words)
+    rules = tomllib.loads(content)["flow"]
+    if "2026" not in content and "nan" not in content:
+        environment = {"QTASK_FLOW": rules if isinstance(rules, str) else json.dumps(rules)}
+        assert complaint({}, environment).startswith(words.replace("flow in FILE", "QTASK_FLOW"))
+
+
+def test_too_many_rules_are_rejected() -> None:
+    many = {f"tenant-{number}": {"rate": 1} for number in range(1_001)}
+    assert complaint({}, {"QTASK_FLOW": json.dumps(many)}) == (
+        "QTASK_FLOW must have at most 1000 patterns, got 1001; use wildcards"
+    )
 
 
 # --- warnings ----------------------------------------------------------------------------------------------------

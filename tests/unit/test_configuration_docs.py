@@ -10,10 +10,11 @@ import click
 import pytest
 
 from qtask.cli.main import cli
-from qtask.config import Config, environment_name, flag_name, load
+from qtask.config import Config, environment_name, flag_name, is_table, load
 from qtask.model.errors import ConfigError
 from tests.support.documents import ROOT
 
+IN_TABLE = [setting.name for setting in fields(Config) if not is_table(setting.name)]
 DOCUMENT = ROOT / "docs" / "configuration.md"
 TEXT = DOCUMENT.read_text()
 
@@ -64,17 +65,17 @@ def table_rows() -> list[str]:
     return [line for line in section.splitlines() if line.startswith("| `--")]
 
 
-@pytest.mark.parametrize("name", [setting.name for setting in fields(Config)])
+@pytest.mark.parametrize("name", IN_TABLE)
 def test_row_of_each_setting_is_correct(name: str) -> None:
     assert expected_row(name) in table_rows()
 
 
 def test_table_has_no_extra_rows() -> None:
-    assert len(table_rows()) == len(fields(Config))
+    assert len(table_rows()) == len(IN_TABLE)
 
 
 def test_every_flag_of_a_setting_is_in_the_table() -> None:
-    told = {flag_name(setting.name) for setting in fields(Config)} | {"--config"}
+    told = {flag_name(name) for name in IN_TABLE} | {"--config"}
     for name, command in cli.commands.items():
         for parameter in _parameters_of(command):
             for flag in parameter.opts:
@@ -87,7 +88,7 @@ def examples(language: str) -> list[str]:
 
 
 def test_example_file_is_loaded_as_documented(tmp_path: Path) -> None:
-    (example,) = examples("toml")
+    example = examples("toml")[-1]
     file = tmp_path / "qtask.toml"
     file.write_text(example)
     config = load(environment={}, file=file)
@@ -111,3 +112,16 @@ def test_documented_error_messages_are_correct(tmp_path: Path) -> None:
         load(environment={}, file=file)
     with pytest.raises(ConfigError, match="QTASK_PORT must be from 0 to 65535, got '70000'"):
         load(environment={"QTASK_PORT": "70000"})
+
+
+def test_tables_are_documented(tmp_path: Path) -> None:
+    section = TEXT[TEXT.index("## Limits of flows") : TEXT.index("## Three more")]
+    for name in (setting.name for setting in fields(Config) if is_table(setting.name)):
+        assert f"`[{name}]`" in section and f"`{environment_name(name)}`" in section
+    (example,) = re.findall(r"^```toml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (in_environment,) = re.findall(r"^```json\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "qtask.toml"
+    file.write_text(example)
+    rules = load(environment={}, file=file).flow_rules
+    assert len(rules) == 4
+    assert load(environment={"QTASK_FLOW": in_environment}).flow_rules == rules

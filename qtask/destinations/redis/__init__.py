@@ -12,11 +12,13 @@ from qtask.destinations.bodies import body_of_arguments, check_one, content_of, 
 from qtask.model import redis_address
 from qtask.model.destination import Destination, Flag, Options, Parts
 from qtask.model.errors import ConfigError, QTaskError, Refused
-from qtask.model.link import FIELD, MAX_HOST_LENGTH, check_length
+from qtask.model.link import FIELD, MAX_HOST_LENGTH, check_length, host_in_name, path_in_name
 from qtask.model.task import Address, Part, Task, json_text
 from qtask.model.validation import DataReader
 
 Value = str | bytes | int
+
+DEFAULT_PORT = 6_379
 
 _SCHEMES = ("redis", "rediss", "unix")
 _COMMANDS = ("publish", "xadd", "rpush")
@@ -144,6 +146,13 @@ def _place(link: str) -> str:
     return f"unix:{address.path}"[:MAX_HOST_LENGTH]
 
 
+def _flow(link: str) -> str:
+    """`redis://HOST:PORT` for all users, passwords and databases of a server, or `redis://unix:/path`."""
+    address = redis_address.parse(link)
+    hosts = ",".join(f"{host_in_name(host)}:{port or DEFAULT_PORT}" for host, port in address.hosts)
+    return f"redis://{hosts or f'unix:{path_in_name(address.path)}'}"
+
+
 def _redis(
     url: str,
     *,
@@ -187,6 +196,7 @@ DESTINATION = Destination(
     link_words="a redis:// URL",
     check=_check,
     place=_place,
+    flow=_flow,
     shorthand=_redis,
     flag=Flag("--to-redis", "URL", "deliver to another Redis, with one of --publish, --xadd, --rpush"),
     flags=(

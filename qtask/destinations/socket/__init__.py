@@ -33,6 +33,7 @@ DESTINATION = Destination(
     link_words="HOST:PORT",
     check=_check,
     place=link.place_of_socket,
+    flow=lambda address: link.name_of_socket(address, "tcp"),
     shorthand=_socket,
     flag=Flag("--socket", "HOST:PORT", "deliver to a socket"),
     deliverer="qtask.destinations.socket.deliverer:SocketDeliverer",

@@ -44,6 +44,7 @@ DESTINATION = Destination(
     link_words="HOST:PORT",
     check=_check,
     place=link.place_of_socket,
+    flow=lambda address: link.name_of_socket(address, "udp"),
     shorthand=_udp,
     flag=Flag("--udp", "HOST:PORT", "deliver a datagram"),
     deliverer="qtask.destinations.udp.deliverer:UdpDeliverer",
