@@ -18,8 +18,8 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from qtask.model.errors import ConfigError
 from qtask.store import keys
-from qtask.store.flows import PARK, SET_FLOW
 from qtask.store.flow_rules import SET_RULES
+from qtask.store.flows import PARK, SET_FLOW
 from qtask.store.inbox import LEAVE_INBOX, REFUSE
 from qtask.store.leases import CLAIM, NACK, SETTLE
 from qtask.store.ledger import AUDIT
