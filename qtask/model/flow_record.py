@@ -6,10 +6,10 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from qtask.model.timing import format_instant, format_second
+
 Source = Literal["configuration", "set", "task"]
 """Where a limit comes from: a flow rule, people at run time, or a task."""
-
-from qtask.model.timing import format_instant, format_second
 
 FlowState = Literal["idle", "active", "waiting", "paused", "resting", "open", "half-open"]
 """`idle`: it has no tasks. `active`: tasks are queued or in flight, and none waits. `waiting`: tasks wait for a slot or
