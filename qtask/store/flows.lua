@@ -349,6 +349,7 @@ end
 -- Admits the tasks of a flow that may begin, and notes when to look at the flow again. `held` counts tasks by queue. `is_look`
 -- is true for a look at a flow whose instant has come. Returns the instant of the next look.
 local function admit(flow, now, held, is_look)
+  local have_entered = #flow.entered > 0
   local begins_to_wait = write_flow(flow)
   local left = redis.call('ZCARD', flow.waiting)
   if left == 0 then
@@ -377,7 +378,7 @@ local function admit(flow, now, held, is_look)
   elseif count == ADMIT_LIMIT and room > count then
     look = now
   elseif flow.spacing and used < flow.parallel and not is_tied and not (flow.trips > 0 and flow.probe) and
-      (count > 0 or promised == 0) then
+      (count > 0 or have_entered or promised == 0) then
     -- The next token after those of the tasks that are admitted now, if these are claimed soon; see is_late.
     look = math.max(flow.tat, now) + promised * flow.spacing - flow.slack + CLAIM_SHARE * flow.grace
     look = math.min(math.max(look, now), now + LOOK_AGAIN_SECONDS)
