@@ -346,6 +346,17 @@ local function look_at_idle(flow, now, is_look)
   return math.huge
 end
 
+-- Whether a claim of a flow with a rate comes so long after the admission that the look that was planned then is too early.
+-- Then the claim plans another one. Where the spacing is shorter than the slack, it may always be too early.
+local function is_late(flow, admitted_at, now)
+  return flow.spacing and (flow.spacing < flow.grace or now - admitted_at >= CLAIM_SHARE * flow.grace)
+end
+
+-- When the last of the tasks that are queued was admitted.
+local function last_admitted(flow)
+  return tonumber(redis.call('ZREVRANGEBYSCORE', flow.slots, FOREVER_SECONDS, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]) or 0
+end
+
 -- Admits the tasks of a flow that may begin, and notes when to look at the flow again. `held` counts tasks by queue. `is_look`
 -- is true for a look at a flow whose instant has come. Returns the instant of the next look.
 local function admit(flow, now, held, is_look)
@@ -382,6 +393,8 @@ local function admit(flow, now, held, is_look)
     -- The next token after those of the tasks that are admitted now, if these are claimed soon; see is_late.
     look = math.max(flow.tat, now) + promised * flow.spacing - flow.slack + CLAIM_SHARE * flow.grace
     look = math.min(math.max(look, now), now + LOOK_AGAIN_SECONDS)
+  elseif is_look and flow.spacing and promised > 0 and not is_late(flow, last_admitted(flow), now) then
+    look = now + CLAIM_SHARE * flow.grace -- after that its claim is late
   elseif is_look or begins_to_wait then
     look = now + LOOK_AGAIN_SECONDS
   else
@@ -389,12 +402,6 @@ local function admit(flow, now, held, is_look)
   end
   looks[flow.name] = look
   return look
-end
-
--- Whether a claim of a flow with a rate comes so long after the admission that the look that was planned then is too early.
--- Then the claim plans another one. Where the spacing is shorter than the slack, it may always be too early.
-local function is_late(flow, admitted_at, now)
-  return flow.spacing and (flow.spacing < flow.grace or now - admitted_at >= CLAIM_SHARE * flow.grace)
 end
 
 -- Wakes the schedulers if a look is earlier than what they wait for. `before` is the head of FLOWS from before.
