@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import measures
 from benchmarks.measures import Values
+from benchmarks.plan import Plan, Submitted
 from benchmarks.qtask_submit import dictionary
 from benchmarks.qtask_system import QTask
 from benchmarks.receiver import Arrivals, Receiver
 from benchmarks.redis_server import RedisServer
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
+from benchmarks.system import Place
 from qtask.client import Client
 from qtask.model.flow import Limits
 from qtask.store import flows
 
 RATE = 1.0  # deliveries per second of each flow
 _MORE_TASKS = 4  # of each flow than its rate allows in the time, so that none is worked off before the others
+_BURST_PAIRS = 3
 _START_SECONDS = 60.0  # in which all flows must have begun
 
 
@@ -70,6 +74,25 @@ def many_flows(receiver: Receiver, sizes: Sizes) -> Values:
         "script_us": scripts,
         "busy": spent.busy / max(spent.machine, 0.01),
     }
+
+
+class _QTaskOfFlows(QTask):
+    """QTask, to which each task of many flows is submitted with a limit."""
+
+    def submit(self, place: Place, plan: Plan) -> Submitted:
+        return self.submit_by(place, plan, f"socket://127.0.0.1:{self.port}", "benchmarks.flow_submit")
+
+
+def flow_burst(receiver: Receiver, sizes: Sizes) -> Values:
+    """A burst of plain tasks, and one of tasks of many flows with a limit: `plain` and `flows` per second, `ratio`."""
+    rates: dict[str, list[float]] = {"plain": [], "flows": []}
+    for _ in range(_BURST_PAIRS):
+        for name, system in (("plain", QTask("qtask-plain")), ("flows", _QTaskOfFlows("qtask-of-flows"))):
+            with Stage(system, receiver) as stage:
+                stage.start_delivering()
+                rates[name].append(measures.burst(stage, sizes.flow_burst)["rate"])
+    plain, of_flows = (float(np.median(rates[name])) for name in ("plain", "flows"))
+    return {"plain": plain, "flows": of_flows, "ratio": of_flows / plain}
 
 
 def _tasks(due: float, url: str, count: int, each: int) -> Iterator[dict[str, Any]]:

@@ -269,13 +269,46 @@ def _crowds(kept: Results) -> str:
 
 
 def _flows(kept: Results) -> str:
-    if kept.median(QTASK, "flows", "share") is None:
+    if kept.median(QTASK, "flow-rates", "share") is None:
         return ""
-    cells = [f"{kept.median(QTASK, 'flows', 'flows'):,.0f}"]
-    cells += [_spread(kept, QTASK, "flows", value, ".1%") for value in ("share", "slowest")]
-    cells += [_spread(kept, QTASK, "flows", "closest", ".3f"), _spread(kept, QTASK, "flows", "script_us", ".1f")]
+    cells = [f"{kept.median(QTASK, 'flow-rates', 'flows'):,.0f}"]
+    cells += [_spread(kept, QTASK, "flow-rates", value, ".1%") for value in ("share", "slowest")]
+    cells.append(_spread(kept, QTASK, "flow-rates", "closest", ".3f"))
+    cells.append(_spread(kept, QTASK, "flow-rates", "script_us", ".1f"))
     head = ["flows, one delivery a second each", "delivered of what the rates allow", "slowest flow"]
     return _table([*head, "least seconds between two of a flow", "scripts, µs of Redis per delivery"], [cells])
+
+
+def _flow_burst(kept: Results) -> str:
+    cells = [_spread(kept, QTASK, "flow-burst", value, ",.0f") for value in ("plain", "flows")]
+    if not cells[0]:
+        return ""
+    cells.append(_spread(kept, QTASK, "flow-burst", "ratio", ".2f"))
+    return _table(["burst/s of plain tasks", "of 1,000 flows, 50 in parallel", "ratio"], [cells])
+
+
+def _isolation(kept: Results) -> str:
+    words = {
+        "hang": "never answer",
+        "refuse": "refuse connections",
+        "fail": "answer 500",
+        "trickle": "send a byte a second",
+    }
+    rows = []
+    for trouble, what in words.items():
+        for ending, when in (("", "one after another"), (" together", "at the same instant")):
+            name = f"isolation {trouble}{ending}"
+            cells = [_spread(kept, QTASK, name, value, ",.0f") for value in ("p50", "p99", "max")]
+            if cells[0]:
+                rows.append([what, when, *cells])
+    return (
+        _table(["beside 12,000 tasks for hosts that", "200 tasks due", "p50 ms late", "p99", "max"], rows)
+        if rows
+        else ""
+    )
+
+
+def _flow_costs(kept: Results) -> str:
     steps = ("submit", "release", "claim", "settle", "all")
     words = {
         "plain": "none, plain tasks",
@@ -292,7 +325,17 @@ def _flows(kept: Results) -> str:
     return _table(["flows: µs of Redis per task", *steps], rows) if rows else ""
 
 
-_ALONE: tuple[Callable[[Results], str], ...] = (_ways, _round_trips, _scaling, _many, _crowds, _flows)
+_ALONE: tuple[Callable[[Results], str], ...] = (
+    _ways,
+    _round_trips,
+    _scaling,
+    _many,
+    _crowds,
+    _flows,
+    _flow_burst,
+    _isolation,
+    _flow_costs,
+)
 
 
 def _trust(kept: Results) -> str:

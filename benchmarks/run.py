@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from benchmarks import flow_costs, limit, measures, qtask_flows, qtask_measures, report, results
+from benchmarks import flow_costs, limit, measures, qtask_flows, qtask_isolation, qtask_measures, report, results
 from benchmarks.measures import FellBehind, Values
 from benchmarks.peers.catalogue import PEERS, PeerSystem
 from benchmarks.qtask_system import QTask
@@ -26,7 +26,19 @@ from benchmarks.system import System
 
 FORMS = {"full": FULL, "quick": QUICK, "check": CHECK}
 COMMON = ("submit", "burst", "lateness", "slow")
-QTASK_ONLY = ("ways", "round-trips", "idle", "scaling", "many", "crowd", "flows", "start")
+QTASK_ONLY = (
+    "ways",
+    "round-trips",
+    "idle",
+    "scaling",
+    "many",
+    "crowd",
+    "flow-rates",
+    "flow-burst",
+    "isolation",
+    "flows",
+    "start",
+)
 _LOAD_THAT_SPOILS = 0.5
 _FAILURES = (RuntimeError, OSError, RedisError, subprocess.SubprocessError, TimeoutError)
 
@@ -97,7 +109,16 @@ class Run:
             self._measure(
                 "qtask", f"crowd {waiting}", repetition, partial(qtask_measures.crowd, receiver, sizes, waiting)
             )
-        self._measure("qtask", "flows", repetition, partial(qtask_flows.many_flows, receiver, sizes))
+        self._measure("qtask", "flow-rates", repetition, partial(qtask_flows.many_flows, receiver, sizes))
+        self._measure("qtask", "flow-burst", repetition, partial(qtask_flows.flow_burst, receiver, sizes))
+        for trouble in qtask_isolation.TROUBLES:
+            for words, together in (("", False), (" together", True)):
+                self._measure(
+                    "qtask",
+                    f"isolation {trouble}{words}",
+                    repetition,
+                    partial(qtask_isolation.isolation, receiver, sizes, trouble, together),
+                )
         for shape in () if repetition else flow_costs.SHAPES:  # once, because a million tasks take long
             self._measure(
                 "qtask", f"flows {shape}", repetition, partial(flow_costs.flow_costs, shape, sizes.flow_tasks)

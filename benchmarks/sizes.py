@@ -26,6 +26,8 @@ class Sizes:
         limit_seconds: how long the raw limits are measured.
         ways: tasks for each way of submission.
         flows, flow_seconds: flows with one delivery a second each, and how long they are measured.
+        flow_burst: tasks of a burst over many flows.
+        bad_tasks, isolation_seconds: tasks for hosts in trouble, and how long the healthy ones beside them are due.
         flow_tasks: tasks whose cost in Redis is measured with and without flows.
         starts: how often `qtask --help` is started.
     """
@@ -48,6 +50,9 @@ class Sizes:
     ways: int
     flows: int
     flow_seconds: float
+    flow_burst: int
+    bad_tasks: int
+    isolation_seconds: float
     flow_tasks: int
     starts: int
 
@@ -71,6 +76,9 @@ FULL = Sizes(
     ways=60_000,
     flows=10_000,
     flow_seconds=20.0,
+    flow_burst=60_000,
+    bad_tasks=12_000,
+    isolation_seconds=20.0,
     flow_tasks=1_000_000,
     starts=11,
 )
@@ -94,6 +102,9 @@ QUICK = Sizes(
     ways=20_000,
     flows=2_000,
     flow_seconds=8.0,
+    flow_burst=60_000,
+    bad_tasks=12_000,
+    isolation_seconds=10.0,
     flow_tasks=60_000,
     starts=5,
 )
@@ -117,6 +128,9 @@ CHECK = Sizes(
     ways=500,
     flows=50,
     flow_seconds=3.0,
+    flow_burst=600,
+    bad_tasks=600,
+    isolation_seconds=2.0,
     flow_tasks=1_000,
     starts=2,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.bad_hosts import TROUBLES
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.results import Results
 
@@ -41,6 +42,7 @@ def targets(kept: Results) -> list[Target]:
         *_scaling(kept),
         *_crowd(kept),
         *_flows(kept),
+        *_isolation(kept),
         *_idle(kept),
         _start(kept),
     ]
@@ -165,7 +167,32 @@ def _crowd(kept: Results) -> Iterator[Target]:
         )
 
 
+def _isolation(kept: Results) -> Iterator[Target]:
+    for trouble in TROUBLES:
+        for value, limit in (("p99", 100.0), ("max", 500.0)):
+            late = kept.median(QTASK, f"isolation {trouble}", value)
+            yield _target(
+                f"healthy tasks beside hosts that {trouble}, {value}",
+                f"at most {limit:.0f} ms late",
+                [late],
+                "{:.0f} ms",
+                _most(late, limit),
+            )
+
+
 def _flows(kept: Results) -> Iterator[Target]:
+    share = kept.median(QTASK, "flow-rates", "share")
+    yield _target(
+        "10,000 flows, one delivery a second each", "at least 97 % of the rate", [share], "{:.1%}", _least(share, 0.97)
+    )
+    ratio = kept.median(QTASK, "flow-burst", "ratio")
+    yield _target(
+        "burst over 1,000 flows, 50 in parallel",
+        "at least 0.8 of the plain burst",
+        [ratio],
+        "{:.2f}",
+        _least(ratio, 0.8),
+    )
     plain = kept.median(QTASK, "flows plain", "all_us")
     for shape, words in (
         ("one", "one flow"),
