@@ -37,6 +37,7 @@
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
 -- PAUSED is 1 if the queue is paused; then nothing is claimed.
 local LOOK_LIMIT = 750 -- tasks that one claim looks at
+local NEWEST_SHARE = 0.2 -- of a claim
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -134,8 +135,12 @@ local function take(popped)
 end
 
 local paused = call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
-take(paused == 0 and call('LPOP', QUEUE, LIMIT) or {})
--- Where tasks of flows at their limits stand in front of others, it looks further, but not for long: Redis answers nobody else.
+if paused == 0 and version > 0 and any_flow_of_link() and call('LLEN', QUEUE) > 2 * LIMIT then
+  -- Tasks of a flow in trouble may fill the queue, so it takes some of the newest, too, which would wait behind them.
+  take(call('RPOP', QUEUE, math.ceil(LIMIT * NEWEST_SHARE)) or {})
+end
+take(paused == 0 and count < tonumber(LIMIT) and call('LPOP', QUEUE, LIMIT - count) or {})
+-- If tasks of flows at their limits stand before others, it looks further, but not for long: Redis answers nobody else.
 local looked = tonumber(LIMIT)
 while held_count > 0 and count < tonumber(LIMIT) and room > 0 and looked < LOOK_LIMIT do
   local popped = call('LPOP', QUEUE, LIMIT - count)

@@ -22,6 +22,7 @@
 --   LOOKED   how many flows were looked at because their instant had come
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
+local NEWEST = 100 -- of the due tasks that a release looks at, if it cannot move all
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -30,17 +31,29 @@ local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 local touched, held = {}, {}
 local deleted = 0
 local last_field = #head > 0 and any_flow_of_link() and 'data' or 'extra'
-for i = 1, #head, 2 do
-  local id = head[i]
-  local origin, created_at, attempt, status, extra, data =
-    unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field))
-  if created_at and not attempt then
-    foreign[#foreign + 1] = id
-  else
-    moved[#moved + 1] = id
+-- Notes jobs, as pairs of id and due. Of the newest ones, which come before others that are due, it takes only those of no flow.
+local function look_at(pairs_of_jobs, are_newest)
+  for i = 1, #pairs_of_jobs, 2 do
+    local id = pairs_of_jobs[i]
+    local origin, created_at, attempt, status, extra, data =
+      unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field))
     local name = not extra and origin and last_field == 'data' and flow_of_link(data)
-    jobs[#moved] = {origin, head[i + 1], not attempt, status, extra, name}
+    if are_newest and (created_at or extra or name) then
+      -- It stays in the schedule until its turn.
+    elseif created_at and not attempt then
+      foreign[#foreign + 1] = id
+    else
+      moved[#moved + 1] = id
+      jobs[#moved] = {origin, pairs_of_jobs[i + 1], not attempt, status, extra, name}
+    end
   end
+end
+
+look_at(head, false)
+if #head == 2 * LIMIT and last_field == 'data' then
+  -- Tasks of a flow in trouble may be in front of many others.
+  local last = head[#head]
+  look_at(call('ZREVRANGEBYSCORE', SCHEDULE, string.format('%.6f', now), '(' .. last, 'WITHSCORES', 'LIMIT', 0, NEWEST), true)
 end
 if #moved > 0 then
   -- The first write must be one that frees memory: Redis does not stop a script that has begun to write when it runs
