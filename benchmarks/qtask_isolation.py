@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bad_hosts
-from benchmarks.bad_hosts import Trouble
 from benchmarks.measures import Values
 from benchmarks.qtask_submit import dictionary
 from benchmarks.qtask_system import QTask
@@ -19,6 +17,7 @@ from benchmarks.receiver import Receiver
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
 from qtask.client import Client
+from tests.support.bad_hosts import Trouble
 
 HOSTS = 3
 HEALTHY = 200
@@ -32,7 +31,7 @@ def isolation(receiver: Receiver, sizes: Sizes, trouble: Trouble, together: bool
     `sizes.bad_tasks` tasks for three hosts in trouble are due at one instant. The healthy ones are due from that
     instant on, over `sizes.isolation_seconds`, or with `together` all at that instant and among the others.
     """
-    command = [sys.executable, "-m", "benchmarks.bad_hosts", trouble, str(HOSTS)]
+    command = [sys.executable, "-m", "tests.support.bad_hosts", trouble, str(HOSTS)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -73,6 +72,3 @@ def _tasks(due: float, spread: float, url: str, ports: list[int], count: int) ->
         if number % every == 0 and number // every < HEALTHY:
             healthy = due + spread * (number // every) / HEALTHY
             yield dictionary(healthy, url, f"/{healthy:.6f}/{number // every + 1}")
-
-
-TROUBLES = bad_hosts.TROUBLES

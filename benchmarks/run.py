@@ -23,6 +23,7 @@ from benchmarks.results import Results
 from benchmarks.sizes import CHECK, FULL, QUICK, Sizes
 from benchmarks.stage import Stage
 from benchmarks.system import System
+from tests.support.bad_hosts import TROUBLES
 
 FORMS = {"full": FULL, "quick": QUICK, "check": CHECK}
 COMMON = ("submit", "burst", "lateness", "slow")
@@ -111,7 +112,7 @@ class Run:
             )
         self._measure("qtask", "flow-rates", repetition, partial(qtask_flows.many_flows, receiver, sizes))
         self._measure("qtask", "flow-burst", repetition, partial(qtask_flows.flow_burst, receiver, sizes))
-        for trouble in qtask_isolation.TROUBLES:
+        for trouble in TROUBLES:
             for words, together in (("", False), (" together", True)):
                 self._measure(
                     "qtask",

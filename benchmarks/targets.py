@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.bad_hosts import TROUBLES
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.results import Results
+from tests.support.bad_hosts import TROUBLES
 
 QTASK = "qtask"
 NODE_PEERS = ("bullmq",)

@@ -1,4 +1,4 @@
-"""Hosts that delay deliveries, for the measure of isolation: `python -m benchmarks.bad_hosts TROUBLE COUNT`.
+"""Hosts that delay deliveries, for tests and measures of isolation: `python -m tests.support.bad_hosts TROUBLE COUNT`.
 
 Prints the ports, and serves until its standard input ends.
 """
