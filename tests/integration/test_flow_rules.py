@@ -174,7 +174,7 @@ def test_own_limits_and_a_pause_keep_the_key_of_an_idle_flow(redis: Redis) -> No
     pause_flow(redis, HOST)
     release(redis)
     assert waiting(redis, HOST) == [one]
-    assert tasks.cancel(redis, one) == "queued"
+    assert tasks.cancel(redis, one) == "waiting"
     release(redis)
     assert show_flow(redis, HOST).state == "paused"
     pause_flow(redis, HOST, False)
