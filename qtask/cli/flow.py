@@ -70,24 +70,18 @@ def set_flow(config: Config, key: str, as_json: bool, **given: Any) -> None:
     from qtask.store import flow_records
 
     limits = {name: value for name, value in given.items() if value is not None}
-    if "parallel" in limits:
-        limits["parallel"] = _number(int, "parallel", limits["parallel"], ("auto", "none"))
-    if "rate" in limits:
-        limits["rate"] = _number(float, "rate", limits["rate"], ("none",))
-    _print(flow_records.set_flow(connected(config), key, changes_of(limits)), as_json)
+    for name, kind in (("parallel", int), ("rate", float)):
+        if name in limits:
+            limits[name] = None if limits[name] == "none" else _number(kind, limits[name])
+    _print(flow_records.set_flow(connected(config), key, changes_of(limits, removes="none")), as_json)
 
 
-def _number(kind: Callable[[str], float], flag: str, text: str, words: tuple[str, ...]) -> Any:
-    """The value of a flag that is a number or a word; None for the word `none`."""
-    from qtask.model.errors import Refused
-
-    if text in words:
-        return None if text == "none" else text
+def _number(kind: Callable[[str], float], text: str) -> float | str:
+    """The number that a flag has, or the text that is none."""
     try:
         return kind(text)
     except ValueError:
-        needed = ", ".join(("a whole number" if kind is int else "a number", *words))
-        raise Refused("wrong_type", flag, f"one of {needed} is needed, got {text[:40]!r}") from None
+        return text
 
 
 def _decision(name: str, about: str, decide: Callable[[Any, str], Any]) -> None:

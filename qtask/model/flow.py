@@ -113,27 +113,32 @@ def check_limits(limits: Limits, field: str = "") -> None:
 
     Raises `Refused` for a number out of its bounds, and for limits that contradict each other.
     """
+    check_values(limits, field)
     prefix = f"{field}." if field else ""
-    if isinstance(limits.parallel, int):
-        _check_count(f"{prefix}parallel", limits.parallel, MAX_PARALLEL)
-    if limits.rate is not UNSET:
-        _check_number(f"{prefix}rate", limits.rate, 0.0, MAX_RATE)
-    if limits.per is not UNSET:
-        if limits.rate is UNSET:
-            raise Refused("invalid_value", f"{prefix}per", "per is the span of a rate; give a rate, or leave it out")
-        if not MIN_PER_SECONDS <= limits.per <= MAX_PER_SECONDS:
-            words = f"seconds from {MIN_PER_SECONDS:g} to {MAX_PER_SECONDS:.0f} (a day) are needed"
-            raise Refused("invalid_value", f"{prefix}per", f"{words}, got {limits.per:g}")
-    if limits.burst is not UNSET:
-        if limits.rate is UNSET:
-            raise Refused("invalid_value", f"{prefix}burst", "burst belongs to a rate; give a rate, or leave it out")
-        _check_count(f"{prefix}burst", limits.burst, MAX_BURST)
+    if limits.rate is UNSET and limits.per is not UNSET:
+        raise Refused("invalid_value", f"{prefix}per", "per is the span of a rate; give a rate, or leave it out")
+    if limits.rate is UNSET and limits.burst is not UNSET:
+        raise Refused("invalid_value", f"{prefix}burst", "burst belongs to a rate; give a rate, or leave it out")
     if limits.spacing > MAX_SPACING_SECONDS:
         words = f"at least one delivery a day is needed, got one in {limits.spacing:.6g} seconds; `per` is up to a day"
         raise Refused("invalid_value", f"{prefix}rate", words)
     if limits.ordered is True and limits.parallel is not UNSET and limits.parallel != 1:
         words = "an ordered flow delivers one task at a time; leave parallel out, or set it to 1"
         raise Refused("invalid_value", f"{prefix}parallel", words)
+
+
+def check_values(limits: Limits | Changes, field: str = "") -> None:
+    """Checks each number by itself. Raises `Refused` for one that is not finite or out of its bounds."""
+    prefix = f"{field}." if field else ""
+    if isinstance(limits.parallel, int):
+        _check_count(f"{prefix}parallel", limits.parallel, MAX_PARALLEL)
+    if isinstance(limits.rate, int | float):
+        _check_number(f"{prefix}rate", limits.rate, 0.0, MAX_RATE)
+    if isinstance(limits.per, int | float) and not MIN_PER_SECONDS <= limits.per <= MAX_PER_SECONDS:
+        words = f"seconds from {MIN_PER_SECONDS:g} to {MAX_PER_SECONDS:.0f} (a day) are needed"
+        raise Refused("invalid_value", f"{prefix}per", f"{words}, got {limits.per:g}")
+    if isinstance(limits.burst, int):
+        _check_count(f"{prefix}burst", limits.burst, MAX_BURST)
 
 
 def _check_count(field: str, count: int, most: int) -> None:

@@ -84,7 +84,6 @@ def refusal_of_text(
     raw: bytes,
     wanted: str = "object",
     hints: Mapping[str, str] | None = None,
-    keys: tuple[str, ...] = (),
 ) -> Refused:
     """The refusal for a text that could not be parsed.
 
@@ -93,8 +92,13 @@ def refusal_of_text(
         raw: the text.
         wanted: what is expected; the message puts it after "one JSON".
         hints: path of a field to the text that is added to the message about it.
-        keys: those of the object, if it is not a task.
     """
+    if isinstance(error, msgspec.ValidationError) and refusal_of_form(raw) is None:
+        return _invalid(str(error), "", hints or {})
+    return _refusal_of_json(error, raw, wanted)
+
+
+def _refusal_of_json(error: Exception, raw: bytes, wanted: str) -> Refused:
     if (refused := refusal_of_form(raw)) is not None:
         return refused
     if isinstance(error, UnicodeDecodeError):
@@ -102,8 +106,6 @@ def refusal_of_text(
         return Refused("invalid_json", "", f"JSON must be in UTF-8, where byte {byte:#04x} is not valid here")
     if isinstance(error, RecursionError):
         return too_deep()
-    if isinstance(error, msgspec.ValidationError):
-        return _invalid(str(error), "", hints or {}, keys)
     words = _what_is_malformed(raw) or str(error)
     if not raw.strip():
         return Refused("invalid_json", "", f"one JSON {wanted} is needed, got nothing")
@@ -132,15 +134,20 @@ def refusal_of_data(
     return _invalid(words, "settings.data", hints, kind.__struct_fields__, name)
 
 
-def refusal_of_limits(error: msgspec.ValidationError, place: str = "") -> Refused:
-    """The refusal for limits of a flow that are no `Limits`.
+def refusal_of_limits(error: Exception, place: str = "", raw: bytes = b"{}", removes: str = "") -> Refused:
+    """The refusal for limits of a flow that are no `Limits` or no `Changes`.
 
     Args:
-        error: the error of msgspec.
+        error: the error of msgspec, or one of Python that msgspec passed on.
         place: path of the object of limits; empty if the limits are all that was given.
+        raw: the text, if they were parsed from one.
+        removes: the word that removes a limit, if one does.
     """
-    hints = {f"{place}.{name}" if place else name: hint for name, hint in _LIMIT_HINTS.items()}
-    return _invalid(str(error), place, hints, Limits.__struct_fields__)
+    if not isinstance(error, msgspec.ValidationError) or refusal_of_form(raw) is not None:
+        return _refusal_of_json(error, raw, "object of limits")
+    more = f"; {removes} removes it" if removes else ""
+    hints = {f"{place}.{name}" if place else name: hint + more for name, hint in _LIMIT_HINTS.items()}
+    return _invalid(str(error).replace(" | null`", "`"), place, hints, Limits.__struct_fields__)
 
 
 def refusal_of_form(raw: bytes) -> Refused | None:
@@ -224,11 +231,11 @@ def _invalid(
     if match := says.UNKNOWN.fullmatch(words):
         place = _path(base, match["path"], name)
         known = ", ".join(keys or _KEYS_OF.get(place, ()))
-        shown = place or ("this object" if keys else "a task")
+        shown = f"{place or 'a task'}; its keys are" if place or not keys else "the limits; their keys are"
         return Refused(
             "unknown_field",
             _path(base, match["path"], name, match["key"][:60]),
-            f"{match['key'][:60]!r} is not a key of {shown}; its keys are: {known}",
+            f"{match['key'][:60]!r} is not a key of {shown}: {known}",
         )
     if match := says.EXPECTED.fullmatch(words):
         field = _path(base, match["path"], name)

@@ -19,7 +19,8 @@ LOOK = 10_000  # flows and tasks that are looked at for one page; it ends then, 
 
 
 def waiting_page(cursor: Cursor, limit: int) -> Steps[Page[str]]:
-    """The stored ids of the tasks of a queue that wait in flows, after a cursor, up to `limit` of them (at least one).
+    """The stored ids of the tasks of a queue (of all, without a name) that wait in flows, after a cursor, up to `limit`
+    of them (at least one).
 
     Flow by flow, in no order of the flows; the tasks of one flow in the order in which they begin. The page may have
     fewer tasks, or none, even if more follow. A flow in which tasks wait all the while is on the pages once; one that
@@ -71,9 +72,9 @@ def _whole_flows(names: list[str], room: int) -> Steps[list[list[str]]]:
 
 
 def _of_queue(ids: list[str], queue: str) -> Steps[list[str]]:
-    """Those of the tasks that belong to a queue."""
-    if not ids:
-        return []
+    """Those of the tasks that belong to a queue; all of them without a name."""
+    if not ids or not queue:
+        return ids
     origins = yield commands(*(("HMGET", keys.job(task_id), "origin") for task_id in ids))
     return [task_id for task_id, (origin,) in zip(ids, origins, strict=True) if text(origin) == queue]
 

@@ -62,7 +62,7 @@ def test_every_command_takes_any_key(installation: Installation, key: str) -> No
         ran(installation, "flow", "set", key, "--parallel", "5", "--rate", "2.5", "--per", "10", "--burst", "3")
     )
     assert (made["flow"], made["state"]) == (key, "idle")
-    assert made["limits"] == "parallel 5, rate 2.5 in 10 s, burst 3"
+    assert made["limits"] == "parallel 5 (set), rate 2.5 in 10 s, burst 3 (set)"
     assert made["rate used"] == "0 of 2.5 in 10 s"
     assert rows(ran(installation, "flow", "show", key)) == made
     shown = document(installation, "flow", "show", key)
@@ -97,10 +97,17 @@ def test_unknown_flow_is_reported(installation: Installation, command: str) -> N
     ("flags", "message"),
     [
         ((), "at least one limit is needed: parallel, rate, per, burst or ordered"),
-        (("--parallel", "many"), "parallel: one of a whole number, auto, none is needed, got 'many'"),
+        (
+            ("--parallel", "many"),
+            "parallel: 'many' is not allowed here; deliveries in flight at most, such as 50, or auto; none removes it",
+        ),
         (("--parallel", "0"), "parallel: a whole number from 1 to 100000 is needed, got 0"),
-        (("--rate", "fast"), "rate: one of a number, none is needed, got 'fast'"),
-        (("--rate", "nan"), "rate: a finite number is needed, got nan"),
+        (
+            ("--rate", "fast"),
+            "rate: a number is needed, got text; deliveries that begin in `per` seconds at most, such as 10 or 0.5; "
+            "none removes it",
+        ),
+        (("--rate", "nan"), "rate: a number above 0 and up to 1000000 is needed, got nan"),
         (("--rate", "-1"), "rate: a number above 0 and up to 1000000 is needed, got -1"),
         (("--per", "5"), "per: per is the span of a rate; give a rate, or leave it out"),
         (("--ordered", "--parallel", "2"), "parallel: an ordered flow delivers one task at a time"),
@@ -242,7 +249,10 @@ def test_more_flows_than_the_limit_are_counted(installation: Installation) -> No
         ("", "settings.flow: a key is 1 to 200 printable ASCII characters, got 0 characters: ''"),
         ("ü", "settings.flow: a key is 1 to 200 printable ASCII characters, got 1 characters: 'ü'"),
         ('{"paralel": 1}', "settings.flow.paralel: 'paralel' is not a key of settings.flow; its keys are: "),
-        ('{"parallel": "x"}', "settings.flow.parallel: 'x' is not allowed here; a whole number, or \"auto\""),
+        (
+            '{"parallel": "x"}',
+            "settings.flow.parallel: 'x' is not allowed here; deliveries in flight at most, such as 50, or auto",
+        ),
         ('{"burst": 2}', "settings.flow.burst: burst belongs to a rate"),
     ],
 )

@@ -271,7 +271,7 @@ def test_other_texts_than_auto_are_rejected(redis: Redis) -> None:
     with pytest.raises(Refused) as refused:
         Adapting(redis, flow={"key": KEY, "parallel": "many"}).send(1)
     assert refused.value.field == "settings.flow.parallel"
-    assert refused.value.message.endswith("a whole number, or auto")
+    assert refused.value.message.endswith("deliveries in flight at most, such as 50, or auto")
 
 
 # --- timeout -----------------------------------------------------------------------------------------------------

@@ -179,6 +179,53 @@ def test_wrong_limits_are_answered_by_put(limits: str, field: str, words: str, g
     assert not redis.exists(keys.FLOW_PREFIX + "a")
 
 
+@pytest.mark.parametrize(("limits", "field", "words"), [one for one in WRONG_LIMITS if "null" not in one[0]])
+def test_wrong_changes_are_answered_by_patch(
+    limits: str, field: str, words: str, gateway: Gateway, redis: Redis
+) -> None:
+    status, answer = post(gateway, "PATCH", "/flows/a", limits.encode())
+    assert status == 400
+    assert answer["error"]["field"] == field
+    assert answer["error"]["message"].startswith(words)
+    if answer["error"]["code"] == "wrong_type":
+        assert answer["error"]["message"].endswith("; null removes it")
+    assert not redis.exists(keys.FLOW_PREFIX + "a")
+
+
+@pytest.mark.parametrize(
+    ("limits", "field", "words"),
+    [
+        one
+        for one in WRONG_LIMITS
+        if "null" not in one[0] and "1e400" not in one[0] and one[1].lower() == one[1] != "rates"
+    ],
+)
+def test_client_raises_what_is_wrong_with_changes(
+    limits: str, field: str, words: str, gateway: Gateway, redis_server: RedisServer
+) -> None:
+    for url in (f"http://127.0.0.1:{gateway.http_port}", redis_server.url):
+        with Client(url) as client, pytest.raises(Refused) as error:
+            client.set_flow("a", **json.loads(limits))
+        assert error.value.field == field
+        assert error.value.message.startswith(words)
+        if error.value.code == "wrong_type":
+            assert error.value.message.endswith("; None removes it")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_client_changes_nothing_to_a_number_that_json_has_not(
+    value: float, gateway: Gateway, redis_server: RedisServer, redis: Redis
+) -> None:
+    for url in (f"http://127.0.0.1:{gateway.http_port}", redis_server.url):
+        with Client(url) as client:
+            client.set_flow("a", rate=5)
+            with pytest.raises(Refused, match=f"a number above 0 and up to 1000000 is needed, got {value:g}"):
+                client.set_flow("a", rate=value)
+            with pytest.raises(Refused, match=f"are needed, got {value:g}"):
+                client.set_flow("a", per=value)
+            assert (client.flow("a").rate, client.flow("a").per) == (5, 1)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -223,6 +270,7 @@ def test_command_line_says_what_is_wrong(redis_server: RedisServer, redis: Redis
 
     assert f"parallel: {COUNT}0" in said("--parallel", "0")
     assert f"parallel: {COUNT}-3" in said("--parallel", "-3")
+    assert said("--rate", "fast").endswith("such as 10 or 0.5; none removes it")
     assert "parallel: 'many' is not allowed here; deliveries in flight at most, such as 50, or auto" in said(
         "--parallel", "many"
     )

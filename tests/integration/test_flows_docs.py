@@ -7,7 +7,7 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from msgspec import structs
@@ -17,10 +17,11 @@ from qtask.config import Config, load
 from qtask.destinations.parsing import parse
 from qtask.model import flow, flow_rule
 from qtask.model.flow import Flow
-from qtask.model.flow_record import FlowRecord, FlowState, Source
+from qtask.model.flow_record import FlowRecord, FlowState, Source, wait_in
+from qtask.observe import tables
 from qtask.store import schedule
 from qtask.store.flow_records import list_flows, show_flow
-from tests.support.documents import ROOT, blocks, broken_links, run
+from tests.support.documents import ROOT, Block, blocks, broken_links, run
 from tests.support.gateway_process import Gateway, scheduled
 from tests.support.redis_server import RedisServer
 from tests.unit.test_flow_names import SPELLINGS
@@ -33,6 +34,7 @@ TEXT = DOCUMENT.read_text()
 (COMMANDS, REQUESTS) = (block for block in BLOCKS if block.language == "sh")
 (PYTHON,) = (block for block in BLOCKS if block.language == "python")
 (TOML,) = (block for block in BLOCKS if block.language == "toml")
+(ADAPTED, TIMED) = (block for block in BLOCKS if not block.language)
 
 
 @pytest.fixture
@@ -42,12 +44,14 @@ def environment(gateway: Gateway, redis_server: RedisServer) -> dict[str, str]:
 
 
 def test_every_block_is_tested() -> None:
-    assert sorted([TASK, ANSWER, COMMANDS, REQUESTS, PYTHON, TOML], key=lambda block: block.line) == BLOCKS
+    assert (
+        sorted([TASK, ANSWER, COMMANDS, REQUESTS, PYTHON, TOML, ADAPTED, TIMED], key=lambda block: block.line) == BLOCKS
+    )
 
 
 def test_commands_work(environment: dict[str, str], redis: Redis, tmp_path: Path) -> None:
     output = run(COMMANDS, {}, tmp_path, environment)
-    assert "partner-api" in output
+    assert "partner-api" in output and "parallel auto (set), now 5" in output
     schedule.release(redis, 500)
     (left,) = list_flows(redis).items
     assert (left.key, left.ordered) == ("https://api.example.org", True)
@@ -64,7 +68,40 @@ def test_requests_work(gateway: Gateway, environment: dict[str, str], redis: Red
     assert not any("error" in answer for answer in answers)
     assert answers[1] == json.loads(ANSWER.text)
     assert [answer["state"] for answer in answers[3:6]] == ["paused", "idle", "idle"]
+    assert (answers[6]["parallel"], answers[6]["rate"], answers[6]["burst"]) == (None, 100, 10)
     assert show_flow(redis, "https://api.example.org").ordered
+
+
+@pytest.mark.parametrize(
+    ("block", "fields"),
+    [
+        (
+            ADAPTED,
+            {
+                "parallel": "auto",
+                "adapted": 12,
+                "adapted_why": "durations rose from 52 ms to 71 ms",
+                "limits_from": {"parallel": "set"},
+            },
+        ),
+        (TIMED, {"timeout": 1.24, "duration_mean": 0.31, "duration_deviation": 0.0775}),
+    ],
+)
+def test_limits_that_adapt_are_shown_as_written(
+    block: Block, fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.print_flow(FlowRecord("k", **fields))
+    assert block.text.split() == next(line for line in capsys.readouterr().out.splitlines() if "limits" in line).split()
+
+
+def test_examples_of_what_a_task_waits_for_are_those_of_the_code() -> None:
+    until = 1_795_867_902.97
+    for position, record in (
+        (2, FlowRecord("partner-api", "waiting", parallel=5, in_flight=5)),
+        (1, FlowRecord("partner-api", "waiting", rate=1.0, next_token=until)),
+        (1, FlowRecord("partner-api", "resting", until=until, why="its destination asked for a pause")),
+    ):
+        assert f"\n- `{wait_in(record, position).words}`\n" in TEXT
 
 
 def test_python_code_works(environment: dict[str, str], redis: Redis, tmp_path: Path) -> None:

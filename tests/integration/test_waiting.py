@@ -88,6 +88,7 @@ def test_waiting_tasks_are_listed_and_counted_by_queue(redis: Redis) -> None:
     others = send(redis, task("k"), queue="other")
     release(redis)
     assert listed(redis, 10) == ours and listed(redis, 10, "other") == others
+    assert listed(redis, 10, "") == listed(redis, 1, "") == [*ours, *others]
     assert tasks.count_tasks(redis, "qtask")["waiting"] == 2
     assert tasks.count_tasks(redis, "other")["waiting"] == 1
 
