@@ -32,10 +32,14 @@ class FlowSigns(NamedTuple):
 
 
 class Suspects:
-    """The flows whose deliveries have failed lately, so that their successes count as well. All others cost nothing."""
+    """The flows whose deliveries have failed lately, so that their successes count as well. All others cost nothing.
+
+    Attributes:
+        until: when this ends for each of them, in Unix seconds.
+    """
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
+        self.until: dict[str, float] = {}
 
     def signs_of(
         self, claim: Claim, result: Answer | Failure, flow: str, now: float, config: Config
@@ -51,11 +55,11 @@ class Suspects:
         """
         if isinstance(result, Failure):
             return self._signs_of_failure(claim, result, flow, now, config)
-        if self._until:
+        if self.until:
             name = flow or flow_name_of(claim.task)
-            if self._until.get(name, 0.0) > now:
+            if self.until.get(name, 0.0) > now:
                 return FlowSigns(name, "good")
-            self._until.pop(name, None)
+            self.until.pop(name, None)
         return FlowSigns(flow) if flow else None
 
     def _signs_of_failure(
@@ -69,7 +73,7 @@ class Suspects:
         name = flow or flow_name_of(claim.task)
         health: Health | None = None
         if config.circuit_breaker > 0:
-            self._until[name] = now + SUSPECT_SECONDS
+            self.until[name] = now + SUSPECT_SECONDS
             health = "bad"
         elif flow:
             health = "bad"  # for a flow that adapts

@@ -37,6 +37,7 @@
 -- DESTINATIONS has their names. The worker parks what it has claimed for them.
 -- PAUSED is 1 if the queue is paused; then nothing is claimed.
 local LOOK_LIMIT = 750 -- tasks that one claim looks at
+local DESTINATIONS_LIMIT = 1000 -- with more of them, only links that are written as the names of flows are found
 local NEWEST_SHARE = 0.2 -- of a claim
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
@@ -171,7 +172,11 @@ if next(touched) then
   wake_for(earliest, before)
   finish_flows(held)
 end
+local destinations = {}
+if version ~= tonumber(KNOWN_VERSION) and call('SCARD', FLOW_DESTINATIONS) <= DESTINATIONS_LIMIT then
+  destinations = call('SMEMBERS', FLOW_DESTINATIONS)
+end
 return {[NOW] = string.format('%.6f', now), [IDS] = ids, [ATTEMPTS] = attempts, [DUES] = dues, [DATA] = datas,
   [FLOW_NAMES] = names, [TIMEOUTS] = timeouts, [VERSION] = version,
-  [DESTINATIONS] = version == tonumber(KNOWN_VERSION) and {} or call('SMEMBERS', FLOW_DESTINATIONS),
+  [DESTINATIONS] = destinations,
   [PAUSED] = paused}

@@ -45,8 +45,8 @@ local function set_limits(name, limits, now, by_people)
   if not by_people and has_fields(key, fields) then
     return
   end
-  if by_people or string.find(name, ':', 1, true) then
-    note_destination(name)
+  if by_people or string.find(name, '^%l+:/') or string.find(name, '^pipe:') then
+    note_destination(name) -- it may be the name of a destination
   end
   if fields.rate and fields.rate ~= '' then
     limit_tat(key, fields, now)

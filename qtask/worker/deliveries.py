@@ -30,13 +30,15 @@ from qtask.destinations.registry import flow_name_of
 from qtask.model.errors import Refused
 from qtask.model.link import http_place
 from qtask.model.outcome import Answer, Failure
-from qtask.model.task import with_timeout
+from qtask.model.task import Task, with_timeout
 from qtask.observe.failure_log import FailureLog
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.worker.clock import RedisClock
 from qtask.worker.shares import UNANSWERED_LIMIT, Shares
 
+ORIGINS_KEEP = 10_000
+_AFTER_SCHEME = 8  # position in a link after `http://` or `https://`
 LOOK_SECONDS = 0.005  # between two looks at tasks that wait because their flow has its share
 
 logger = logging.getLogger("qtask.worker")
@@ -75,6 +77,7 @@ class Deliveries:
         self.limited: frozenset[str] = frozenset()
         self.shares = Shares(config.concurrency)
         self._claims: dict[str, Claim] = {}  # of the deliveries in flight
+        self._origins: dict[str, str] = {}  # names of flows by the beginnings of links
         self._suspects = Suspects()
         self._wakes = False  # a timer is set that ends a turn of the loop
         self._unanswered = 0  # deliveries begun since one has ended
@@ -103,7 +106,7 @@ class Deliveries:
             due = due_of(task, task_id, written_due)
             retried, attempt = attempt < 0, abs(attempt)
             flow = self.flows.get(task_id, "") if self.flows else ""
-            timed = bool(self.timeouts) and task_id in self.timeouts
+            timed = task_id in self.timeouts
             if timed:
                 task = with_timeout(task, self.timeouts[task_id], attempt)
             claim = self._claims[task_id] = Claim(task_id, attempt, task, due, retried, not accepted, flow, timed)
@@ -112,7 +115,7 @@ class Deliveries:
                 if reason is not None:
                     self._end_undelivered(claim, reason)
                     return
-            if self.limited and not flow and (name := flow_name_of(task)) in self.limited:
+            if self.limited and not flow and (name := self._flow_of(task)) in self.limited:
                 del self.in_flight[task_id], self._claims[task_id]
                 self.shares.hold(name, (task_id, -attempt if retried else attempt, written_due, data), began)
                 return
@@ -146,15 +149,30 @@ class Deliveries:
     def _take_share(self, claim: Claim, entry: Entry, now: float) -> bool:
         if not self.shares.counts:
             self.shares.start(
-                (one.id, _flow_of(one), self.in_flight[one.id]) for one in self._claims.values() if one is not claim
+                (one.id, one.flow or self._flow_of(one.task), self.in_flight[one.id])
+                for one in self._claims.values()
+                if one is not claim
             )
-        if self.shares.take(_flow_of(claim), entry, now):
+        if self.shares.take(claim.flow or self._flow_of(claim.task), entry, now):
             return True
         del self.in_flight[claim.id], self._claims[claim.id]
         if not self._wakes:
             self._wakes = True
             self._loop.call_later(LOOK_SECONDS, self._wake)
         return False
+
+    def _flow_of(self, task: Task) -> str:
+        """The name of the flow of a task that names none. Names of HTTP links are kept, because parsing is slow."""
+        link = task.address.link
+        if task.type != "http":
+            return flow_name_of(task)
+        origin = link[: end if (end := link.find("/", _AFTER_SCHEME)) > 0 else None]
+        name = self._origins.get(origin)
+        if name is None:
+            name = flow_name_of(task)
+            if len(self._origins) < ORIGINS_KEEP and not origin.endswith(":"):  # else the path of a unix socket follows
+                self._origins[origin] = name
+        return name
 
     def _wake(self) -> None:
         self._wakes = False
@@ -175,7 +193,9 @@ class Deliveries:
             self.slots.release(claim.id)
         self.seconds += ended - began
         started = began + self._clock.offset
-        signs = self._suspects.signs_of(claim, result, flow, started, self._config)
+        signs = None
+        if flow or self._suspects.until or isinstance(result, Failure):  # else there are none, and this is the hot path
+            signs = self._suspects.signs_of(claim, result, flow, started, self._config)
         outcome = settlement(claim, result, started, ended - began, self._config.idempotency_seconds, signs)
         if isinstance(result, Failure):
             self.failed += 1
@@ -212,7 +232,3 @@ class Deliveries:
         self.failures.flush(everything=True)
         for deliver in self._deliverers.values():
             deliver.close()
-
-
-def _flow_of(claim: Claim) -> str:
-    return claim.flow or flow_name_of(claim.task)

@@ -1,12 +1,13 @@
 """How many deliveries of one flow a worker has in flight, so that no destination takes all of its places. No I/O.
 
-The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a flow has at
-most as many deliveries in flight as there are free places. So one flow alone gets half of all places, n flows that take
-what they can get 1/(n + 1) each, and as much stays free for all others.
+The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a slow flow has
+at most as many deliveries in flight as there are free places, and a flow whose deliveries end FAST_SHARE times as many.
+So one fast flow alone gets seven eighths of all places, n slow flows that take what they can get 1/(n + 1) each, and as
+much stays free for all others.
 
-A flow of which no delivery has ended yet begins with a few, so that a host that does not answer costs little.
+A flow of which no delivery has ended lately begins with a few, so that a host that does not answer costs little.
 
-Nothing is counted while less than half of all places are taken and deliveries end, because no flow can be above its
+Nothing is counted while deliveries end and an eighth of all places is free, because a fast flow cannot be above its
 threshold then.
 """
 
@@ -19,7 +20,10 @@ from typing import NamedTuple
 from qtask.destinations.http.host_slots import Entry
 
 UNANSWERED_LIMIT = 300  # deliveries begun, more than a claim, since one has ended; after that deliveries are counted
-FIRST_SHARE = 16  # a flow of which no delivery has ended gets this part of all places
+FAST_SHARE = 7
+FIRST_SHARE = 16  # a flow of which no delivery has ended lately gets this part of all places
+LATELY_SECONDS = 60.0
+ENDS_KEEP = 10_000  # flows whose last end is known
 SLOW_SECONDS = 0.05  # a flow at its threshold of which no delivery has ended for so long is slow
 PATIENCE_SECONDS = 0.25  # for which its tasks wait here otherwise
 PARKED_SECONDS = 1.0  # for which further tasks of a flow are parked at once
@@ -44,14 +48,19 @@ class Shares:
 
     Args:
         places: deliveries that the worker has in flight at most.
+
+    Attributes:
+        counts: whether deliveries are counted.
+        threshold_from: so many are in flight before a flow can be above its threshold.
     """
 
     def __init__(self, places: int) -> None:
         self._places = places
+        self.threshold_from = places - max(1, places // (FAST_SHARE + 1))
         self._flows: dict[str, str] = {}  # of each task in flight, while they are counted
         self._used: dict[str, int] = {}
         self._first = max(1, places // FIRST_SHARE)
-        self._proven: set[str] = set()  # flows of which a delivery has ended
+        self._ended: dict[str, float] = {}  # when a delivery of a flow ended last, as far as it was counted
         self._quiet_since: dict[str, float] = {}  # when a delivery of a flow ended last, or its first one began
         self._waiting: dict[str, deque[tuple[float, Entry]]] = {}
         self._parked: dict[str, float] = {}  # until when further tasks of a flow are parked at once
@@ -61,11 +70,6 @@ class Shares:
     def __len__(self) -> int:
         """How many tasks wait here."""
         return self._waiting_count
-
-    @property
-    def threshold_from(self) -> int:
-        """So many deliveries are in flight before a flow can be above its threshold."""
-        return self._places // 2
 
     def start(self, in_flight: Iterable[tuple[str, str, float]]) -> None:
         """Begins to count, with the id, the flow and the begin of each delivery in flight, the oldest first."""
@@ -89,16 +93,18 @@ class Shares:
         """
         if entry[0] in self._flows:
             return True  # `next` has given it its place
-        if flow in self._waiting or self._used.get(flow, 0) >= self._threshold(flow):
+        if flow in self._waiting or self._used.get(flow, 0) >= self._threshold(flow, now):
             self._waiting.setdefault(flow, deque()).append((now, entry))
             self._waiting_count += 1
             return False
         self._add(entry[0], flow, now)
         return True
 
-    def _threshold(self, flow: str) -> int:
+    def _threshold(self, flow: str, now: float) -> int:
         free = self._places - len(self._flows)
-        return free if flow in self._proven else min(free, self._first)
+        if now - self._ended.get(flow, -LATELY_SECONDS) >= LATELY_SECONDS:
+            return min(free, self._first)
+        return free if now - self._quiet_since.get(flow, now) > SLOW_SECONDS else FAST_SHARE * free
 
     def hold(self, flow: str, entry: Entry, now: float) -> None:
         """Has a task wait that has no slot in a flow with limits, until `parkings` takes it."""
@@ -115,19 +121,19 @@ class Shares:
             self._used[flow] -= 1
         else:
             del self._used[flow]
-        self._proven.add(flow)
-        self._quiet_since[flow] = now
+        self._ended[flow] = self._quiet_since[flow] = now
         if not self._waiting and len(self._flows) < self._places // 4:
             self.counts = False
             self._flows.clear()
             self._used.clear()
-            self._proven.clear()
             self._quiet_since.clear()
+            if len(self._ended) > ENDS_KEEP:
+                self._ended.clear()
 
     def next(self, now: float) -> Entry | None:
         """A task that has waited here and may begin now, from one flow after the other; None when there is none."""
         for flow in list(self._waiting):
-            if self._used.get(flow, 0) < self._threshold(flow):
+            if self._used.get(flow, 0) < self._threshold(flow, now):
                 waiting = self._waiting.pop(flow)
                 _, entry = waiting.popleft()
                 self._waiting_count -= 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtask.destinations.http.host_slots import Entry
-from qtask.worker.shares import FIRST_SHARE, SLOW_SECONDS, Shares
+from qtask.worker.shares import FIRST_SHARE, LATELY_SECONDS, SLOW_SECONDS, Shares
 
 _numbers = count()
 
@@ -17,9 +17,10 @@ def entry() -> Entry:
     return f"task{next(_numbers)}", 1, b"", b""
 
 
-def proven(shares: Shares, *flows: str) -> Shares:
+def proven(places: int, *flows: str) -> Shares:
     """Shares of a worker that has a quarter of its places taken, and in which a delivery of each flow has ended."""
-    shares.start((entry()[0], f"other{number}", 0.0) for number in range((shares.threshold_from + 1) // 2))
+    shares = Shares(places)
+    shares.start((entry()[0], f"other{number}", 0.0) for number in range(places // 4))
     for flow in flows:
         one = entry()
         assert shares.take(flow, one, 0.0)
@@ -31,20 +32,26 @@ def begin_all(shares: Shares, flow: str, most: int, now: float = 0.0) -> int:
     return sum(shares.take(flow, entry(), now) for _ in range(most))
 
 
-def test_one_flow_gets_half_of_the_free_places() -> None:
-    shares = proven(Shares(100), "a")
-    assert begin_all(shares, "a", 200) == 38
-    assert len(shares) == 162
+def test_one_flow_does_not_get_all_places() -> None:
+    fast, slow = proven(100, "a"), proven(100, "a")
+    assert begin_all(fast, "a", 200) == 66, "seven eighths of what is free"
+    assert begin_all(slow, "a", 1) == 1
+    assert begin_all(slow, "a", 200, now=2 * SLOW_SECONDS) == 37, "half of what is free"
+
+
+def test_flow_is_no_longer_fast_a_while_after_its_last_delivery_has_ended() -> None:
+    shares = proven(160, "a")
+    assert begin_all(shares, "a", 200, now=LATELY_SECONDS) == 160 // FIRST_SHARE
 
 
 def test_flow_of_which_no_delivery_has_ended_begins_with_a_few() -> None:
-    shares = proven(Shares(160), "proven")
+    shares = proven(160, "proven")
     assert begin_all(shares, "a", 200) == 160 // FIRST_SHARE
-    assert begin_all(shares, "proven", 200) == 55
+    assert begin_all(shares, "proven", 200) == 97
 
 
 def test_greedy_flows_leave_places_for_others() -> None:
-    shares = proven(Shares(1_000), "a", "b", "c")
+    shares = proven(1_000, "a", "b", "c")
     for _ in range(2_000):
         for flow in ("a", "b", "c"):
             shares.take(flow, entry(), 0.0)
@@ -52,31 +59,31 @@ def test_greedy_flows_leave_places_for_others() -> None:
 
 
 def test_tasks_of_a_flow_stay_in_order() -> None:
-    shares = proven(Shares(4), "a")
-    assert begin_all(shares, "a", 1) == 1
-    first, second, third = entry(), entry(), entry()
-    assert shares.take("a", first, 0.0) and not shares.take("a", second, 0.0)
-    assert not shares.take("a", third, 0.0)
+    shares = proven(4, "a")
+    begun, waiting = [entry() for _ in range(3)], [entry() for _ in range(2)]
+    assert all(shares.take("a", one, 0.0) for one in begun)
+    assert not any(shares.take("a", one, 0.0) for one in waiting)
     assert shares.next(0.0) is None
-    shares.end(first[0], 0.1)
-    assert shares.next(0.1) == second
+    shares.end(begun[0][0], 0.1)
+    assert shares.next(0.1) == waiting[0]
     assert shares.next(0.1) is None
-    shares.end(second[0], 0.2)
-    assert shares.next(0.2) == third
+    shares.end(begun[1][0], 0.2)
+    assert shares.next(0.2) == waiting[1]
 
 
 def test_slow_flow_is_parked_and_a_fast_one_is_not() -> None:
-    shares = proven(Shares(10), "a")
-    begun = [entry() for _ in range(4)]
+    shares = proven(10, "a")
+    begun, waiting = [entry() for _ in range(7)], [entry() for _ in range(2)]
     assert all(shares.take("a", one, 0.0) for one in begun)
-    waiting = [entry(), entry()]
     assert not any(shares.take("a", one, 0.0) for one in waiting)
     assert shares.parkings(SLOW_SECONDS / 2) == []
     shares.end(begun[0][0], SLOW_SECONDS)
     assert shares.parkings(SLOW_SECONDS * 1.5) == []
     (parking,) = shares.parkings(SLOW_SECONDS * 3)
-    assert parking.flow == "a" and len(shares) == 0
-    assert parking.in_flight == [one[0] for one in begun[1:]] and parking.waiting == [one[0] for one in waiting]
+    assert parking.flow == "a"
+    assert len(shares) == 0
+    assert parking.in_flight == [one[0] for one in begun[1:]]
+    assert parking.waiting == [one[0] for one in waiting]
     again = [shares.take("a", entry(), SLOW_SECONDS * 3) for _ in range(6)]
     assert not all(again)
     assert shares.parkings(SLOW_SECONDS * 3), "what follows is parked at once"
