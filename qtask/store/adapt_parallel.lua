@@ -1,4 +1,4 @@
--- For settle.lua, which also needs flows.lua: adapts the limit of flows with `parallel: auto` to their destinations.
+-- For other scripts, which also need flows.lua: adapts the limit of flows with `parallel: auto` to their destinations.
 --
 -- Delay: the window update of FAST TCP (Jin, Wei and Low, 2004), the equation form of TCP Vegas. The share of the limit that
 -- waits inside the destination is 1 - base / duration, where base is the duration without load. The limit moves to

@@ -1,4 +1,4 @@
--- For settle.lua: the timeout of tasks with `timeout: auto` follows what the destination has shown.
+-- For other scripts: the timeout of tasks with `timeout: auto` follows what the destination has shown.
 --
 -- It is the retransmission timeout of RFC 6298: a smoothed mean of the durations and four times their smoothed deviation,
 -- doubled after a timeout until a delivery succeeds (Karn's algorithm). An aborted delivery costs more than a retransmitted

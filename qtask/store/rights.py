@@ -54,7 +54,7 @@ _LOOKING = (
     "XREVRANGE",
 )
 _DECIDING_ON_QUEUES = ("SADD", "SREM", "ZSCAN")
-_CALL = re.compile(r"\bp?call\('([A-Z]+)'(?:, '([A-Z]+)')?")
+_CALL = re.compile(r"\b(?:p?call|call_in_parts)\('([A-Z]+)'(?:, '([A-Z]+)')?")
 _WITH_SUBCOMMANDS = ("XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "ACL")
 
 

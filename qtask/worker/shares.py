@@ -1,9 +1,9 @@
 """How many deliveries of one flow a worker has in flight, so that no destination takes all of its places. No I/O.
 
-The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a slow flow has
-at most as many deliveries in flight as there are free places, and a flow whose deliveries end FAST_SHARE times as many.
-So one fast flow alone gets seven eighths of all places, n slow flows that take what they can get 1/(n + 1) each, and as
-much stays free for all others.
+The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a flow has at
+most FAST_SHARE times as many deliveries in flight as there are free places, and after HUNG_SECONDS in which none has ended
+as many as are free. So of two flows each gets up to seven eighths of all places, n flows that hang get 1/(n + 1) each, and
+as much stays free for all others. A flow that is alone may have all places while its deliveries end.
 
 A flow of which no delivery has ended lately begins with a few, so that a host that does not answer costs little.
 
@@ -23,6 +23,7 @@ UNANSWERED_LIMIT = 300  # deliveries begun, more than a claim, since one has end
 FAST_SHARE = 7
 FIRST_SHARE = 16  # a flow of which no delivery has ended lately gets this part of all places
 LATELY_SECONDS = 60.0
+HUNG_SECONDS = 2.0
 ENDS_KEEP = 10_000  # flows whose last end is known
 SLOW_SECONDS = 0.05  # a flow at its threshold of which no delivery has ended for so long is slow
 PATIENCE_SECONDS = 0.25  # for which its tasks wait here otherwise
@@ -104,7 +105,10 @@ class Shares:
         free = self._places - len(self._flows)
         if now - self._ended.get(flow, -LATELY_SECONDS) >= LATELY_SECONDS:
             return min(free, self._first)
-        return free if now - self._quiet_since.get(flow, now) > SLOW_SECONDS else FAST_SHARE * free
+        if now - self._quiet_since.get(flow, now) > HUNG_SECONDS:
+            return free
+        is_alone = len(self._used) == 1 and flow in self._used and (not self._waiting or [*self._waiting] == [flow])
+        return self._places if is_alone else FAST_SHARE * free
 
     def hold(self, flow: str, entry: Entry, now: float) -> None:
         """Has a task wait that has no slot in a flow with limits, until `parkings` takes it."""

@@ -80,7 +80,7 @@ def test_help_lists_every_command_and_version_is_shown() -> None:
     told = [line.split()[0] for line in commands.splitlines() if line]
     processes, others = (
         ["up", "gateway", "scheduler", "worker"],
-        ["send", "list", "show", "cancel", "forget", "retry", "remove", "flow"],
+        ["send", "list", "show", "cancel", "forget", "retry", "remove"],
     )
     assert told == [*processes, *others, "flow", "queue", "stats", "graph", "demo", "doctor", "audit", "health"]
     assert "..." not in commands, "no description is cut off"

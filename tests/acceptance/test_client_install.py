@@ -120,9 +120,14 @@ def test_each_command_works_or_names_the_missing_extra(alone: ClientAlone, insta
     assert ran("health", "gateway").startswith("ok")
     assert MISSING in ran("doctor")
     assert json.loads(ran("audit", "--json"))["balances"]
+    assert json.loads(ran("flow", "set", "k", "--parallel", "2", "--json"))["parallel"] == 2
+    assert json.loads(ran("flow", "list", "--json"))["key"] == "k"
+    assert ran("flow", "remove", "k").startswith("k ")
+    assert json.loads(ran("queue", "list", "--json"))["name"] == "qtask"
     unknown = alone.qtask("forget", ids[0], **installation.environment)
     assert (unknown.returncode, unknown.stderr.count("no task has the id")) == (1, 1)
     works = {"send", "show", "list", "stats", "retry", "remove", "cancel", "forget", "audit", "health", "doctor"}
+    works |= {"flow", "queue"}
 
     lacking = {
         "up": ["--redis", f"redis://127.0.0.1:{free_port()}/0"],
@@ -134,6 +139,7 @@ def test_each_command_works_or_names_the_missing_extra(alone: ClientAlone, insta
     }
     assert works | set(lacking) == set(cli.commands)
     tables = [("list", []), ("show", [ids[0]]), ("stats", [])]
+    tables += [("flow", ["list"]), ("queue", ["list"])]
     ran("send", "--http", "http://127.0.0.1:9/", "--in", "1h", "--id", ids[0])
     for command, arguments in [*lacking.items(), *tables]:
         done = alone.qtask(command, *arguments, **installation.environment)

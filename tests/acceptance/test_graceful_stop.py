@@ -78,7 +78,7 @@ class Slow:
     def __init__(self, live: Live, receiver: Receiver) -> None:
         self.receiver = receiver
         self.worker = live.start("worker", queue=self.queue, concurrency=16)
-        self.ids = live.send(self.queue, *[http(receiver.url) for _ in range(40)])
+        self.ids = live.send(self.queue, *map(http, receiver.urls(40)))
         receiver.wait_for(16)
         self.worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in self.worker.log.read_text(), what="the worker to be stopping")
@@ -87,7 +87,7 @@ class Slow:
 @pytest.fixture(scope="module", autouse=True)
 def slow(live: Live) -> Iterator[Slow]:
     held = Gate()
-    with Receiver(held) as receiver:
+    with Receiver(held, ports_count=20) as receiver:
         yield Slow(live, receiver)
         held.open()
 
@@ -184,9 +184,9 @@ def _registration(live: Live) -> tuple[str, str]:
 def test_stopping_worker_gives_unstarted_tasks_to_another_at_once(live: Live) -> None:
     """Before a lease could expire or a heartbeat be missed, as the first worker is still alive."""
     held = Gate()
-    with Receiver(held) as receiver:
+    with Receiver(held, ports_count=20) as receiver:
         worker = live.start("worker", queue="begun", concurrency=16)
-        ids = live.send("begun", *[http(receiver.url) for _ in range(40)])
+        ids = live.send("begun", *map(http, receiver.urls(40)))
         receiver.wait_for(16)
         begun = receiver.ids
         worker.signal(signal.SIGTERM)

@@ -211,6 +211,16 @@ def test_documented_rules_equal_those_of_the_table() -> None:
         assert written == f"on >PASSWORD {rights.RIGHTS[role].rules}", role
 
 
+def test_rights_have_every_command_that_a_script_names(server: RedisServer) -> None:
+    reply: Any = server.client().execute_command("COMMAND LIST")
+    known = {name.decode().upper() for name in reply}
+    for role in rights.ROLES:
+        for script in rights.RIGHTS[role].scripts:
+            code = "".join(line.partition("--")[0] for line in script.text.decode().splitlines(True))
+            named = set(re.findall(r"'([A-Z]+)'", code)) & known
+            assert named <= {command.partition("|")[0] for command in rights.RIGHTS[role].commands}, (role, script)
+
+
 # --- a missing right -------------------------------------------------------------------------------------------------
 
 WITHOUT = [

@@ -230,7 +230,7 @@ BROKEN: dict[str, list[tuple[str, bytes, str, str]]] = {
     "settings.timeout": [
         ("a timeout of 0", but({"settings.timeout": 0}), "invalid_value", "from 0.05 to 600 are needed"),
         ("a timeout of 601", but({"settings.timeout": 601}), "invalid_value", "from 0.05 to 600 are needed"),
-        ("a timeout in quotes", but({"settings.timeout": "5"}), "wrong_type", "seconds, up to 600"),
+        ("a timeout in quotes", but({"settings.timeout": "5"}), "invalid_value", "seconds, up to 600, or auto"),
         ("a timeout of null", but({"settings.timeout": None}), "wrong_type", "a number is needed, got null"),
     ],
     "settings.data": [

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, event, settings
@@ -76,6 +76,24 @@ class FlowTask:
     claims: int = 0
 
 
+class Seen(NamedTuple):
+    """What Redis has after a step, read at once.
+
+    Attributes:
+        places: ids of the tasks in each place.
+        statuses: of the jobs, by the ids of their tasks.
+        retries: ids of the tasks that a stock worker retries, as Redis has them.
+        slots: of each flow: ids as Redis has them, with their scores.
+        flows: fields of each flow that has state.
+    """
+
+    places: dict[str, list[str]]
+    statuses: dict[str, bytes]
+    retries: set[bytes]
+    slots: dict[str, dict[bytes, float]]
+    flows: dict[str, dict[bytes, bytes]]
+
+
 class FlowPlaces(RuleBasedStateMachine):
     """Every step of a task that belongs to a flow."""
 
@@ -92,17 +110,20 @@ class FlowPlaces(RuleBasedStateMachine):
         self.tokens = BURST
         self.probes: set[str] = set()  # tasks in flight that were claimed while the breaker was half open
         self.slots_before: dict[str, set[str]] = {}
+        self.seen: Seen
         self.scheduler = Scheduler(QUEUE, self.redis)
 
     @initialize()
     def empty(self) -> None:
         self.redis.flushall()
         self.redis.sadd(keys.QUEUES, keys.queue(QUEUE))
+        self.seen = self.look()
 
     @rule(data=st.data(), step=st.sampled_from(STEPS))
     def step(self, step: str, data: st.DataObject) -> None:
         getattr(self, step.replace(" ", "_"))(data)
         self.release()
+        self.seen = self.look()
 
     def release(self) -> None:
         for _ in range(3):  # what is due or may be admitted is, at once
@@ -320,26 +341,25 @@ class FlowPlaces(RuleBasedStateMachine):
     @invariant()
     def each_is_in_one_place(self) -> None:
         found: dict[str, list[str]] = {task_id: [] for task_id in self.tasks}
-        stock_retries: Any = self.redis.smembers(keys.STOCK_RETRIES)
-        for place, ids in self.places().items():
+        for place, ids in self.seen.places.items():
             for task_id in ids:
-                if place != "dead" or stored_id(task_id).encode() not in stock_retries:
+                if place != "dead" or stored_id(task_id).encode() not in self.seen.retries:
                     found.setdefault(task_id, []).append(place)
         assert all(len(places) == 1 for places in found.values()), found
         for task_id, (place,) in found.items():
             assert self.tasks[task_id].dead == (place == "dead")
-            status: Any = self.redis.hget(keys.job(stored_id(task_id)), "status")
+            status = self.seen.statuses[task_id]
             wanted = {"schedule": b"scheduled", "waiting": b"deferred", "queue": b"queued", "started": b"started"}
-            if place == "schedule" and stored_id(task_id).encode() in stock_retries:
+            if place == "schedule" and stored_id(task_id).encode() in self.seen.retries:
                 wanted["schedule"] = b"failed"
             assert status == wanted.get(place, b"failed"), (task_id, place, status)
 
     @invariant()
     def slots_belong_to_tasks_and_limits_hold(self) -> None:
-        places = self.places()
+        places = self.seen.places
         for name in NAMES:
-            raw = _members(self.redis, keys.SLOTS_PREFIX + name)
-            slots = {client_id(one.decode()) for one in raw}
+            fields = self.seen.flows.get(name, {})
+            slots = {client_id(one.decode()) for one in self.seen.slots[name]}
             mine = {task_id for task_id, task in self.tasks.items() if task.flow == name}
             active = mine & {*places["queue"], *places["started"]}
             may_hold = active | (mine & {*places["schedule"]} if name == "ordered" else set())
@@ -350,23 +370,23 @@ class FlowPlaces(RuleBasedStateMachine):
             if limit is not None:
                 assert len(slots) <= limit or slots <= before, "no more than may be"
                 assert mine & {*places["started"]} <= slots
-            if not self.redis.exists(keys.FLOW_PREFIX + name) or name in self.paused or self.rests(name):
+            if not fields or name in self.paused or float(fields.get(b"rest", 0)) > time.time():
                 continue
             waits = mine & {*places["waiting"]}
             free = float("inf") if limit is None else limit - len(slots)
             if limit is None and not (name == "rated" and self.rated):
                 free = 0 if slots else 1  # its share is not known here
-            if self.trips(name):
+            if int(fields.get(b"trips", 0)):
                 free = min(free, 0 if slots else 1)
             if name == "rated" and self.rated:
-                score_limit = keys.FOREVER_SECONDS
-                free = min(free, self.tokens - self.redis.zcount(keys.SLOTS_PREFIX + name, "-inf", score_limit))
+                unclaimed = sum(score <= keys.FOREVER_SECONDS for score in self.seen.slots[name].values())
+                free = min(free, self.tokens - unclaimed)
             assert not waits or free <= 0, ("nothing waits that could be admitted", name, waits, free)
 
     @invariant()
     def the_ledger_balances(self) -> None:
         figures = read_figures(self.redis)
-        assert figures.total("held") == len(self.places()["waiting"])
+        assert figures.total("held") == len(self.seen.places["waiting"])
         assert figures.owed == figures.held
 
     def teardown(self) -> None:
@@ -390,7 +410,7 @@ class FlowPlaces(RuleBasedStateMachine):
 
     def limit_of(self, name: str) -> int | None:
         """How many tasks of a flow may be queued and in flight; None for no limit that is known here."""
-        if name != "auto" or not self.redis.exists(keys.FLOW_PREFIX + name):
+        if name != "auto" or name not in self.seen.flows:
             return self.parallel.get(name)
         limit = flow_records.show_flow(self.redis, name).adapted
         assert limit is None or 1 <= limit <= Config().flow_parallel_limit
@@ -408,18 +428,36 @@ class FlowPlaces(RuleBasedStateMachine):
         return ", ".join(place for place, ids in self.places().items() if task_id in ids)
 
     def places(self) -> dict[str, list[str]]:
-        waiting = [
-            one.rpartition(b":")[2] for name in NAMES for one in _members(self.redis, keys.WAITING_PREFIX + name)
-        ]
-        queued: Any = self.redis.lrange(keys.queue(QUEUE), 0, -1)
+        return self.look().places
+
+    def look(self) -> Seen:
+        with self.redis.pipeline() as pipe:
+            pipe.lrange(keys.queue(QUEUE), 0, -1)
+            for key in (keys.SCHEDULE, keys.failed(QUEUE), keys.started(QUEUE)):
+                pipe.zrange(key, 0, -1)
+            pipe.smembers(keys.STOCK_RETRIES)
+            for name in NAMES:
+                pipe.zrange(keys.WAITING_PREFIX + name, 0, -1)
+                pipe.zrange(keys.SLOTS_PREFIX + name, 0, -1, withscores=True)
+                pipe.hgetall(keys.FLOW_PREFIX + name)
+            for task_id in self.tasks:
+                pipe.hget(keys.job(stored_id(task_id)), "status")
+            queued, scheduled, dead, started, retries, *rest = pipe.execute()
+        of_flows = {name: rest[3 * number : 3 * number + 3] for number, name in enumerate(NAMES)}
         raw = {
-            "schedule": _members(self.redis, keys.SCHEDULE),
-            "waiting": waiting,
+            "schedule": scheduled,
+            "waiting": [one.rpartition(b":")[2] for waiting, _, _ in of_flows.values() for one in waiting],
             "queue": queued,
-            "dead": _members(self.redis, keys.failed(QUEUE)),
+            "dead": dead,
+            "started": [one.partition(b":")[0] for one in started],
         }
-        found = {place: [client_id(one.decode()) for one in ids] for place, ids in raw.items()}
-        return {**found, "started": [one for one, _ in self.held()]}
+        return Seen(
+            {place: [client_id(one.decode()) for one in ids] for place, ids in raw.items()},
+            dict(zip(self.tasks, rest[3 * len(NAMES) :], strict=True)),
+            retries,
+            {name: dict(slots) for name, (_, slots, _) in of_flows.items()},
+            {name: fields for name, (_, _, fields) in of_flows.items() if fields},
+        )
 
     def held(self) -> list[tuple[str, str]]:
         """Ids of the tasks that are in flight, and the worker that has each."""

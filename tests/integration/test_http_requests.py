@@ -151,7 +151,7 @@ def test_head_is_answered_like_get_without_a_body(gateway: Gateway, redis: Redis
         ("/tasks", "POST"),
         ("/tasks/ID", "DELETE, GET, HEAD"),
         ("/health", "GET, HEAD"),
-        ("*", "DELETE, GET, HEAD, POST"),
+        ("*", "DELETE, GET, HEAD, PATCH, POST, PUT"),
     ],
 )
 def test_options_and_405_list_all_methods_and_allow_no_other_origin(

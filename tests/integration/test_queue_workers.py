@@ -57,7 +57,7 @@ def order_of_deliveries(live: Live, served: str, count: int) -> list[str]:
 
 def test_worker_delivers_retries_and_buries_in_each_of_its_queues(live: Live, queue: str) -> None:
     names = [f"{queue}-{part}" for part in "abc"]
-    worker = live.start("worker", queue=f"{names[0]},{names[1]}:3,{names[2]}:1")
+    worker = live.start("worker", queue=f"{names[0]},{names[1]}:3,{names[2]}:1", circuit_breaker=0)
     again = {"attempts": 2, "backoff": "fixed", "base": 0.0}
     once = {"attempts": 1}
     with Receiver(failing_at_first) as receiver:

@@ -36,10 +36,10 @@ NONE: dict[str, str] = {}
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
-    """One Redis and one scheduler for this file, and a worker for the queue `qtask`."""
+    """One Redis and one scheduler for this file, and a worker for the queue `qtask` that has no destination rest."""
     with Live(folder) as one:
         one.start("scheduler")
-        one.start("worker")
+        one.start("worker", circuit_breaker=0, flow_rest_cap=0)
         yield one
 
 

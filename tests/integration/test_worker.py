@@ -204,7 +204,7 @@ def test_invalid_task_is_dead_with_a_message_and_does_not_stop_others(live: Live
 
 def test_immediate_retries_are_delivered_at_once(live: Live, queue: str) -> None:
     """A task may be claimed again before its worker knows that the first outcome is settled."""
-    live.start("worker", queue=queue)
+    live.start("worker", queue=queue, circuit_breaker=0)
     with Receiver(failing_once()) as receiver:
         at_once = {"attempts": 2, "backoff": "fixed", "base": 0.0}
         ids = [task_id for _ in range(8) for task_id in live.send(queue, *[http(receiver.url, retry=at_once)] * 250)]
@@ -215,8 +215,8 @@ def test_immediate_retries_are_delivered_at_once(live: Live, queue: str) -> None
 def test_five_hundred_deliveries_are_in_flight_at_once_in_one_process(live: Live, queue: str) -> None:
     gate = Gate(until=500)  # no answer before all 500 requests have come
     live.start("worker", queue=queue)
-    with Receiver(gate) as receiver:
-        ids = live.send(queue, *[http(receiver.url) for _ in range(500)])
+    with Receiver(gate, ports_count=10) as receiver:
+        ids = live.send(queue, *map(http, receiver.urls(500)))
         receiver.wait_for(500, 20)
         records = live.ended(ids)
     assert gate.held == 500
@@ -227,8 +227,8 @@ def test_five_hundred_deliveries_are_in_flight_at_once_in_one_process(live: Live
 def test_deliveries_in_flight_are_limited_by_concurrency(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=3)
-    with Receiver(gate) as receiver:
-        ids = live.send(queue, *[http(receiver.url) for _ in range(10)])
+    with Receiver(gate, ports_count=10) as receiver:
+        ids = live.send(queue, *map(http, receiver.urls(10)))
         receiver.wait_for(3)
         live.heartbeats(worker, 1)
         assert len(receiver.requests) == 3
@@ -240,8 +240,8 @@ def test_deliveries_in_flight_are_limited_by_concurrency(live: Live, queue: str)
 def test_tasks_waiting_behind_hanging_receivers_go_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, concurrency=8)
-    with Receiver(gate) as receiver:
-        ids = live.send(queue, *[http(receiver.url) for _ in range(9)])
+    with Receiver(gate, ports_count=9) as receiver:
+        ids = live.send(queue, *map(http, receiver.urls(9)))
         receiver.wait_for(8)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 9)  # one waits in the worker
         live.start("worker", queue=queue, concurrency=8)
@@ -433,8 +433,8 @@ def test_unfrozen_worker_delivers_its_tasks_in_flight_once(live: Live, silenced:
 def test_sigterm_finishes_tasks_in_flight_and_gives_the_rest_back(live: Live, queue: str) -> None:
     gate = Gate()
     worker = live.start("worker", queue=queue, concurrency=16)
-    with Receiver(gate) as receiver:
-        ids = live.send(queue, *[http(receiver.url) for _ in range(40)])
+    with Receiver(gate, ports_count=20) as receiver:
+        ids = live.send(queue, *map(http, receiver.urls(40)))
         receiver.wait_for(16)
         until(lambda: tasks.count_tasks(live.redis, queue)["started"] == 18)  # two wait in the worker
         worker.signal(signal.SIGTERM)
@@ -589,8 +589,8 @@ worker.run(load())
 def test_worker_with_an_internal_error_stops_and_loses_nothing(live: Live, queue: str) -> None:
     """Tasks in flight finish and are settled, others are given back, and the exit code reports the failure."""
     gate = Gate()
-    with Receiver(gate) as slow, Receiver() as fast:
-        ids = live.send(queue, *[http(slow.url) for _ in range(3)])
+    with Receiver(gate, ports_count=3) as slow, Receiver() as fast:
+        ids = live.send(queue, *map(http, slow.urls(3)))
         ids += live.send(queue, {**http(fast.url), "title": "faulty"})
         waiting = live.send(queue, *[http(fast.url) for _ in range(20)])
         log = live.folder / f"{queue}.log"

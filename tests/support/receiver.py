@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 Behaviour = Callable[["Exchange"], None]
@@ -95,34 +96,39 @@ class Receiver:
     Attributes:
         behaviour: called for each request; `ok` by default.
         tls: wraps connections, if given.
+        ports_count: ports that it listens on. Each is a destination, so a worker gives each a share of its places.
     """
 
     behaviour: Behaviour = ok
     tls: ssl.SSLContext | None = None
     family: socket.AddressFamily = socket.AF_INET
     host: str = "127.0.0.1"
+    ports_count: int = 1
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
 
     def __enter__(self) -> Receiver:
-        self._server = socket.socket(self.family)
-        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self.family == socket.AF_UNIX:
-            self._server.bind(self.host)
-            self.port = 0
-        else:
-            self._server.bind((self.host, 0))
-            self.port = int(self._server.getsockname()[1])
-        self._server.listen(1024)
         self._changed = threading.Condition()
         self.open: set[socket.socket] = set()
         self.closing = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._servers = [self._listen() for _ in range(self.ports_count)]
+        self._ports = [0 if self.family == socket.AF_UNIX else int(server.getsockname()[1]) for server in self._servers]
+        self.port = self._ports[0]
+        for server in self._servers:
+            threading.Thread(target=self._accept, args=(server,), daemon=True).start()
         return self
+
+    def _listen(self) -> socket.socket:
+        server = socket.socket(self.family)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(self.host if self.family == socket.AF_UNIX else (self.host, 0))
+        server.listen(1024)
+        return server
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.open):
             connection.close()
 
@@ -131,8 +137,15 @@ class Receiver:
         """Its address, with a slash at the end."""
         if self.family == socket.AF_UNIX:
             return f"http://unix:{self.host}:/"
+        return self._url(self.port)
+
+    def urls(self, count: int) -> list[str]:
+        """This many addresses, of one port after the other."""
+        return [self._url(port) for port in islice(cycle(self._ports), count)]
+
+    def _url(self, port: int) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}/"
+        return f"{'https' if self.tls else 'http'}://{host}:{port}/"
 
     @property
     def ids(self) -> list[str]:
@@ -146,10 +159,10 @@ class Receiver:
                 raise AssertionError(f"{len(self.requests)} requests arrived within {seconds} s, expected {count}")
             return list(self.requests)
 
-    def _accept(self) -> None:
+    def _accept(self, server: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._server.accept()
+                connection, _ = server.accept()
             except OSError:
                 return
             self.connections += 1

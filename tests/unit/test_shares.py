@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtask.destinations.http.host_slots import Entry
-from qtask.worker.shares import FIRST_SHARE, LATELY_SECONDS, SLOW_SECONDS, Shares
+from qtask.worker.shares import FIRST_SHARE, HUNG_SECONDS, LATELY_SECONDS, SLOW_SECONDS, Shares
 
 _numbers = count()
 
@@ -36,7 +36,15 @@ def test_one_flow_does_not_get_all_places() -> None:
     fast, slow = proven(100, "a"), proven(100, "a")
     assert begin_all(fast, "a", 200) == 66, "seven eighths of what is free"
     assert begin_all(slow, "a", 1) == 1
-    assert begin_all(slow, "a", 200, now=2 * SLOW_SECONDS) == 37, "half of what is free"
+    assert begin_all(slow, "a", 200, now=2 * HUNG_SECONDS) == 37, "half of what is free"
+
+
+def test_flow_that_is_alone_gets_all_places_while_its_deliveries_end() -> None:
+    shares = proven(100, "a")
+    for task_id in [f"task{number}" for number in range(10_000)]:
+        shares.end(task_id, 0.0)
+    shares.start([])
+    assert begin_all(shares, "a", 200) == 100
 
 
 def test_flow_is_no_longer_fast_a_while_after_its_last_delivery_has_ended() -> None:
