@@ -1,9 +1,9 @@
 """How many deliveries of one flow a worker has in flight, so that no destination takes all of its places. No I/O.
 
 The rule is that of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on Networking, 1998): a flow has at
-most FAST_SHARE times as many deliveries in flight as there are free places, and after HUNG_SECONDS in which none has ended
-as many as are free. So of two flows each gets up to seven eighths of all places, n flows that hang get 1/(n + 1) each, and
-as much stays free for all others. A flow that is alone may have all places while its deliveries end.
+most FAST_SHARE times as many deliveries in flight as there are free places, and after HUNG_SECONDS in which none has
+ended as many as are free. So each of two flows gets up to seven eighths of all places, n flows that hang get 1/(n + 1)
+each, and as much stays free for all others. A flow that is alone may have all places while its deliveries end.
 
 A flow of which no delivery has ended lately begins with a few, so that a host that does not answer costs little.
 
