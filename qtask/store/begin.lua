@@ -3,9 +3,10 @@
 -- Needs start_over.lua.
 -- Needs requeued.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs timeout_of.lua.
 --
--- KEYS (BeginKeys in leases.py)
+-- KEYS (BeginKeys in stock_delivery.py)
 --   JOB            hash
 --   FAILED         registry of its queue
 --   STOCK_RETRIES  retries of stock workers (set; see settle.lua)

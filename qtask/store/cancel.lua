@@ -2,6 +2,7 @@
 -- ended is not changed. The client may use its id again.
 -- Needs is_foreign.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 --
 -- KEYS (CancelKeys in tasks.py)
 --   SCHEDULE       sorted set

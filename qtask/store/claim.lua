@@ -3,6 +3,7 @@
 -- Needs start_over.lua.
 -- Needs requeued.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs flow_of_link.lua.
 -- Needs timeout_of.lua.
 --

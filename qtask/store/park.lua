@@ -1,6 +1,7 @@
 -- Has tasks that a worker has claimed wait in a flow. Their attempt does not count: it never began. Those of the same flow
 -- that are in flight hold slots from now on.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs note_destination.lua.
 --
 -- KEYS (ParkKeys in flows.py)

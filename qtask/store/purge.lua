@@ -2,6 +2,7 @@
 -- Needs is_foreign.lua.
 -- Needs unlink_jobs.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 --
 -- KEYS (PurgeKeys in queues.py)
 --   QUEUE          list

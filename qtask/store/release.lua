@@ -3,6 +3,7 @@
 -- Needs newest_lines.lua.
 -- Needs start_over.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs flow_of_link.lua.
 --
 -- KEYS (ReleaseKeys in schedule.py)

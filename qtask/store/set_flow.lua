@@ -1,6 +1,7 @@
 -- Sets and removes limits of a flow, pauses and resumes it, and ends its rest. Tasks that may begin after that are admitted.
 -- A flow that has no limits, pause, rest or tasks after that leaves no key behind.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs note_destination.lua.
 -- Needs set_limits.lua.
 --

@@ -5,6 +5,7 @@
 -- Needs unlink_jobs.lua.
 -- Needs is_foreign.lua.
 -- Needs flows.lua.
+-- Needs admission.lua.
 -- Needs note_destination.lua.
 -- Needs flow_outcomes.lua.
 -- Needs adapt_parallel.lua.

@@ -40,7 +40,7 @@ from qtask.model.outcome import Answer, Failure
 from qtask.model.task import with_timeout
 from qtask.observe import log
 from qtask.observe.failure_log import FailureLog
-from qtask.store import leases
+from qtask.store import leases, stock_delivery
 from qtask.store.job import due_of, is_foreign, read_data
 from qtask.store.leases import Settlement
 from qtask.store.rq_job import set_retention
@@ -70,7 +70,7 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     set_retention(job, config)
     executions = job.execution_registry.get_execution_ids()
     token = executions[-1] if executions else ""
-    begun = leases.read_begun(leases.begin(job.id, job.origin, _flow_of(job.data)).run(redis))
+    begun = stock_delivery.read_begun(stock_delivery.begin(job.id, job.origin, _flow_of(job.data)).run(redis))
     now, attempt = begun.now, begun.attempt
     result: Answer | Failure
     try:

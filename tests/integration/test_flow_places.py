@@ -29,7 +29,7 @@ from qtask.model.flow import Limits
 from qtask.model.flow_rule import check_rules
 from qtask.model.ids import client_id, stored_id
 from qtask.scheduler.process import Scheduler
-from qtask.store import flow_records, flows, keys, leases, queues, schedule, tasks, workers
+from qtask.store import flow_records, flows, keys, leases, queues, schedule, stock_delivery, tasks, workers
 from qtask.store.leases import LEASE_MARGIN_SECONDS, Fate, Settlement
 from qtask.store.ledger import read_figures
 from qtask.store.nodes import Nodes
@@ -237,7 +237,7 @@ class FlowPlaces(RuleBasedStateMachine):
         closed = {name for name in NAMES if self.rests(name)}
         half_open = {name for name in NAMES if self.trips(name)}
         destination = "" if task.flow in FLOWS else DESTINATION
-        begun = leases.read_begun(leases.begin(raw.decode(), QUEUE, destination).run(self.redis))
+        begun = stock_delivery.read_begun(stock_delivery.begin(raw.decode(), QUEUE, destination).run(self.redis))
         event(f"a stock worker may begin: {begun.may_begin}")
         if not begun.may_begin:
             options = {"again": True, "unbegun": True, "delay": 0.0, "stock": True}

@@ -18,7 +18,7 @@ from redis import Redis
 
 from qtask.destinations.parsing import check_task
 from qtask.model.flow import Limits
-from qtask.store import flows, keys, leases, schedule
+from qtask.store import flows, keys, leases, schedule, stock_delivery
 from qtask.store.nodes import Nodes
 from qtask.store.submit import Batch, Submission, submit
 
@@ -209,7 +209,7 @@ def test_stock_workers_and_ours_share_the_tokens(redis: Redis) -> None:
         schedule.release(redis, 500)
         raw: Any = redis.lpop(keys.queue(QUEUE)) if number % 2 else None
         if raw is not None:
-            begun = leases.read_begun(leases.begin(raw.decode(), QUEUE).run(redis))
+            begun = stock_delivery.read_begun(stock_delivery.begin(raw.decode(), QUEUE).run(redis))
             series.instants += [begun.now + series._passed] * begun.may_begin
         series.claim()
         series.pass_time(0.11)

@@ -15,7 +15,7 @@ from qtask.destinations.parsing import check_task
 from qtask.model.flow import Limits
 from qtask.model.flow_rule import FlowRule, check_rules
 from qtask.model.ids import stored_id
-from qtask.store import keys, leases, tasks
+from qtask.store import keys, stock_delivery, tasks
 from qtask.store.flow_records import pause_flow, remove_flow, replace_flow, set_flow, show_flow
 from qtask.store.flow_rules import set_rules
 from qtask.store.nodes import Nodes
@@ -199,7 +199,7 @@ def test_stock_worker_obeys_the_rule(redis: Redis) -> None:
     ids = send(redis, *[task(link=LINK)] * 2, given=rules(parallel=1))
     for one in ids:  # as RQ's own tools enqueue
         redis.hset(keys.job(one), "status", "queued")
-    begun = [leases.read_begun(leases.begin(one, "qtask", HOST).run(redis)) for one in ids]
+    begun = [stock_delivery.read_begun(stock_delivery.begin(one, "qtask", HOST).run(redis)) for one in ids]
     assert [one.may_begin for one in begun] == [False, False], "no slot was admitted"
     assert begun[0].flow_name == HOST
 

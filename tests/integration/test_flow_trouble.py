@@ -11,7 +11,7 @@ from redis import Redis
 
 from qtask.config import Config
 from qtask.model.flow import Limits
-from qtask.store import flows, keys, leases, tasks
+from qtask.store import flows, keys, leases, stock_delivery, tasks
 from qtask.store.flow_records import pause_flow
 from qtask.store.leases import Settlement
 from tests.integration.test_flows import (
@@ -167,7 +167,7 @@ def begin(redis: Redis) -> tuple[str, bool]:
     raw: Any = redis.lpop(keys.queue("qtask"))
     task_id = raw.decode()
     redis.zadd(keys.started("qtask"), {f"{task_id}:stock": time.time() + 60})
-    return task_id, leases.read_begun(leases.begin(task_id, "qtask", "http://a").run(redis)).may_begin
+    return task_id, stock_delivery.read_begun(stock_delivery.begin(task_id, "qtask", "http://a").run(redis)).may_begin
 
 
 def held_back(redis: Redis, task_id: str) -> None:

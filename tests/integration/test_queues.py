@@ -12,7 +12,7 @@ from qtask.model.errors import NotFound, Refused
 from qtask.model.outcome import Outcome, encode_outcome
 from qtask.model.queue_record import QueueRecord
 from qtask.model.record import STATES, State
-from qtask.store import all_queues, flow_records, keys, leases, queues, schedule, tasks
+from qtask.store import all_queues, flow_records, keys, leases, queues, schedule, stock_delivery, tasks
 from qtask.store.audit import audit
 from qtask.store.nodes import Nodes
 from qtask.store.submit import SUBMIT, Batch, Submission, submit
@@ -98,11 +98,11 @@ def test_nothing_is_claimed_from_a_paused_queue(redis: Redis) -> None:
 def test_paused_queue_leaves_rates_of_flows_alone(redis: Redis) -> None:
     first, second = send(redis, *[http(queue="bulk", flow={"key": key, "rate": 1, "per": 60}) for key in ("f", "g")])
     queues.pause_queue(redis, "bulk")
-    begun = leases.read_begun(leases.begin(first, "bulk").run(redis))
+    begun = stock_delivery.read_begun(stock_delivery.begin(first, "bulk").run(redis))
     assert (begun.may_begin, begun.paused) == (False, True)
     assert redis.hget(keys.FLOW_PREFIX + "f", "tat") is None, "no token was taken"
     queues.pause_queue(redis, "bulk", False)
-    begun = leases.read_begun(leases.begin(second, "bulk").run(redis))
+    begun = stock_delivery.read_begun(stock_delivery.begin(second, "bulk").run(redis))
     assert (begun.may_begin, begun.paused) == (True, False)
     assert redis.hget(keys.FLOW_PREFIX + "g", "tat") is not None
 

@@ -33,7 +33,16 @@ def scripts() -> Iterator[Script[Any, Any]]:
 SCRIPTS = sorted(scripts(), key=lambda script: script.name)
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FRAGMENTS = {  # included by other scripts
-    *("adapt_parallel", "adapt_timeout", "timeout_of", "flow_of_link", "flow_outcomes", "flows", "is_foreign"),
+    *(
+        "adapt_parallel",
+        "adapt_timeout",
+        "admission",
+        "timeout_of",
+        "flow_of_link",
+        "flow_outcomes",
+        "flows",
+        "is_foreign",
+    ),
     *("newest_lines", "note_destination", "requeued", "set_limits", "start_over", "unlink_jobs"),
 }
 
