@@ -137,9 +137,10 @@ local function take(popped)
 end
 
 local paused = call('SISMEMBER', PAUSED_QUEUES, QUEUE_NAME)
-if paused == 0 and version > 0 and any_flow_of_link() and call('LLEN', QUEUE) > 2 * LIMIT then
+local newest = math.floor(LIMIT * NEWEST_SHARE)
+if paused == 0 and version > 0 and newest > 0 and any_flow_of_link() and call('LLEN', QUEUE) > 2 * LIMIT then
   -- Tasks of a flow in trouble may fill the queue, so it takes some of the newest, too, which would wait behind them.
-  take(call('RPOP', QUEUE, math.ceil(LIMIT * NEWEST_SHARE)) or {})
+  take(call('RPOP', QUEUE, newest) or {})
 end
 take(paused == 0 and count < tonumber(LIMIT) and call('LPOP', QUEUE, LIMIT - count) or {})
 -- If tasks of flows at their limits stand before others, it looks further, but not for long: Redis answers nobody else.

@@ -45,7 +45,7 @@ local function set_limits(name, limits, now, by_people)
   if not by_people and has_fields(key, fields) then
     return
   end
-  if by_people or string.find(name, '^%l+:/') or string.find(name, '^pipe:') then
+  if string.find(name, by_people and '[:/.]' or '^%l+:/') or string.find(name, '^pipe:') or name == '__graph__' then
     note_destination(name) -- it may be the name of a destination
   end
   if fields.rate and fields.rate ~= '' then
