@@ -126,6 +126,7 @@ def test_parallel_is_never_exceeded_while_many_workers_are_killed(live: Live, qu
     check_parallel(live, queue, count=3_000, kills=25, stock=1)
 
 
+@pytest.mark.slow
 def test_parallel_and_order_are_kept_by_stock_workers_alone(live: Live, queue: str) -> None:
     with flow_of(live, queue, lambda _: Reply(hold=0.05)) as log:
         ids = send(live, queue, log.url, {"key": queue, "parallel": 2}, 12)
@@ -167,11 +168,12 @@ def check_rate(
         assert reached >= LEAST_OF_RATE * rate * (1 if allowance == ALONE_SECONDS else 0.8), (reached, took)
 
 
-@pytest.mark.parametrize("burst", [1, 10])
+@pytest.mark.parametrize("burst", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rate_holds_over_four_workers(live: Live, queue: str, burst: int) -> None:
     check_rate(live, queue, 3, rate=40, per=1, burst=burst, allowance=BUSY_SECONDS)
 
 
+@pytest.mark.slow
 def test_rate_holds_while_workers_are_killed(live: Live, queue: str) -> None:
     check_rate(live, queue, 3, rate=40, per=1, burst=5, allowance=BUSY_SECONDS, kills=2)
 

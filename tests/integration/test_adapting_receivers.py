@@ -96,6 +96,7 @@ def median(values: list[int]) -> int:
     return sorted(values)[len(values) // 2]
 
 
+@pytest.mark.slow
 def test_limit_settles_near_what_the_receiver_works_on_at_once_and_follows_it(
     live: Live, queue: str, workers: list[Process]
 ) -> None:
@@ -113,6 +114,7 @@ def test_limit_settles_near_what_the_receiver_works_on_at_once_and_follows_it(
         assert 24 <= median(settled) <= 96
 
 
+@pytest.mark.slow
 def test_limit_falls_below_what_the_receiver_refuses(live: Live, queue: str, workers: list[Process]) -> None:
     retry = {"attempts": 50, "backoff": "fixed", "base": 0.2}
     with Receiver(behaviour := Places(10, 0.05, refuses=True)) as receiver:
@@ -125,6 +127,7 @@ def test_limit_falls_below_what_the_receiver_refuses(live: Live, queue: str, wor
         assert all(record.state == "delivered" for record in live.ended(ids))
 
 
+@pytest.mark.slow
 def test_killed_worker_leaves_no_slot_of_a_flow_that_adapts(live: Live, queue: str, workers: list[Process]) -> None:
     with Receiver(behaviour := Places(4, 0.05)) as receiver:
         ids = backlog(live, queue, receiver, 600, retry={"attempts": 10, "backoff": "fixed", "base": 0})
@@ -187,6 +190,7 @@ def test_timeout_auto_ends_a_hung_delivery_early(live: Live, started: str) -> No
         assert learned(live, started) == pytest.approx(2 * timeout)
 
 
+@pytest.mark.slow
 def test_destination_that_becomes_slower_is_waited_for(live: Live, queue: str, workers: list[Process]) -> None:
     auto = {"timeout": "auto", "retry": {"attempts": 4, "backoff": "fixed", "base": 0}}
     with Receiver(behaviour := Slow()) as receiver:

@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import closing, suppress
 from typing import Any
 
+import pytest
 from rq import Worker
 
 from qtask.store import keys, queues, tasks
@@ -149,6 +150,7 @@ def test_tasks_of_a_slow_host_are_parked_from_each_queue(live: Live, queue: str)
         assert audit(live.redis).balances
 
 
+@pytest.mark.slow
 def test_truncated_redis_replies_repeat_nothing_in_several_queues(live: Live, queue: str) -> None:
     names = [f"{queue}-{part}" for part in "abc"]
     at_once = {"attempts": 3, "backoff": "fixed", "base": 0.0}
