@@ -25,7 +25,6 @@ from qtask.store import flows
 
 RATE = 1.0  # deliveries per second of each flow
 _MORE_TASKS = 4  # of each flow than its rate allows in the time, so that none is worked off before the others
-_BURST_PAIRS = 3
 _START_SECONDS = 60.0  # in which all flows must have begun
 
 
@@ -86,7 +85,7 @@ class _QTaskOfFlows(QTask):
 def flow_burst(receiver: Receiver, sizes: Sizes) -> Values:
     """A burst of plain tasks, and one of tasks of many flows with a limit: `plain` and `flows` per second, `ratio`."""
     rates: dict[str, list[float]] = {"plain": [], "flows": []}
-    for _ in range(_BURST_PAIRS):
+    for _ in range(sizes.burst_pairs):
         for name, system in (("plain", QTask("qtask-plain")), ("flows", _QTaskOfFlows("qtask-of-flows"))):
             with Stage(system, receiver) as stage:
                 stage.start_delivering()

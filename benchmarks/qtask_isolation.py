@@ -17,7 +17,6 @@ from benchmarks.receiver import Receiver
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
 from qtask.client import Client
-from tests.support.bad_hosts import Trouble
 
 HOSTS = 3
 HEALTHY = 200
@@ -25,12 +24,14 @@ _LEAD_SECONDS = 3.0  # for submitting, at 4,000 tasks a second
 _WAIT_SECONDS = 40.0  # for the healthy tasks
 
 
-def isolation(receiver: Receiver, sizes: Sizes, trouble: Trouble, together: bool) -> Values:
+def isolation(receiver: Receiver, sizes: Sizes, name: str) -> Values:
     """Lateness in ms of 200 tasks for a healthy host: `p50`, `p99`, `max`; and how many came.
 
     `sizes.bad_tasks` tasks for three hosts in trouble are due at one instant. The healthy ones are due from that
-    instant on, over `sizes.isolation_seconds`, or with `together` all at that instant and among the others.
+    instant on, over `sizes.isolation_seconds`, or with `together` all at that instant and among the others. `name` is the
+    trouble, perhaps followed by `together`.
     """
+    trouble, _, together = name.partition(" ")
     command = [sys.executable, "-m", "tests.support.bad_hosts", trouble, str(HOSTS)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None

@@ -23,7 +23,6 @@ from benchmarks.results import Results
 from benchmarks.sizes import CHECK, FULL, QUICK, Sizes
 from benchmarks.stage import Stage
 from benchmarks.system import System
-from tests.support.bad_hosts import TROUBLES
 
 FORMS = {"full": FULL, "quick": QUICK, "check": CHECK}
 COMMON = ("submit", "burst", "lateness", "slow")
@@ -112,14 +111,10 @@ class Run:
             )
         self._measure("qtask", "flow-rates", repetition, partial(qtask_flows.many_flows, receiver, sizes))
         self._measure("qtask", "flow-burst", repetition, partial(qtask_flows.flow_burst, receiver, sizes))
-        for trouble in TROUBLES:
-            for words, together in (("", False), (" together", True)):
-                self._measure(
-                    "qtask",
-                    f"isolation {trouble}{words}",
-                    repetition,
-                    partial(qtask_isolation.isolation, receiver, sizes, trouble, together),
-                )
+        for name in sizes.isolation:
+            self._measure(
+                "qtask", f"isolation {name}", repetition, partial(qtask_isolation.isolation, receiver, sizes, name)
+            )
         for shape in () if repetition else flow_costs.SHAPES:  # once, because a million tasks take long
             self._measure(
                 "qtask", f"flows {shape}", repetition, partial(flow_costs.flow_costs, shape, sizes.flow_tasks)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support.bad_hosts import TROUBLES
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -28,6 +30,8 @@ class Sizes:
         flows, flow_seconds: flows with one delivery a second each, and how long they are measured.
         flow_burst: tasks of a burst over many flows.
         bad_tasks, isolation_seconds: tasks for hosts in trouble, and how long the healthy ones beside them are due.
+        isolation: which hosts in trouble, perhaps followed by `together`; see `qtask_isolation`.
+        burst_pairs: how often a plain burst and one over many flows are measured in turn.
         flow_tasks: tasks whose cost in Redis is measured with and without flows.
         starts: how often `qtask --help` is started.
     """
@@ -53,6 +57,8 @@ class Sizes:
     flow_burst: int
     bad_tasks: int
     isolation_seconds: float
+    isolation: tuple[str, ...]
+    burst_pairs: int
     flow_tasks: int
     starts: int
 
@@ -79,6 +85,8 @@ FULL = Sizes(
     flow_burst=60_000,
     bad_tasks=12_000,
     isolation_seconds=20.0,
+    isolation=tuple(f"{trouble}{when}" for trouble in TROUBLES for when in ("", " together")),
+    burst_pairs=3,
     flow_tasks=1_000_000,
     starts=11,
 )
@@ -100,12 +108,14 @@ QUICK = Sizes(
     round_trips=1000,
     limit_seconds=2.0,
     ways=20_000,
-    flows=2_000,
-    flow_seconds=8.0,
+    flows=500,
+    flow_seconds=4.0,
     flow_burst=60_000,
     bad_tasks=12_000,
     isolation_seconds=10.0,
-    flow_tasks=60_000,
+    isolation=("hang",),
+    burst_pairs=1,
+    flow_tasks=10_000,
     starts=5,
 )
 
@@ -131,6 +141,8 @@ CHECK = Sizes(
     flow_burst=600,
     bad_tasks=600,
     isolation_seconds=2.0,
+    isolation=("hang", "fail together"),
+    burst_pairs=1,
     flow_tasks=1_000,
     starts=2,
 )

@@ -83,6 +83,7 @@ def _without_figures(line: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.slow
 def test_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     scratch, said = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()

@@ -69,6 +69,7 @@ def test_full_output_is_reported_in_one_line(installation: Installation, argumen
 @pytest.mark.parametrize(
     "environment", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C"}]
 )
+@pytest.mark.slow
 def test_characters_missing_in_the_output_encoding_are_escaped(
     installation: Installation, environment: dict[str, str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_argument_that_is_not_utf_8_is_reported_in_one_line(installation: Instal
 
 
 @pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", "2>&1 | head -n 1", "> /dev/full 2>&1"])
+@pytest.mark.slow
 def test_up_runs_when_nobody_reads_its_output(tmp_path: Path, redirections: str) -> None:
     flags = f"--data-dir {shlex.quote(str(tmp_path / 'data'))} --port 0 --http-port 0"
     # With a pipe, the shell is the parent, so it writes the process id to a file.

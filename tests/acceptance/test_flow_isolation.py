@@ -40,7 +40,7 @@ def http(url: str, at: float) -> dict[str, Any]:
     return {"title": "t", "address": {"type": "http", "link": url}, "settings": settings}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble", ["hang", *(pytest.param(one, marks=pytest.mark.slow) for one in TROUBLES[1:])])
 def test_healthy_host_is_not_delayed_by_hosts_in_trouble(live: Live, queue: str, trouble: Trouble) -> None:
     with bad_hosts(trouble) as ports, Receiver() as receiver:
         for _ in range(2):

@@ -147,6 +147,7 @@ def test_up_with_a_given_redis_starts_none(
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_up_waits_for_a_redis_that_is_away_and_is_ready_when_it_answers(tmp_path: Path, receiver: Receiver) -> None:
     server = RedisServer(tmp_path)
     server.kill()

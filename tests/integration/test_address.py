@@ -64,6 +64,7 @@ def test_unusable_redis_address_is_refused_without_its_password(url: str, words:
 
 
 @pytest.mark.parametrize("url", [url for url, _ in BROKEN])
+@pytest.mark.slow
 def test_commands_and_clients_keep_the_redis_address_secret(url: str) -> None:
     results = [
         qtask("list", "--redis", url),

@@ -200,6 +200,7 @@ def test_dead_letter_is_found_retried_and_removed_by_its_id(live: Live, queue: s
             client.cancel(ids[0])
 
 
+@pytest.mark.slow
 def test_graph_is_fetched_by_its_id(live: Live, gateway: Gateway, queue: str) -> None:
     live.start("worker", queue=queue)
     task_id = "graph/of:today"

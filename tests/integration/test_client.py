@@ -128,6 +128,7 @@ def test_task_does_not_wait_for_slowly_produced_ones(client: Client, redis: Redi
     assert len(client.send_many(slow())) == 3
 
 
+@pytest.mark.slow
 def test_slow_consumer_of_answers_loses_nothing(url: str, redis: Redis) -> None:
     with Client(url, timeout=1.5) as client:
         answers = client.send_iter(task(str(n)) for n in range(1_000))

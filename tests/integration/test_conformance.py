@@ -570,7 +570,7 @@ def send_a_broken_chunk(exchange: Exchange) -> None:
     ],
     ids=lambda part: part.decode() if isinstance(part, bytes) else part.__name__,
 )
-@pytest.mark.parametrize("status", [200, 404, 503, 302])
+@pytest.mark.parametrize("status", [200, *(pytest.param(one, marks=pytest.mark.slow) for one in (404, 503, 302))])
 def test_status_decides_when_the_body_is_lost(
     deliver: Deliver, framing: bytes, then: Callable[[Exchange], None], status: int
 ) -> None:

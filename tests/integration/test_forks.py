@@ -200,6 +200,7 @@ def send_in_child(_: int) -> list[str]:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.slow
 def test_process_pool_children_use_the_client_of_a_running_loop(
     url: str, redis: Redis, run: Callable[[Coroutine[Any, Any, list[str]]], list[str]]
 ) -> None:

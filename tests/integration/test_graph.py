@@ -104,6 +104,7 @@ def test_million_deliveries_are_drawn_with_bounded_size() -> None:
     check_png(draw(data))
 
 
+@pytest.mark.slow
 def test_several_threads_can_draw_at_once() -> None:
     names = ["one delivery", "two kinds", "very late"]
     with ThreadPoolExecutor(len(names)) as threads:

@@ -345,7 +345,9 @@ def delivered_in_the_fourth_life(live: Live, queue: str, target: str, link: str,
     return task_id
 
 
-@pytest.mark.parametrize("stock", [False, True], ids=["own worker", "stock worker"])
+@pytest.mark.parametrize(
+    "stock", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["own worker", "stock worker"]
+)
 def test_lateness_is_measured_once_even_when_a_dead_letter_is_retried(live: Live, queue: str, stock: bool) -> None:
     script = Script(hook=[404, 404, 404, 200])
     with Receiver(script) as receiver:

@@ -48,8 +48,8 @@ def paused(redis: Redis, *names: str) -> None:
 # --- lists ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flow_count", [3, 127, 128, 129, 400])
-@pytest.mark.parametrize("limit", [1, 7, 1_000])
+@pytest.mark.parametrize("flow_count", [3, 129, 400])
+@pytest.mark.parametrize("limit", [7, 1_000])
 def test_each_waiting_task_is_listed_once(redis: Redis, flow_count: int, limit: int) -> None:
     """With as many flows as Redis keeps in a list, and with more."""
     if flow_count > 3 and limit == 1:

@@ -480,6 +480,7 @@ def test_drawing_does_not_delay_a_stopping_worker(live: Live, queue: str) -> Non
     assert live.queued(queue) == [graph]
 
 
+@pytest.mark.slow
 def test_truncated_redis_replies_repeat_nothing(live: Live, queue: str) -> None:
     """Each task fails once and is retried at once, so that it is soon claimed when its settle is resent."""
     proxy = Proxy({"redis": live.server.port})

@@ -69,7 +69,7 @@ def test_multi_line_texts_may_follow_each_other_without_a_line_break(texts: list
 
 
 @given(st.lists(_hard, max_size=6), _random, st.lists(st.binary(max_size=30), max_size=4))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_broken_line_does_not_affect_others_after_a_whole_line(
     texts: list[Any], random: Random, junk: list[bytes]
 ) -> None:

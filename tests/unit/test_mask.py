@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtask.destinations.parsing import parse
@@ -78,6 +78,7 @@ def test_rest_of_a_task_is_unchanged_digit_by_digit() -> None:
         st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
+@settings(max_examples=40)
 def test_any_data_can_be_masked(data: Any) -> None:
     for task in ({"settings": {"data": data}}, {"settings": data}, {"address": data, "title": data}, data):
         masked, _ = Mask().task(msgspec.json.encode(task))
