@@ -28,8 +28,8 @@ def isolation(receiver: Receiver, sizes: Sizes, name: str) -> Values:
     """Lateness in ms of 200 tasks for a healthy host: `p50`, `p99`, `max`; and how many came.
 
     `sizes.bad_tasks` tasks for three hosts in trouble are due at one instant. The healthy ones are due from that
-    instant on, over `sizes.isolation_seconds`, or with `together` all at that instant and among the others. `name` is the
-    trouble, perhaps followed by `together`.
+    instant on, over `sizes.isolation_seconds`, or with `together` all at that instant and among the others. `name` is
+    the trouble, perhaps followed by `together`.
     """
     trouble, _, together = name.partition(" ")
     command = [sys.executable, "-m", "tests.support.bad_hosts", trouble, str(HOSTS)]
