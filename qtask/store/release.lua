@@ -23,6 +23,7 @@
 --   LOOKED   how many flows were looked at because their instant had come
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
+local LOOK_GAP_SECONDS = 0.004
 local NEWEST = 100 -- of the due tasks that a release looks at, if it cannot move all
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
@@ -145,6 +146,10 @@ for name, flow in pairs(touched) do
 end
 finish_flows(held)
 local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
-earliest = math.min(earliest, tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge)
+local look = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+if #due_looks > 0 and #due_looks < tonumber(LOOKS) then
+  look = math.max(look, now + LOOK_GAP_SECONDS) -- so that looks at many flows come in batches
+end
+earliest = math.min(earliest, look)
 local wait = earliest < math.huge and string.format('%.6f', math.max(0, earliest - now)) or ''
 return {[MOVED] = #moved, [WAIT] = wait, [FOREIGN] = foreign, [LOOKED] = #due_looks}
