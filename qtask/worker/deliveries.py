@@ -76,11 +76,13 @@ class Deliveries:
         self.timeouts: dict[str, float | None] = {}
         self.limited: frozenset[str] = frozenset()
         self.shares = Shares(config.concurrency)
+        self._threshold = self.shares.threshold_from
         self._claims: dict[str, Claim] = {}  # of the deliveries in flight
         self._origins: dict[str, str] = {}  # names of flows by the beginnings of links
         self._suspects = Suspects()
         self._wakes = False  # a timer is set that ends a turn of the loop
         self._unanswered = 0  # deliveries begun since one has ended
+        self._has_flows = False  # some task that is held here has a flow, or may have one
         self.in_flight: dict[str, float] = {}
         self.slots = HostSlots(config.host_connections)
         self.failures = FailureLog(logger)
@@ -91,6 +93,7 @@ class Deliveries:
     def begin(self, backlog: deque[Entry]) -> None:
         """Begins as many deliveries as there is room for, first those that have waited for their host."""
         concurrency, slots = self._config.concurrency, self.slots
+        self._has_flows = bool(self.flows or self.timeouts or self.limited)
         while slots.ready and len(self.in_flight) < concurrency:
             self._begin(*slots.ready.popleft()[1])
         while len(self.shares) and len(self.in_flight) < concurrency and (entry := self.shares.next(monotonic())):
@@ -105,26 +108,25 @@ class Deliveries:
             task, accepted = read_data(data)
             due = due_of(task, task_id, written_due)
             retried, attempt = attempt < 0, abs(attempt)
-            flow = self.flows.get(task_id, "") if self.flows else ""
-            timed = task_id in self.timeouts
-            if timed:
-                task = with_timeout(task, self.timeouts[task_id], attempt)
-            claim = self._claims[task_id] = Claim(task_id, attempt, task, due, retried, not accepted, flow, timed)
+            if self._has_flows:
+                flow, timed = self.flows.get(task_id, ""), task_id in self.timeouts
+                if timed:
+                    task = with_timeout(task, self.timeouts[task_id], attempt)
+                claim = Claim(task_id, attempt, task, due, retried, not accepted, flow, timed)
+            else:
+                claim = Claim(task_id, attempt, task, due, retried, not accepted)
+            self._claims[task_id] = claim
             if attempt > 1 or task.settings.expires is not UNSET:
                 reason = reason_not_to_deliver(claim, began + self._clock.offset)
                 if reason is not None:
                     self._end_undelivered(claim, reason)
                     return
-            if self.limited and not flow and (name := self._flow_of(task)) in self.limited:
+            if self._has_flows and self.limited and not claim.flow and (name := self._flow_of(task)) in self.limited:
                 del self.in_flight[task_id], self._claims[task_id]
                 self.shares.hold(name, (task_id, -attempt if retried else attempt, written_due, data), began)
                 return
             self._unanswered += 1
-            if (
-                self.shares.counts
-                or self._unanswered > UNANSWERED_LIMIT
-                or len(self.in_flight) > self.shares.threshold_from
-            ):
+            if self.shares.counts or self._unanswered > UNANSWERED_LIMIT or len(self.in_flight) > self._threshold:
                 entry = (task_id, -attempt if retried else attempt, written_due, data)
                 if not self._take_share(claim, entry, began):
                     return
