@@ -23,7 +23,7 @@
 --   LOOKED   how many flows were looked at because their instant had come
 -- A foreign job was written by rq-scheduler's own API (such jobs have created_at and no attempt). It may repeat or have
 -- a cron expression, so it stays in the schedule, and the caller moves it by rq-scheduler's rules.
-local LOOK_GAP_SECONDS = 0.004
+local LOOK_GAP_SECONDS = 0.002
 local NEWEST = 100 -- of the due tasks that a release looks at, if it cannot move all
 local call = redis.call -- a local is faster, and this runs for every task
 local time = call('TIME')
