@@ -123,7 +123,7 @@ def test_signal_during_the_start_leaves_nothing_behind(tmp_path: Path) -> None:
         up = Process("up", {}, tmp_path / "up.log", *flags)
         time.sleep(seconds)
         up.signal(signal.SIGHUP)
-        ended(up, 20)
+        ended(up, 60)
         until(lambda: processes_of(tmp_path) == set(), 30, "all to have ended")
 
 
