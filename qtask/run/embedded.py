@@ -37,6 +37,7 @@ _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/mem
 
 _UNIX_PATH_LIMIT = 100  # the kernel's limit is 107 bytes, and a temporary name may be a bit longer
 _PING_SECONDS = 0.5
+_STOP_PAUSE_SECONDS = 0.02
 _NOTE_PAUSE_SECONDS = 10.0
 _LOG_LINES = 5  # from the log of a server that died, to be repeated in our own log
 _LOG_LINE_LENGTH = 300
@@ -121,9 +122,11 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """Ends the server after it has written its file."""
         if self._child is not None:
-            if self._child.poll() is None:
+            deadline = time.monotonic() + STOP_SECONDS
+            while self._child.poll() is None and time.monotonic() < deadline:
                 with suppress(RedisError, OSError):
                     Redis.from_url(self.url, socket_timeout=STOP_SECONDS).shutdown(nosave=True)
+                time.sleep(_STOP_PAUSE_SECONDS)  # it refuses to end while it writes its first append-only file
             children.wait(self._child, STOP_SECONDS)
             self._child = None
         self.answers = False
