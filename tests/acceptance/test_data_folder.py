@@ -99,6 +99,7 @@ def reachable(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_data_folder_cannot_be_read_by_other_users(reachable: Path) -> None:
     old_umask = os.umask(0)  # the most permissive one
     try:

@@ -59,6 +59,7 @@ def test_closed_input_counts_as_empty(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["list", "list --json", "stats", "doctor", "--help"])
+@pytest.mark.slow
 def test_full_output_is_reported_in_one_line(installation: Installation, arguments: str) -> None:
     sent(installation)
     done = shell(installation, arguments, "> /dev/full")

@@ -101,6 +101,7 @@ def test_stop_leaves_no_process_and_the_next_start_continues(tmp_path: Path, rec
         assert second.process.stop() == 0
 
 
+@pytest.mark.slow
 def test_killed_up_ends_all_processes_and_the_next_start_continues(tmp_path: Path, receiver: Receiver) -> None:
     with Installation(tmp_path) as first:
         with Client(first.url) as client:

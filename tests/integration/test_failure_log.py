@@ -103,6 +103,7 @@ def test_expired_tasks_and_invalid_jobs_are_logged_as_dead_letters(live: Live, q
     assert found == {expired: ("expired", "expired.example"), foreign: ("refused", "unknown")}
 
 
+@pytest.mark.slow
 def test_lost_deliveries_are_logged_by_the_scheduler_and_their_deaths_by_the_worker(live: Live, queue: str) -> None:
     gate = Gate()
     with Receiver(gate) as receiver:

@@ -311,6 +311,7 @@ def test_retried_dead_letter_waiting_for_a_connection_has_its_lateness_measured_
     assert [outcome.lateness is None for outcome in record.outcomes] == [False, True]
 
 
+@pytest.mark.slow
 def test_task_waiting_long_for_a_connection_goes_to_another_worker(live: Live, queue: str) -> None:
     gate = Gate()
     live.start("worker", queue=queue, host_connections=1)
