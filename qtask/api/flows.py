@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-from urllib.parse import unquote
 
-import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from qtask.api.responses import failed, redis_away, refusal, unsupported
-from qtask.model.errors import NotFound, Refused
+from qtask.api.answering import answer, decide, named_in
+from qtask.api.responses import refusal, unsupported
+from qtask.model.errors import Refused
 from qtask.model.flow_changes import read_changes, read_limits
 from qtask.store import flow_records
 from qtask.store.connect import read_again_async
@@ -59,20 +57,22 @@ class Flows:
                 return await flow_records.list_flows.run_async(self._redis, cursor, limit)
             return Page(await flow_records.busiest_flows.run_async(self._redis, limit))
 
-        return await self._answer(lambda: read_again_async(read))
+        return await answer(self._asking, lambda: read_again_async(read))
 
     async def _show(self, request: Request) -> Response:
-        key = _key_in(request)
-        return await self._answer(lambda: read_again_async(lambda: flow_records.show_flow.run_async(self._redis, key)))
+        key = named_in(request, "key")
+        return await answer(
+            self._asking, lambda: read_again_async(lambda: flow_records.show_flow.run_async(self._redis, key))
+        )
 
     async def _replace(self, request: Request) -> Response:
-        key = _key_in(request)
+        key = named_in(request, "key")
         return await self._with_body(
             request, read_limits, lambda limits: flow_records.replace_flow.run_async(self._redis, key, limits)
         )
 
     async def _change(self, request: Request) -> Response:
-        key = _key_in(request)
+        key = named_in(request, "key")
         return await self._with_body(
             request, read_changes, lambda changes: flow_records.set_flow.run_async(self._redis, key, changes)
         )
@@ -94,50 +94,31 @@ class Flows:
             return Response()  # the client is gone
         except Refused as refused:
             return refusal(refused, 400)
-        return await self._answer(lambda: step(given))
+        return await answer(self._asking, lambda: step(given))
 
     async def _remove(self, request: Request) -> Response:
-        key = _key_in(request)
+        key = named_in(request, "key")
 
         async def remove() -> dict[str, object]:
             await flow_records.remove_flow.run_async(self._redis, key)
             return {"ok": True, "key": key}
 
-        return await self._answer(remove)
+        return await answer(self._asking, remove)
 
     async def _pause(self, request: Request) -> Response:
-        return await self._decide(request, lambda key: flow_records.pause_flow.run_async(self._redis, key))
+        return await decide(
+            request, "key", self._asking, lambda key: flow_records.pause_flow.run_async(self._redis, key)
+        )
 
     async def _resume(self, request: Request) -> Response:
-        return await self._decide(request, lambda key: flow_records.pause_flow.run_async(self._redis, key, False))
+        return await decide(
+            request, "key", self._asking, lambda key: flow_records.pause_flow.run_async(self._redis, key, False)
+        )
 
     async def _reset(self, request: Request) -> Response:
-        return await self._decide(request, lambda key: flow_records.reset_flow.run_async(self._redis, key))
-
-    async def _decide(self, request: Request, step: Callable[[str], Awaitable[object]]) -> Response:
-        if (response := unsupported(request)) is not None:
-            return response
-        key = _key_in(request)
-        return await self._answer(lambda: step(key))
-
-    async def _answer(self, step: Callable[[], Awaitable[object]]) -> Response:
-        try:
-            async with self._asking:
-                found = await step()
-        except NotFound as error:
-            return failed(404, "not_found", str(error))
-        except Refused as refused:
-            return refusal(refused, 400)
-        except (RedisError, OSError) as error:
-            return redis_away(error)
-        if isinstance(found, dict):
-            return JSONResponse(found)
-        return Response(msgspec.json.encode(found), media_type="application/json")
-
-
-def _key_in(request: Request) -> str:
-    """The key in the path of a request."""
-    return unquote(request.path_params["key"])
+        return await decide(
+            request, "key", self._asking, lambda key: flow_records.reset_flow.run_async(self._redis, key)
+        )
 
 
 def _limit_in(request: Request) -> int:

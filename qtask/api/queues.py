@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from urllib.parse import unquote
 
-import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from qtask.api.responses import redis_away, refusal, unsupported
-from qtask.model.errors import Refused
+from qtask.api.answering import answer, decide
 from qtask.store import queues
 from qtask.store.connect import read_again_async
 
@@ -38,35 +33,19 @@ class Queues:
         ]
 
     async def _list(self, _: Request) -> Response:
-        return await self._answer(lambda: read_again_async(lambda: queues.list_queues.run_async(self._redis)))
+        return await answer(self._asking, lambda: read_again_async(lambda: queues.list_queues.run_async(self._redis)))
 
     async def _pause(self, request: Request) -> Response:
-        return await self._decide(request, lambda name: queues.pause_queue.run_async(self._redis, name))
+        return await decide(request, "name", self._asking, lambda name: queues.pause_queue.run_async(self._redis, name))
 
     async def _resume(self, request: Request) -> Response:
-        return await self._decide(request, lambda name: queues.pause_queue.run_async(self._redis, name, False))
+        return await decide(
+            request, "name", self._asking, lambda name: queues.pause_queue.run_async(self._redis, name, False)
+        )
 
     async def _purge(self, request: Request) -> Response:
         async def purge(name: str) -> dict[str, object]:
             cancelled = await queues.purge_queue.run_async(self._redis, name)
             return {"ok": True, "name": name, "cancelled": cancelled}
 
-        return await self._decide(request, purge)
-
-    async def _decide(self, request: Request, step: Callable[[str], Awaitable[object]]) -> Response:
-        if (response := unsupported(request)) is not None:
-            return response
-        name = unquote(request.path_params["name"])
-        return await self._answer(lambda: step(name))
-
-    async def _answer(self, step: Callable[[], Awaitable[object]]) -> Response:
-        try:
-            async with self._asking:
-                found = await step()
-        except Refused as refused:
-            return refusal(refused, 400)
-        except (RedisError, OSError) as error:
-            return redis_away(error)
-        if isinstance(found, dict):
-            return JSONResponse(found)
-        return Response(msgspec.json.encode(found), media_type="application/json")
+        return await decide(request, "name", self._asking, purge)
