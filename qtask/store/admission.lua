@@ -212,13 +212,6 @@ local function admit(flow, now, held, is_look)
   return look
 end
 
--- Wakes the schedulers if a look is earlier than what they wait for. `before` is the head of FLOWS from before.
-local function wake_for(look, before)
-  if look < before then
-    redis.call('PUBLISH', WAKE, string.format('%.6f', look))
-  end
-end
-
 -- Calls a command with a key and many further arguments.
 local function call_in_parts(command, key, arguments)
   for first = 1, #arguments, PART do
@@ -244,4 +237,17 @@ local function finish_flows(held)
       redis.call('HINCRBY', LEDGER, 'held:' .. queue, count)
     end
   end
+end
+
+-- Admits tasks of some flows, writes all that is left, and wakes the schedulers if a look is earlier than what they wait for.
+local function admit_from(flows, now, held, is_look)
+  local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+  local look = math.huge
+  for _, flow in pairs(flows) do
+    look = math.min(look, admit(flow, now, held, is_look))
+  end
+  if look < before then
+    redis.call('PUBLISH', WAKE, string.format('%.6f', look))
+  end
+  finish_flows(held)
 end

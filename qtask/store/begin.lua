@@ -44,15 +44,12 @@ if flow and not may_begin and not extra then
   redis.call('HSET', JOB, 'extra', EXTRA) -- so that it waits in its flow
 end
 if flow then
-  local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
-  local held = {}
   if may_begin then
     redis.call('ZADD', flow.slots, math.floor(now) + FOREVER_SECONDS, ID)
   elseif not flow.ordered then
     redis.call('ZREM', flow.slots, ID) -- until it is released again; in an ordered flow no other may begin meanwhile
   end
-  wake_for(admit(flow, now, held), before)
-  finish_flows(held)
+  admit_from({flow}, now, {})
 end
 local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
 return {

@@ -46,10 +46,8 @@ redis.call('ZREM', FAILED_PREFIX .. origin, ID) -- a retry of a stock worker
 redis.call('UNLINK', key, RESULTS_PREFIX .. ID)
 if flow then
   local time = redis.call('TIME')
-  local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
   redis.call('ZREM', flow.slots, ID)
-  wake_for(admit(flow, time[1] + time[2] / 1000000, held), before)
-  finish_flows(held)
+  admit_from({flow}, time[1] + time[2] / 1000000, held)
 end
 if not foreign then
   redis.call('HINCRBY', LEDGER, 'cancelled:' .. origin, 1)

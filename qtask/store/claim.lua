@@ -166,13 +166,7 @@ for _, flow in pairs(charged) do
   write_flow(flow)
 end
 if next(touched) then
-  local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
-  local earliest = math.huge
-  for _, flow in pairs(touched) do
-    earliest = math.min(earliest, admit(flow, now, held))
-  end
-  wake_for(earliest, before)
-  finish_flows(held)
+  admit_from(touched, now, held)
 end
 local destinations = {}
 if version ~= tonumber(KNOWN_VERSION) and call('SCARD', FLOW_DESTINATIONS) <= DESTINATIONS_LIMIT then

@@ -80,12 +80,6 @@ if deleted > 0 then
   redis.call('HINCRBY', LEDGER, 'deleted:' .. QUEUE_NAME, deleted)
 end
 if next(touched) then
-  local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
-  local look = math.huge
-  for _, flow in pairs(touched) do
-    look = math.min(look, admit(flow, now, held))
-  end
-  wake_for(look, before)
+  admit_from(touched, now, held)
 end
-finish_flows(held)
 return {[TAKEN] = #taken, [CANCELLED] = #gone}

@@ -40,11 +40,10 @@ local function look_at(pairs_of_jobs, are_newest)
     local origin, created_at, attempt, status, extra, data =
       unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field))
     local name = not extra and origin and last_field == 'data' and flow_of_link(data)
-    if are_newest and (created_at or extra or name) then
-      -- It stays in the schedule until its turn.
-    elseif created_at and not attempt then
+    local is_left = are_newest and (created_at or extra or name) -- in the schedule until its turn
+    if created_at and not attempt and not is_left then
       foreign[#foreign + 1] = id
-    else
+    elseif not is_left then
       moved[#moved + 1] = id
       jobs[#moved] = {origin, pairs_of_jobs[i + 1], not attempt, status, extra, name}
     end

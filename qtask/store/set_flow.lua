@@ -15,11 +15,8 @@
 -- Returns nothing.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local before = tonumber(redis.call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
 set_limits(FLOW_NAME, LIMITS, now, true)
 if FORGET_OUTCOMES == '1' then
   redis.call('UNLINK', HEALTH_PREFIX .. FLOW_NAME)
 end
-local held = {}
-wake_for(admit(flow_of(FLOW_NAME), now, held, true), before)
-finish_flows(held)
+admit_from({flow_of(FLOW_NAME)}, now, {}, true)

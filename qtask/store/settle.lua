@@ -186,16 +186,12 @@ for key, ids in pairs(freed) do
   call('ZREM', key, unpack(ids))
 end
 if next(touched) then
-  local held = {}
-  local before = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
-  local look = math.huge
   adapt_parallel(now)
+  local flows = {}
   for name in pairs(touched) do
-    local flow = flow_of(name)
-    look = flow and math.min(look, admit(flow, now, held)) or look
+    flows[#flows + 1] = flow_of(name) or nil
   end
-  wake_for(look, before)
-  finish_flows(held)
+  admit_from(flows, now, {})
 end
 
 keep_timeouts()
