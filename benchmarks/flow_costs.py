@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from benchmarks.measures import Values
 from benchmarks.redis_server import RedisServer
@@ -127,7 +128,7 @@ def _settlements(claimed: list[tuple[str, str]]) -> list[Settlement]:
             counter="http:delivered",
             ended=now,
             member=f"{task_id}:1:0.001:0.001:delivered",
-            options=json.dumps({"flow": flow}).encode() if flow else b"",
+            options=msgspec.json.encode({"flow": flow}) if flow else b"",
         )
         for task_id, flow in claimed
     ]

@@ -139,7 +139,7 @@ local function adapt_parallel(now)
         new, why = fall(state, limit, now)
         begin_round(state)
       elseif state.count >= math.max(limit, LEAST_OUTCOMES) * (state.from and 2 or 1) then
-        local waiting = redis.call('EXISTS', flow.waiting) == 1
+        local waiting = redis.call('EXISTS', WAITING_PREFIX .. flow.name) == 1
         new, why = move(state, limit, redis.call('ZCARD', flow.slots) + state.ended, waiting, now)
         new = math.min(new, tonumber(FLOW_PARALLEL_LIMIT))
         begin_round(state)

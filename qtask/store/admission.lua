@@ -5,7 +5,6 @@ local ADMIT_LIMIT = 500 -- tasks of one flow in one script; Redis answers nobody
 local LONG_SECONDS = 660 -- more than the longest timeout and its margin
 local TRIPS_KEEP_SECONDS = 600 -- for which an open circuit breaker is remembered while its flow has no tasks
 local LOOK_AGAIN_SECONDS = 30 -- after which the slots of a flow in which tasks wait are compared with the jobs
-local PART = 4000 -- arguments of one command, for which Lua's stack has room
 
 -- Frees the slots of tasks that other programs have deleted or moved. Looks at those that were admitted, or claimed, long
 -- ago. Returns how many it has freed.
@@ -27,7 +26,7 @@ local function free_lost_slots(flow, now)
 end
 
 local function first_due(flow)
-  return tonumber(redis.call('ZRANGE', flow.waiting, 0, 0, 'WITHSCORES')[2])
+  return tonumber(redis.call('ZRANGE', WAITING_PREFIX .. flow.name, 0, 0, 'WITHSCORES')[2])
 end
 
 -- Several tasks of an ordered flow may be due at the same instant, and only some of them be released yet. Then those of this
@@ -69,29 +68,33 @@ end
 -- Whether a task that is due may go into its queue at once: no other waits in its flow, and there is room. It takes a slot.
 -- `write_flow` must follow.
 local function enters(flow, id, now)
-  if flow.ordered or flow.trips > 0 or #flow.joining > 0 then
+  if flow.ordered or flow.trips > 0 or flow.joining then
     return false -- these go through the waiting set, in order
   end
   if not flow.room then
-    local waits = redis.call('EXISTS', flow.waiting) == 1
-    flow.room = waits and 0 or room_in(flow, flow.parallel < math.huge and redis.call('ZCARD', flow.slots) or 1, now)
+    flow.room = flow.waits and 0 or room_in(flow, flow.parallel < math.huge and redis.call('ZCARD', flow.slots) or 1, now)
   end
   if flow.room < 1 then
     return false
   end
   flow.room = flow.room - 1
-  flow.entered[#flow.entered + 1] = slot_score(flow, now)
-  flow.entered[#flow.entered + 1] = id
+  local entered = flow.entered or {}
+  flow.entered = entered
+  entered[#entered + 1] = slot_score(flow, now)
+  entered[#entered + 1] = id
   return true
 end
 
 -- Moves the first tasks that wait in a flow to those that finish_flows adds to their queues. Returns how many, and how many do
 -- not wait any more. `held` counts tasks by queue.
 local function admit_first(flow, count, now, held)
-  local members = redis.call('ZPOPMIN', flow.waiting, count)
+  local members = redis.call('ZPOPMIN', WAITING_PREFIX .. flow.name, count)
   local slots, deleted = {}, 0
   for i = 1, #members, 2 do
-    local id = string.match(members[i], '[^:]*$')
+    local id = members[i]
+    if string.find(id, ':', 1, true) then
+      id = string.match(id, '[^:]*$')
+    end
     local key = JOB_PREFIX .. id
     local origin = redis.call('HGET', key, 'origin')
     if origin then
@@ -157,7 +160,7 @@ end
 -- Whether a claim of a flow with a rate comes so long after the admission that the look that was planned then is too early.
 -- Then the claim plans another one. Where the spacing is shorter than the slack, it may always be too early.
 local function is_late(flow, admitted_at, now)
-  return flow.spacing and (flow.spacing < flow.grace or now - admitted_at >= CLAIM_SHARE * flow.grace)
+  return flow.spacing < flow.grace or now - admitted_at >= CLAIM_SHARE * flow.grace
 end
 
 -- When the last of the tasks that are queued was admitted.
@@ -165,12 +168,33 @@ local function last_admitted(flow)
   return tonumber(redis.call('ZREVRANGEBYSCORE', flow.slots, FOREVER_SECONDS, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]) or 0
 end
 
+local function note_waiting(flow, waits)
+  if waits then
+    redis.call('HSET', FLOW_PREFIX .. flow.name, 'waits', 1)
+  else
+    redis.call('HDEL', FLOW_PREFIX .. flow.name, 'waits')
+    if flow.is_simple then
+      looks[flow.name] = math.huge
+    end
+  end
+  flow.waits = waits
+end
+
+-- How many tasks wait in a flow. A look does not rely on what is noted: another program may have changed it.
+local function number_waiting(flow, is_look)
+  local count = (flow.waits or is_look) and redis.call('ZCARD', WAITING_PREFIX .. flow.name) or 0
+  if not flow.waits == (count > 0) then
+    note_waiting(flow, count > 0)
+  end
+  return count
+end
+
 -- Admits the tasks of a flow that may begin, and notes when to look at the flow again. `held` counts tasks by queue. `is_look`
 -- is true for a look at a flow whose instant has come. Returns the instant of the next look.
 local function admit(flow, now, held, is_look)
-  local have_entered = #flow.entered > 0
-  local begins_to_wait = write_flow(flow)
-  local left = redis.call('ZCARD', flow.waiting)
+  local have_entered = flow.entered
+  local begins_to_wait = write_flow(flow) or flow.begins_to_wait
+  local left = number_waiting(flow, is_look)
   if left == 0 then
     return look_at_idle(flow, now, is_look)
   end
@@ -186,6 +210,7 @@ local function admit(flow, now, held, is_look)
     local taken, gone = admit_first(flow, count, now, held)
     used, promised, left = used + taken, promised + taken, left - gone
     if left == 0 then
+      note_waiting(flow, false)
       return look_at_idle(flow, now, is_look)
     end
   end
@@ -228,7 +253,10 @@ local function finish_flows(held)
   end
   local scores = {}
   for name, look in pairs(looks) do
-    scores[#scores + 1] = look == math.huge and '+inf' or string.format('%.6f', look)
+    local flow = look == math.huge and flow_states[name]
+    local is_simple = flow and flow.is_simple and not flow.waits
+    scores[#scores + 1] = is_simple and string.format('%.0f', SIMPLE_FLOW + flow.parallel)
+      or look == math.huge and '+inf' or string.format('%.6f', look)
     scores[#scores + 1] = name
   end
   call_in_parts('ZADD', FLOWS, scores)

@@ -36,7 +36,7 @@ if redis.call('ZREM', SCHEDULE, ID) == 1 then
   status = 'scheduled'
 elseif status == 'queued' then
   redis.call('LREM', QUEUE_PREFIX .. origin, 1, ID)
-elseif flow and redis.call('ZREM', flow.waiting, rank and rank .. ':' .. ID or ID) == 1 then
+elseif flow and redis.call('ZREM', WAITING_PREFIX .. flow.name, rank and rank .. ':' .. ID or ID) == 1 then
   held[origin] = -1
 else
   redis.call('ZREM', CANCELLED_PREFIX .. origin, ID)

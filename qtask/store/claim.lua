@@ -47,36 +47,65 @@ local leases = {}
 local ids, attempts, dues, datas, names, timeouts = {}, {}, {}, {}, {}, {}
 local version = tonumber(call('GET', FLOW_VERSION) or 0)
 local touched, charged, held = {}, {}, {} -- flows to admit from; whose tokens were taken; tasks that wait now, by queue
-local claimed_slots, claimed_at = {}, string.format('%.0f', now + FOREVER_SECONDS)
+local claimed_at = string.format('%.0f', now + FOREVER_SECONDS)
 local count, held_count = 0, 0
 -- Ends of leases by timeout, which is the same for most tasks. Whole seconds are cheap to write and read.
 local ends = {}
 local room = tonumber(BYTES_LIMIT)
 local deleted = 0
--- Takes out of the queue what may be claimed of the tasks that were popped, in this order.
-local function take(popped)
+-- Reads the jobs that were popped until they have more bytes than there is room for, and puts the others back.
+local function read_jobs(popped)
+  local jobs, bytes = {}, 0
   for position, id in ipairs(popped) do
-    if room <= 0 then
+    if bytes >= room then
       for i = #popped, position, -1 do
         call('LPUSH', QUEUE, popped[i])
       end
       break
     end
-    local key = JOB_PREFIX .. id
     -- If another program has put a key of another type there, it is skipped and does not break the whole batch.
-    local job = redis.pcall('HMGET', key, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
+    local job = redis.pcall('HMGET', JOB_PREFIX .. id, 'data', 'attempt', 'timeout', 'due', 'exc_info', 'extra')
+    if not job.err and job[1] then
+      bytes = bytes + #job[1]
+      local name
+      if job[6] then
+        name = flow_in(job[6])
+      elseif version > 0 and any_flow_of_link() then
+        name = flow_of_link(job[1])
+        job.link_name = name
+      end
+      want_flow(name)
+    end
+    jobs[position] = job
+  end
+  read_simple_flows()
+  return jobs
+end
+
+-- Takes out of the queue what may be claimed of the tasks that were popped, in this order.
+local function take(popped)
+  local jobs = read_jobs(popped)
+  for position, job in ipairs(jobs) do
     if not job.err then
+      local id = popped[position]
+      local key = JOB_PREFIX .. id
       local data, attempt, timeout, due, error, extra = job[1], job[2], job[3], job[4], job[5], job[6]
       local flow, name, rank, timed, rule
       if data and extra then
         name, rank, timed, rule = flow_in(extra)
         flow = name and flow_by_rule(name, rule, now)
-      elseif data and version > 0 and any_flow_of_link() then
-        name = flow_of_link(data)
-        flow = name and flow_of(name)
+      elseif job.link_name then
+        name = job.link_name
+        flow = flow_of(name)
         name = flow and name
       end
-      local slot = flow and call('ZSCORE', flow.slots, id)
+      local slot
+      if flow and (flow.spacing or is_closed(flow, id, now)) then
+        slot = call('ZSCORE', flow.slots, id)
+      elseif flow then
+        -- It is there already with this score if it was claimed, given back and claimed again in the same second.
+        slot = call('ZADD', flow.slots, 'XX', 'CH', claimed_at, id) == 1 or call('ZSCORE', flow.slots, id)
+      end
       if flow and not (slot and take_token(flow, id, now)) then
         if slot then
           call('ZREM', flow.slots, id)
@@ -117,14 +146,11 @@ local function take(popped)
           timeouts[#timeouts + 1] = count - 1
           timeouts[#timeouts + 1] = timeout_of(name)
         end
-        if flow then
-          local slots = claimed_slots[flow.slots] or {}
-          claimed_slots[flow.slots] = slots
-          slots[#slots + 1] = claimed_at
-          slots[#slots + 1] = id
+        if flow and flow.spacing then
+          call('ZADD', flow.slots, claimed_at, id)
           if is_late(flow, tonumber(slot), now) then
             touched[name] = flow
-          elseif flow.spacing then
+          else
             charged[name] = flow
           end
         end
@@ -158,9 +184,6 @@ if deleted > 0 then
 end
 if #leases > 0 then
   call('ZADD', STARTED, unpack(leases))
-end
-for slots, members in pairs(claimed_slots) do
-  call('ZADD', slots, unpack(members))
 end
 for _, flow in pairs(charged) do
   write_flow(flow)

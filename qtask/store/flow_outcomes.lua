@@ -10,6 +10,7 @@ local BUCKET_SECONDS, BUCKETS = 10, 6
 -- Has a flow rest until an instant, or for longer where it rests already. Further fields may be given.
 local function rest(name, instant, why, now, ...)
   local key = FLOW_PREFIX .. name
+  note_state(name)
   redis.call('HSETNX', key, 'made', string.format('%.6f', now))
   note_destination(name)
   if instant > (tonumber(redis.call('HGET', key, 'rest') or 0)) then

@@ -7,6 +7,8 @@
 -- it was claimed plus FOREVER_SECONDS. So a slot that is given back twice is given back once, and the size of the set is
 -- what is in flight. Its scores are whole seconds, which Redis compares much faster, except in flows with a rate.
 --
+-- The field `waits` says whether any task may wait in a flow, so that a flow in which none does costs less.
+--
 -- A rate is GCRA (ITU-T I.371): `tat` is the instant at which the next delivery would begin if all were evenly spaced. The
 -- token is taken when a task is claimed, since a delivery begins then. Admission only looks how many tokens there are. A
 -- claim that comes a little before its instant is in time (RATE_SLACK of the span), so that the way from admission to
@@ -20,10 +22,20 @@
 -- FLOW_RULES has the limits. A flow that has no limits but these leaves no key when it is idle; the next task, which names
 -- the rule, brings them back.
 --
--- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'.
+-- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'. The score
+-- SIMPLE_FLOW + n is that of a flow without waiting tasks that has nothing but the limit `parallel` = n. So one command tells
+-- a script all about many such flows, and about those without state.
 --
 -- A script that calls hold, enters, take_token or admit ends with finish_flows.
-local flow_states, rule_limits, extras = {}, {}, {}
+local flow_states, rule_limits, extras, names_only = {}, {}, {}, {}
+local wanted, is_wanted = {}, {}
+local ARE_NUMBERS = {rest = true, trips = true, tat = true, share = true, partial = true, window = true, begun = true,
+  begun_before = true}
+-- What a flow has by default.
+local OF_FLOWS = {__index = {rest = 0, trips = 0, tat = 0, begun = 0, begun_before = 0}}
+local OF_SIMPLE_FLOWS = {__index = {rest = 0, trips = 0, has_limits = true, stays = true, is_simple = true}}
+local PART = 4000 -- arguments of one command, for which Lua's stack has room
+local ONLY_FLOW = '^{"flow":"([^"\\]*)"}$' -- a JSON object that has only the name of a flow; decoding is slower
 
 -- The limits of a rule, or false if no rule has this pattern.
 local function limits_of(rule)
@@ -34,6 +46,34 @@ local function limits_of(rule)
   return rule_limits[rule]
 end
 
+-- Has read_simple_flows read a flow. `name` may be nil.
+local function want_flow(name)
+  if name and flow_states[name] == nil and not is_wanted[name] then
+    is_wanted[name] = true
+    wanted[#wanted + 1] = name
+  end
+end
+
+-- Reads those of the wanted flows of which the scores in FLOWS tell all, for flow_of.
+local function read_simple_flows()
+  local names = wanted
+  wanted = {}
+  for first = 1, #names, PART do
+    local last = math.min(first + PART - 1, #names)
+    local scores = redis.call('ZMSCORE', FLOWS, unpack(names, first, last))
+    for i = first, last do
+      local name, score = names[i], scores[i - first + 1]
+      score = score and tonumber(score)
+      if not score then
+        flow_states[name] = false
+      elseif score >= SIMPLE_FLOW and score < math.huge then
+        local flow = {name = name, slots = SLOTS_PREFIX .. name, parallel = score - SIMPLE_FLOW}
+        flow_states[name] = setmetatable(flow, OF_SIMPLE_FLOWS)
+      end
+    end
+  end
+end
+
 -- The state of a flow, or false if it has none.
 local function flow_of(name)
   local flow = flow_states[name]
@@ -41,61 +81,74 @@ local function flow_of(name)
     return flow
   end
   -- HGETALL costs less than HMGET: most flows have no state, and the others few fields.
-  local values, read = redis.call('HGETALL', FLOW_PREFIX .. name), {}
-  for i = 1, #values, 2 do
-    read[values[i]] = values[i + 1]
-  end
-  if not read.made then
+  local values = redis.call('HGETALL', FLOW_PREFIX .. name)
+  if #values == 0 then
     flow_states[name] = false
     return false
   end
-  local parallel, rate, per, burst, ordered = read.parallel, read.rate, read.per, read.burst, read.ordered == '1'
-  local stays = (parallel or rate or ordered or read.paused) and true or false
-  local default = read.rule and limits_of(read.rule)
-  if default then
-    parallel, ordered = parallel or default.parallel, ordered or default.ordered == '1'
-    if not rate then
-      rate, per, burst = default.rate, default.per, default.burst
+  -- The fields that most flows have are named here, because a table that grows is slow, and so is a large one.
+  flow = setmetatable({
+    name = name, slots = SLOTS_PREFIX .. name, parallel = nil, waits = nil, has_limits = nil, stays = nil, is_simple = nil,
+    room = nil, entered = nil, joining = nil, -- see enters and hold
+  }, OF_FLOWS)
+  local is_made = false
+  for i = 1, #values, 2 do
+    local field, value = values[i], values[i + 1]
+    if field == 'made' then
+      is_made = true
+    else
+      flow[field] = ARE_NUMBERS[field] and tonumber(value) or value
     end
   end
-  local has_limits = (parallel or rate or ordered or read.paused) and true or false
-  local adapts = parallel == 'auto' and not ordered
-  local share = (adapts or not has_limits) and tonumber(read.share) -- else it is of the time before the limits were set
-  flow = {
-    name = name,
-    waiting = WAITING_PREFIX .. name,
-    slots = SLOTS_PREFIX .. name,
-    joining = {}, -- scores and members for its waiting set
-    entered = {}, -- scores and ids for its slots
-    ordered = ordered,
-    parallel = ordered and 1 or tonumber(parallel) or share or (adapts and FIRST_PARALLEL or math.huge),
-    adapts = adapts,
-    has_limits = has_limits,
-    stays = stays, -- its key, while it is idle
-    rule = read.rule,
-    paused = read.paused == '1',
-    share = share,
-    rest = tonumber(read.rest) or 0,
-    trips = tonumber(read.trips) or 0,
-    probe = read.probe,
-    partial = tonumber(read.partial),
-    tat = tonumber(read.tat) or 0,
-  }
-  if rate then
-    flow.per = tonumber(per) or 1
+  if not is_made then
+    flow_states[name] = false
+    return false
+  end
+  local has_limits = (flow.parallel or flow.rate or flow.ordered or flow.paused) and true or false
+  flow.stays = has_limits -- its key, while it is idle
+  flow.is_simple = tonumber(flow.parallel) and #values == 4 + (flow.waits and 2 or 0) + (flow.parallel_by and 2 or 0)
+  local default = flow.rule and limits_of(flow.rule)
+  if default then
+    flow.parallel, flow.ordered = flow.parallel or default.parallel, flow.ordered or default.ordered == '1'
+    if not flow.rate then
+      flow.rate, flow.per, flow.burst = default.rate, default.per, default.burst
+    end
+    has_limits = (flow.parallel or flow.rate or flow.ordered or flow.paused) and true or false
+  end
+  flow.has_limits = has_limits
+  flow.adapts = flow.parallel == 'auto' and not flow.ordered or nil
+  if has_limits and not flow.adapts then
+    flow.share = nil -- of the time before the limits were set
+  end
+  flow.parallel = flow.ordered and 1 or tonumber(flow.parallel) or flow.share or (flow.adapts and FIRST_PARALLEL or math.huge)
+  if flow.rate then
+    flow.per = tonumber(flow.per) or 1
     flow.grace = math.min(RATE_SLACK * flow.per, RATE_SLACK_SECONDS)
-    flow.spacing = flow.per / tonumber(rate) * (1 + 2 * flow.grace / flow.per)
-    flow.slack = ((tonumber(burst) or 1) - 1) * flow.spacing + flow.grace
-    flow.window, flow.begun = tonumber(read.window), tonumber(read.begun) or 0
-    flow.begun_before = tonumber(read.begun_before) or 0
+    flow.spacing = flow.per / tonumber(flow.rate) * (1 + 2 * flow.grace / flow.per)
+    flow.slack = ((tonumber(flow.burst) or 1) - 1) * flow.spacing + flow.grace
   end
   flow_states[name] = flow
   return flow
 end
 
+-- Notes in FLOWS that a flow is to get more state than a limit `parallel`.
+local function note_state(name)
+  local flow = flow_of(name)
+  if flow and flow.is_simple and not flow.waits then
+    redis.call('ZADD', FLOWS, '+inf', name)
+  else
+    redis.call('ZADD', FLOWS, 'NX', '+inf', name)
+  end
+end
+
 -- What a job says of its flow, in its field extra: the name, its rank, whether its timeout adapts, and the rule of the flow.
 -- A rank orders a task whose id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
+  local name = names_only[extra] or string.match(extra, ONLY_FLOW)
+  if name then
+    names_only[extra] = name
+    return name
+  end
   local read = extras[extra] -- most tasks of a flow have the same
   if not read then
     read = cjson.decode(extra)
@@ -147,7 +200,8 @@ end
 -- Adds a task without a slot to those that wait in its flow; `due` is its score. `held` counts tasks by queue. `write_flow`
 -- must follow.
 local function hold(flow, id, rank, due, queue, held)
-  local joining = flow.joining
+  local joining = flow.joining or {}
+  flow.joining = joining
   joining[#joining + 1] = due
   joining[#joining + 1] = rank and rank .. ':' .. id or id
   held[queue] = (held[queue] or 0) + 1
@@ -155,20 +209,23 @@ end
 
 -- Writes what hold, enters and take_token have left. Returns whether tasks begin to wait of which none did before.
 local function write_flow(flow)
-  local begins_to_wait = false
-  if #flow.entered > 0 then
+  local begins_to_wait = flow.joining and not flow.waits
+  if flow.entered then
     redis.call('ZADD', flow.slots, unpack(flow.entered))
-    flow.entered, flow.room = {}, nil
+    flow.entered, flow.room = nil, nil
   end
   if flow.has_new_tokens then
     flow.has_new_tokens = false
     redis.call('HSET', FLOW_PREFIX .. flow.name, 'tat', string.format('%.6f', flow.tat), 'window', flow.window, 'begun',
       flow.begun, 'begun_before', flow.begun_before)
   end
-  if #flow.joining > 0 then
-    begins_to_wait = redis.call('EXISTS', flow.waiting) == 0
-    redis.call('ZADD', flow.waiting, unpack(flow.joining))
-    flow.joining, flow.room = {}, nil
+  if flow.joining then
+    redis.call('ZADD', WAITING_PREFIX .. flow.name, unpack(flow.joining))
+    if begins_to_wait then
+      flow.waits = true
+      redis.call('HSET', FLOW_PREFIX .. flow.name, 'waits', 1)
+    end
+    flow.joining, flow.room = nil, nil
   end
   return begins_to_wait
 end
@@ -180,13 +237,12 @@ local function flow_by_rule(name, rule, now)
   if rule and (not flow or flow.rule ~= rule) and limits_of(rule) then
     local other = flow and flow.rule
     if not other or not limits_of(other) or rule == name or (other ~= name and #rule > #other) then
-      if flow then
-        write_flow(flow)
-      end
+      local begins_to_wait = flow and write_flow(flow)
+      note_state(name)
       redis.call('HSET', FLOW_PREFIX .. name, 'rule', rule, 'made', string.format('%.6f', now))
-      redis.call('ZADD', FLOWS, 'NX', '+inf', name)
       flow_states[name] = nil
       flow = flow_of(name)
+      flow.begins_to_wait = begins_to_wait
     end
   end
   return flow

@@ -37,7 +37,8 @@ STOCK_RETRIES = (
     "qtask:stock_retries"  # set: ids that a stock worker will try again; until then RQ counts them as failed
 )
 ID_PREFIX = "qtask:id:"  # + id that a client chose: string, the due instant of its task, which was delivered; expires
-FLOWS = "qtask:flows"  # sorted set: each flow with state by the instant at which a scheduler looks at it
+FLOWS = "qtask:flows"  # sorted set: each flow with state by the instant at which a scheduler looks at it; see flows.lua
+SIMPLE_FLOW = 1_000_000_000_000_000  # score there of a flow that has a parallel limit only, less that limit
 FLOW_DESTINATIONS = "qtask:flow_destinations"  # set: flows with state that tasks may belong to without naming them
 FLOW_VERSION = "qtask:flow_version"  # counter: how often that set has changed
 FLOW_RULES = "qtask:flow_rules"  # hash: pattern of a flow rule to its limits, and '' to all rules; see flow_rules.py

@@ -38,7 +38,7 @@ local function cancel(id, in_queue)
     if not (data and flow and origin == QUEUE_NAME) then
       return
     end
-    if redis.call('ZREM', flow.waiting, rank and rank .. ':' .. id or id) == 0 then
+    if redis.call('ZREM', WAITING_PREFIX .. flow.name, rank and rank .. ':' .. id or id) == 0 then
       return
     end
     held[QUEUE_NAME] = (held[QUEUE_NAME] or 0) - 1

@@ -31,21 +31,28 @@ local now = time[1] + time[2] / 1000000
 local head = call('ZRANGEBYSCORE', SCHEDULE, '-inf', string.format('%.6f', now), 'WITHSCORES', 'LIMIT', 0, LIMIT)
 local by_queue, jobs, moved, foreign = {}, {}, {}, {}
 local touched, held = {}, {}
-local deleted = 0
+local count, deleted = 0, 0
 local last_field = #head > 0 and any_flow_of_link() and 'data' or 'extra'
 -- Notes jobs, as pairs of id and due. Of the newest ones, which come before others that are due, it takes only those of no flow.
 local function look_at(pairs_of_jobs, are_newest)
   for i = 1, #pairs_of_jobs, 2 do
     local id = pairs_of_jobs[i]
-    local origin, created_at, attempt, status, extra, data =
-      unpack(call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field))
-    local name = not extra and origin and last_field == 'data' and flow_of_link(data)
-    local is_left = are_newest and (created_at or extra or name) -- in the schedule until its turn
-    if created_at and not attempt and not is_left then
+    local job = call('HMGET', JOB_PREFIX .. id, 'origin', 'created_at', 'attempt', 'status', 'extra', last_field)
+    local created_at, extra = job[2], job[5]
+    local name = false
+    if extra then
+      name = flow_in(extra)
+    elseif last_field == 'data' and job[1] then
+      name = flow_of_link(job[6])
+    end
+    local is_left = are_newest and (created_at or name) -- in the schedule until its turn
+    if created_at and not job[3] and not is_left then
       foreign[#foreign + 1] = id
     elseif not is_left then
-      moved[#moved + 1] = id
-      jobs[#moved] = {origin, pairs_of_jobs[i + 1], not attempt, status, extra, name}
+      count = count + 1
+      moved[count], jobs[count] = id, job
+      want_flow(name)
+      job[2], job[6] = pairs_of_jobs[i + 1], name
     end
   end
 end
@@ -61,16 +68,18 @@ if #moved > 0 then
   -- out of memory.
   call('ZREM', SCHEDULE, unpack(moved))
 end
+read_simple_flows()
 for i, id in ipairs(moved) do
-  local origin, due, is_first, status, extra, name = unpack(jobs[i])
+  local job = jobs[i]
+  local origin, due, is_first, status, extra, name = job[1], job[2], not job[3], job[4], job[5], job[6]
   if origin and not is_first and (status == 'queued' or status == 'started') then
     call('SREM', STOCK_RETRIES, id) -- a retry of a stock worker, which RQ's own tools have already put into the queue
   elseif origin then
     local key = JOB_PREFIX .. id
     local flow, rank, rule, _
     if extra then
-      flow, rank, _, rule = flow_in(extra)
-      flow = flow and flow_by_rule(flow, rule, now)
+      name, rank, _, rule = flow_in(extra)
+      flow = name and flow_by_rule(name, rule, now)
       if flow and not is_first then
         if flow.ordered and call('ZSCORE', flow.slots, id) then
           -- A retry has kept its slot.
@@ -106,9 +115,12 @@ for i, id in ipairs(moved) do
       hold(flow, id, rank, due, origin, held)
       touched[flow.name] = flow
     else
-      local queue = QUEUE_PREFIX .. origin
-      by_queue[queue] = by_queue[queue] or {}
-      table.insert(by_queue[queue], id)
+      local ids = by_queue[origin]
+      if not ids then
+        ids = {}
+        by_queue[origin] = ids
+      end
+      ids[#ids + 1] = id
     end
   else
     deleted = deleted + 1 -- by another program, while it waited
@@ -117,9 +129,9 @@ end
 if deleted > 0 then
   call('HINCRBY', LEDGER, 'deleted:', deleted)
 end
-for queue, queued in pairs(by_queue) do
-  call('SADD', QUEUES, queue)
-  call('RPUSH', queue, unpack(queued))
+for origin, ids in pairs(by_queue) do
+  call('SADD', QUEUES, QUEUE_PREFIX .. origin)
+  call('RPUSH', QUEUE_PREFIX .. origin, unpack(ids))
 end
 local due_looks, is_look = call('ZRANGEBYSCORE', FLOWS, '-inf', string.format('%.6f', now), 'LIMIT', 0, LOOKS), {}
 for _, name in ipairs(due_looks) do
@@ -134,7 +146,7 @@ end
 local tie = #head == 2 * LIMIT and tonumber(head[#head]) or nil
 for name, flow in pairs(touched) do
   set_partial(flow, tie)
-  if is_look[name] or #flow.joining > 0 then
+  if is_look[name] or flow.joining then
     admit(flow, now, held, is_look[name])
   else
     write_flow(flow)
@@ -146,6 +158,7 @@ end
 finish_flows(held)
 local earliest = tonumber(call('ZRANGE', SCHEDULE, #foreign, #foreign, 'WITHSCORES')[2]) or math.huge
 local look = tonumber(call('ZRANGE', FLOWS, 0, 0, 'WITHSCORES')[2]) or math.huge
+look = look < SIMPLE_FLOW and look or math.huge
 if #due_looks > 0 and #due_looks < tonumber(LOOKS) then
   look = math.max(look, now + LOOK_GAP_SECONDS) -- so that looks at many flows come in batches
 end

@@ -1,13 +1,18 @@
 -- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and removes
 -- those that are '' there. A scheduler looks at the flow if that may change which tasks wait. The fields `…_by` tell apart the
 -- limits that people have set from those that came with a task.
+local limits_read, names_of = {}, {}
 local BY = {parallel = 'parallel_by', rate = 'rate_by', ordered = 'ordered_by'}
 
 -- Whether a flow has these fields already, as it does if each task gives the same limits.
 local function has_fields(key, fields)
-  local names = {'made'}
-  for field in pairs(fields) do
-    names[#names + 1] = field
+  local names = names_of[fields]
+  if not names then
+    names = {'made'}
+    for field in pairs(fields) do
+      names[#names + 1] = field
+    end
+    names_of[fields] = names
   end
   for i, value in ipairs(redis.call('HMGET', key, unpack(names))) do
     local wanted = fields[names[i]]
@@ -34,15 +39,33 @@ local function limit_tat(key, fields, now)
   end
 end
 
-local function set_limits(name, limits, now, by_people)
-  local key = FLOW_PREFIX .. name
-  local fields = cjson.decode(limits)
-  for limit, by in pairs(BY) do
-    if fields[limit] then
-      fields[by] = by_people and fields[limit] ~= '' and 'set' or ''
+-- The score in FLOWS of a flow that has only these limits, given with a task; nil if they are more than `parallel`.
+local function simple_score(fields)
+  for field in pairs(fields) do
+    if field ~= 'parallel' and field ~= 'parallel_by' then
+      return nil
     end
   end
-  if not by_people and has_fields(key, fields) then
+  local parallel = fields.parallel_by == '' and tonumber(fields.parallel)
+  return parallel and string.format('%.0f', SIMPLE_FLOW + parallel)
+end
+
+-- `score` is that of the flow in FLOWS, if it is known.
+local function set_limits(name, limits, now, by_people, score)
+  local key = FLOW_PREFIX .. name
+  local read = limits_read[limits] -- those of many flows are equal
+  if not read then
+    local fields = cjson.decode(limits)
+    for limit, by in pairs(BY) do
+      if fields[limit] then
+        fields[by] = by_people and fields[limit] ~= '' and 'set' or ''
+      end
+    end
+    read = {fields = fields, score = simple_score(fields)}
+    limits_read[limits] = read
+  end
+  local fields = read.fields
+  if not by_people and ((score and score == read.score) or has_fields(key, fields)) then
     return
   end
   if string.find(name, by_people and '[:/.]' or '^%l+:/') or string.find(name, '^pipe:') or name == '__graph__' then
@@ -68,6 +91,7 @@ local function set_limits(name, limits, now, by_people)
   elseif was_removed or by_people or #given == 2 then
     redis.call('ZADD', FLOWS, string.format('%.6f', now), name) -- a flow without limits leaves no state
   else
-    redis.call('ZADD', FLOWS, 'NX', '+inf', name)
+    local is_simple = read.score and redis.call('HLEN', key) == 2
+    redis.call('ZADD', FLOWS, is_simple and read.score or '+inf', name)
   end
 end

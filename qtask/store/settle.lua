@@ -69,17 +69,30 @@ end
 
 local options_read = {[''] = false}
 
+-- The options, or false if there are none but the name of the flow; and that name.
 local function read_options(text)
-  if options_read[text] == nil then
-    options_read[text] = cjson.decode(text) -- those of many tasks are equal
+  local options = options_read[text] -- those of many tasks are equal
+  if options == nil then
+    local name = names_only[text] or string.match(text, ONLY_FLOW)
+    if name then
+      names_only[text] = name
+      return false, name
+    end
+    options = cjson.decode(text)
+    options_read[text] = options
   end
-  return options_read[text]
+  return options, options and options.flow
 end
 
 local leases = {}
 for i = FIRST, #ARGV, WIDTH do
   leases[#leases + 1] = ARGV[i + ID] .. ':' .. TOKEN
+  if ARGV[i + OPTIONS] ~= '' then
+    local _, name = read_options(ARGV[i + OPTIONS])
+    want_flow(name)
+  end
 end
+read_simple_flows()
 local held = call('ZMSCORE', STARTED, unpack(leases))
 call('ZREM', STARTED, unpack(leases))
 
@@ -89,7 +102,7 @@ for i = FIRST, #ARGV, WIDTH do
   if held[position] then
     local id, fate, outcomes, counter = ARGV[i + ID], ARGV[i + FATE], ARGV[i + OUTCOME], ARGV[i + COUNTER]
     local key = JOB_PREFIX .. id
-    local options = read_options(ARGV[i + OPTIONS])
+    local options, name = read_options(ARGV[i + OPTIONS])
     local attempt = options and options.attempt and call('HGET', key, 'attempt')
     if attempt and tonumber(attempt) ~= options.attempt then
       call('HSET', key, 'status', 'queued')
@@ -132,7 +145,7 @@ for i = FIRST, #ARGV, WIDTH do
         failed[#failed + 1] = forever
         failed[#failed + 1] = id
       end
-      local flow = options and options.flow and flow_of(options.flow)
+      local flow = name and flow_of(name)
       if flow then
         if not (flow.ordered and fate == 'retry') then
           local ids = freed[flow.slots] or {}
@@ -143,28 +156,27 @@ for i = FIRST, #ARGV, WIDTH do
           grow_share(flow)
         end
         if flow.adapts then
-          note_delivery(flow, ARGV[i + MEMBER], ARGV[i + ENDED], options.health == 'bad', now)
+          note_delivery(flow, ARGV[i + MEMBER], ARGV[i + ENDED], options and options.health == 'bad', now)
         end
         -- Without such a limit, and without a rest, nothing was waiting for the slot.
-        if flow.parallel < math.huge or not flow.stays or flow.trips > 0 then
-          touched[flow.name] = true
+        if (flow.parallel < math.huge or not flow.stays or flow.trips > 0) and not (flow.is_simple and not flow.waits) then
+          touched[name] = true
+        end
+        if flow.trips > 0 and flow.probe == id and not (options and options.unbegun) then
+          note_probe(flow, options and options.health == 'bad', now)
         end
       end
-      if options and options.flow then
+      if options and name then
         if options.timed then
-          note_duration(options.flow, ARGV[i + MEMBER], ARGV[i + ENDED], now)
+          note_duration(name, ARGV[i + MEMBER], ARGV[i + ENDED], now)
         end
-        if flow and flow.trips > 0 then
-          if flow.probe == id and not options.unbegun then
-            note_probe(flow, options.health == 'bad', now)
-          end
-        elseif options.health and BREAKER_OUTCOMES ~= '0' then
-          note_outcome(options.flow, options.health == 'bad', now)
-          touched[options.flow] = true
+        if options.health and BREAKER_OUTCOMES ~= '0' and not (flow and flow.trips > 0) then
+          note_outcome(name, options.health == 'bad', now)
+          touched[name] = true
         end
         if options.rest then
-          rest(options.flow, now + options.rest, 'asked', now)
-          touched[options.flow] = true
+          rest(name, now + options.rest, 'asked', now)
+          touched[name] = true
         end
       end
       if counter ~= '' then
@@ -187,11 +199,10 @@ for key, ids in pairs(freed) do
 end
 if next(touched) then
   adapt_parallel(now)
-  local flows = {}
   for name in pairs(touched) do
-    flows[#flows + 1] = flow_of(name) or nil
+    touched[name] = flow_of(name) or nil
   end
-  admit_from(flows, now, {})
+  admit_from(touched, now, {})
 end
 
 keep_timeouts()

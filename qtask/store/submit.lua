@@ -40,8 +40,8 @@ local now = time[1] + time[2] / 1000000
 local head = redis.call('ZRANGE', SCHEDULE, 0, 0, 'WITHSCORES')
 local earliest = tonumber(head[2]) or math.huge
 local wake = false
-local limits_set = {} -- by flow; most tasks of a flow in a batch set the same
-local parsed = {} -- options; those of many tasks are equal
+local flows, limits_of_flows = {}, {} -- which tasks set
+local last_limits = {} -- by flow; most tasks of a flow in a batch set the same
 local dues, entries = {}, {}
 local duplicates = 0
 local elsewhere = {} -- how many tasks were accepted for each queue that they name
@@ -52,6 +52,19 @@ local function due_of_known(id, key)
     return due -- the schedule may hold the instant of its retry
   end
   return redis.call('ZSCORE', SCHEDULE, id) or due or string.format('%.6f', now)
+end
+
+-- The timeout, the field extra, the fields of the flow and the queue; '' for each that is left out.
+local function parts_of(options)
+  if string.byte(options) == 10 then -- most tasks with a flow have no timeout and no queue
+    local last = string.find(options, '\n', 2, true)
+    if not last then
+      return '', string.sub(options, 2), '', ''
+    elseif not string.find(options, '\n', last + 1, true) then
+      return '', string.sub(options, 2, last - 1), string.sub(options, last + 1), ''
+    end
+  end
+  return string.match(options, '^([^\n]*)\n?([^\n]*)\n?([^\n]*)\n?(.*)$')
 end
 
 -- The id as the client knows it; see stored_id in ids.py.
@@ -129,10 +142,7 @@ for i = FIRST, #ARGV, WIDTH do
         redis.call('HSET', key, 'data', data, 'origin', QUEUE_NAME)
       else
         -- Those of many tasks are equal.
-        if not parsed[options] then
-          parsed[options] = {string.match(options, '^([^\n]*)\n?([^\n]*)\n?([^\n]*)\n?(.*)$')}
-        end
-        local timeout, extra, limits, queue = unpack(parsed[options])
+        local timeout, extra, limits, queue = parts_of(options)
         if queue == '' then
           queue = QUEUE_NAME
         elseif queue ~= QUEUE_NAME then
@@ -148,10 +158,11 @@ for i = FIRST, #ARGV, WIDTH do
           redis.call('HSET', key, 'data', data, 'origin', queue, 'timeout', timeout, 'extra', extra)
         end
         if limits ~= '' then
-          local flow = cjson.decode(extra).flow
-          if limits_set[flow] ~= limits then
-            limits_set[flow] = limits
-            set_limits(flow, limits, now)
+          local flow = string.match(extra, '^{"flow":"([^"\\]*)"') or cjson.decode(extra).flow
+          if last_limits[flow] ~= limits then
+            last_limits[flow] = limits
+            flows[#flows + 1] = flow
+            limits_of_flows[#flows] = limits
           end
         end
       end
@@ -169,6 +180,14 @@ for i = FIRST, #ARGV, WIDTH do
         wake = true
       end
     end
+  end
+end
+if #flows > 0 then
+  local scores = redis.call('ZMSCORE', FLOWS, unpack(flows))
+  local is_set = {}
+  for i, flow in ipairs(flows) do
+    set_limits(flow, limits_of_flows[i], now, false, not is_set[flow] and scores[i])
+    is_set[flow] = true
   end
 end
 if #entries > 0 then

@@ -259,7 +259,7 @@ def test_flow_with_a_fixed_limit_keeps_no_state_of_adapting(redis: Redis) -> Non
     flow = Adapting(redis, flow={"key": KEY, "parallel": 5})
     flow.send(20)
     flow.settle(flow.claim(5), [0.05] * 5)
-    assert set(redis.hkeys(keys.FLOW_PREFIX + KEY)) == {b"made", b"parallel"}
+    assert set(redis.hkeys(keys.FLOW_PREFIX + KEY)) == {b"made", b"parallel", b"waits"}
     assert flow.record.adapted is None
     flow_records.set_flow(redis, KEY, Limits(parallel="auto"))
     assert flow.record.adapted == keys.FIRST_PARALLEL

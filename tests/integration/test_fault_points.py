@@ -249,7 +249,8 @@ def worker_dies_in_a_flow(
     lane.start("worker", queue=queue)
     record, following = lane.ended(first), lane.ended(second)
     assert (record.state, record.attempts) == (state, attempts), record.outcomes
-    assert (following.state, following.attempts) == ("delivered", 1)
+    # The settlement queues it, so the worker may have claimed it as well before it died.
+    assert following.state == "delivered" and following.attempts <= (2 if fault == "settle:after" else 1)
     assert record.outcomes[-1].ended <= following.outcomes[0].started
     assert (lane.arrivals[first], lane.arrivals[second]) == (arrivals, 1)
     assert not lane.redis.exists(keys.SLOTS_PREFIX + queue, keys.WAITING_PREFIX + queue)

@@ -85,6 +85,7 @@ class Seen(NamedTuple):
         retries: ids of the tasks that a stock worker retries, as Redis has them.
         slots: of each flow: ids as Redis has them, with their scores.
         flows: fields of each flow that has state.
+        looks: score of each flow in the set of all flows.
     """
 
     places: dict[str, list[str]]
@@ -92,6 +93,7 @@ class Seen(NamedTuple):
     retries: set[bytes]
     slots: dict[str, dict[bytes, float]]
     flows: dict[str, dict[bytes, bytes]]
+    looks: dict[str, float]
 
 
 class FlowPlaces(RuleBasedStateMachine):
@@ -384,6 +386,17 @@ class FlowPlaces(RuleBasedStateMachine):
             assert not waits or free <= 0, ("nothing waits that could be admitted", name, waits, free)
 
     @invariant()
+    def the_set_of_flows_agrees_with_their_state(self) -> None:
+        assert self.seen.looks.keys() == self.seen.flows.keys()
+        waiting = {self.tasks[task_id].flow for task_id in self.seen.places["waiting"]}
+        for name, fields in self.seen.flows.items():
+            look = self.seen.looks[name]
+            assert name not in waiting or (b"waits" in fields and look < keys.SIMPLE_FLOW) or name in self.paused
+            if keys.SIMPLE_FLOW <= look < float("inf"):
+                assert fields.keys() <= {b"made", b"parallel", b"parallel_by"}
+                assert look - keys.SIMPLE_FLOW == int(fields[b"parallel"])
+
+    @invariant()
     def the_ledger_balances(self) -> None:
         figures = read_figures(self.redis)
         assert figures.total("held") == len(self.seen.places["waiting"])
@@ -436,13 +449,14 @@ class FlowPlaces(RuleBasedStateMachine):
             for key in (keys.SCHEDULE, keys.failed(QUEUE), keys.started(QUEUE)):
                 pipe.zrange(key, 0, -1)
             pipe.smembers(keys.STOCK_RETRIES)
+            pipe.zrange(keys.FLOWS, 0, -1, withscores=True)
             for name in NAMES:
                 pipe.zrange(keys.WAITING_PREFIX + name, 0, -1)
                 pipe.zrange(keys.SLOTS_PREFIX + name, 0, -1, withscores=True)
                 pipe.hgetall(keys.FLOW_PREFIX + name)
             for task_id in self.tasks:
                 pipe.hget(keys.job(stored_id(task_id)), "status")
-            queued, scheduled, dead, started, retries, *rest = pipe.execute()
+            queued, scheduled, dead, started, retries, looks, *rest = pipe.execute()
         of_flows = {name: rest[3 * number : 3 * number + 3] for number, name in enumerate(NAMES)}
         raw = {
             "schedule": scheduled,
@@ -457,6 +471,7 @@ class FlowPlaces(RuleBasedStateMachine):
             retries,
             {name: dict(slots) for name, (_, slots, _) in of_flows.items()},
             {name: fields for name, (_, _, fields) in of_flows.items() if fields},
+            {name.decode(): look for name, look in looks},
         )
 
     def held(self) -> list[tuple[str, str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 
@@ -57,7 +57,7 @@ def settle(
     options = {**more, **({"delay": 0.0} if fate == "retry" else {})}
     records = [
         Settlement(
-            one, fate, b"{}", "", "http:delivered", now, f"{one}:{now}", json.dumps({"flow": flow, **options}).encode()
+            one, fate, b"{}", "", "http:delivered", now, f"{one}:{now}", msgspec.json.encode({"flow": flow, **options})
         )
         for one, flow in claimed
     ]

@@ -93,17 +93,24 @@ class Reply(NamedTuple):
     now: bytes
 
 
-def test_order_of_fields_is_that_of_the_records() -> None:
-    script = Script("claim", SomeKeys, SomeArguments, each_key=KeyRow, each=Row, replies=(Reply,))
-    head = script.text.decode().partition("-- ")[0]
-    names, values = (re.findall(r"[^\s,=]+", part) for part in head.removeprefix("local ").split("="))
-    given = dict(zip(names, values, strict=True))
-    assert given["PLACE"] == "KEYS[1]"
-    assert (given["TITLE"], given["LIMIT"]) == ("ARGV[1]", "ARGV[2]")
-    assert (given["FIRST"], given["WIDTH"], given["ID"], given["BODY"]) == ("3", "2", "0", "1")
-    assert (given["FIRST_KEY"], given["KEY_WIDTH"], given["STARTED"], given["QUEUE"]) == ("2", "2", "0", "1")
-    assert given["NOW"] == "1"
-    assert given["JOB_PREFIX"] == "'rq:job:'"
+def test_names_are_replaced_by_what_the_records_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qtask.store.scripts._FOLDER", tmp_path)
+    (tmp_path / "some.lua").write_text(
+        "-- Needs other.lua.\n"
+        "return {PLACE, TITLE, LIMIT, FIRST, WIDTH, ID, BODY},\n"
+        "{FIRST_KEY, KEY_WIDTH, STARTED, QUEUE, [NOW] = JOB_PREFIX}\n"
+        "local MINE = 'TITLE' .. \"LIMIT\" -- NOW\n"
+    )
+    (tmp_path / "other.lua").write_text("local limit = LIMIT -- TITLE\n")
+    script = Script("some", SomeKeys, SomeArguments, each_key=KeyRow, each=Row, replies=(Reply,))
+    assert script.text.decode().splitlines() == [
+        "local KEYS, ARGV = KEYS, ARGV",
+        "local limit = ARGV[2]",
+        "",
+        "return {KEYS[1], ARGV[1], ARGV[2], 3, 2, 0, 1},",
+        "{2, 2, 0, 1, [1] = 'rq:job:'}",
+        "local MINE = 'TITLE' .. \"LIMIT\"",
+    ]
     call = script.call(
         SomeKeys(place="p"),
         SomeArguments(title="t", limit=9),
