@@ -31,8 +31,9 @@ _START_SECONDS = 60.0  # in which all flows must have begun
 def many_flows(receiver: Receiver, sizes: Sizes) -> Values:
     """Backlogs of many flows, one delivery a second each.
 
-    `share`: deliveries in `sizes.flow_seconds`, from when every flow had begun, of what the rates allow; `slowest`: the
-    same of the flow that had the fewest; `closest`: least seconds between two deliveries of a flow; `spread`: seconds
+    `share`: of what the rates allow, by the time between deliveries in `sizes.flow_seconds`, from when every flow had
+    begun; `slowest`: the same of the slowest flow; `counted`: deliveries in that time of what the rates allow, which is
+    coarse, since a flow has only a few; `closest`: least seconds between two deliveries of a flow; `spread`: seconds
     from due until every flow had begun; `redis_us` and `script_us`: Redis's time per delivery, all and in scripts.
     """
     count, seconds = sizes.flows, sizes.flow_seconds
@@ -62,11 +63,12 @@ def many_flows(receiver: Receiver, sizes: Sizes) -> Values:
         arrivals = receiver.arrivals()
         begun = max(_first_arrivals(arrivals, count))
     inside = (arrivals.arrival >= begun) & (arrivals.arrival < begun + seconds)
-    per_flow = np.bincount(arrivals.number[inside].astype(np.int64) % count, minlength=count)
+    rates = rates_of_flows(arrivals, inside, count)
     return {
         "flows": float(count),
-        "share": float(inside.sum() / (RATE * count * seconds)),
-        "slowest": float(per_flow.min() / (RATE * seconds)),
+        "share": float(rates.mean() / RATE),
+        "slowest": float(rates.min() / RATE),
+        "counted": float(inside.sum() / (RATE * count * seconds)),
         "closest": closest(arrivals, count),
         "spread": begun - due,
         "redis_us": spent.redis / max(1, inside.sum()) * 1e6,
@@ -105,6 +107,16 @@ def _tasks(due: float, url: str, count: int, each: int) -> Iterator[dict[str, An
 def _first_arrivals(arrivals: Arrivals, count: int) -> npt.NDArray[np.float64]:
     _, first = np.unique(arrivals.number % count, return_index=True)
     return arrivals.arrival[first]
+
+
+def rates_of_flows(arrivals: Arrivals, inside: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.float64]:
+    """Deliveries per second of each flow between the first and the last of those inside; 0 for fewer than two."""
+    flow, arrival = arrivals.number[inside].astype(np.int64) % count, arrivals.arrival[inside]
+    number = np.bincount(flow, minlength=count)
+    first, last = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(first, flow, arrival)
+    np.maximum.at(last, flow, arrival)
+    return np.where(number > 1, (number - 1) / np.maximum(last - first, 1e-9), 0.0)
 
 
 def closest(arrivals: Arrivals, count: int) -> float:
