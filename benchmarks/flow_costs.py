@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def flow_costs(shape: str, count: int) -> Values:
     """µs of Redis's processor time per task, by script and in all, for `count` tasks that are due at once."""
     config = Config(queue=QUEUE)
-    with RedisServer(shipped=False) as redis:  # without a sync for each call
+    with RedisServer(shipped=True, persistent=False) as redis:  # without a sync for each call
         costs = Costs(redis)
         client, nodes = redis.client, Nodes()
         due = time.time() - 1.0

@@ -25,17 +25,21 @@ class RedisServer:
 
     Args:
         shipped: whether it has the settings that QTask ships (append-only file, fsync before each answer, limits of
-            small hashes); else Redis's defaults, without any persistence.
+            small hashes and sorted sets); else Redis's defaults, without any persistence.
+        persistent: False for the shipped settings without persistence.
     """
 
-    def __init__(self, shipped: bool) -> None:
+    def __init__(self, shipped: bool, persistent: bool = True) -> None:
         self.shipped = shipped
+        self._persistent = persistent
 
     def __enter__(self) -> RedisServer:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-redis-")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": self._folder.name, "save": ""}
+        if not self._persistent:
+            options["appendonly"] = "no"
         arguments = [str(OPTIONS_FILE)] if self.shipped else []
         arguments += [text for name, value in options.items() for text in (f"--{name}", value)]
         log = Path(self._folder.name) / "log"
