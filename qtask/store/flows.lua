@@ -7,7 +7,7 @@
 -- it was claimed plus FOREVER_SECONDS. So a slot that is given back twice is given back once, and the size of the set is
 -- what is in flight. Its scores are whole seconds, which Redis compares much faster, except in flows with a rate.
 --
--- The field `waits` says whether any task may wait in a flow, so that a flow in which none does costs less.
+-- The field `waits` is 1 while tasks may wait, so that scripts look for them only then.
 --
 -- A rate is GCRA (ITU-T I.371): `tat` is the instant at which the next delivery would begin if all were evenly spaced. The
 -- token is taken when a task is claimed, since a delivery begins then. Admission only looks how many tokens there are. A
@@ -23,8 +23,8 @@
 -- the rule, brings them back.
 --
 -- FLOWS is a sorted set: each flow with state by the instant at which a scheduler has to look at it, or '+inf'. The score
--- SIMPLE_FLOW + n is that of a flow without waiting tasks that has nothing but the limit `parallel` = n. So one command tells
--- a script all about many such flows, and about those without state.
+-- SIMPLE_FLOW + n means that no task waits and that `parallel` = n is the only limit, so one command reads many such flows,
+-- and those without state.
 --
 -- A script that calls hold, enters, take_token or admit ends with finish_flows.
 local flow_states, rule_limits, extras, names_only = {}, {}, {}, {}
@@ -46,7 +46,7 @@ local function limits_of(rule)
   return rule_limits[rule]
 end
 
--- Has read_simple_flows read a flow. `name` may be nil.
+-- Adds a flow to those that read_simple_flows reads; `name` may be nil.
 local function want_flow(name)
   if name and flow_states[name] == nil and not is_wanted[name] then
     is_wanted[name] = true
@@ -54,7 +54,7 @@ local function want_flow(name)
   end
 end
 
--- Reads those of the wanted flows of which the scores in FLOWS tell all, for flow_of.
+-- Reads the scores of these flows in FLOWS. Where the score tells everything, flow_of need not read the flow.
 local function read_simple_flows()
   local names = wanted
   wanted = {}
@@ -131,7 +131,7 @@ local function flow_of(name)
   return flow
 end
 
--- Notes in FLOWS that a flow is to get more state than a limit `parallel`.
+-- Changes the score of a flow that is about to get state of another kind than `parallel`.
 local function note_state(name)
   local flow = flow_of(name)
   if flow and flow.is_simple and not flow.waits then
