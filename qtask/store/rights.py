@@ -357,8 +357,8 @@ _KEY = "\0"  # marks the place of the key, for rights.lua as well
 # Arguments with which a command changes nothing if the key does not exist: it finds nothing, or an argument is invalid,
 # which Redis checks after the rights. rights.lua removes what LPUSH, RPUSH and SADD leave.
 _SAMPLES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("GET", "HGETALL", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL", "UNLINK"), (_KEY,)),
-    **dict.fromkeys(("PERSIST", "WATCH", "LPOP", "XLEN", "ZPOPMIN"), (_KEY,)),
+    **dict.fromkeys(("GET", "HGETALL", "HLEN", "ZCARD", "LLEN", "SCARD", "SMEMBERS", "EXISTS", "DEL"), (_KEY,)),
+    **dict.fromkeys(("UNLINK", "PERSIST", "WATCH", "LPOP", "XLEN", "ZPOPMIN"), (_KEY,)),
     **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "LPOS", "ZREM", "ZSCORE", "ZMSCORE", "ZRANK"), (_KEY, "x")),
     **dict.fromkeys(("LPUSH", "RPUSH", "SADD", "SREM", "SISMEMBER"), (_KEY, "x")),
     **dict.fromkeys(("ZRANGE", "ZREVRANGE", "ZCOUNT", "ZRANGEBYSCORE", "LRANGE"), (_KEY, "0", "0")),
