@@ -33,7 +33,8 @@ test-quick: $(READY) ## run the tests that need no server, in seconds
 	$(BIN)/python -m pytest -n 2 tests/unit
 
 # Test files that depend on the server, for Valkey. `make test` uses the newest server on the PATH.
-ON_VALKEY := embedded durability places fault_points leases scheduler rq_tools sentinel flows
+ON_VALKEY := up embedded data_folder durability places fault_points leases scheduler idempotency tasks dead \
+	rq_tools sentinel flows
 
 test-system: $(READY) ## run the slow tests: signals, full disks, rights, health checks, installing the client
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow
