@@ -168,6 +168,7 @@ local function last_admitted(flow)
   return tonumber(redis.call('ZREVRANGEBYSCORE', flow.slots, FOREVER_SECONDS, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]) or 0
 end
 
+-- Notes whether tasks may wait in a flow. If none does, the score of a simple flow tells everything again.
 local function note_waiting(flow, waits)
   if waits then
     redis.call('HSET', FLOW_PREFIX .. flow.name, 'waits', 1)
@@ -254,8 +255,7 @@ local function finish_flows(held)
   local scores = {}
   for name, look in pairs(looks) do
     local flow = look == math.huge and flow_states[name]
-    local is_simple = flow and flow.is_simple and not flow.waits
-    scores[#scores + 1] = is_simple and string.format('%.0f', SIMPLE_FLOW + flow.parallel)
+    scores[#scores + 1] = flow and is_told_by_score(flow) and string.format('%.0f', SIMPLE_FLOW + flow.parallel)
       or look == math.huge and '+inf' or string.format('%.6f', look)
     scores[#scores + 1] = name
   end

@@ -35,7 +35,6 @@ local ARE_NUMBERS = {rest = true, trips = true, tat = true, share = true, partia
 local OF_FLOWS = {__index = {rest = 0, trips = 0, tat = 0, begun = 0, begun_before = 0}}
 local OF_SIMPLE_FLOWS = {__index = {rest = 0, trips = 0, has_limits = true, stays = true, is_simple = true}}
 local PART = 4000 -- arguments of one command, for which Lua's stack has room
-local ONLY_FLOW = '^{"flow":"([^"\\]*)"}$' -- a JSON object that has only the name of a flow; decoding is slower
 
 -- The limits of a rule, or false if no rule has this pattern.
 local function limits_of(rule)
@@ -131,22 +130,38 @@ local function flow_of(name)
   return flow
 end
 
+-- Whether the score SIMPLE_FLOW + n in FLOWS tells everything about a flow.
+local function is_told_by_score(flow)
+  return flow.is_simple and not flow.waits
+end
+
 -- Changes the score of a flow that is about to get state of another kind than `parallel`.
 local function note_state(name)
   local flow = flow_of(name)
-  if flow and flow.is_simple and not flow.waits then
+  if flow and is_told_by_score(flow) then
     redis.call('ZADD', FLOWS, '+inf', name)
   else
     redis.call('ZADD', FLOWS, 'NX', '+inf', name)
   end
 end
 
+-- The name of a flow in a JSON object that has nothing else, or nil; decoding is slower.
+local function only_flow_in(text)
+  local name = names_only[text]
+  if not name then
+    name = string.match(text, '^{"flow":"([^"\\]*)"}$')
+    if name then
+      names_only[text] = name
+    end
+  end
+  return name
+end
+
 -- What a job says of its flow, in its field extra: the name, its rank, whether its timeout adapts, and the rule of the flow.
 -- A rank orders a task whose id the client chose among those whose ids QTask made, in the order of submission.
 local function flow_in(extra)
-  local name = names_only[extra] or string.match(extra, ONLY_FLOW)
+  local name = only_flow_in(extra)
   if name then
-    names_only[extra] = name
     return name
   end
   local read = extras[extra] -- most tasks of a flow have the same

@@ -1,19 +1,11 @@
 -- For other scripts, which also need note_destination.lua: sets the fields of a flow that are in a JSON object, and removes
 -- those that are '' there. A scheduler looks at the flow if that may change which tasks wait. The fields `…_by` tell apart the
 -- limits that people have set from those that came with a task.
-local limits_read, names_of = {}, {}
+local limits_read = {} -- by JSON: the fields, their names, and the score of a flow that has only these
 local BY = {parallel = 'parallel_by', rate = 'rate_by', ordered = 'ordered_by'}
 
--- Whether a flow has these fields already, as it does if each task gives the same limits.
-local function has_fields(key, fields)
-  local names = names_of[fields]
-  if not names then
-    names = {'made'}
-    for field in pairs(fields) do
-      names[#names + 1] = field
-    end
-    names_of[fields] = names
-  end
+-- Whether a flow has these fields already, as it does if each task gives the same limits. The first name is 'made'.
+local function has_fields(key, fields, names)
   for i, value in ipairs(redis.call('HMGET', key, unpack(names))) do
     local wanted = fields[names[i]]
     if i == 1 then
@@ -61,11 +53,15 @@ local function set_limits(name, limits, now, by_people, score)
         fields[by] = by_people and fields[limit] ~= '' and 'set' or ''
       end
     end
-    read = {fields = fields, score = simple_score(fields)}
+    local names = {'made'}
+    for field in pairs(fields) do
+      names[#names + 1] = field
+    end
+    read = {fields = fields, names = names, score = simple_score(fields)}
     limits_read[limits] = read
   end
   local fields = read.fields
-  if not by_people and ((score and score == read.score) or has_fields(key, fields)) then
+  if not by_people and ((score and score == read.score) or has_fields(key, fields, read.names)) then
     return
   end
   if string.find(name, by_people and '[:/.]' or '^%l+:/') or string.find(name, '^pipe:') or name == '__graph__' then

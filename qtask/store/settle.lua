@@ -73,9 +73,8 @@ local options_read = {[''] = false}
 local function read_options(text)
   local options = options_read[text] -- those of many tasks are equal
   if options == nil then
-    local name = names_only[text] or string.match(text, ONLY_FLOW)
+    local name = only_flow_in(text)
     if name then
-      names_only[text] = name
       return false, name
     end
     options = cjson.decode(text)
@@ -159,7 +158,7 @@ for i = FIRST, #ARGV, WIDTH do
           note_delivery(flow, ARGV[i + MEMBER], ARGV[i + ENDED], options and options.health == 'bad', now)
         end
         -- Without such a limit, and without a rest, nothing was waiting for the slot.
-        if (flow.parallel < math.huge or not flow.stays or flow.trips > 0) and not (flow.is_simple and not flow.waits) then
+        if (flow.parallel < math.huge or not flow.stays or flow.trips > 0) and not is_told_by_score(flow) then
           touched[name] = true
         end
         if flow.trips > 0 and flow.probe == id and not (options and options.unbegun) then
